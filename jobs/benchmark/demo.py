@@ -102,6 +102,7 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
         times = read_run(Path(folder) / "demo", "stages.json")
         if times is None:
             raise InputError(f"{recipe.demo} ran no stage")
+    # The clock of bootstrap begins after its imports: the run as a user sees it is longer.
     seconds: dict[str, float] = times["stages"]
     figures = {
         "wall_s": round(wall_s, 1),
@@ -133,6 +134,7 @@ def _install(folder: Path) -> float:
 
 def _run_demo(words: list[str], limit_s: float) -> tuple[TreeUsage, float]:
     """Run Python with these words, and look at its processes while it runs; returns their usage and the seconds."""
+    # Its output is shown as it comes: a run takes minutes.
     begin, usage = time.monotonic(), TreeUsage()
     with subprocess.Popen([sys.executable, *words]) as process:
         while True:
@@ -156,6 +158,7 @@ def _check_end(code: int, words: list[str]) -> None:
 
 def _list_tree(root: int) -> list[int]:
     """List a process and all that it, and what it started, has started."""
+    # Of all processes at once: one after another, a child could move up unseen.
     parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError):  # it ended meanwhile
@@ -174,7 +177,7 @@ def _read_stat(process: int) -> list[str]:
 
 def _cpu_seconds(process: int) -> float:
     try:
-        user, system = _read_stat(process)[11:13]
+        user, system = _read_stat(process)[11:13]  # in ticks
     except (OSError, ValueError):
         return 0.0
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

@@ -44,12 +44,12 @@ class Console:
             last = rest.rpartition("\r")[2]
             self._pending[name] = f"\r{last}" if "\r" in rest else rest
             # A bar's last state is in a log already.
-            shown = [line for line in lines if line and (self._is_terminal or line != self._progress.get(name))]
+            visible = [line for line in lines if line and (self._is_terminal or line != self._progress.get(name))]
             if lines:
                 self._progress.pop(name, None)
             if "\r" in rest and last.strip():
-                shown += self._keep_progress(name, last.strip())
-            self._print([self._prefixed(name, line) for line in shown])
+                visible += self._keep_progress(name, last.strip())
+            self._print([self._prefixed(name, line) for line in visible])
 
     def _keep_progress(self, name: str, text: str) -> list[str]:
         """Keep a stage's progress for the line below; returns what a log gets as a line of its own."""
@@ -68,7 +68,7 @@ class Console:
             self._progress.pop(name, None)
             rest = self._pending.pop(name, "")
             last = rest.rpartition("\r")[2].strip()
-            # A bar's last state was shown as progress before.
+            # A bar's last state was visible as progress before.
             self._print([self._prefixed(name, last)] if last and "\r" not in rest else [])
 
     def _prefixed(self, name: str, line: str) -> str:

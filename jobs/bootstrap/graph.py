@@ -83,11 +83,11 @@ def build_graph(stages: Sequence[Stage], out: Path, max_stages: int) -> Graph:
     Returns:
         The graph; each stage by itself fits the machine.
     """
-    wanted = {stage.name: find_demand(stage.recipe) for stage in stages}
-    num_gpus = _count_gpus() if any(demand.gpus or demand.names_device for demand in wanted.values()) else 0
+    demands_by_name = {stage.name: find_demand(stage.recipe) for stage in stages}
+    num_gpus = _count_gpus() if any(demand.gpus or demand.names_device for demand in demands_by_name.values()) else 0
     capacity = Demand(num_logical_cpus(), num_gpus)
     demands = {}
-    for name, demand in wanted.items():
+    for name, demand in demands_by_name.items():
         # A stage that names its device may use any: no other GPU stage runs beside it. What is too large for the
         # machine was refused before, or runs on a cluster: there Ray itself lets workers wait.
         gpus = num_gpus if demand.names_device else min(demand.gpus, num_gpus)
@@ -105,6 +105,7 @@ def find_inputs(stages: Sequence[Stage], out: Path) -> dict[str, frozenset[str]]
     Returns:
         Names by the waiting stage's name.
     """
+    # The plan is in an order in which each reads only what stages before it write.
     inputs, before = {}, list[str]()
     for stage in stages:
         names = set(stage.after)
@@ -179,6 +180,7 @@ class GpuPool:
     """
 
     def __init__(self, num_gpus: int) -> None:
+        # Where the user has chosen some, those are numbered anew: their own names stay.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         names = [name.strip() for name in visible.split(",") if name.strip()]
         self._free = (names or [str(number) for number in range(num_gpus)])[:num_gpus]
@@ -187,8 +189,8 @@ class GpuPool:
         """Take the GPUs of a stage; one that names its device itself, or joins a cluster, gets none assigned."""
         if demand.names_device or not is_private():
             return []
-        taken, self._free = self._free[: demand.gpus], self._free[demand.gpus :]
-        return taken
+        names, self._free = self._free[: demand.gpus], self._free[demand.gpus :]
+        return names
 
     def give_back(self, names: Sequence[str]) -> None:
         """Give back what :meth:`take` returned."""

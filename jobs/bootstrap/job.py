@@ -18,6 +18,7 @@ from jobs.bootstrap.graph import Graph, build_graph
 from jobs.bootstrap.plan import Stage, plan
 from jobs.bootstrap.recipe import BootstrapRecipe
 from jobs.bootstrap.scheduler import run_side_by_side
+from jobs.bootstrap.stage_process import warm_up
 from jobs.bootstrap.times import Times, load_expected
 from jobs.ingest.recipe import IngestRecipe
 from jobs.train.job import check_machine
@@ -50,15 +51,17 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, RunRecor
         InputError: The input is wrong; what can be checked is checked before the first stage.
     """
     stages, out = plan(recipe), Path(recipe.out)
+    if recipe.max_stages > 1 and not dry_run:
+        warm_up()  # beside the checks
     _check_inputs(recipe, stages)
     graph = build_graph(stages, out, recipe.max_stages)
     if dry_run:
         report.print_plan(graph, out)
         return {}
-    with _sole_run(out) as held:
+    with _sole_run(out) as lock:
         times = Times(graph, load_expected(recipe))
         run_all = _run_here if recipe.max_stages == 1 else _run_in_processes
-        run_all(graph, out, held, times)
+        run_all(graph, out, lock, times)
         times.store(recipe)
     report.print_result(recipe, graph, times)
     return {stage.name: read_run(out / stage.name) for stage in stages}
@@ -104,7 +107,9 @@ def _sole_run(out: Path) -> Iterator[int]:
         raise InputError(f"out = {str(out)!r}: cannot make this folder: {error.strerror}") from error
     with file:
         end_s = time.monotonic() + _LOCK_S
-        while not _lock(file.fileno()):
+        if not (is_locked := _lock(file.fileno())):
+            print(f"{out} is being written; waiting for the stages of an earlier run to end", flush=True)
+        while not (is_locked or _lock(file.fileno())):
             if time.monotonic() > end_s:
                 raise InputError(f"{out} is being written by another bootstrap; wait for it, or end it first")
             time.sleep(0.2)
@@ -122,7 +127,7 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _run_here(graph: Graph, out: Path, held: int, times: Times) -> None:
+def _run_here(graph: Graph, out: Path, lock: int, times: Times) -> None:
     """Run one stage after another in this process."""
     finished = set[str]()
     for stage in graph.stages:
@@ -133,12 +138,12 @@ def _run_here(graph: Graph, out: Path, held: int, times: Times) -> None:
         report.show_preview(stage, out)
 
 
-def _run_in_processes(graph: Graph, out: Path, held: int, times: Times) -> None:
+def _run_in_processes(graph: Graph, out: Path, lock: int, times: Times) -> None:
     """Run stages side by side, each in a process of its own."""
     console = Console([stage.name for stage in graph.stages])
     work = functools.partial(run_stage, out=out)
     show = functools.partial(report.show_preview, out=out)
-    run_side_by_side(graph, work, console, held=held, times=times, on_finish=show)
+    run_side_by_side(graph, work, console, lock=lock, times=times, on_finish=show)
 
 
 def run_stage(stage: Stage, out: Path) -> None:

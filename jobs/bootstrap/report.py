@@ -67,10 +67,12 @@ def print_result(recipe: BootstrapRecipe, graph: Graph, times: Times) -> None:
         times: Of this run.
     """
     out = Path(recipe.out)
+    # 1. Where the time went; what ran side by side adds up to more than the run.
     width = max(map(len, times.stages), default=0)
     print(f"\n{'stage':<{width}}  seconds  beside")
     for entry in times.stages.values():
         print(f"{entry.name:<{width}}  {entry.seconds:>7.1f}  {', '.join(entry.beside)}".rstrip())
+    # 2. What there is, and what a reader may do with it.
     print(f"\nbootstrap: complete in {format_time(times.elapsed_s)} ({out / STAGES})")
     print(f"report: {out / 'report' / 'report.html'}\n\nnext:")
     for meaning, words in list_next_commands(recipe):
@@ -78,12 +80,13 @@ def print_result(recipe: BootstrapRecipe, graph: Graph, times: Times) -> None:
 
 
 def list_next_commands(recipe: BootstrapRecipe) -> list[tuple[str, list[str]]]:
-    """List three commands that go on from a complete run: what each is for, and its words after ``wm``.
+    """List three commands to continue with after a complete run: what each is for, and its words after ``wm``.
 
     Args:
         recipe: Of the run.
     """
     out = Path(recipe.out)
+    # By their folders: nothing needs the checkout.
     models = [f"{role}={out / role / 'model'}" for role in ("fdm", "idm")]
     page = out / "view"
     return [
@@ -100,6 +103,7 @@ def _name_program() -> str:
     """Name ``wm`` so that a shell in this folder finds it: an environment need not be activated."""
     if shutil.which("wm"):
         return "wm"
+    # As in make demo, where nobody has activated the environment.
     program = Path(sys.executable).with_name("wm")
     if not program.exists():
         return f"{shlex.quote(sys.executable)} -m jobs"

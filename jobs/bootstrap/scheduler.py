@@ -30,7 +30,7 @@ def run_side_by_side(
     work: Callable[[Stage], object],
     console: Console,
     *,
-    held: int,
+    lock: int,
     times: Times,
     on_finish: Callable[[Stage], object],
 ) -> None:
@@ -40,14 +40,15 @@ def run_side_by_side(
         graph: Stages with what they wait for and take.
         work: Runs a stage; a function that another process can load.
         console: Shows what they write.
-        held: File descriptor with the run's lock.
-        times: Told when stages begin and end.
+        lock: File descriptor with the run's lock.
+        times: Notes when stages begin and end.
         on_finish: Called with each stage when it is complete.
 
     Raises:
         Exception: Of the first stage that failed; the others have ended by then, and resume the next time.
         KeyboardInterrupt: Ctrl-C, or SIGTERM; the stages have ended by then.
     """
+    # Keyed by name, in the order in which they were started.
     running: dict[str, _Running] = {}
     finished = set[str]()
     gpus = GpuPool(graph.capacity.gpus)
@@ -56,10 +57,10 @@ def run_side_by_side(
             while len(finished) < len(graph.stages):
                 # 1. Start what waits for nothing.
                 for stage in graph.list_startable(finished, set(running)):
-                    taken = gpus.take(graph.demands[stage.name])
+                    gpu_names = gpus.take(graph.demands[stage.name])
                     console.line(times.begin(stage.name, finished, set(running)))
-                    process = StageProcess(stage, work, console, gpus=taken, held=held)
-                    running[stage.name] = _Running(process, taken)
+                    process = StageProcess(stage, work, console, gpus=gpu_names, lock_descriptor=lock)
+                    running[stage.name] = _Running(process, gpu_names)
                 # 2. Wait until one has ended. What it raises ends the run.
                 by_sentinel = {entry.process.sentinel: name for name, entry in running.items()}
                 for sentinel in multiprocessing.connection.wait(list(by_sentinel)):
@@ -70,11 +71,13 @@ def run_side_by_side(
                     except Exception:
                         console.line(_describe_failure(name, list(running)))
                         raise
+                    # Its GPUs and its place are free, and those that waited for it may start.
                     gpus.give_back(entry.gpus)
                     finished.add(name)
                     console.line(times.end(name))
                     on_finish(entry.process.stage)
     finally:
+        # Nothing runs here any more unless something went wrong, or the user wants to stop.
         _stop_all([entry.process for entry in running.values()])
 
 

@@ -1,6 +1,6 @@
-"""Run a stage in a process of its own: its output to the console, its error to the caller, its end when told.
+"""Run a stage in a process of its own: its output to the console, its error to the caller, its end when asked.
 
-Own processes, and not threads: training sets the random numbers, threads and signals of its whole process, and a
+Own processes, and not threads: training sets the random numbers, threads and signals of its process, and a
 thread that waits for Ray cannot be stopped.
 """
 
@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from wm.cli import PROGRESS_INTERVAL, cause_to_report
 from wm.errors import InputError
 
 _WARM = "jobs.bootstrap.warm"
+_GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 _INTERRUPTED = 130
 _STOP_S = 30.0
 """A stage that has not ended so long after an interrupt is killed."""
@@ -58,7 +60,13 @@ class StageProcess:
     """A stage that runs in a process of its own."""
 
     def __init__(
-        self, stage: Stage, work: Callable[[Stage], object], console: Console, *, gpus: Sequence[str], held: int
+        self,
+        stage: Stage,
+        work: Callable[[Stage], object],
+        console: Console,
+        *,
+        gpus: Sequence[str],
+        lock_descriptor: int,
     ) -> None:
         """Start the process.
 
@@ -67,7 +75,7 @@ class StageProcess:
             work: Runs it; a function of a module.
             console: Shows its output.
             gpus: GPUs that it sees; empty: those that this process sees.
-            held: File descriptor with a lock, which is held until this process and the stage's have ended.
+            lock_descriptor: File descriptor with a lock, which is held until this process and the stage's have ended.
         """
         self.stage = stage
         self._console = console
@@ -78,8 +86,8 @@ class StageProcess:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         if console.is_terminal:
             variables[PROGRESS_INTERVAL] = _REDRAW_S
-        lock = Connection(os.dup(held), writable=False)  # as such it can be sent
-        _context.set_forkserver_preload([_WARM])
+        lock = Connection(os.dup(lock_descriptor), writable=False)  # as such it can be sent
+        warm_up()
         surroundings = _Surroundings(str(Path.cwd()), variables, their_output, their_result, lock)
         self._process = _context.Process(target=_run_in_child, args=(stage, work, surroundings), name=stage.name)
         self._process.start()
@@ -129,6 +137,22 @@ class StageProcess:
         self._console.end(self.stage.name)
 
 
+def warm_up() -> None:
+    """Start the fork server, unless it runs; it imports while this process does something else."""
+    _context.set_forkserver_preload(list_preloads())
+    forkserver.ensure_running()
+
+
+def list_preloads(drivers: Sequence[Path] = _GPU_DRIVERS) -> list[str]:
+    """List what the fork server imports.
+
+    Args:
+        drivers: Files that are there on a machine with a GPU.
+    """
+    # A library that looks for a GPU when it is imported leaves one that no fork can use.
+    return [] if any(path.exists() for path in drivers) else [_WARM]
+
+
 def _describe_end(code: int) -> str:
     if code == -signal.SIGKILL:
         return "was killed: the machine may have run out of memory; the same command resumes"
@@ -148,6 +172,8 @@ def _run_in_child(stage: Stage, work: Callable[[Stage], object], surroundings: _
     """Run the stage in this process, which is a fork of the fork server; what it raises is sent to the caller."""
     # 1. A session of its own: Ctrl-C reaches the run alone, which then ends its stages, each once.
     os.setsid()
+    # A run in the background of a script ignores Ctrl-C, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _take_over(surroundings)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # 2. The stage.

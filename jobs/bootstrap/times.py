@@ -71,14 +71,15 @@ class Times:
             A line for the user.
         """
         now_s = self.elapsed_s
+        # Of two stages that run at the same time, each names the other.
         self.stages[name] = StageTime(name, now_s, now_s, sorted(running))
         for other in running:
             self.stages[other].beside.append(name)
         number, total = len(self.stages), len(self._graph.stages)
-        left_s = self.estimate_s(finished)
-        left = "" if left_s is None else f", about {format_time(left_s)} left"
+        remaining_s = self.estimate_s(finished)
+        estimate = "" if remaining_s is None else f", about {format_time(remaining_s)} left"
         beside = f", beside {', '.join(sorted(running))}" if running else ""
-        return f"\n[{number}/{total}] {name}{beside} ({format_time(now_s)} so far{left})"
+        return f"\n[{number}/{total}] {name}{beside} ({format_time(now_s)} so far{estimate})"
 
     def end(self, name: str) -> str:
         """Note that a stage has ended; returns a line for the user."""
@@ -103,18 +104,18 @@ class Times:
         there_s = sum(self._expected_s[entry.name] for entry in measured)
         scale = here_s / there_s if there_s else 1.0
         # 2. Play the rest through: when one ends, those that it kept waiting begin.
-        now_s, clock_s, done = self.elapsed_s, 0.0, set(finished)
+        now_s, clock_s, complete = self.elapsed_s, 0.0, set(finished)
         ends_s = {
             name: max(0.0, self._expected_s[name] * scale - (now_s - entry.begin_s))
             for name, entry in self.stages.items()
             if name not in finished
         }
-        while len(done) < len(self._graph.stages):
-            for stage in self._graph.list_startable(done, ends_s.keys()):
+        while len(complete) < len(self._graph.stages):
+            for stage in self._graph.list_startable(complete, ends_s.keys()):
                 ends_s[stage.name] = clock_s + self._expected_s[stage.name] * scale
             name = min(ends_s, key=ends_s.__getitem__)
             clock_s = ends_s.pop(name)
-            done.add(name)
+            complete.add(name)
         return clock_s
 
     def store(self, recipe: BootstrapRecipe) -> None:
@@ -124,12 +125,14 @@ class Times:
             recipe: Of the run.
         """
         out = Path(recipe.out)
+        # A stage that was complete returned at once: what it took is what it took then.
         earlier = load_times(out)
         stages = {}
         for stage in self._graph.stages:
             entry = self.stages[stage.name]
             is_reused = entry.seconds <= _REUSED_S and stage.name in earlier
             stages[stage.name] = earlier[stage.name] if is_reused else round(entry.seconds, 1)
+        # When they ran this time, complete ones too.
         timeline = [asdict(entry) for entry in self.stages.values()]
         for entry_values in timeline:
             entry_values |= {key: round(entry_values[key], 1) for key in ("begin_s", "end_s")}
@@ -162,6 +165,7 @@ def load_expected(recipe: BootstrapRecipe) -> dict[str, float]:
     """
     try:
         record = json.loads(MEASURED.read_text())
+        # Another recipe has other sizes: its times say nothing of this one.
         if record["recipe_digest"] != digest_of_settings(recipe):
             return {}
         return {str(name): float(seconds) for name, seconds in record["stages"].items()}

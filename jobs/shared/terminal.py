@@ -73,6 +73,7 @@ def encode_image(png: bytes, protocol: Protocol) -> str:
         png: The image, a PNG file's content.
         protocol: Of the terminal.
     """
+    # Two take the file as it is; sixels are drawn here.
     if protocol == "iterm2":
         data = base64.b64encode(png).decode()
         return f"\x1b]1337;File=inline=1;size={len(png)};height={_ROWS};preserveAspectRatio=1:{data}\a"
@@ -94,6 +95,7 @@ def _encode_sixels(png: bytes) -> str:
         image = opened.convert("RGB")
     if image.height > _HEIGHT_PX:
         image = image.resize((round(image.width * _HEIGHT_PX / image.height), _HEIGHT_PX), Image.Resampling.LANCZOS)
+    # Flat colours without dithering stay long runs, which are short to write.
     indexed = image.quantize(_SIXEL_COLOURS, dither=Image.Dither.NONE)
     palette = indexed.getpalette() or []
     pixels = indexed.tobytes()

@@ -151,7 +151,7 @@ def test_triplets_are_predicted_in_parts_and_gone_on_with(tiny_base, tmp_path, t
     assert record["counts"]["draws_each"] == sum(draws) / 5 and record["counts"]["triplets"] == 5
 
 
-def test_some_triplets_are_drawn_with_their_candidates_and_scores(tiny_base, tmp_path, triplets, monkeypatch, capsys):
+def test_triplets_are_drawn_with_candidates_and_scores(tiny_base, tmp_path, triplets, monkeypatch, capsys):
     drawn: list[Column] = []
 
     def draw(columns: list[Column], path: Path) -> None:

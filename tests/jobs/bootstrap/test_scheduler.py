@@ -9,7 +9,7 @@ import pytest
 
 from jobs.bootstrap.console import Console
 from jobs.bootstrap.scheduler import run_side_by_side
-from jobs.bootstrap.stage_process import StageFailedError
+from jobs.bootstrap.stage_process import StageFailedError, list_preloads
 from jobs.bootstrap.times import Times
 from tests.helpers.stages import FakeRecipe, build, recipe, run_stage
 from wm.errors import InputError
@@ -28,7 +28,7 @@ def run(out: Path, recipes: dict[str, FakeRecipe], held: int, **more: Any) -> li
         graph,
         run_stage,
         Console(list(recipes)),
-        held=held,
+        lock=held,
         times=times,
         on_finish=lambda stage: finished.append(stage.name),
     )
@@ -59,6 +59,11 @@ def test_stages_run_side_by_side_and_after_what_they_read(
     assert {"left  | left reads 0", "right | right reads 0", "last  | last reads 2"} <= set(lines)
     assert "last  | half a line" in lines
     assert next(line for line in lines if line.startswith("[3/3]")).startswith("[3/3] last (0:")
+
+
+def test_with_a_gpu_nothing_is_imported_before_the_fork(tmp_path: Path) -> None:
+    assert list_preloads([tmp_path / "nvidiactl"]) == ["jobs.bootstrap.warm"]
+    assert list_preloads([tmp_path / "kfd", tmp_path]) == []
 
 
 def test_the_first_that_fails_ends_the_others(tmp_path: Path, held: int, capsys: pytest.CaptureFixture[str]) -> None:
