@@ -53,9 +53,10 @@ EXAMPLES = {
     " out=runs/evaluate",
     "export": "wm export triplets=data/annotated/triplets format=webdataset out=data/shards",
     "gate": "wm gate role=idm champion=runs/first/model challenger=runs/second/model triplets=data/valid out=runs/gate",
-    "imagine": "wm imagine fdm=runs/c-fdm/model idm=runs/c-idm/model sources=data/train actions=data/train out=data/imagined",
+    "imagine": "wm imagine fdm=runs/c-fdm/model idm=runs/c-idm/model sources=data/train actions=data/train"
+    " out=data/imagined",
     "ingest": "wm ingest data/aurora-bench root=AURORA codec=MODEL out=data/bench",
-    "plan": "wm plan plan/cluster rates='[\"keyframes.json\", \"annotate.json\"]' videos=VIDEOS",
+    "plan": 'wm plan plan/cluster rates=\'["keyframes.json", "annotate.json"]\' videos=VIDEOS',
     "predict": "wm predict fdm=runs/c-fdm/model idm=runs/c-idm/model image=table.png"
     " actions='[\"put the cup on the left\"]' search.num_candidates=16 out=prediction",
     "pretrain": "wm pretrain out=runs/base",
@@ -116,7 +117,8 @@ def _build_page(command: Command) -> str:
         lines += [
             "", "## Names of earlier versions", "",
             "A recipe that uses an old name is refused with the new one; a finished run is read under it.",
-            "", "| before | now |", "| --- | --- |", *(f"| `{old}` | [`{new}`](#{new}) |" for old, new in renames.items()),
+            "", "| before | now |", "| --- | --- |",
+            *(f"| `{old}` | [`{new}`](#{new}) |" for old, new in renames.items()),
         ]  # fmt: skip
     return "\n".join([*lines, ""])
 

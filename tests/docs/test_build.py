@@ -48,4 +48,6 @@ def test_nothing_is_loaded_from_elsewhere(site):
 def test_cross_references_of_docstrings_are_links(site):
     page = site.read("api/dynamics.html")
     assert ":func:" not in page and ":class:" not in page and "<autoref" not in page
-    assert re.search(r'<a class="autorefs[^>]*href="#wm.dynamics.verify_batch"[^>]*><code>verify_batch</code></a>', page)
+    assert re.search(
+        r'<a class="autorefs[^>]*href="#wm.dynamics.verify_batch"[^>]*><code>verify_batch</code></a>', page
+    )

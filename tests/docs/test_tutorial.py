@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -40,8 +41,6 @@ def test_the_stored_outputs_are_those_of_the_code(cells):
 
 
 def test_the_best_candidate_shows_what_the_action_says(names):
-    import numpy as np
-
     prediction = names["prediction"]
     source, target = read_states(np.stack([np.asarray(prediction.source), np.asarray(prediction.image)]))
     assert parse_action(prediction.action).apply(source) == target
@@ -49,8 +48,6 @@ def test_the_best_candidate_shows_what_the_action_says(names):
 
 
 def test_the_rollout_ends_where_all_actions_lead(names):
-    import numpy as np
-
     rollout = names["rollout"]
     source, *states = read_states(np.stack([np.asarray(image) for image in (rollout.source, *rollout.images)]))
     for action, state in zip(rollout.actions, states, strict=True):
@@ -71,7 +68,8 @@ def test_a_notebook_is_rendered_with_its_outputs():
         return {"cell_type": "code", "source": [source], "outputs": [], "metadata": {}}
 
     cells = run_cells([{"cell_type": "markdown", "source": ["# A"]}, code("x = 2\nprint(x)\nx + 1"), code("x = 3")])
-    assert render(cells) == "# A\n\n```python\nx = 2\nprint(x)\nx + 1\n```\n\n```text\n2\n```\n\n```text\n3\n```\n\n```python\nx = 3\n```\n"
+    code_1, code_2 = "```python\nx = 2\nprint(x)\nx + 1\n```", "```python\nx = 3\n```"
+    assert render(cells) == f"# A\n\n{code_1}\n\n```text\n2\n```\n\n```text\n3\n```\n\n{code_2}\n"
     with pytest.raises(ZeroDivisionError):
         run_cells([code("1 / 0")])
 

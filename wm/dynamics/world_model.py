@@ -1,7 +1,7 @@
 """Predict in images: both roles and their codec behind one object, for scripts and notebooks.
 
-What it gives is what :func:`wm.dynamics.predict_observations` and :func:`wm.dynamics.roll_out` give, decoded. Those have
-batches, progress and every setting. Not known here: files that results go to, and where a display comes from.
+It gives what :func:`wm.dynamics.predict_observations` and :func:`wm.dynamics.roll_out` give, decoded; those have
+batches, progress and every setting. Not known here: files that results go to.
 """
 
 import base64
