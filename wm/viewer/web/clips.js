@@ -62,7 +62,7 @@ wm.wholePanel = (counts) => {
   const add = (name, value) => list.append(wm.el("dt", { text: name }), wm.el("dd", { text: value }));
   add("clips", `${wm.grouped(data.listed)}, ${about}${wm.span(expected.length_s)} of video`);
   add("pairs", `${about}${wm.grouped(Math.round(expected.pairs))}, of which ${wm.grouped(Math.round(expected.kept))} pass the filters above`);
-  add("reading them", `${about}${wm.span(expected.reading_s)} of one core of this machine, before the model's part`);
+  add("reading them", `${about}${wm.span(expected.reading_s)} of one core of this machine, as busy as it was; the model comes on top`);
   return wm.el("section", { class: "panel" }, wm.el("h2", { text: "An annotation of the whole set" }), list,
     wm.el("p", { class: "soft small", text: "The same settings, with an inverse model; then what it takes on a cluster:" }),
     ...data.commands.map((text) => wm.el("pre", { tabindex: "0", text: state.rule === data.rule ? text : wm.withRule(text) })));
