@@ -82,7 +82,7 @@ class ClipCard(TypedDict):
     rules: dict[str, RuleCard]
 
 
-class UnreadClip(TypedDict):
+class FailedClip(TypedDict):
     """A clip that could not be read, or not within the time."""
 
     key: str
@@ -156,7 +156,7 @@ def write_clips_page(out: Path, title: str, data: Mapping[str, object], clips: S
     Args:
         out: Folder of the page.
         title: Headline.
-        data: Summary, settings, unread clips.
+        data: Summary, settings, failures clips.
         clips: In the order in which they show.
 
     Returns:

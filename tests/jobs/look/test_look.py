@@ -1,4 +1,4 @@
-"""``look`` against ``annotate`` on the same clips, its order, its budget, its folders, and what it says of bad input."""
+"""``look`` against ``annotate`` on the same clips; its order, budget and folders, and what it says of bad input."""
 
 import json
 import time
@@ -14,10 +14,10 @@ from jobs.annotate.annotator import Annotator
 from jobs.annotate.decoder import Decoder, VideoReader
 from jobs.annotate.shards import cut_shards, shard_table
 from jobs.look import LookRecipe, main, run
-from jobs.look.job import _cut_rows, default_out, safe_name, to_settings
+from jobs.look.job import _find_shards, default_out, safe_name, to_settings
 from jobs.look.order import halving_order, spread_rows
-from jobs.look.reading import _look, load_looked
-from jobs.look.verdicts import Judged, expect, judge
+from jobs.look.reading import load_clips, read_clip
+from jobs.look.verdicts import Verdicts, expect, judge
 from tests.helpers.annotate_data import recipe as annotate_recipe
 from tests.helpers.annotate_data import write_videos
 from tests.helpers.video_files import marked_frame, write_video
@@ -80,8 +80,8 @@ def test_pairs_and_verdicts_are_those_of_annotate(
     videos: Path, looked: tuple[LookRecipe, dict[str, Any]], tiny_base: Path, tmp_path: Path, rule: str
 ) -> None:
     recipe, _ = looked
-    listing, clips = list_videos(str(videos)), load_looked(Path(recipe.out))
-    judged = judge(listing, _cut_rows(listing, recipe, set(clips)), clips, recipe, rule)
+    listing, clips = list_videos(str(videos)), load_clips(Path(recipe.out))
+    judged = judge(listing, _find_shards(listing, recipe, set(clips)), clips, recipe, rule)
     actual = [pair.row(recipe.dataset, recipe.filters) for pair in judged.all_pairs()]
     expected = annotated_pairs(videos, tiny_base, tmp_path, rule)
     assert len(expected) > 8 and {row["reason"] for row in expected} >= {"", "near_duplicate", "hard_cut"}
@@ -93,9 +93,12 @@ def test_pairs_and_verdicts_are_those_of_annotate(
         assert row["reason"] == ("" if other["reason"] in MODELS else other["reason"])
     # The tables hold the chosen rule, in annotate's own schemas.
     if rule == recipe.keyframes.rule:
-        assert pq.read_table(Path(recipe.out) / "pairs").to_pylist() == pa.Table.from_pylist(
-            actual, schema=pq.read_schema(Path(recipe.out) / "pairs" / "part-000000.parquet")
-        ).to_pylist()
+        assert (
+            pq.read_table(Path(recipe.out) / "pairs").to_pylist()
+            == pa.Table.from_pylist(
+                actual, schema=pq.read_schema(Path(recipe.out) / "pairs" / "part-000000.parquet")
+            ).to_pylist()
+        )
 
 
 def test_times_counts_and_commands(videos: Path, looked: tuple[LookRecipe, dict[str, Any]]) -> None:
@@ -103,9 +106,11 @@ def test_times_counts_and_commands(videos: Path, looked: tuple[LookRecipe, dict[
     counts = record["counts"]
     assert (counts["listed"], counts["videos"], counts["decoded"], counts["unfinished"]) == (10, 10, 7, 0)
     assert counts["failed_by_reason"] == {"empty_file": 1, "not_a_video": 1, "one_frame": 1}
-    assert counts["kept"] + sum(
-        counts["findings"][name] for name in ("hard_cut", "blurred_frame", "near_duplicate")
-    ) >= counts["pairs"] > counts["kept"]
+    assert (
+        counts["kept"] + sum(counts["findings"][name] for name in ("hard_cut", "blurred_frame", "near_duplicate"))
+        >= counts["pairs"]
+        > counts["kept"]
+    )
     clips = {row["key"]: row for row in pq.read_table(Path(recipe.out) / "clips").to_pylist()}
     assert (clips["more/turned.mov"]["height_px"], clips["more/turned.mov"]["width_px"]) == (64, 48)
     page = json.loads((Path(recipe.out) / "page" / "clips-data.js").read_text()[len("wm.clipsPage(") : -3].join("[]"))
@@ -114,7 +119,7 @@ def test_times_counts_and_commands(videos: Path, looked: tuple[LookRecipe, dict[
     curve = cards["more/slow.mkv"]["curve"]
     assert [curve["times_s"][frame] for frame in (0, 20, 21)] == [0.0, 0.8, 2.04] and curve["slow_ms"] == 1240
     assert any(name == "steps" for name, _ in cards["more/slow.mkv"]["facts"])
-    assert [clip["key"] for clip in page[0]["unread"]] == ["odd/corrupt.mp4", "odd/empty.mp4", "odd/one.mp4"]
+    assert [clip["key"] for clip in page[0]["failures"]] == ["odd/corrupt.mp4", "odd/empty.mp4", "odd/one.mp4"]
     words = page[0]["commands"][0]
     assert words.startswith(f"wm annotate videos={videos} idm=MODEL out=data/annotated keyframes.min_interval_frames=8")
     assert "filters.cut=on" in words and "filters.static" not in words and "videos_per_shard=4" in words
@@ -123,7 +128,7 @@ def test_times_counts_and_commands(videos: Path, looked: tuple[LookRecipe, dict[
 def test_what_shows_does_not_depend_on_the_budget(
     videos: Path, looked: tuple[LookRecipe, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = load_looked(Path(looked[0].out))
+    whole = load_clips(Path(looked[0].out))
     recipe = look_recipe(videos, tmp_path / "out", budget_s=1e-9)
     with pytest.raises(InputError, match="no clip was read within budget_s"):
         run(recipe)
@@ -131,10 +136,10 @@ def test_what_shows_does_not_depend_on_the_budget(
     # One of each class comes first; the verdict on repeats waits for the earlier clips of a shard.
     few = recipe.model_copy(update={"budget_s": 0.0, "max_clips": 3})
     assert run(few)["counts"]["videos"] == 3
-    listing, part = list_videos(str(videos)), load_looked(tmp_path / "out")
+    listing, part = list_videos(str(videos)), load_clips(tmp_path / "out")
     assert sorted({listing.column("class_label")[row].as_py() for row in part}) == ["more", "odd", "wave"]
-    cuts = _cut_rows(listing, few, set(whole))
-    first, all_of_it = (judge(listing, cuts, clips, few, "top_then_spacing") for clips in (part, whole))
+    shards = _find_shards(listing, few, set(whole))
+    first, all_of_it = (judge(listing, shards, clips, few, "top_then_spacing") for clips in (part, whole))
     for row in first.repeats_known:
         assert [pair.reason for pair in first.pairs[row]] == [pair.reason for pair in all_of_it.pairs[row]]
     assert first.repeats_known < all_of_it.repeats_known == set(whole)
@@ -142,7 +147,7 @@ def test_what_shows_does_not_depend_on_the_budget(
     capsys.readouterr()
     assert run(recipe.model_copy(update={"budget_s": 0.0, "num_workers": 2}))["counts"]["videos"] == 10
     assert "resuming, 3 of 10 clips are finished" in capsys.readouterr().out
-    assert without_times(load_looked(tmp_path / "out")) == without_times(whole)
+    assert without_times(load_clips(tmp_path / "out")) == without_times(whole)
     assert run(recipe)["counts"]["videos"] == 10 and "already complete" in capsys.readouterr().out
 
 
@@ -163,7 +168,7 @@ def test_a_clip_that_the_budget_ends_stays_to_be_read(videos: Path, tmp_path: Pa
     reader = VideoReader(annotate.clip_settings(), annotate.download_settings())
     reader.clips.deadline = time.monotonic()
     (video,) = shard_table(list_videos(str(videos / "wave" / "good.mp4")), 0, 0, 1).to_pylist()
-    clip = _look(reader, video, video["path"], 0, recipe.rules(), tmp_path, 64)
+    clip = read_clip(reader, video, video["path"], row=0, recipe=recipe, sheets=tmp_path)
     reader.clips.close()
     assert clip["unfinished"] and clip["decodings"] == {} and not list(tmp_path.iterdir())
     # It is named on the page, and counts as not looked at.
@@ -187,16 +192,14 @@ def test_each_class_counts_for_its_share_of_the_set() -> None:
     video: Any = {"num_frames": 10, "duration_s": 2.0, "scan_s": 0.5, "fetch_s": None, "failed_s": None}
     pair: Any = type("Pair", (), {"reason": ""})()
     left_out: Any = type("Pair", (), {"reason": "static"})()
-    judged = Judged({0: video, 3: video, 8: video}, {0: [pair], 3: [pair] * 3, 8: [left_out] * 5})
+    judged = Verdicts({0: video, 3: video, 8: video}, {0: [pair], 3: [pair] * 3, 8: [left_out] * 5})
     # Clips of a count 4 times, that of b twice; c, of which none was read, is taken for the mean: 2 times all.
     expected = expect(listing, judged)
     assert expected.pairs == pytest.approx(2 * (4 * 4 + 2 * 5)) and expected.kept == pytest.approx(2 * 16)
     assert (expected.frames, expected.length_s, expected.reading_s) == pytest.approx((200, 40, 10))
 
 
-def test_the_folder_is_never_among_the_videos(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folder_is_never_among_the_videos(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     outside = default_out(look_recipe(videos, ""), "digest")

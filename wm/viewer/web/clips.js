@@ -30,7 +30,7 @@ wm.drawSummary = () => {
     [`${wm.grouped(counts.videos)} of ${wm.grouped(data.listed)}`, "clips looked at"], [wm.grouped(classes), "classes"],
     [counts.decoded ? wm.seconds(counts.video_s / counts.decoded) : "–", "mean length"], [mean(counts.keyframes), "key-frames a clip"],
     [mean(counts.pairs), "pairs a clip"], [`${wm.grouped(counts.kept)} of ${wm.grouped(counts.pairs)}`, "pairs kept"],
-    [wm.grouped(data.unread.length), "clips not read"],
+    [wm.grouped(data.failures.length), "clips not read"],
   ];
   wm.byId("summary").replaceChildren(
     ...figures.map(([value, name]) => wm.el("div", { class: "figure" }, wm.el("b", { text: value }), wm.el("span", { text: name }))),
@@ -57,7 +57,7 @@ wm.filterPanel = (counts) => {
 wm.span = (seconds) => (seconds >= 5400 ? `${(seconds / 3600).toFixed(1)} h` : seconds >= 90 ? `${(seconds / 60).toFixed(1)} min` : `${seconds.toFixed(0)} s`);
 
 wm.wholePanel = (counts) => {
-  const { data, state } = wm, expected = data.expected[state.rule], about = counts.videos < data.listed ? "about " : "";
+  const { data, state } = wm, expected = data.expectations[state.rule], about = counts.videos < data.listed ? "about " : "";
   const list = wm.el("dl", {});
   const add = (name, value) => list.append(wm.el("dt", { text: name }), wm.el("dd", { text: value }));
   add("clips", `${wm.grouped(data.listed)}, ${about}${wm.span(expected.length_s)} of video`);
@@ -86,10 +86,10 @@ wm.settingsPanel = () => {
 
 // Pairs a clip at other values of max_keyframes; null where they cannot be told without reading the clips again.
 wm.otherSettings = () => {
-  const { others, rules, rule, settings } = wm.data;
-  if (!others) return null;
-  const head = wm.el("tr", {}, ...["pairs a clip at K_f =", ...others.map((row) => row.max_keyframes)].map((text) => wm.el("th", { scope: "col", text })));
-  const body = rules.map((name) => wm.el("tr", {}, wm.el("td", { text: name.replaceAll("_", " ") }), ...others.map((row) =>
+  const { alternatives, rules, rule, settings } = wm.data;
+  if (!alternatives) return null;
+  const head = wm.el("tr", {}, ...["pairs a clip at K_f =", ...alternatives.map((row) => row.max_keyframes)].map((text) => wm.el("th", { scope: "col", text })));
+  const body = rules.map((name) => wm.el("tr", {}, wm.el("td", { text: name.replaceAll("_", " ") }), ...alternatives.map((row) =>
     wm.el("td", { class: name === wm.state.rule && row.max_keyframes === settings["keyframes.max_keyframes"] ? "here" : null, text: row.pairs[name].toFixed(2) }))));
   return wm.el("table", {}, wm.el("thead", {}, head), wm.el("tbody", {}, ...body));
 };
@@ -177,12 +177,12 @@ wm.clipCurve = (clip) => {
 };
 
 wm.drawUnread = () => {
-  const { unread } = wm.data;
-  if (!unread.length) return;
+  const { failures } = wm.data;
+  if (!failures.length) return;
   const head = wm.el("tr", {}, ...["clip", "class", "reason", "detail"].map((text) => wm.el("th", { scope: "col", text })));
-  const body = unread.map((clip) => wm.el("tr", {}, ...[clip.key, clip.class_label, clip.reason, clip.detail].map((text) => wm.el("td", { text: text || "–" }))));
+  const body = failures.map((clip) => wm.el("tr", {}, ...[clip.key, clip.class_label, clip.reason, clip.detail].map((text) => wm.el("td", { text: text || "–" }))));
   const table = wm.el("table", {}, wm.el("thead", {}, head), wm.el("tbody", {}, ...body));
-  wm.byId("unread").append(wm.el("h2", { text: `Clips not read (${wm.grouped(unread.length)})` }), wm.el("div", { class: "scroll" }, table));
+  wm.byId("unread").append(wm.el("h2", { text: `Clips not read (${wm.grouped(failures.length)})` }), wm.el("div", { class: "scroll" }, table));
 };
 
 // The address holds the view, so that it can be passed on.

@@ -15,9 +15,9 @@ import jobs.annotate.job
 from jobs.annotate.annotator import Annotator
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.shards import shard_table
+from jobs.ingest.job import IngestRecipe
 from jobs.look import LookRecipe
 from jobs.look import run as run_look
-from jobs.ingest.job import IngestRecipe
 from tests.helpers.annotate_data import recipe, rows
 from tests.helpers.video_files import marked_frame, write_video
 from wm.config import Recipe
