@@ -66,8 +66,7 @@ def run(recipe: LookRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     listing = list_videos(recipe.videos, layout=recipe.dataset_layout, annotations=recipe.annotations)
     passed_over = passed_over_of(listing)
     if not listing.num_rows:
-        reasons = "; passed over: " + "; ".join(describe(passed_over)) if passed_over else ""
-        raise InputError(f"videos = {recipe.videos!r:.200} holds no video{reasons}")
+        raise InputError(f"videos = {recipe.videos!r:.200} holds no video")
     digest = listing_digest(listing)
     out = Path(recipe.out) if recipe.out else default_out(recipe, digest)
     rows = list(islice(spread_rows(listing.column("class_label").to_pylist()), recipe.max_clips))

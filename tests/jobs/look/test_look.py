@@ -241,6 +241,6 @@ def test_the_videos_stand_alone_on_the_command_line(
 def test_a_folder_without_videos_says_what_was_passed_over(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "notes.txt").touch()
-    with pytest.raises(InputError, match=r"holds no video; passed over: .*1 \.txt.*notes\.txt"):
+    with pytest.raises(InputError, match=r"none of 1 files has a video's ending .*1 \.txt.*notes\.txt"):
         run(look_recipe(tmp_path / "in", tmp_path / "out"))
     assert read_run(tmp_path / "out") is None and not (tmp_path / "out").exists()
