@@ -97,7 +97,7 @@ def _build_rule(verdicts: Verdicts, row: int, recipe: LookRecipe) -> RuleCard:
     keyframes = zip(video["keyframes"], video["times_s"], strict=True)
     pairs: list[PairCard] = [
         {
-            "numbers": dict(pair.numbers(recipe.filters)),  # type: ignore[dict-item]
+            "numbers": pair.numbers(recipe.filters),
             "findings": pair.findings,
             "reason": pair.reason,
             "repeats_known": row in verdicts.repeats_known,

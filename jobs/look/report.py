@@ -28,7 +28,7 @@ def describe_result(
     mean = f"{pairs / decoded:.2f} a clip" if decoded else "no clip was read"
     lines = [
         f"look: {counts['videos']:,} of {counts['listed']:,} clips, {pairs:,} pairs ({mean}), {counts['kept']:,} kept "
-        f"with these settings; {counts['failed']:,} clips could not be read"
+        f"with these settings; not read: {counts['failed']:,}"
     ]
     if counts["unfinished"]:
         lines.append(f"  not finished within {recipe.budget_s:g} s: {counts['unfinished']:,} (budget_s=0: no limit)")

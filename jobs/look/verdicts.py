@@ -12,9 +12,12 @@ import pyarrow as pa
 
 from jobs.annotate.filtering import filter_images
 from jobs.annotate.pairs import Pair, propose_pairs
-from jobs.annotate.tables import DECODED_SCHEMA, DecodedVideo
+from jobs.annotate.tables import DECODED_SCHEMA, DecodedVideo, DecodeStage, stage_seconds
 from jobs.look.reading import ShardRange, StoredClip
 from jobs.look.recipe import LookRecipe
+
+_READING: tuple[DecodeStage, ...] = ("scan", "fetch", "failed")
+"""Work of a core on a video; a download waits for others."""
 
 
 @dataclass
@@ -124,7 +127,7 @@ def expect(listing: pa.Table, verdicts: Verdicts) -> Expectation:
             sum(not pair.reason for pair in pairs),
             video["num_frames"] or 0,
             video["duration_s"] or 0.0,
-            sum(video.get(name) or 0.0 for name in ("scan_s", "fetch_s", "failed_s")),
+            sum(stage_seconds(video, stage) for stage in _READING),
         )
         sums = [total + weight * value for total, value in zip(sums, values, strict=True)]
     return Expectation(*sums)

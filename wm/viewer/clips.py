@@ -55,7 +55,7 @@ class KeyframeMark(TypedDict):
 class PairCard(TypedDict):
     """A proposed pair, of a key-frame and the next one."""
 
-    numbers: Mapping[str, float | None]
+    numbers: Mapping[str, object]  # what the filters compare, null where it was not measured
     findings: list[str]
     reason: str
     repeats_known: bool
