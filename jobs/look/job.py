@@ -8,8 +8,6 @@ clips from all over the set are read, and the page that opens in a browser shows
 would make of them. The same command goes on with further clips; nothing is written among the videos.
 """
 
-import hashlib
-import json
 import os
 import re
 import shlex
@@ -26,14 +24,15 @@ import pyarrow as pa
 from jobs.annotate.shards import shard_size, sole_writer
 from jobs.annotate.tables import CLIPS_SCHEMA, PAIRS_SCHEMA, ListedVideo, clip_rows
 from jobs.look.cards import build_cards, build_page_data, count_alternatives, count_rule
+from jobs.look.folder import default_out
 from jobs.look.order import spread_rows
+from jobs.look.preview import PREVIEW_S, preview
 from jobs.look.reading import ShardRange, StoredClip, load_clips, look_at
 from jobs.look.recipe import LookRecipe
 from jobs.look.report import describe_result
 from jobs.look.verdicts import Verdicts, expect, judge
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
-from wm.datasets.videos.folders import is_glob
 from wm.datasets.videos.listing import listing_digest, passed_over_of
 from wm.datasets.videos.passed_over import describe
 from wm.datasets.videos.videos import list_videos
@@ -98,40 +97,6 @@ def run(recipe: LookRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             return _write(listing, shards, recipe, out, stage)
 
 
-def default_out(recipe: LookRecipe, digest: str) -> Path:
-    """Return the folder of a run whose recipe names none: other videos and other settings have other folders.
-
-    Args:
-        recipe: Its identity settings are part of the name.
-        digest: Of the listing.
-    """
-    settings = type(recipe).identity_settings(recipe.model_dump(mode="json"))
-    text = json.dumps([settings, digest], sort_keys=True)
-    spec = recipe.videos if is_remote(recipe.videos) else os.path.abspath(local_path(recipe.videos))  # noqa: PTH100
-    words = [part for part in spec.split("/") if part and not is_glob(part)] or ["videos"]
-    name = f"{safe_name(words[-1])}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-    if is_remote(recipe.videos) or not _is_among_videos(Path.cwd(), local_path(recipe.videos)):
-        return Path("runs", "look", name)
-    # Nothing is written among the videos, where the next listing would come across it.
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - stays if unknown
-    return Path(cache, "wm", "look", name)
-
-
-def _is_among_videos(folder: Path, videos: str) -> bool:
-    """Return whether a folder is one in which the specification looks for videos."""
-    fixed = Path(videos)
-    while is_glob(fixed.name) or fixed.is_file():
-        fixed = fixed.parent
-    goes_deeper = Path(videos).is_dir() or "**" in videos
-    here, there = folder.resolve(), fixed.resolve()
-    return here.is_relative_to(there) if goes_deeper else here == there
-
-
-def safe_name(text: str) -> str:
-    """Convert a text to a part of a file name: letters, digits, dot, dash and underscore, its last 60 characters."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[-60:] or "videos"
-
-
 def _order_pending(listing: pa.Table, rows: Sequence[int], clips: Mapping[int, StoredClip]) -> list[int]:
     """List the rows that are not finished: first those never begun, very large files last."""
     pending = [row for row in rows if row not in clips or clips[row]["unfinished"]]
@@ -192,7 +157,16 @@ def _write(
     """Write tables and page from all clips that are stored; returns the run's record."""
     # 1. Verdicts and counts by rule.
     passed_over = passed_over_of(listing)
-    clips = load_clips(out)
+    clips, notices = load_clips(out), []
+    if clips and all(clip["unfinished"] for clip in clips.values()):
+        row = min(clips)
+        piece = preview(listing, row, recipe, out / "page")
+        if piece is not None:
+            listing, clips[row] = piece
+            notices.append(
+                f"No clip was read within {recipe.budget_s:g} s. This is a segment, the first {PREVIEW_S:g} s of one; "
+                "budget_s=0 reads all of it, and a list with uri, start_s, end_s takes it in pieces."
+            )
     shards = {**shards, **_find_shards(listing, recipe, set(clips) - set(shards))}
     verdicts = {rule: judge(listing, shards, clips, recipe, rule) for rule in recipe.rules()}
     own_verdicts = verdicts[recipe.keyframes.rule]
@@ -208,7 +182,12 @@ def _write(
     # 3. The page.
     cards, failures = build_cards(listing, clips, verdicts, recipe)
     commands = [recipe.annotate_command(), _plan_command(recipe, out)]
-    more = {"commands": commands, "changed": recipe.changed_settings(), "passed_over": describe(passed_over)}
+    more = {
+        "commands": commands,
+        "changed": recipe.changed_settings(),
+        "passed_over": describe(passed_over),
+        "notices": notices,
+    }
     data = build_page_data(
         listing,
         recipe,
@@ -228,6 +207,8 @@ def _write(
         "page_bytes": num_bytes,
     }
     record = stage.finish(totals, passed_over=passed_over, page=str(out / "index.html"))
+    for notice in notices:
+        print(f"  {notice}")
     print(describe_result(recipe, totals, expectations[recipe.keyframes.rule], commands, out))
     return record
 

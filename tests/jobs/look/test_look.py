@@ -14,8 +14,10 @@ from jobs.annotate.annotator import Annotator
 from jobs.annotate.decoder import Decoder, VideoReader
 from jobs.annotate.shards import cut_shards, shard_table
 from jobs.look import LookRecipe, main, run
-from jobs.look.job import _find_shards, default_out, safe_name, to_settings
+from jobs.look.folder import default_out, safe_name
+from jobs.look.job import _find_shards, to_settings
 from jobs.look.order import halving_order, spread_rows
+from jobs.look.preview import preview
 from jobs.look.reading import load_clips, read_clip
 from jobs.look.verdicts import Verdicts, expect, judge
 from tests.helpers.annotate_data import recipe as annotate_recipe
@@ -174,6 +176,19 @@ def test_a_clip_that_the_budget_ends_stays_to_be_read(videos: Path, tmp_path: Pa
     # It is named on the page, and counts as not looked at.
     listing = list_videos(str(videos / "wave" / "good.mp4"))
     assert judge(listing, {0: (0, 0, 1)}, {0: clip}, recipe, "top_then_spacing").videos == {}
+
+
+def test_of_a_video_beyond_the_budget_the_beginning_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "long.mp4", [marked_frame(index % 64) for index in range(90)])
+    monkeypatch.setattr("jobs.look.preview.PREVIEW_S", 2.0)
+    recipe = look_recipe(path, tmp_path / "out")
+    listing = list_videos(str(path))
+    piece = preview(listing, 0, recipe, tmp_path)
+    assert piece is not None and piece[0].column("key").to_pylist() == ["long.mp4#-2.0"]
+    # 2 s of 25 frames each, with the pairs of that segment.
+    assert piece[1]["curve"] is not None and piece[1]["curve"]["frames"] == 50
+    verdicts = judge(piece[0], {0: (0, 0, 1)}, {0: piece[1]}, recipe, "greedy_spacing")
+    assert len(verdicts.all_pairs()) == 5 and verdicts.videos[0]["end_s"] == 2.0
 
 
 def test_any_number_of_first_clips_is_evenly_spread() -> None:

@@ -94,7 +94,7 @@ def page_data(failures: list[FailedClip]) -> dict[str, Any]:
         "listed": 30, "rule": rules[0], "rules": rules, "counts": dict.fromkeys(rules, counts),
         "expectations": dict.fromkeys(rules, expected), "filters": [static | {"threshold": 1.5}], "alternatives": None,
         "min_motion_px": 0.0, "settings": {"keyframes.max_keyframes": 6}, "failures": failures, "changed": [],
-        "passed_over": [HOSTILE], "commands": [f"wm annotate videos={HOSTILE} idm=MODEL", "wm plan"],
+        "passed_over": [HOSTILE], "notices": [], "commands": [f"wm annotate videos={HOSTILE} idm=MODEL", "wm plan"],
     }  # fmt: skip
 
 

@@ -34,6 +34,7 @@ wm.drawSummary = () => {
   ];
   wm.byId("summary").replaceChildren(
     ...figures.map(([value, name]) => wm.el("div", { class: "figure" }, wm.el("b", { text: value }), wm.el("span", { text: name }))),
+    ...data.notices.map((text) => wm.el("p", { class: "notice", text })),
     ...(counts.videos < data.listed ? [wm.el("p", { class: "notice", text: `A sample, evenly spread over classes and list: ${wm.grouped(counts.videos)} of ${wm.grouped(data.listed)} clips. The same command looks at more; budget_s and max_clips set how many.` })] : []),
   );
   wm.byId("panels").replaceChildren(wm.filterPanel(counts), wm.wholePanel(counts), wm.settingsPanel());
