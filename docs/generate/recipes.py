@@ -15,7 +15,6 @@ GUIDES = {
     "benchmark": "benchmarks",
     "bootstrap": "quickstart",
     "convert": "checkpoints",
-    "curves": "look",
     "evaluate": "evaluate",
     "export": "data-format",
     "gate": "evaluate",
@@ -46,7 +45,6 @@ EXAMPLES = {
     "benchmark training": "wm benchmark training out=training.json",
     "bootstrap": "wm bootstrap nano/demo",
     "convert": "wm convert release=DIR out=MODEL",
-    "curves": "wm curves videos=VIDEOS out=data/curves",
     "evaluate": "wm evaluate triplets=data/test/triplets idm=verifier"
     ' models.verifier=\'{ role = "idm", path = "runs/c-idm/model", label = "C-IDM" }\''
     ' models.fdm=\'{ role = "fdm", path = "runs/c-fdm/model", label = "C-FDM" }\''
@@ -56,6 +54,7 @@ EXAMPLES = {
     "imagine": "wm imagine fdm=runs/c-fdm/model idm=runs/c-idm/model sources=data/train actions=data/train"
     " out=data/imagined",
     "ingest": "wm ingest data/aurora-bench root=AURORA codec=MODEL out=data/bench",
+    "look": "wm look VIDEOS",
     "plan": 'wm plan plan/cluster rates=\'["keyframes.json", "annotate.json"]\' videos=VIDEOS',
     "predict": "wm predict fdm=runs/c-fdm/model idm=runs/c-idm/model image=table.png"
     " actions='[\"put the cup on the left\"]' search.num_candidates=16 out=prediction",
