@@ -29,9 +29,7 @@ TINY = {
     "annotate": [
         "max_new_tokens=6",
         "resources.num_decoders=1",
-        # A random model rarely ends its text, and its codec gives most images the same codes.
-        "filters.action=score",
-        "filters.unchanged=score",
+        "filters.action=score",  # what it reads from videos of another world is no phrase
     ],
     "train": [
         "max_steps=2",
@@ -91,6 +89,8 @@ def test_the_commands_of_a_guide_run(
 ) -> None:
     monkeypatch.chdir(folder)
     text = (PAGES / f"{page}.md").read_text()
+    if page == "annotate":
+        values = values | {"IDM": "nano:idm"}  # a random codec gives most images the same codes
     for words in wm_commands(text):
         run(words, values)
     CHECKS[page](folder)
@@ -104,7 +104,7 @@ def check_train(folder: Path) -> None:
 
 def check_annotate(folder: Path) -> None:
     chosen = json.loads((folder / "data/selected/run.json").read_text())["counts"]
-    assert chosen["selected"] > 0
+    assert chosen["chosen"] > 0
     for name in ("annotated-page/index.html", "data/view/index.html", "data/curves/curves.parquet"):
         assert (folder / name).is_file()
     # Triplets of every form: tar files, a list beside images, episodes.
