@@ -18,7 +18,7 @@ GUIDES = {
     "curves": "look",
     "evaluate": "evaluate",
     "export": "data-format",
-    "gate": "wm gate role=idm champion=runs/first/model challenger=runs/second/model triplets=data/valid out=runs/gate",
+    "gate": "evaluate",
     "imagine": "train",
     "ingest": "train",
     "look": "look",
@@ -30,6 +30,7 @@ GUIDES = {
     "select": "annotate",
     "serve": "serve",
     "tabletop": "quickstart",
+    "ship": "quickstart",
     "train": "train",
     "view": "annotate",
 }
@@ -43,7 +44,7 @@ EXAMPLES = {
     "benchmark sampling": "wm benchmark sampling out=sampling.json",
     "benchmark serve": "wm benchmark serve out=serve.json",
     "benchmark training": "wm benchmark training out=training.json",
-    "bootstrap": "wm bootstrap jobs/recipes/nano/demo.toml",
+    "bootstrap": "wm bootstrap nano/demo",
     "convert": "wm convert release=DIR out=MODEL",
     "curves": "wm curves videos=VIDEOS out=data/curves",
     "evaluate": "wm evaluate triplets=data/test/triplets idm=verifier"
@@ -52,18 +53,20 @@ EXAMPLES = {
     " out=runs/evaluate",
     "export": "wm export triplets=data/annotated/triplets format=webdataset out=data/shards",
     "gate": "wm gate role=idm champion=runs/first/model challenger=runs/second/model triplets=data/valid out=runs/gate",
-    "imagine": "wm imagine fdm=runs/c-fdm/model idm=runs/c-idm/model sources=data/train actions=data/train out=data/imagined",
-    "ingest": "wm ingest jobs/recipes/data/aurora-bench.toml root=AURORA codec=MODEL out=data/bench",
-    "plan": "wm plan jobs/recipes/plan/cluster.toml rates='[\"keyframes.json\", \"annotate.json\"]' videos=VIDEOS",
+    "imagine": "wm imagine fdm=runs/c-fdm/model idm=runs/c-idm/model sources=data/train actions=data/train"
+    " out=data/imagined",
+    "ingest": "wm ingest data/aurora-bench root=AURORA codec=MODEL out=data/bench",
+    "plan": 'wm plan plan/cluster rates=\'["keyframes.json", "annotate.json"]\' videos=VIDEOS',
     "predict": "wm predict fdm=runs/c-fdm/model idm=runs/c-idm/model image=table.png"
-    " actions='[\"put the cup on the left\"]' out=prediction",
+    " actions='[\"put the cup on the left\"]' search.num_candidates=16 out=prediction",
     "pretrain": "wm pretrain out=runs/base",
     "relabel": "wm relabel triplets=runs/demo/annotated selection=runs/demo/selected labels=truth out=runs/controls",
     "report": "wm report run=runs/demo out=runs/demo/report",
     "select": "wm select triplets=data/annotated/triplets k=7000 out=data/selected",
     "serve": "wm serve fdm=runs/c-fdm/model idm=runs/c-idm/model",
+    "ship": "wm ship nano/shipped",
     "tabletop": "wm tabletop out=runs/world",
-    "train": "wm train jobs/recipes/paper/c-idm.toml base=MODEL out=runs/c-idm",
+    "train": "wm train paper/c-idm base=MODEL out=runs/c-idm",
     "view": "wm view triplets=data/annotated out=data/view",
 }
 """One complete command each; a test holds every one against its recipe."""
@@ -114,7 +117,8 @@ def _build_page(command: Command) -> str:
         lines += [
             "", "## Names of earlier versions", "",
             "A recipe that uses an old name is refused with the new one; a finished run is read under it.",
-            "", "| before | now |", "| --- | --- |", *(f"| `{old}` | [`{new}`](#{new}) |" for old, new in renames.items()),
+            "", "| before | now |", "| --- | --- |",
+            *(f"| `{old}` | [`{new}`](#{new}) |" for old, new in renames.items()),
         ]  # fmt: skip
     return "\n".join([*lines, ""])
 

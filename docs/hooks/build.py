@@ -19,6 +19,7 @@ if str(ROOT) not in sys.path:  # mkdocs is called from anywhere
     sys.path.insert(0, str(ROOT))
 
 from docs.generate.benchmarks import build_benchmarks  # noqa: E402
+from docs.generate.notebook import TUTORIAL, read_cells, render  # noqa: E402
 from docs.generate.recipes import build_recipe_menu, build_recipe_pages, list_summaries  # noqa: E402
 from docs.generate.tables import SCHEMAS, list_columns, list_manifest_keys  # noqa: E402
 
@@ -29,6 +30,9 @@ PARTS: dict[str, Callable[[], str]] = {
     **{name: partial(list_columns, name) for name in SCHEMAS},
 }
 """What a page may ask for, and the function that writes it."""
+
+_ROLE = re.compile(r":\w+:<code>~?([\w.]+)</code>")
+"""A cross-reference of a docstring, as Markdown leaves it."""
 
 _PART = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
 
@@ -60,6 +64,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """
     for name, text in build_recipe_pages().items():
         files.append(File.generated(config, f"recipes/{name}", content=text))
+    # Beside it the notebook itself, to be downloaded.
+    files.append(File.generated(config, "tutorial.md", content=render(read_cells(TUTORIAL))))
     for name in ("wall.png", "playground.png"):
         files.append(File.generated(config, f"images/{name}", abs_src_path=str(ROOT / ".github" / name)))
     return files
@@ -87,3 +93,23 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return PARTS[match[1]]()
 
     return _PART.sub(build, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn the docstrings' cross-references into links where their target is on a page, into code elsewhere.
+
+    Args:
+        html: Of the page's text.
+        page: The page; not needed.
+        config: Of the site; not needed.
+        files: Of the site; not needed.
+
+    Returns:
+        The text with its links.
+    """
+
+    def link(match: re.Match[str]) -> str:
+        name = match[1].rpartition(".")[2]
+        return f'<autoref identifier="{match[1]}" optional><code>{name}</code></autoref>'
+
+    return _ROLE.sub(link, html)

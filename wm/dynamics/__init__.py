@@ -7,11 +7,15 @@ from wm.dynamics.rollout import Rollout, RolloutState, Start, Step, StepDone, Tr
 from wm.dynamics.search import Prediction, SearchState, predict_observations
 from wm.dynamics.settings import Search, check_draft_length, check_search
 from wm.dynamics.verify import Candidate, verify, verify_batch
+from wm.dynamics.world_model import ImagePrediction, ImageRollout, PredictedImage, WorldModel
 from wm.sampling.noise import Sampling
 
 __all__ = [
     "BaseSharing",
     "Candidate",
+    "ImagePrediction",
+    "ImageRollout",
+    "PredictedImage",
     "Prediction",
     "Role",
     "Roles",
@@ -25,6 +29,7 @@ __all__ = [
     "Step",
     "StepDone",
     "Trajectory",
+    "WorldModel",
     "check_draft_length",
     "check_search",
     "find_shared_base",

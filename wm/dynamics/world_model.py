@@ -1,7 +1,7 @@
 """Predict in images: both roles and their codec behind one object, for scripts and notebooks.
 
-What it gives is what :func:`wm.dynamics.predict_observations` and :func:`wm.dynamics.roll_out` give, decoded. Those have
-batches, progress and every setting. Not known here: files that results go to, and where a display comes from.
+It gives what :func:`wm.dynamics.predict_observations` and :func:`wm.dynamics.roll_out` give, decoded; those have
+batches, progress and every setting. Not known here: files that results go to.
 """
 
 import base64
@@ -27,10 +27,12 @@ from wm.images import Pixels, decode_image, encode_png, fit_square
 from wm.models.checkpoints import load_codec
 from wm.models.codec.codec import ImageCodec
 from wm.models.manifest import is_adapter, read_adapter_manifest, read_manifest
+from wm.packaged import resolve_packaged
 from wm.sampling.noise import Sampling
 
 ImageLike: TypeAlias = str | Path | bytes | Image.Image | Pixels
-"""A file, the bytes of one, a PIL image, or uint8 RGB (height, width, 3)."""
+"""A file (``nano:images/NAME.png`` names one of the package), the bytes of one, a PIL image, or uint8 RGB (height,
+width, 3)."""
 
 _DISPLAY_PX = 128
 
@@ -279,15 +281,17 @@ class WorldModel:
 def _read_pixels(image: ImageLike) -> Pixels:
     """Read an image of any kind as uint8 RGB."""
     if isinstance(image, str | Path):
-        path = Path(image)
+        path = Path(resolve_packaged(str(image)))
         if not path.is_file():
             raise InputError(f"image = {str(image)!r}: no such file")
         return decode_image(path.read_bytes(), f"image {path}")
     if isinstance(image, bytes):
         return decode_image(image, "the image")
     if isinstance(image, Image.Image):
+        if not image.has_transparency_data:
+            return np.array(image.convert("RGB"))
         # Transparent pixels become white, as those of files do.
-        return decode_image(_to_png(image), "the image") if image.has_transparency_data else np.array(image.convert("RGB"))
+        return decode_image(_to_png(image), "the image")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(f"expected an image of uint8 (height, width, 3), got {image.dtype} {image.shape}")
     return image
