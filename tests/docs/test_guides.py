@@ -184,9 +184,6 @@ def test_a_command_that_no_test_runs_is_what_its_recipe_takes(page: str, words: 
 
 def test_the_guides_show_what_cannot_run_here_as_console() -> None:
     others = {
-        words[0]
-        for page in CHAIN
-        for words in shell_commands((PAGES / f"{page}.md").read_text())
-        if words[0] != "wm"
+        words[0] for page in CHAIN for words in shell_commands((PAGES / f"{page}.md").read_text()) if words[0] != "wm"
     }
     assert others == set()
