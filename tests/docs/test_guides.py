@@ -42,7 +42,6 @@ TINY = {
         "resources.num_workers=0",
         "resources.use_gpu=false",
     ],
-    "predict": ["search.num_candidates=3"],
     "evaluate": ["search.num_candidates=[1, 2]", "search.min_gains_nats=[0.5]", "limit=2"],
 }
 """Settings that make a command tiny, by its name; they come last, so that they count."""
