@@ -1,7 +1,7 @@
 """Write the recipe reference: one page a command, from the classes that the command itself reads."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -113,12 +113,13 @@ def _build_page(command: Command) -> str:
         lines += [f"| `{_recipe_name(file)}` | {_first_comment(file)} |" for file in files]
     keys = list(list_key_help(command.recipe))
     lines += ["", "## Keys", "", *_build_tables(keys)]
+    paths = {key.path for key in keys}
     if renames := list_renames(command.recipe):
         lines += [
             "", "## Names of earlier versions", "",
             "A recipe that uses an old name is refused with the new one; a finished run is read under it.",
             "", "| before | now |", "| --- | --- |",
-            *(f"| `{old}` | [`{new}`](#{new}) |" for old, new in renames.items()),
+            *(f"| `{old}` | {_link_key(new, paths)} |" for old, new in renames.items()),
         ]  # fmt: skip
     return "\n".join([*lines, ""])
 
@@ -138,6 +139,11 @@ def _build_tables(keys: list[KeyHelp]) -> Iterator[str]:
             yield from (_escape(text), "")
         yield from ("| key | type | default | what it is |", "| --- | --- | --- | --- |")
         yield from map(_build_row, members)
+
+
+def _link_key(path: str, paths: Container[str]) -> str:
+    # Keys below one that takes any table (Ray's own options) have no row.
+    return f"[`{path}`](#{path})" if path in paths else f"`{path}`"
 
 
 def _table_of(path: str) -> str:
