@@ -66,7 +66,8 @@ def test_a_start_that_cannot_work_is_refused_at_once(tiny_base, tmp_path, capsys
     (tmp_path / "empty").mkdir()
     good = f"fdm={tiny_base}"
     cases = [
-        ([good], "idm is missing"),
+        ([good], "they cannot read each other's images"),
+        ([good, f"idm={tiny_base}", f"examples={tmp_path / 'empty'}"], "no image"),
         ([good, "idm=nowhere"], "idm = 'nowhere': no such model folder"),
         ([good, f"idm={tmp_path / 'empty'}"], "no config.json"),
         ([good, f"idm={tmp_path / 'other'}"], "they cannot read each other's images"),
