@@ -39,6 +39,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "the toy world": {
         "tabletop": "render pairs and clips of a tabletop with exact states",
         "pretrain": "train the toy base that stands in for a pre-trained checkpoint",
+        "ship": "make the toy models and images again that are installed with the package",
     },
 }
 """Commands with a line each, in the order in which one meets them."""

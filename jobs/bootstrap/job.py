@@ -61,7 +61,7 @@ def _check_inputs(recipe: BootstrapRecipe, stages: Sequence[Stage]) -> None:
     if record is not None:
         raise InputError(f"{recipe.out} holds another run (of stage {record.get('stage')!r}); choose another out")
     # 2. The user's model.
-    if recipe.base_model is not None:
+    if recipe.base_model:
         load_codec(recipe.base_model)
     # 3. The user's data, as the stages will list them, which read them hours later; CPUs and GPUs, for which Ray would
     # wait without an end.

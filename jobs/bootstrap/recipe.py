@@ -88,7 +88,7 @@ class BootstrapRecipe(Recipe):
     seeds: list[int] = Field(default=[0], min_length=1)
     """Training seeds. Every seed trains its own inverse and forward models; evaluation gives mean and spread."""
     base_model: OptionalInputPath = None
-    """Model folder to start from; without it jobs.pretrain makes the nano base."""
+    """Model folder to start from, such as nano:base; without it, or empty, jobs.pretrain makes the nano base."""
     rounds: int = Field(default=1, ge=1)
     """Rounds of annotate → select → train. From the second on the inverse model learns from what the one before
     annotated too, the better of the two annotates again (gate), and so does the better forward model."""

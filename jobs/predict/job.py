@@ -1,5 +1,11 @@
 """Predict what an image looks like after one action or several, each prediction verified: image=FILE with actions=[…]
-gives images and a storyboard, triplets=FOLDER a table of predictions."""
+gives images and a storyboard, triplets=FOLDER a table of predictions.
+
+With the models and images that are installed with the package:
+
+  wm predict nano/predict
+  wm predict nano/predict image=nano:images/three-squares.png actions='["remove the green square"]' out=runs/squares
+"""
 
 from pathlib import Path
 
