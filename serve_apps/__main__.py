@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
@@ -113,9 +114,9 @@ def start(recipe: StartRecipe, interrupts: Interrupts | None = None) -> str:
     application = bind(ServeRecipe(**settings), codec_id)
     set_environment(recipe.keys and str(Path(recipe.keys).resolve()), recipe.cors_origins)
     # 2. The session and the proxy, then the application.
-    with interrupts.hold() if interrupts else nullcontext():
-        _connect()
-        _start_proxy(recipe)
+    for begin in (_connect, partial(_start_proxy, recipe)):
+        with interrupts.hold() if interrupts else nullcontext():
+            begin()
     from ray import serve
 
     try:
@@ -253,9 +254,9 @@ def _check_port(host: str, port: int) -> None:
             pass
     except OSError as error:
         holder = _describe_listener(port) if error.errno == errno.EADDRINUSE else ""
-        raise InputError(
-            f"cannot listen on {host} port {port}: {error.strerror}{holder}; give another port="
-        ) from error
+        # Python adds the address, which is said already.
+        reason = str(error.strerror).partition(" (while")[0]
+        raise InputError(f"cannot listen on {host} port {port}: {reason}{holder}; give another port=") from error
 
 
 def _describe_listener(port: int) -> str:

@@ -28,13 +28,19 @@ class Interrupts:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Let the block run to its end first: what is broken off in the middle of it could not be undone."""
+        from ray._private import utils
+
         self._is_holding = True
         self.install()
+        # Ray would set handlers of its own in the middle of its start, one of which ends the process at once.
+        set_sigterm_handler = getattr(utils, "set_sigterm_handler", None)
+        utils.set_sigterm_handler = lambda handler: None
         try:
             yield
         finally:
             self._is_holding = False
-        # Again: Ray sets a handler of its own as it starts.
+            utils.set_sigterm_handler = set_sigterm_handler
+        # Again: its native code has set one all the same.
         self.install()
         if self._is_interrupted:
             raise KeyboardInterrupt

@@ -111,10 +111,10 @@ class ServeRecipe(Recipe):
     """Origins of other web pages that may ask this server from a browser, such as https://app.example or
     http://localhost:3000; ["*"]: all. None if left out. Keys are asked for all the same."""
     examples: OptionalInputPath = None
-    """Folder of images that the playground offers to click: PNG, JPEG, WebP or BMP, at most 24. actions.json beside them
-    says what can be done in each, {"NAME.png": ["move the red cup left", …]}, or actions.csv with the columns image and
-    action; the first of an image is what a click predicts. They are read once, at the start, and clients get their
-    middle squares. If left out: those that are installed with the package where the models are of its toy world, else
+    """Folder of images that the playground offers to click: PNG, JPEG, WebP or BMP, at most 24. actions.json beside
+    them says what can be done in each, {"NAME.png": ["move the red cup left", …]}, or actions.csv with the columns
+    image and action; the first of an image is what a click predicts. They are read once, at the start; clients get
+    their middle squares. If left out: those installed with the package where the models are of its toy world, else
     none."""
     max_body_bytes: int = Field(20_000_000, ge=1)
     """Size of a request."""

@@ -66,24 +66,37 @@ def _write_many(folder):
         (folder / f"{number}.png").write_bytes(encode_png(WIDE))
 
 
+def _unlink_images(folder):
+    for file in folder.glob("*.*g"):
+        file.unlink()
+
+
+def _write_actions(text):
+    return lambda folder: (folder / "actions.json").write_bytes(text)
+
+
+def _link_to(target):
+    return lambda folder: (folder / "c.png").symlink_to(target)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda folder: (folder / "b.png").write_bytes(b"GIF89a"), "'b.png' is no readable image"),
         (lambda folder: (folder / "c.png").write_bytes(b""), "'c.png' is empty"),
         (lambda folder: (folder / "c.PNG").mkdir(), "'c.PNG' is not a file"),
-        (lambda folder: (folder / "c.png").symlink_to("/etc/hostname"), "'c.png' is a link that leads out of the folder"),
-        (lambda folder: (folder / "c.png").symlink_to("c.png"), "'c.png' cannot be read"),
+        (_link_to("/etc/hostname"), "'c.png' is a link that leads out of the folder"),
+        (_link_to("c.png"), "'c.png' cannot be read"),
         (_write_many, "26 images; at most 24 are offered"),
-        (lambda folder: [file.unlink() for file in folder.glob("*.*g")], "no image"),
+        (_unlink_images, "no image"),
         (lambda folder: (folder / "actions.csv").touch(), "actions.json and actions.csv are both there"),
-        (lambda folder: (folder / "actions.json").write_text("{"), "actions.json is no JSON"),
-        (lambda folder: (folder / "actions.json").write_text('{"b.png": "move it"}'), "'b.png' has \"move it\"; expected"),
-        (lambda folder: (folder / "actions.json").write_text('{"d.png": []}'), "actions of 'd.png', and no such image"),
-        (lambda folder: (folder / "actions.json").write_text('{"b.png": ["a\\nb"]}'), r"action 'a\\nb'; expected one line"),
-        (lambda folder: (folder / "actions.json").write_bytes(b"\xff"), "actions.json is not UTF-8"),
+        (_write_actions(b"{"), "actions.json is no JSON"),
+        (_write_actions(b'{"b.png": "move it"}'), "'b.png' has \"move it\"; expected"),
+        (_write_actions(b'{"d.png": []}'), "actions of 'd.png', and no such image"),
+        (_write_actions(b'{"b.png": ["a\\nb"]}'), r"action 'a\\nb'; expected one line"),
+        (_write_actions(b"\xff"), "actions.json is not UTF-8"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_offered_is_named(folder, change, message):
     change(folder)
     with pytest.raises(InputError, match=message) as caught:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from serve_apps.recipe import ServeRecipe
-from tests.helpers.playground_pages import NOISE, SIDE_PX, act, frames, pixels_of, start
+from tests.helpers.playground_pages import NOISE, act, frames, pixels_of, start
 from tests.helpers.playground_server import served
 from tests.helpers.serve_local import local_app
 from wm.images import encode_png
