@@ -1,26 +1,38 @@
-"""Serve two models until Ctrl-C: ``python -m serve_apps fdm=DIR idm=DIR port=8000``."""
+"""Serve two models until Ctrl-C: ``wm serve fdm=DIR idm=DIR port=8000``, or the toy world's with ``wm serve`` alone.
 
+Exit status: 0 once it served and was stopped, by Ctrl-C or SIGTERM; 130 where it was stopped before; 2 for bad input.
+"""
+
+import errno
 import logging
 import os
 import re
-import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from wm.interrupts import INTERRUPTED, exit_on_interrupt
 
-from serve_apps.middleware.proxy import IMPORT_PATH, has_middlewares, set_environment
-from serve_apps.quiet import quiet_end, without_ray_threads
-from serve_apps.recipe import ServeRecipe, check_models
-from serve_apps.world_model import build
-from wm import cli
-from wm.errors import InputError
-from wm.private_session import joined_session, private_session
+# Seconds, in which Ctrl-C is to print no traceback.
+with exit_on_interrupt():
+    from pydantic import Field, model_validator
+
+    from serve_apps.checks import check_models, is_toy
+    from serve_apps.interrupts import Interrupts
+    from serve_apps.middleware.proxy import IMPORT_PATH, has_middlewares, set_environment
+    from serve_apps.quiet import quiet_end, without_ray_threads
+    from serve_apps.recipe import ServeRecipe
+    from wm import cli
+    from wm.errors import InputError
+    from wm.packaged import to_packaged_name
+    from wm.paths import InputPath
+    from wm.private_session import joined_session, private_session
 
 APPLICATION = "world_model"
 RAY_SERVE_SETTINGS = {
@@ -38,6 +50,10 @@ NO_MIDDLEWARES = (
     "warning: the proxy of this Ray session lacks the middleware of serve_apps: it obeys headers of any client, "
     f"and loses what a killed HTTP process was asked. Set {PROXY_VARIABLE}={IMPORT_PATH} on every node first"
 )
+TOY_NOTICE = (
+    "these models know a toy world alone, squares, circles and triangles on a table of 48 x 48 pixels; "
+    "for others: wm serve fdm=DIR idm=DIR"
+)
 # Beyond the time limit: the app itself gives requests up, in OpenAI's form.
 PROXY_WAITS_S = 10
 
@@ -45,6 +61,11 @@ PROXY_WAITS_S = 10
 class StartRecipe(ServeRecipe):
     """What to serve, and where to listen."""
 
+    fdm: InputPath = Field("nano:fdm", validate_default=True)
+    """Folder of the forward dynamics model: full, or an adapter. The default is installed with the package."""
+    idm: InputPath = Field("nano:idm", validate_default=True)
+    """Folder of the inverse dynamics model that verifies: full, or an adapter. The default is installed with the
+    package."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in: that needs keys = FILE, or open = true."""
     open: bool = False
@@ -69,25 +90,35 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def start(recipe: StartRecipe) -> None:
+def start(recipe: StartRecipe, interrupts: Interrupts | None = None) -> str:
     """Start Ray if no session is there, then the application; returns once it answers.
 
     The session is a private one, guarded by a token, or with ``RAY_ADDRESS`` set the cluster of that name.
+
+    Args:
+        recipe: What to serve, and where.
+        interrupts: Held while Ray starts: half a session could not be ended. None: signals are not this function's.
+
+    Returns:
+        The id of the image codec that the models speak.
+
+    Raises:
+        InputError: The recipe cannot be served; or a replica met one, or memory did not suffice, as it started.
     """
     # 1. What is wrong with the recipe is said before Ray starts: that takes seconds.
-    check_models(recipe)
     _check_port(recipe.host, recipe.port)
+    with exit_on_interrupt():  # torch is imported
+        codec_id = check_models(recipe)
+        from serve_apps.world_model import bind
+    settings = recipe.model_dump(exclude=set(StartRecipe.model_fields) - set(ServeRecipe.model_fields))
+    application = bind(ServeRecipe(**settings), codec_id)
     set_environment(recipe.keys and str(Path(recipe.keys).resolve()), recipe.cors_origins)
-    _connect()
-    # 2. The session, then the proxy and the application.
+    # 2. The session and the proxy, then the application.
+    for begin in (_connect, partial(_start_proxy, recipe)):
+        with interrupts.hold() if interrupts else nullcontext():
+            begin()
     from ray import serve
 
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": recipe.host, "port": recipe.port, "request_timeout_s": recipe.timeout_s + PROXY_WAITS_S},
-    )
-    settings = recipe.model_dump(exclude=set(StartRecipe.model_fields) - set(ServeRecipe.model_fields))
-    application = build(ServeRecipe(**settings))
     try:
         serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
@@ -95,6 +126,16 @@ def start(recipe: StartRecipe) -> None:
     # 3. A session that was there already may have been started without our middleware.
     if has_middlewares(recipe.host, recipe.port) is False:
         print(NO_MIDDLEWARES, file=sys.stderr)
+    return codec_id
+
+
+def _start_proxy(recipe: StartRecipe) -> None:
+    from ray import serve
+
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": recipe.host, "port": recipe.port, "request_timeout_s": recipe.timeout_s + PROXY_WAITS_S},
+    )
 
 
 def _why_not_running() -> str | None:
@@ -111,10 +152,11 @@ def stop() -> None:
     import ray
     from ray import serve
 
-    if ray.is_initialized():  # else serve would start it anew
-        with quiet_end():
+    with quiet_end():
+        if ray.is_initialized():  # else serve would start it anew
             serve.shutdown()
-            ray.shutdown()
+        # Also of a session that failed to start.
+        ray.shutdown()
 
 
 def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
@@ -124,46 +166,53 @@ def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
         recipe: What to serve, and where.
         dry_run: Whether to check the models and the port alone, and start nothing.
     """
-    url = f"http://{recipe.host}:{recipe.port}"
+    models = f"fdm {to_packaged_name(recipe.fdm)} and idm {to_packaged_name(recipe.idm)}"
     if dry_run:
-        check_models(recipe)
         _check_port(recipe.host, recipe.port)
-        print(f"would serve fdm {recipe.fdm} and idm {recipe.idm} at {url}")
+        is_of_toy = is_toy(check_models(recipe))
+        print(f"would serve {models} at {_url(recipe)}" + (f"\n{TOY_NOTICE}" if is_of_toy else ""))
         return
-    print(f"starting: fdm {recipe.fdm}, idm {recipe.idm}", flush=True)
+    print(f"starting {models}", flush=True)
     if recipe.open and not recipe.keys and not _is_loopback(recipe.host):
         print(f"warning: whoever reaches {recipe.host} port {recipe.port} may ask: no keys are given", file=sys.stderr)
     with without_ray_threads():
-        _serve_until_interrupted(recipe, url)
+        _serve_until_interrupted(recipe)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    return cli.main(
-        StartRecipe, run, name="serve_apps", prog="python -m serve_apps", description=__doc__ or "", argv=argv
-    )
+    return cli.main(StartRecipe, run, name="serve_apps", prog="wm serve", description=__doc__ or "", argv=argv)
 
 
-def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
-    # A supervisor may give up a server that still loads: what Ray has started by then is ended too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _serve_until_interrupted(recipe: StartRecipe) -> None:
+    interrupts = Interrupts()
+    is_serving = False
     try:
-        start(recipe)
-        # Again: Ray has set its own handler meanwhile, which aborts.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # A supervisor may give up a server that still loads: what Ray has started by then is ended too.
+        if is_toy(start(recipe, interrupts)):
+            print(TOY_NOTICE)
+        interrupts.install()  # serve sets handlers too
         print(
-            f"serving at {url}/v1 (playground: {url}/, reference: {url}/docs). Ctrl-C stops it.",
+            f"open {_url(recipe)}/ (API: {_url(recipe)}/v1, reference: {_url(recipe)}/docs). Ctrl-C stops it.",
             flush=True,
         )
+        is_serving = True
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
         print("stopping", flush=True)
     finally:
         # Whoever is impatient and asks again does not break off what is ending already: half a session would be left.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        interrupts.ignore()
         stop()
+    if not is_serving:
+        sys.exit(INTERRUPTED)
+
+
+def _url(recipe: StartRecipe) -> str:
+    """Return an address of the server that a browser on this machine can open."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(recipe.host, recipe.host)
+    return f"http://[{host}]:{recipe.port}" if ":" in host else f"http://{host}:{recipe.port}"
 
 
 def _connect() -> None:
@@ -201,10 +250,29 @@ def _connect() -> None:
 def _check_port(host: str, port: int) -> None:
     """Ray would wait long and say little; ask the system first."""
     try:
-        with socket.create_server((host, port)):
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except OSError as error:
-        raise InputError(f"cannot listen on {host} port {port}: {error.strerror}; give another port=") from error
+        holder = _describe_listener(port) if error.errno == errno.EADDRINUSE else ""
+        # Python adds the address, which is said already.
+        reason = str(error.strerror).partition(" (while")[0]
+        raise InputError(f"cannot listen on {host} port {port}: {reason}{holder}; give another port=") from error
+
+
+def _describe_listener(port: int) -> str:
+    """Say which process listens on a port, where the system tells this user."""
+    try:
+        import psutil  # comes with peft, but is none of this package's own dependencies
+    except ImportError:
+        return ""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                command = " ".join(psutil.Process(connection.pid).cmdline())
+                return f" by process {connection.pid} ({command:.100})"
+    except (psutil.Error, OSError):
+        pass
+    return ""
 
 
 if __name__ == "__main__":

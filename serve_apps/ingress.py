@@ -6,6 +6,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.middleware import Middleware
 
+from serve_apps.examples import load_examples
 from serve_apps.graph import Graph
 from serve_apps.http import create_app
 from serve_apps.keys import KeyRing
@@ -14,7 +15,8 @@ from serve_apps.middleware.api_keys import ApiKeyMiddleware
 from serve_apps.middleware.cors import cors_middlewares
 from serve_apps.middleware.tracing_and_limits import LimitsMiddleware, TraceMiddleware
 from serve_apps.recipe import ServeRecipe
-from serve_apps.routes import chat, edits, models, playground, reference, rollouts, score
+from serve_apps.routes import chat, edits, examples, models, playground, reference, rollouts, score
+from serve_apps.routes.examples import build_gallery
 
 
 def build_app(graph: Graph, *, adds_id: bool = True) -> FastAPI:
@@ -26,7 +28,8 @@ def build_app(graph: Graph, *, adds_id: bool = True) -> FastAPI:
     """
     app = create_app("wm: verified predictions of a world model", _build_middlewares(graph.recipe, adds_id))
     app.state.graph = graph
-    for routes in (edits, chat, score, rollouts, models, playground, reference):
+    app.state.gallery = build_gallery(load_examples(graph.recipe.examples, graph.limits))
+    for routes in (edits, chat, score, rollouts, models, examples, playground, reference):
         app.include_router(routes.router)
     return app
 

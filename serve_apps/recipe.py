@@ -2,19 +2,16 @@
 
 import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from serve_apps.deployment_options import DeploymentOptions, check_options, merge_options
-from serve_apps.keys import read_keys
 from serve_apps.middleware.cors import check_origins
 from serve_apps.names import FDM, MAX_GUIDANCE_SCALE
 from serve_apps.openai.errors import Limits
 from serve_apps.openai.images import MAX_PIXELS_FACTOR
 from wm.config import Recipe
-from wm.errors import InputError
 from wm.paths import InputPath, OptionalInputPath
 
 # Any other model's name is this and the name of its folder.
@@ -113,6 +110,12 @@ class ServeRecipe(Recipe):
     cors_origins: list[str] = []
     """Origins of other web pages that may ask this server from a browser, such as https://app.example or
     http://localhost:3000; ["*"]: all. None if left out. Keys are asked for all the same."""
+    examples: OptionalInputPath = None
+    """Folder of images that the playground offers to click: PNG, JPEG, WebP or BMP, at most 24. actions.json beside
+    them says what can be done in each, {"NAME.png": ["move the red cup left", …]}, or actions.csv with the columns
+    image and action; the first of an image is what a click predicts. They are read once, at the start; clients get
+    their middle squares. If left out: those installed with the package where the models are of its toy world, else
+    none."""
     max_body_bytes: int = Field(20_000_000, ge=1)
     """Size of a request."""
     max_pixels: int = Field(40_000_000, ge=1)
@@ -260,36 +263,3 @@ class ServeRecipe(Recipe):
             default_new_tokens=min(Limits.default_new_tokens, self.max_new_tokens),
             max_scores=self.max_scores,
         )
-
-
-def check_models(recipe: ServeRecipe) -> None:
-    """Raise :class:`InputError` if a folder is no model, the two models speak of different image codecs, or the key
-    file is none.
-
-    Reads the codecs, not the language models: those are read by the replicas.
-    """
-    from wm.dynamics import check_draft_length, find_shared_base
-    from wm.models import hub_hint, load_codec, read_manifest
-
-    # 1. Files that are read when the server is up already.
-    if recipe.keys:
-        read_keys(recipe.keys)
-    # 2. Folders.
-    for key in ("fdm", "idm", "base", "adapters"):
-        folder = getattr(recipe, key)
-        if folder is not None and not Path(folder).is_dir():
-            if key == "adapters":
-                raise InputError(f"{key} = {folder!r}: no such folder")
-            raise InputError(f"{key} = {folder!r}: no such model folder{hub_hint(folder)}")
-    # 3. What the models say of themselves: no weights are read for it.
-    manifests = {folder: read_manifest(folder) for folder in (recipe.fdm, recipe.idm)}
-    codecs = [
-        manifest.codec_id if manifest is not None else load_codec(recipe.base or folder).codec_id
-        for folder, manifest in manifests.items()
-    ]
-    if len(set(codecs)) > 1:
-        raise InputError(OTHER_CODEC.format(*codecs))
-    if recipe.base_sharing == "shared" or recipe.adapters:
-        find_shared_base(recipe.fdm, recipe.idm, recipe.base)
-    if recipe.num_draft_tokens:
-        check_draft_length(recipe.num_draft_tokens, load_codec(recipe.base or recipe.fdm).tokens_per_image)

@@ -9,14 +9,17 @@ from pathlib import Path
 import yaml  # type: ignore[import-untyped]
 from ray import serve
 
+from serve_apps.checks import check_models, is_toy
 from serve_apps.fdm_server import FDMServer, WorldModelServer
 from serve_apps.idm_server import IDMServer
 from serve_apps.ingress import Ingress
 from serve_apps.names import FDM, IDM
-from serve_apps.recipe import ServeRecipe, check_models
+from serve_apps.recipe import ServeRecipe
+from wm.packaged import resolve_packaged
 
 SHIPPED = Path(__file__).with_name("world_model.yaml")
-PATHS = ("fdm", "idm", "base", "adapters", "keys")
+PATHS = ("fdm", "idm", "base", "adapters", "keys", "examples")
+TOY_EXAMPLES = "nano:images"
 
 
 def build(args: ServeRecipe) -> serve.Application:
@@ -25,7 +28,18 @@ def build(args: ServeRecipe) -> serve.Application:
     Raises:
         InputError: For models that are not there or do not go together (see :func:`check_models`).
     """
-    check_models(args)
+    return bind(args, check_models(args))
+
+
+def bind(args: ServeRecipe, codec_id: str) -> serve.Application:
+    """Build the application of a recipe that has been checked.
+
+    Args:
+        args: The recipe.
+        codec_id: What :func:`check_models` returned.
+    """
+    if args.examples is None and is_toy(codec_id):
+        args = args.model_copy(update={"examples": resolve_packaged(TOY_EXAMPLES)})
     # Workers may run in another folder.
     paths = {key: str(Path(value).resolve()) for key in PATHS if (value := getattr(args, key))}
     args = args.model_copy(update=paths)

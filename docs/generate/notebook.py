@@ -1,5 +1,6 @@
-"""Run a notebook's cells in this process and render it as a page: ``python -m docs.generate.notebook`` runs the tutorial
-anew and stores its outputs in the file.
+"""Run a notebook's cells in this process and render it as a page.
+
+``python -m docs.generate.notebook`` runs the tutorial anew and stores its outputs in the file.
 
 Jupyter is not needed for either: a notebook is JSON, and what a cell shows is its last expression in the richest form
 that it has, as Jupyter would choose it.
@@ -100,9 +101,7 @@ def _run_code(source: str, names: dict[str, object], count: int) -> list[Output]
         outputs.append({"output_type": "stream", "name": "stdout", "text": text.splitlines(keepends=True)})
     if value is not None:
         data = _show(value)
-        outputs.append(
-            {"output_type": "execute_result", "execution_count": count, "data": data, "metadata": {}}
-        )
+        outputs.append({"output_type": "execute_result", "execution_count": count, "data": data, "metadata": {}})
     return outputs
 
 

@@ -1,7 +1,7 @@
 """Write the recipe reference: one page a command, from the classes that the command itself reads."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +15,6 @@ GUIDES = {
     "benchmark": "benchmarks",
     "bootstrap": "quickstart",
     "convert": "checkpoints",
-    "curves": "look",
     "evaluate": "evaluate",
     "export": "data-format",
     "gate": "evaluate",
@@ -46,16 +45,17 @@ EXAMPLES = {
     "benchmark training": "wm benchmark training out=training.json",
     "bootstrap": "wm bootstrap nano/demo",
     "convert": "wm convert release=DIR out=MODEL",
-    "curves": "wm curves videos=VIDEOS out=data/curves",
     "evaluate": "wm evaluate triplets=data/test/triplets idm=verifier"
     ' models.verifier=\'{ role = "idm", path = "runs/c-idm/model", label = "C-IDM" }\''
     ' models.fdm=\'{ role = "fdm", path = "runs/c-fdm/model", label = "C-FDM" }\''
     " out=runs/evaluate",
     "export": "wm export triplets=data/annotated/triplets format=webdataset out=data/shards",
     "gate": "wm gate role=idm champion=runs/first/model challenger=runs/second/model triplets=data/valid out=runs/gate",
-    "imagine": "wm imagine fdm=runs/c-fdm/model idm=runs/c-idm/model sources=data/train actions=data/train out=data/imagined",
+    "imagine": "wm imagine fdm=runs/c-fdm/model idm=runs/c-idm/model sources=data/train actions=data/train"
+    " out=data/imagined",
     "ingest": "wm ingest data/aurora-bench root=AURORA codec=MODEL out=data/bench",
-    "plan": "wm plan plan/cluster rates='[\"keyframes.json\", \"annotate.json\"]' videos=VIDEOS",
+    "look": "wm look VIDEOS",
+    "plan": 'wm plan plan/cluster rates=\'["keyframes.json", "annotate.json"]\' videos=VIDEOS',
     "predict": "wm predict fdm=runs/c-fdm/model idm=runs/c-idm/model image=table.png"
     " actions='[\"put the cup on the left\"]' search.num_candidates=16 out=prediction",
     "pretrain": "wm pretrain out=runs/base",
@@ -112,11 +112,13 @@ def _build_page(command: Command) -> str:
         lines += [f"| `{_recipe_name(file)}` | {_first_comment(file)} |" for file in files]
     keys = list(list_key_help(command.recipe))
     lines += ["", "## Keys", "", *_build_tables(keys)]
+    paths = {key.path for key in keys}
     if renames := list_renames(command.recipe):
         lines += [
             "", "## Names of earlier versions", "",
             "A recipe that uses an old name is refused with the new one; a finished run is read under it.",
-            "", "| before | now |", "| --- | --- |", *(f"| `{old}` | [`{new}`](#{new}) |" for old, new in renames.items()),
+            "", "| before | now |", "| --- | --- |",
+            *(f"| `{old}` | {_link_key(new, paths)} |" for old, new in renames.items()),
         ]  # fmt: skip
     return "\n".join([*lines, ""])
 
@@ -136,6 +138,11 @@ def _build_tables(keys: list[KeyHelp]) -> Iterator[str]:
             yield from (_escape(text), "")
         yield from ("| key | type | default | what it is |", "| --- | --- | --- | --- |")
         yield from map(_build_row, members)
+
+
+def _link_key(path: str, paths: Container[str]) -> str:
+    # Keys below one that takes any table (Ray's own options) have no row.
+    return f"[`{path}`](#{path})" if path in paths else f"`{path}`"
 
 
 def _table_of(path: str) -> str:

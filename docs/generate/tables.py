@@ -8,8 +8,8 @@ from jobs.annotate.tables import CLIPS_SCHEMA, PAIRS_SCHEMA
 from jobs.predict.triplets import SCHEMA as PREDICTIONS_SCHEMA
 from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 from wm.models.manifest import Manifest
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA
 from wm.recipe_help import list_key_help
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA
 
 _CLASS = "Class of the video, or of the data set's own row; empty or null where there is none."
 _FRAME = "Number of the key-frame in the file, from 0; null where the pair is not of a video."

@@ -31,6 +31,9 @@ PARTS: dict[str, Callable[[], str]] = {
 }
 """What a page may ask for, and the function that writes it."""
 
+_ROLE = re.compile(r":\w+:<code>~?([\w.]+)</code>")
+"""A cross-reference of a docstring, as Markdown leaves it."""
+
 _PART = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
 
 
@@ -90,3 +93,23 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return PARTS[match[1]]()
 
     return _PART.sub(build, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn the docstrings' cross-references into links where their target is on a page, into code elsewhere.
+
+    Args:
+        html: Of the page's text.
+        page: The page; not needed.
+        config: Of the site; not needed.
+        files: Of the site; not needed.
+
+    Returns:
+        The text with its links.
+    """
+
+    def link(match: re.Match[str]) -> str:
+        name = match[1].rpartition(".")[2]
+        return f'<autoref identifier="{match[1]}" optional><code>{name}</code></autoref>'
+
+    return _ROLE.sub(link, html)

@@ -53,6 +53,7 @@ const read = async (reply) => {
 };
 
 export const get = async (path) => read(await send(path));
+export const getBlob = async (path) => (await send(path)).blob();
 export const ask = async (path, body, signal) => read(await send(path, body, signal));
 
 // Events {type, ...data} of a streamed answer; of a plain one {type: "reply", ...its body}.

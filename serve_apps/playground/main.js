@@ -5,7 +5,7 @@ import { drawBoard, drawTools, wireBoard } from "./board.js";
 import { mark } from "./candidates.js";
 import { byId, showError } from "./dom.js";
 import { drawShare, openAddress, wireShare } from "./share.js";
-import { drawStart, offerSamples, wireStart } from "./start.js";
+import { drawStart, offerExamples, wireStart } from "./start.js";
 import { modelsFor, readModels, side, watch } from "./state.js";
 import { drawStep, wireStep } from "./step.js";
 
@@ -19,7 +19,7 @@ function drawModels() {
 async function greet() {
   try {
     await readModels();
-    await offerSamples();
+    await offerExamples();
   } catch (error) {
     showError(error.message);
     if (error.status === 401 || error.status === 403) byId("key-box").open = true;

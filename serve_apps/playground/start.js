@@ -1,18 +1,21 @@
-// The source image: dropped, picked, pasted, or one of the toy world's where a nano model is served.
+// The source image: an example of the server's, or one that is dropped, picked or pasted.
 import { byId, el, imageElement, say, showError } from "./dom.js";
-import { get } from "./api.js";
+import { get, getBlob } from "./api.js";
 import { readImage } from "./images.js";
-import { begin, modelsFor, readModels, side, state } from "./state.js";
+import { begin, readModels, side, state } from "./state.js";
+import { predictNow } from "./step.js";
 import { Storyboard } from "./tree.js";
 
-export async function take(blob, suggestions = []) {
+// Begin with an image. Of an example the first action is predicted at once; the others are offered below the box.
+export async function take(blob, actions = []) {
   showError("");
   try {
     if (!side()) await readModels().catch(() => {}); // as it is, if the server does not say: it scales by itself
-    begin(new Storyboard(await readImage(blob, side())), { suggestions });
-    say("The source image is there. Type an action.");
+    begin(new Storyboard(await readImage(blob, side())), { suggestions: actions });
     // Where fingers type, the keyboard would cover half of the page unasked.
     if (!matchMedia("(pointer: coarse)").matches) byId("action").focus({ preventScroll: true });
+    if (actions.length) predictNow(actions[0]);
+    else say("The source image is there. Type an action.");
   } catch (error) { showError(error.message); }
 }
 
@@ -42,7 +45,7 @@ export function wireStart() {
   });
   byId("new").addEventListener("click", () => {
     begin(null);
-    byId("file").focus();
+    (byId("examples").querySelector("button") || byId("file")).focus();
   });
 }
 
@@ -51,16 +54,25 @@ export function drawStart() {
   byId("work").hidden = byId("story").hidden = state.board === null;
 }
 
-let offered = false;
-// Images the model knows; other models have never seen this world.
-export async function offerSamples() {
-  if (offered || !modelsFor("fdm").some((model) => model.side_px <= 48)) return;
-  offered = true;
-  let samples;
-  try { samples = (await get("playground/samples")).data; } catch { return; }
-  byId("samples").replaceChildren(...samples.map(({ url, actions }, place) =>
-    el("button", { type: "button", class: "sample", onclick: async () => {
-      try { await take(await (await fetch(url)).blob(), actions); } catch { showError("The sample cannot be read."); }
-    } }, imageElement(url, `Sample ${place + 1}: objects on a table`))));
-  byId("sample-box").hidden = false;
+// The server's examples, once they can be read: a key may be needed first.
+export async function offerExamples() {
+  if (!byId("example-box").hidden) return;
+  let examples;
+  try { examples = (await get("v1/examples")).data; } catch { return; } // an older server, or one without any
+  if (!Array.isArray(examples) || !examples.length) return;
+  byId("examples").replaceChildren(...examples.map((example) => el("li", {}, card(example))));
+  byId("example-box").hidden = false;
+  byId("drop-title").textContent = "Or drop, paste or pick an image of your own";
+  byId("start").classList.add("has-examples");
+}
+
+function card({ id, thumbnail, actions }) {
+  const [action] = actions, name = id.replace(/\.\w+$/, "").replaceAll(/[-_]+/g, " ");
+  return el("button", {
+    type: "button", class: "example", title: name,
+    "aria-label": action ? `${name}: predict “${action}”` : `${name}: start with this image`,
+    onclick: async () => {
+      try { await take(await getBlob(`v1/examples/${encodeURIComponent(id)}`), actions); } catch (error) { showError(error.message); }
+    },
+  }, el("span", { class: "shot" }, imageElement(thumbnail, "")), el("span", { class: "caption", text: action || name }));
 }

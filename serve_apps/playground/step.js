@@ -65,6 +65,13 @@ function drawButton() {
   byId("go").textContent = count > 1 ? `Roll out ${count} actions` : "Predict";
 }
 
+// As if typed and sent: what is predicted is seen in the box while it is.
+export function predictNow(action) {
+  byId("action").value = action;
+  drawButton();
+  byId("step").requestSubmit();
+}
+
 export function wireStep() {
   const field = byId("action");
   byId("step").addEventListener("submit", (event) => {
@@ -109,14 +116,10 @@ export function drawStep() {
   drawSuggestions();
 }
 
-// What can be done in a sample; it is known of the sample alone, not of what comes after.
+// What can be done in an example; it is known of the example alone, not of what comes after.
 function drawSuggestions() {
   const actions = state.current === 0 ? state.suggestions : [];
   byId("suggestions").hidden = !actions.length;
   byId("suggestions").replaceChildren(el("span", { class: "hint", text: "Try:" }), ...actions.map((text) =>
-    el("button", { type: "button", class: "chip", text, onclick: () => {
-      byId("action").value = text;
-      drawButton();
-      byId("step").requestSubmit();
-    } })));
+    el("button", { type: "button", class: "chip", text, onclick: () => predictNow(text) })));
 }

@@ -1,6 +1,7 @@
 """What a server is started with: the shipped files, text arguments, what is refused at once."""
 
 import json
+import os
 import socket
 from importlib import import_module
 from pathlib import Path
@@ -66,7 +67,8 @@ def test_a_start_that_cannot_work_is_refused_at_once(tiny_base, tmp_path, capsys
     (tmp_path / "empty").mkdir()
     good = f"fdm={tiny_base}"
     cases = [
-        ([good], "idm is missing"),
+        ([good], "they cannot read each other's images"),
+        ([good, f"idm={tiny_base}", f"examples={tmp_path / 'empty'}"], "no image"),
         ([good, "idm=nowhere"], "idm = 'nowhere': no such model folder"),
         ([good, f"idm={tmp_path / 'empty'}"], "no config.json"),
         ([good, f"idm={tmp_path / 'other'}"], "they cannot read each other's images"),
@@ -80,7 +82,8 @@ def test_a_start_that_cannot_work_is_refused_at_once(tiny_base, tmp_path, capsys
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         assert serve_main([good, f"idm={tiny_base}", f"port={number}", "--dry-run"]) == 2
-        assert f"cannot listen on 127.0.0.1 port {number}" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert f"cannot listen on 127.0.0.1 port {number}: Address already in use by process {os.getpid()} (" in error
     assert serve_main([good, f"idm={tiny_base}", f"port={number}", "--dry-run"]) == 0
 
 

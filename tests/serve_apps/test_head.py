@@ -6,13 +6,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_apps.recipe import ServeRecipe
-from serve_apps.routes import chat, edits, models, playground, reference, rollouts, score
+from serve_apps.routes import chat, edits, examples, models, playground, reference, rollouts, score
 from tests.helpers.serve_local import local_app
 
 PAGES = ["/", "/docs", "/docs/files/swagger-ui.css", "/openapi.json", "/health", "/playground/predict.js"]
-PAGES += ["/playground/samples", "/playground/samples/0.png"]
-MODELS = ["/v1/models", "/v1/models/fdm"]
-WRONG = ["/v1/models/none", "/nowhere", "/playground/none.js", "/docs/files/none"]
+MODELS = ["/v1/models", "/v1/models/fdm", "/v1/examples", "/v1/examples/red-circle-blue-square.png"]
+WRONG = ["/v1/models/none", "/nowhere", "/playground/none.js", "/docs/files/none", "/v1/examples/none"]
 POSTS = ["/v1/images/edits", "/v1/chat/completions", "/v1/score", "/v1/rollouts", "/v1/wm/score", "/v1/wm/rollouts"]
 ALICE = {"authorization": "Bearer wm-alice"}
 
@@ -22,7 +21,7 @@ def recipe(tiny_base, tmp_path_factory):
     keys = tmp_path_factory.mktemp("head") / "keys.toml"
     sha256 = hashlib.sha256(b"wm-alice").hexdigest()
     keys.write_text(f'[[keys]]\nname = "alice"\nsha256 = "{sha256}"\nrequests_per_minute = 1000\n')
-    return ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), keys=str(keys))
+    return ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), keys=str(keys), examples="nano:images")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def test_head_is_get_without_the_body(http, path):
 
 
 def test_every_route_that_answers_get_answers_head():
-    for group in (chat, edits, models, playground, reference, rollouts, score):
+    for group in (chat, edits, examples, models, playground, reference, rollouts, score):
         methods = {}
         for route in group.router.routes:
             methods.setdefault(route.path, route.methods)  # of the first, which is the one that answers
@@ -62,7 +61,7 @@ def test_every_route_that_answers_get_answers_head():
 def test_the_schema_describes_get_alone(app, http):
     paths = app.openapi()["paths"]
     read = {path for path, methods in paths.items() if "get" in methods}
-    assert read == {"/v1/models", "/v1/models/{model_id}", "/health"}
+    assert read == {"/v1/models", "/v1/models/{model_id}", "/v1/examples", "/v1/examples/{example_id}", "/health"}
     assert not [path for path, methods in paths.items() if "head" in methods]
     for path in PAGES + MODELS:
         reply = http.post(path, headers=ALICE)

@@ -10,17 +10,20 @@ import pytest
 from PIL import Image, ImageSequence
 
 from serve_apps.recipe import ServeRecipe
-from tests.helpers.playground_pages import NOISE, SIDE_PX, act, frames, pixels_of, start
+from tests.helpers.playground_pages import NOISE, act, frames, pixels_of, start
 from tests.helpers.playground_server import served
 from tests.helpers.serve_local import local_app
 from wm.images import encode_png
 
 
 @pytest.fixture(scope="module")
-def url(tiny_base):
-    with served(
-        local_app(ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), num_candidates=4, max_best_of=8))
-    ) as address:
+def url(tiny_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "a_cup.png").write_bytes(encode_png(np.full((40, 40, 3), 77, np.uint8)))
+    (folder / "noise.png").write_bytes(encode_png(NOISE))
+    (folder / "actions.json").write_text(json.dumps({"a_cup.png": ["move the cup", "take the cup"]}))
+    recipe = ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), examples=str(folder), num_candidates=4, max_best_of=8)
+    with served(local_app(recipe)) as address:
         yield address
 
 
@@ -182,13 +185,25 @@ def test_what_happened_between_any_two_frames(page, url, tmp_path):
     )
 
 
-def test_samples_are_one_click_away(page, url):
+def test_an_example_is_one_click_from_its_candidates(page, url):
     page.open(url)
-    page.wait("document.querySelectorAll('.sample').length >= 4")
-    page.click(".sample", 2)
-    page.wait("document.querySelector('.chip')")
-    chip = page.text(".chip")
-    page.click(".chip")
+    page.wait("document.querySelectorAll('.example').length === 2")
+    labels = page.do("[...document.querySelectorAll('.example')].map((node) => node.getAttribute('aria-label'))")
+    assert labels == ["a cup: predict “move the cup”", "noise: start with this image"]
+    page.click(".example", 0)
     page.wait("document.querySelector('.card')")
-    assert page.text("#found .action") == chip
-    assert page.do("document.querySelector('#now img').naturalWidth") == SIDE_PX
+    assert page.text("#found .action") == "move the cup" == page.text(".chip")
+    # The image as it is, not its thumbnail.
+    assert (pixels_of(frames(page)[0][1]) == 77).all()
+    page.click(".chip", 1)
+    page.wait(
+        "document.querySelector('#found .action')?.textContent === 'take the cup' && document.querySelector('.card')"
+    )
+    # Without an action, the image alone; by the keyboard too.
+    page.click("#new")
+    page.press("Tab")
+    assert page.do("document.activeElement === document.querySelectorAll('.example')[1]")
+    page.press("Enter")
+    page.wait("document.querySelectorAll('.card').length === 0 && !document.querySelector('#work').hidden")
+    assert page.do("document.activeElement.id") == "action" and page.do("document.querySelector('.chip')") is None
+    assert np.array_equal(pixels_of(frames(page)[0][1]), NOISE)

@@ -31,7 +31,7 @@ CHECKS = [
 WORK = ["/v1/images/edits", "/v1/chat/completions", "/v1/wm/score", "/v1/wm/rollouts"]
 ALSO = ["/v1/score", "/v1/rollouts"]
 """Older names of the two above."""
-READ = ["/v1/models", "/v1/models/{model_id}", "/health"]
+READ = ["/v1/models", "/v1/models/{model_id}", "/v1/examples", "/v1/examples/{example_id}", "/health"]
 
 
 @pytest.fixture(scope="module")

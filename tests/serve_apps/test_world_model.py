@@ -13,8 +13,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from serve_apps.__main__ import StartRecipe, start, stop
 from tests.helpers.serve_local import HALF_A_CORE
+from tests.helpers.serve_process import serve_process
 from wm.dynamics import Sampling, propose_actions, sample_observations, score_actions, verify
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import load_codec, load_model
@@ -23,20 +23,21 @@ ROOT = Path(__file__).resolve().parents[2]
 ACTION = "move the red cup left"
 SOURCE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 PNG = encode_png(SOURCE)
+URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
 
 
 @pytest.fixture(scope="module")
-def port(tiny_base):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        number = free.getsockname()[1]
-    recipe = StartRecipe(
-        fdm=str(tiny_base), idm=str(tiny_base), port=number, **HALF_A_CORE, max_best_of=16, num_candidates=4
-    )
-    try:
-        start(recipe)
-        yield number
-    finally:
-        stop()
+def port(tiny_base, tmp_path_factory):
+    """Of a server in a process of its own. How it ends is checked too, with a request at work."""
+    settings = [f"{name}={{ray_actor_options = {{num_cpus = 0.5}}}}" for name in HALF_A_CORE]
+    settings += [f"fdm={tiny_base}", f"idm={tiny_base}", "max_best_of=16", "num_candidates=4", "max_actions=128"]
+    with httpx2.Client(timeout=60) as session:
+        with serve_process(tmp_path_factory.mktemp("server"), *settings) as number:
+            yield number
+            long = {"image": URL, "actions": ["move it"] * 128, "best_of": 16, "num_beams": 8, "stream": True}
+            request = session.build_request("POST", f"http://127.0.0.1:{number}/v1/rollouts", json=long)
+            lines = session.send(request, stream=True).iter_lines()
+            assert next(lines) == "event: rollout.step"
 
 
 @pytest.fixture(scope="module")

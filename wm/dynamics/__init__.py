@@ -2,12 +2,13 @@
 
 from wm.dynamics.fdm import sample_observations, score_observations, speculate_observations
 from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
+from wm.dynamics.predicted_images import ImagePrediction, ImageRollout, PredictedImage
 from wm.dynamics.roles import BaseSharing, Role, Roles, find_shared_base, load_role, load_roles
 from wm.dynamics.rollout import Rollout, RolloutState, Start, Step, StepDone, Trajectory, roll_out
 from wm.dynamics.search import Prediction, SearchState, predict_observations
 from wm.dynamics.settings import Search, check_draft_length, check_search
 from wm.dynamics.verify import Candidate, verify, verify_batch
-from wm.dynamics.world_model import ImagePrediction, ImageRollout, PredictedImage, WorldModel
+from wm.dynamics.world_model import WorldModel
 from wm.sampling.noise import Sampling
 
 __all__ = [

@@ -1,0 +1,36 @@
+"""End a command at once where Ctrl-C is pressed while its modules are imported, before anything is begun."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status of an interrupted command, as shells have it: 130."""
+
+
+@contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Let Ctrl-C inside the block end the process with one line and status 130, without a traceback.
+
+    A ``KeyboardInterrupt`` is not enough for imports: raised within the start of a native module it comes out as an
+    error of that module. Does nothing in a thread, or where interrupts are ignored (a command that a script runs in
+    the background).
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or handler is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    # Not by an exception, nor by Python's own end: modules may be half imported.
+    os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)
