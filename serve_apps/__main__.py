@@ -262,7 +262,7 @@ def _check_port(host: str, port: int) -> None:
 def _describe_listener(port: int) -> str:
     """Say which process listens on a port, where the system tells this user."""
     try:
-        import psutil  # comes with peft, but is none of this package's own dependencies
+        import psutil  # type: ignore[import-untyped]  # comes with peft, but is none of our own dependencies
     except ImportError:
         return ""
     try:
