@@ -47,7 +47,7 @@ def test_records_and_cards_hold_no_path_and_the_same_figures(name):
     assert "out" not in record["recipe"] and not re.search(r'"/|runs/|/home|/tmp', text)
     assert read_manifest(f"nano:{name}").recipe_digest == record["recipe_digest"]
     card = (SHIPPED / name / "README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\n") and "python -m jobs.ship nano/shipped" in card
+    assert card.startswith("---\nlicense: apache-2.0\n") and "wm ship nano/shipped" in card
     for figure, value in record.get("evaluation", {}).items():
         assert f"| {figure} | {value:.3f} |" in card or f"| {figure} | {value} |" in card
 
