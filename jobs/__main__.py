@@ -33,6 +33,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "predict": "the image after an action or several, each prediction verified",
         "serve": "OpenAI's image and chat API over both models, with a playground",
         "evaluate": "text and image metrics, preference probe, verification at several N",
+        "collect": "images and actions of any other system become a prediction set",
         "report": "one HTML page of a run",
         "benchmark": "measure this machine",
     },

@@ -223,8 +223,8 @@ def list_predictions(folder: str | Path) -> list[PredictionFacts]:
             )
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} is damaged: {to_line(error)}") from error
-        named = (row | {"file": str(file), "row": number} for number, row in enumerate(rows.to_pylist()))
-        facts += [cast(PredictionFacts, row) for row in named]
+        located = (row | {"file": str(file), "row": number} for number, row in enumerate(rows.to_pylist()))
+        facts += [cast(PredictionFacts, row) for row in located]
     if not facts:
         raise InputError(f"{folder} holds no prediction")
     return facts
@@ -262,11 +262,11 @@ def read_image_bytes(file: str | Path, rows: Sequence[int], column: str = "image
     Raises:
         InputError: The file is damaged, or a row has no image.
     """
-    wanted = set(rows)
+    row_numbers = set(rows)
     images: dict[int, bytes] = {}
     try:
         for number, values in _iterate_groups(file, rows, column):
-            images |= {row: values[row - number] for row in range(number, number + len(values)) if row in wanted}
+            images |= {row: values[row - number] for row in range(number, number + len(values)) if row in row_numbers}
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} is damaged: {to_line(error)}") from error
     missing = [row for row in rows if not images.get(row)]
