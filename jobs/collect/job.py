@@ -82,6 +82,7 @@ def _match(recipe: CollectRecipe, rows: list[BenchRow]) -> Matches:
 
 
 def _write_images(recipe: CollectRecipe, rows: list[BenchRow], matches: Matches) -> None:
+    # 1. The same shards in every run, those that exist left out.
     shards = []
     for number, begin in enumerate(range(0, len(matches.files), recipe.shard_rows)):
         part = slice(begin, begin + recipe.shard_rows)
@@ -89,6 +90,7 @@ def _write_images(recipe: CollectRecipe, rows: list[BenchRow], matches: Matches)
     todo = [shard for shard in shards if not (Path(recipe.out) / "predictions" / shard.name).exists()]
     finished = len(matches.files) - sum(len(shard.rows) for shard in todo)
     workers = recipe.resources.num_workers
+    # 2. Here, or in tasks on all nodes.
     inputs = [(shard,) for shard in todo]
     recipe = recipe.with_absolute_paths()
     with (

@@ -71,5 +71,6 @@ def print_result(recipe: CollectRecipe, record: RunRecord) -> None:
 def _print_names(title: str, names: Sequence[str], total: int | None = None) -> None:
     total = len(names) if total is None else total
     if total:
-        shown = ", ".join(names[:_NUM_EXAMPLES])
-        print(f"  {title}: {total:,} ({shown}{', …' if total > _NUM_EXAMPLES else ''})")
+        # Of thousands a few are enough to see what is wrong.
+        examples = ", ".join(names[:_NUM_EXAMPLES])
+        print(f"  {title}: {total:,} ({examples}{', …' if total > _NUM_EXAMPLES else ''})")

@@ -23,7 +23,11 @@ def build_references(rows: Sequence[BenchRow], *, with_copy: bool, with_ceiling:
     Returns:
         A row a system and triplet, in the bench's own files.
     """
-    systems: list[tuple[str, View]] = [(COPY, "full")] * with_copy + [(CEILING, "square")] * with_ceiling
+    views: dict[str, View] = {}
+    if with_copy:
+        views[COPY] = "full"
+    if with_ceiling:
+        views[CEILING] = "square"
     return [
         {
             "triplet_id": row.triplet_id,
@@ -38,7 +42,7 @@ def build_references(rows: Sequence[BenchRow], *, with_copy: bool, with_ceiling:
             "file": row.file,
             "row": row.row,
         }
-        for system, view in systems
+        for system, view in views.items()
         for row in rows
     ]
 
@@ -55,6 +59,7 @@ def cut_batches(facts: Sequence[PredictionFacts], rows: Sequence[BenchRow], imag
         The batches, numbered; the same in every process.
     """
     chunk_of = {row.triplet_id: index // CHUNK_ROWS for index, row in enumerate(rows)}
+    # A file has one column that is read, and a chunk one set of targets.
     groups: dict[tuple[str, str, int], list[PredictionFacts]] = {}
     for fact in facts:
         groups.setdefault((fact["system"], fact["file"], chunk_of[fact["triplet_id"]]), []).append(fact)

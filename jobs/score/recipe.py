@@ -10,6 +10,19 @@ from wm.evaluation.metrics.encoders import DinoPreparation
 from wm.paths import INPUT, InputPath, OutputPath
 
 
+class BertScoreSettings(Recipe):
+    """The model of BERTScore, for the metric bertscore of actions."""
+
+    model: InputPath = ""
+    """Folder of a RoBERTa or BERT, in the paper's protocol roberta-large; empty: bertscore is absent."""
+    layer: int | None = Field(default=None, ge=1)
+    """Layer whose vectors are compared; left out: 17, for roberta-large alone."""
+    rescale: bool = True
+    """Rescale by a baseline, so that unrelated texts score about 0, as the paper's figures seem to be."""
+    baseline: float | None = Field(default=None, ge=0, lt=1)
+    """F1 of unrelated texts; left out: that of bert-score for English and layer 17 of roberta-large."""
+
+
 class ScoreResources(Recipe):
     """Where the models of images run, and how many images at a time."""
 
@@ -27,11 +40,12 @@ class ScoreRecipe(Recipe):
     RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources.num_workers", "cache"})
 
     predictions: Annotated[list[str], INPUT] = []
-    """Prediction sets: folders of jobs.evaluate and jobs.collect, no two with a system of one name."""
+    """Prediction sets with images, actions or both: folders of jobs.evaluate and jobs.collect, no two with a system of
+    one name."""
     triplets: InputPath
     """The bench: folder of the triplets that the sets are of."""
     out: OutputPath
-    """Folder for scores.json, scores.csv, values/ (the metrics of every image) and run.json."""
+    """Folder for scores.json, scores.csv, values/ and action_values/ (metrics of every image and action), run.json."""
     subset: SubsetColumn = "class_label"
     """Column that separates subsets; in AURORA-Bench class_label."""
     with_copy: bool = True
@@ -50,6 +64,8 @@ class ScoreRecipe(Recipe):
     blip: InputPath = ""
     """Folder of BLIP for the captions of clip_t_*, such as Salesforce/blip-image-captioning-large; empty: they are
     absent."""
+    bertscore: BertScoreSettings = BertScoreSettings()
+    """The model of BERTScore: bertscore.model=models/roberta-large."""
     cache: OutputPath = ""
     """Folder of what the models gave, by hash of image and digest of model, which several runs may share; empty:
     out/features."""

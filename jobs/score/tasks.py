@@ -14,7 +14,12 @@ from wm.tables import write_table
 
 
 def values_file(out: str | Path, batch: ScoreBatch) -> Path:
-    """Return the file of a batch's values."""
+    """Return the file of a batch's values.
+
+    Args:
+        out: Output folder of the run.
+        batch: The batch.
+    """
     return Path(out) / "values" / f"part-{batch.number:06d}.parquet"
 
 
@@ -33,6 +38,7 @@ def score_and_store(batch: ScoreBatch, recipe_json: str, is_worker: bool) -> int
     if is_worker:
         torch.set_num_threads(1)
     recipe = ScoreRecipe.model_validate_json(recipe_json)
+    # Beside the values, unless several runs share one.
     cache = FeatureCache(recipe.cache or Path(recipe.out) / "features")
     values = score_batch(batch, load_models(recipe_json), cache)
     write_table(values, values_file(recipe.out, batch), VALUE_SCHEMA)
@@ -48,6 +54,7 @@ def load_models(recipe_json: str) -> ImageModels:
     """
     recipe = ScoreRecipe.model_validate_json(recipe_json)
     device, size = recipe.resources.device, recipe.resources.batch_size
+    # What a metric lacks is said by the driver.
     return ImageModels(
         clip=load_clip(recipe.clip, device=device, batch_size=size) if recipe.clip else None,
         dino=load_dino(recipe.dino, device=device, batch_size=size, preparation=recipe.dino_preparation)

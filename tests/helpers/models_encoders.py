@@ -1,8 +1,10 @@
-"""Tiny random CLIP, vision transformer and BLIP, as folders of their released form."""
+"""Tiny random CLIP, vision transformer, BLIP and RoBERTa, as folders of their released form."""
 
 from pathlib import Path
 
 import torch
+from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import RobertaProcessing
 from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
@@ -10,6 +12,9 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
     ViTConfig,
     ViTImageProcessorPil,
     ViTModel,
@@ -65,3 +70,26 @@ def write_blip(folder: Path) -> Path:
         text = _TEXT | {"vocab_size": len(tokenizer), "sep_token_id": 4, "encoder_hidden_size": 32}
         model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=_VISION, projection_dim=24))
     return _save(model, folder, BlipImageProcessorPil(size={"height": SIDE_PX, "width": SIDE_PX}), tokenizer)
+
+
+def write_roberta(folder: Path) -> Path:
+    """Byte-level words that know the blank before them, and a head for masked words, as the release has."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    words = ByteLevelBPETokenizer()
+    words.train_from_iterator([" ".join(WORDS)] * 4, vocab_size=300, special_tokens=special, show_progress=False)
+    words.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    roles = {"bos": 0, "cls": 0, "pad": 1, "eos": 2, "sep": 2, "unk": 3, "mask": 4}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words._tokenizer,
+        model_max_length=30,
+        **{f"{role}_token": special[row] for role, row in roles.items()},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = RobertaForMaskedLM(
+            RobertaConfig(
+                vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+                num_attention_heads=4, max_position_embeddings=32, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+            )
+        )  # fmt: skip
+    return _save(model, folder, tokenizer)

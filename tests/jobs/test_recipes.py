@@ -8,8 +8,10 @@ import pytest
 
 from jobs.annotate.job import AnnotateRecipe
 from jobs.bootstrap import BootstrapRecipe, plan, run
+from jobs.evaluate import EvaluateRecipe
 from jobs.ingest.job import IngestRecipe
 from jobs.plan.job import PlanRecipe
+from jobs.score import ScoreRecipe
 from jobs.select.recipe import SelectRecipe
 from wm.config import Recipe, read_toml
 from wm.errors import InputError
@@ -32,6 +34,8 @@ KINDS: dict[str, type[Recipe]] = {
     "c-idm": TrainRecipe,
     "cluster": PlanRecipe,
     "demo": BootstrapRecipe,
+    "evaluate-aurora-bench": EvaluateRecipe,
+    "evaluate-aurora-bench-liquid": EvaluateRecipe,
     "epic-kitchens": IngestRecipe,
     "fdm": TrainRecipe,
     "full": BootstrapRecipe,
@@ -42,6 +46,7 @@ KINDS: dict[str, type[Recipe]] = {
     "l-idm": TrainRecipe,
     "laptop": PlanRecipe,
     "rounds": BootstrapRecipe,
+    "score-aurora-bench": ScoreRecipe,
     "select-7000": SelectRecipe,
     "something-v2": IngestRecipe,
 }

@@ -41,8 +41,17 @@ def macro_mean(by_subset: Mapping[str, float | None]) -> float | None:
 
 
 def footnote(num_items: int, subsets: Iterable[str]) -> str:
-    """Write the note below a table of AURORA-Bench that names the rows that are missing; empty for other benches."""
+    """Write the note below a table of AURORA-Bench that names the missing rows.
+
+    Args:
+        num_items: Triplets of the bench.
+        subsets: Names of their subsets.
+
+    Returns:
+        The note; empty for other benches.
+    """
     if set(subsets) != set(SUBSET_NAMES) or num_items != NUM_COMPLETE:
         return ""
+    # The folder of the image is the id of its video.
     rows = " and ".join(path.split("/")[-2] for path in MISSING_TARGETS)
     return f"{NUM_COMPLETE} of AURORA-Bench's 250 pairs: the release lacks the targets of something {rows}"

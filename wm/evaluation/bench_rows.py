@@ -60,17 +60,19 @@ def read_bench_rows(folder: str | Path) -> list[BenchRow]:
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} is damaged: {to_line(error)}") from error
         for number, row in enumerate(table.to_pylist()):
-            texts = {name: row[name] or "" for name in _COLUMNS[:5]}
-            paths = {f"{side}_path": (row[f"{side}_image"] or {}).get("path") or "" for side in ("source", "target")}
-            rows.append(BenchRow(**texts, **paths, file=str(file), row=number))
+            source_path, target_path = ((row[f"{side}_image"] or {}).get("path") or "" for side in ("source", "target"))
+            triplet_id, dataset, split, class_label, action = (row[name] or "" for name in _COLUMNS[:5])
+            rows.append(
+                BenchRow(triplet_id, dataset, split, class_label, action, source_path, target_path, str(file), number)
+            )
     if not rows:
         raise InputError(f"no triplet in {folder}")
     # Predictions name triplets by their ids.
-    seen: set[str] = set()
+    ids: set[str] = set()
     for bench_row in rows:
-        if bench_row.triplet_id in seen:
+        if bench_row.triplet_id in ids:
             raise InputError(f"{folder}: two triplets have the id {bench_row.triplet_id}")
-        seen.add(bench_row.triplet_id)
+        ids.add(bench_row.triplet_id)
     numbers = _list_numbers(folder)
     return [replace(row, number=numbers.get(row.triplet_id)) for row in rows]
 
@@ -89,7 +91,7 @@ def _list_numbers(folder: str | Path) -> dict[str, int]:
 
 
 def _count_listed(record: dict[str, dict[str, int]]) -> int:
-    # A sample's rows may be anywhere in the list, whose length only the file tells.
+    # A sample's rows may be anywhere in the list, whose length is only in the file.
     recipe = record["recipe"]
     path = Path(str(recipe["root"])) / str(recipe["file"])
     if recipe.get("sample") and path.is_file():
@@ -115,6 +117,7 @@ def add_list_rows(rows: Sequence[BenchRow], path: str | Path) -> list[BenchRow]:
     entries = parse_json(Path(path).read_bytes(), str(path))
     if not isinstance(entries, list) or not all(isinstance(row, dict) for row in entries):
         raise InputError(f"{path}: expected a JSON list of objects with input and output")
+    # As JSON, as a field of a foreign list may be anything, lists among them.
     by_names: dict[tuple[object, object], list[int]] = {}
     for number, row in enumerate(entries):
         key = (json.dumps(row.get("input")), json.dumps(row.get("output")))

@@ -45,6 +45,7 @@ class FeatureCache:
             if len(stored) != len(hashes):
                 raise InputError(f"{path} holds {len(stored)} vectors, expected {len(hashes)}; remove it")
             return stored
+        # Not there: computed, and stored for the next run or process.
         vectors = compute()
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path) as temporary, temporary.open("wb") as file:
@@ -52,7 +53,19 @@ class FeatureCache:
         return vectors
 
     def texts(self, digest: str, hashes: Sequence[str], compute: Callable[[], list[str]]) -> list[str]:
-        """Load or compute the texts of a batch; as :meth:`vectors`."""
+        """Load or compute the texts of a batch.
+
+        Args:
+            digest: Identity of the model and of what it computes.
+            hashes: Of the images of the batch, in order.
+            compute: Computes them, in the same order.
+
+        Returns:
+            One text a hash.
+
+        Raises:
+            InputError: A file of the cache is damaged.
+        """
         path = self._path(digest, hashes, "json")
         if path.is_file():
             try:
@@ -69,5 +82,6 @@ class FeatureCache:
         return texts
 
     def _path(self, digest: str, hashes: Sequence[str], ending: str) -> Path:
+        # A batch of other images, or of a model with other weights, is another file.
         name = hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:32]
         return self.folder / digest / f"{name}.{ending}"

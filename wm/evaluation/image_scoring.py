@@ -6,6 +6,7 @@ Not known here: which systems there are, how batches are cut and where they run.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -106,7 +107,7 @@ def score_batch(batch: ScoreBatch, models: ImageModels, cache: FeatureCache) -> 
     """
     images = _read_predictions(batch, models)
     # All targets of the chunk at once, whichever are asked for: every batch of it finds their features stored.
-    targets = read_targets(batch.chunk)
+    targets = read_targets(tuple(batch.chunk))
     rows_of = {row.triplet_id: index for index, row in enumerate(batch.chunk)}
     targets_of = [rows_of[facts["triplet_id"]] for facts in batch.facts]
     pairs = [*zip(images, [targets[index] for index in targets_of], batch.facts, strict=True)]
@@ -133,21 +134,23 @@ def score_batch(batch: ScoreBatch, models: ImageModels, cache: FeatureCache) -> 
     ]
 
 
-def read_targets(rows: Sequence[BenchRow]) -> list[Pixels]:
-    """Read the targets of triplets.
+@lru_cache(maxsize=1)
+def read_targets(rows: tuple[BenchRow, ...]) -> list[Pixels]:
+    """Read the targets of triplets; the last ones stay, as several batches in turn are of one chunk.
 
     Raises:
         InputError: A file is damaged, or an image cannot be read.
     """
     images: dict[tuple[str, int], Pixels] = {}
     for file in dict.fromkeys(row.file for row in rows):
-        here = {row.row: row for row in rows if row.file == file}
-        for number, data in zip(sorted(here), read_image_bytes(file, sorted(here), "target_image"), strict=True):
-            images[file, number] = decode_image(data, f"target_image of triplet {here[number].triplet_id}")
+        of_file = {row.row: row for row in rows if row.file == file}
+        for number, data in zip(sorted(of_file), read_image_bytes(file, sorted(of_file), "target_image"), strict=True):
+            images[file, number] = decode_image(data, f"target_image of triplet {of_file[number].triplet_id}")
     return [images[row.file, row.row] for row in rows]
 
 
 def _read_predictions(batch: ScoreBatch, models: ImageModels) -> list[Pixels]:
+    # Ascending, as row groups are read one after another.
     numbers = sorted({facts["row"] for facts in batch.facts})
     encoded = dict(zip(numbers, read_image_bytes(batch.file, numbers, batch.column), strict=True))
     images = [

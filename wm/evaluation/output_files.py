@@ -64,9 +64,9 @@ def match_outputs(folder: str | Path, pattern: str, rows: Sequence[BenchRow]) ->
     """
     if not os.path.isdir(folder):  # noqa: PTH112 - of a name that is too long, pathlib raises
         raise InputError(f"no such folder: {str(folder)!r:.300}")
-    pieces = _parse_pattern(pattern)
+    segments = _parse_pattern(pattern)
     # 1. The name of each row, which must be its own.
-    names = [_fill_pattern(pieces, pattern, row) for row in rows]
+    names = [_fill_pattern(segments, pattern, row) for row in rows]
     owners: dict[str, BenchRow] = {}
     for name, row in zip(names, rows, strict=True):
         other = owners.setdefault(name, row)
@@ -99,16 +99,16 @@ def _check_owners(files: Sequence[Sequence[OutputFile]], rows: Sequence[BenchRow
 
 
 def _parse_pattern(pattern: str) -> list[tuple[str, str, str]]:
-    """Cut a pattern into pieces of literal text, the field after it, and the field's format."""
+    """Cut a pattern into segments of literal text, the field after it, and the field's format."""
     expected = (
         f"expected a path below the folder, such as {{task}}/{{row}}.png; fields: {', '.join([*FIELDS, *NUMBERS])}"
     )
     try:
-        pieces = [(text, name or "", spec or "") for text, name, spec, _ in Formatter().parse(pattern)]
+        segments = [(text, name or "", spec or "") for text, name, spec, _ in Formatter().parse(pattern)]
     except ValueError as error:
         raise InputError(f"pattern = {pattern!r:.200}: {error}; {expected}") from error
-    used = [name for _, name, _ in pieces if name]
-    for _, name, spec in pieces:
+    used = [name for _, name, _ in segments if name]
+    for _, name, spec in segments:
         if name and name not in (*FIELDS, *NUMBERS):
             raise InputError(f"pattern = {pattern!r:.200}: unknown field {name!r}; {expected}")
         if spec and (name != "row" or not _WIDTH.fullmatch(spec)):
@@ -119,7 +119,7 @@ def _parse_pattern(pattern: str) -> list[tuple[str, str, str]]:
         raise InputError(f"pattern = {pattern!r:.200}: {problem}; {expected}")
     if pattern.startswith("/") or ".." in pattern.split("/"):
         raise InputError(f"pattern = {pattern!r:.200} leads out of the folder; {expected}")
-    return pieces
+    return segments
 
 
 def _fields_of(row: BenchRow) -> dict[str, str]:
@@ -137,10 +137,10 @@ def _fields_of(row: BenchRow) -> dict[str, str]:
     return {name: value for name, value in values.items() if value}
 
 
-def _fill_pattern(pieces: Sequence[tuple[str, str, str]], pattern: str, row: BenchRow) -> str:
+def _fill_pattern(segments: Sequence[tuple[str, str, str]], pattern: str, row: BenchRow) -> str:
     """Fill the row's fields in; run and candidate stay, between zero bytes."""
     values, parts = _fields_of(row), []
-    for text, name, spec in pieces:
+    for text, name, spec in segments:
         parts.append(text)
         if name in NUMBERS:
             parts.append(f"\0{name}\0")
@@ -202,9 +202,11 @@ def _find_names(names: Sequence[str], part: str) -> Iterator[tuple[str, dict[str
         if start < len(names) and names[start] == part:
             yield part, {}
         return
-    # Odd pieces are names of numbers.
-    pieces = [f"(?P<{piece}>{_NUMBER})" if at % 2 else re.escape(piece) for at, piece in enumerate(part.split("\0"))]
-    expression = re.compile("".join(pieces))
+    # Odd segments are names of numbers.
+    segments = [
+        f"(?P<{segment}>{_NUMBER})" if at % 2 else re.escape(segment) for at, segment in enumerate(part.split("\0"))
+    ]
+    expression = re.compile("".join(segments))
     for name in names[start:]:
         if not name.startswith(prefix):
             return

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import pyarrow as pa
 
 from wm.errors import InputError
 from wm.evaluation.bench_rows import BenchRow
 from wm.runs import parse_json
+from wm.tables import read_table
 
 ACTION_SCHEMA = pa.schema(
     [
@@ -30,6 +31,22 @@ class ActionRow(TypedDict):
     run: int
     action: str
     origin: str
+
+
+def actions_folder(folder: str | Path) -> Path:
+    """Return the folder of a prediction set's actions."""
+    return Path(folder) / "actions"
+
+
+def list_actions(folder: str | Path) -> list[ActionRow]:
+    """List the actions of a prediction set; none where it has images only.
+
+    Raises:
+        InputError: A file is damaged or of another form.
+    """
+    if not actions_folder(folder).is_dir():
+        return []
+    return [cast(ActionRow, row) for row in read_table(actions_folder(folder), ACTION_SCHEMA).to_pylist()]
 
 
 def read_actions(path: str | Path, rows: Sequence[BenchRow], system: str) -> tuple[list[ActionRow], int]:
@@ -60,6 +77,7 @@ def read_actions(path: str | Path, rows: Sequence[BenchRow], system: str) -> tup
         where = f"{path}, line {number}"
         entry = parse_json(line, where)
         index = _find_row(entry, by_id, by_number, where)
+        # A list may cover more than the bench, such as its rows without a target.
         if index is None:
             extra += 1
             continue
@@ -82,6 +100,7 @@ def _find_row(entry: object, by_id: dict[str, int], by_number: dict[int, int], w
     expected = 'expected {"triplet_id": text or "row": number, "action": text}'
     if not isinstance(entry, dict) or ("triplet_id" in entry) == ("row" in entry):
         raise InputError(f"{where}: {entry!r:.80}; {expected}")
+    # Without numbers of rows there is only one name that is certain.
     if "triplet_id" in entry:
         return by_id.get(str(entry["triplet_id"]))
     number = entry["row"]

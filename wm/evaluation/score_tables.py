@@ -44,7 +44,9 @@ class ScoreRow(TypedDict):
     metrics: dict[str, ScoreFigure]
 
 
-def build_score_rows(values: Iterable[Values], subsets: Mapping[str, str]) -> list[ScoreRow]:
+def build_score_rows(
+    values: Iterable[Values], subsets: Mapping[str, str], metrics: Sequence[str] = METRICS
+) -> list[ScoreRow]:
     """Build the rows of the table.
 
     An item's value is the mean over its candidates, each as often as it counts, then over sampling seeds, then over
@@ -53,6 +55,7 @@ def build_score_rows(values: Iterable[Values], subsets: Mapping[str, str]) -> li
     Args:
         values: Rows of :data:`wm.evaluation.image_scoring.VALUE_SCHEMA`.
         subsets: Id of each triplet of the bench → its subset.
+        metrics: Columns that are metrics.
 
     Returns:
         A row a system and choice, systems in their first order.
@@ -63,7 +66,7 @@ def build_score_rows(values: Iterable[Values], subsets: Mapping[str, str]) -> li
             grouped[choice].append((row, weight))
     systems = list(dict.fromkeys(system for system, _, _ in grouped))
     order = sorted(grouped, key=lambda key: (systems.index(key[0]), key[1], key[2]))
-    return [_build_row(choice, grouped[choice], subsets) for choice in order]
+    return [_build_row(choice, grouped[choice], subsets, metrics) for choice in order]
 
 
 def _choices_of(row: Values) -> dict[Choice, int]:
@@ -77,10 +80,10 @@ def _choices_of(row: Values) -> dict[Choice, int]:
     return {(system, "idm", k): chosen_at.count(k) for k in set(chosen_at)}
 
 
-def _build_row(choice: Choice, rows: _Weighted, subsets: Mapping[str, str]) -> ScoreRow:
+def _build_row(choice: Choice, rows: _Weighted, subsets: Mapping[str, str], metrics: Sequence[str]) -> ScoreRow:
     present = {cast(str, row["triplet_id"]) for row, _ in rows}
     missing = [subset for triplet_id, subset in subsets.items() if triplet_id not in present]
-    names = [name for name in METRICS if any(row.get(name) is not None for row, _ in rows)]
+    names = [name for name in metrics if any(row.get(name) is not None for row, _ in rows)]
     return {
         "system": choice[0],
         "choice": choice[1],

@@ -12,13 +12,15 @@ from jobs import collect, evaluate, score
 from jobs.collect import CollectRecipe
 from jobs.score import ScoreRecipe
 from jobs.score import job as score_job
+from jobs.score.actions import ACTION_VALUE_SCHEMA
 from tests.helpers.bench_files import TASKS, bench_pair, write_bench
 from tests.helpers.evaluate_data import ACTIONS, noise_pair, recipe_of, write_triplets
-from tests.helpers.models_encoders import write_blip, write_clip, write_dino
+from tests.helpers.models_encoders import write_blip, write_clip, write_dino, write_roberta
 from wm.errors import InputError
 from wm.evaluation.bench_rows import read_bench_rows
 from wm.evaluation.image_scoring import VALUE_SCHEMA
 from wm.evaluation.metrics.encoders import load_blip, load_clip, load_dino
+from wm.evaluation.metrics.text import report_text
 from wm.tables import read_table
 
 SUBSETS = ["magicbrush", "something", "kubric"]
@@ -70,7 +72,7 @@ def cosine(encoder, first, second):
 
 def test_figures_are_those_made_by_hand(bench, got, models, tmp_path, capsys):
     record = score.run(recipe_for(bench, tmp_path / "out", [got], **models, resources={"batch_size": 3}))
-    assert record["counts"] == {"triplets": 5, "images": 5 + 7, "systems": 2}
+    assert record["counts"] == {"triplets": 5, "images": 5 + 7, "actions": 0, "systems": 2}
     scores = json.loads((tmp_path / "out/scores.json").read_text())
     rows = {(row["system"], row["choice"]): row for row in scores["rows"]}
     assert scores["subsets"] == SUBSETS and not scores["absent"] and scores["note"] == ""
@@ -166,6 +168,43 @@ def test_an_evaluations_own_figures_come_back(tiny_base, tmp_path):
             assert figure["micro_mean"] == pytest.approx(mean, abs=1e-12), row["system"]
             assert set(figure["by_subset"]) == {"even", "odd"}
     assert {(row["system"], row["choice"], row["k"]) for row in rows} == set(expected)
+    (own,) = json.loads((tmp_path / "out/scores.json").read_text())["actions"]["rows"]
+    (row,) = json.loads((tmp_path / "run/tables.json").read_text())["idm"]
+    for name in ("rouge1", "rouge2", "rougeL", "exact_match"):
+        assert own["metrics"][name]["micro_mean"] == pytest.approx(row["metrics"][name]["mean"]), name
+
+
+def test_actions_of_several_systems(bench, models, tmp_path, capsys):
+    rows = read_bench_rows(bench)
+    texts = {"VILA-U": ["do 0", "do 2", "undo"], "Echo": [row.action for row in rows]}
+    for system, actions in texts.items():
+        lines = [json.dumps({"row": number, "action": text}) for number, text in enumerate(actions)]
+        (tmp_path / f"{system}.jsonl").write_text("\n".join(lines))
+        values = {"system": system, "triplets": str(bench), "actions": str(tmp_path / f"{system}.jsonl")}
+        collect.run(CollectRecipe.parse(values | {"out": str(tmp_path / system)}, "test"))
+    sets = [tmp_path / system for system in texts]
+    bert = {"model": str(write_roberta(tmp_path / "roberta")), "layer": 2, "rescale": False}
+    score.run(recipe_for(bench, tmp_path / "out", sets, with_copy=False, bertscore=bert))
+    actions = json.loads((tmp_path / "out/scores.json").read_text())["actions"]
+    by_system = {row["system"]: row for row in actions["rows"]}
+    figures = {name: row["metrics"] for name, row in by_system.items()}
+    for name in ("rouge1", "rouge2", "rougeL", "exact_match", "bertscore"):
+        assert figures["Echo"][name]["macro_mean"] == pytest.approx(1.0, abs=1e-6), name
+    # "do 2" for "do 1": one of two words; "undo" for "do 2": none.
+    assert figures["VILA-U"]["rouge1"]["by_subset"] == pytest.approx(
+        {"magicbrush": 0.75, "something": 0, "kubric": None}
+    )
+    assert figures["VILA-U"]["exact_match"]["micro_mean"] == pytest.approx(1 / 3)
+    assert by_system["VILA-U"]["missing_by_subset"] == {"something": 1, "kubric": 1}
+    report = report_text(texts["VILA-U"], [row.action for row in rows[:3]])
+    assert actions["corpus_bleu"]["VILA-U"] == {"0": pytest.approx(report.figures["bleu"])}
+    values = read_table(tmp_path / "out/action_values", ACTION_VALUE_SCHEMA).to_pylist()
+    assert [row["action"] for row in values] == texts["VILA-U"] + texts["Echo"]
+    out = capsys.readouterr().out
+    assert "bleu (corpus)" in out and "bertscore: layer 2, not rescaled" in out
+    with pytest.raises(InputError, match="both hold actions of a system named 'Echo'"):
+        shutil.copytree(tmp_path / "Echo", tmp_path / "again")
+        score.run(recipe_for(bench, tmp_path / "twice", [*sets, tmp_path / "again"]))
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(bench, got, models, tmp_path):

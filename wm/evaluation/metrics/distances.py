@@ -19,6 +19,7 @@ def full_l1(predicted_HWC: Pixels, target_HWC: Pixels) -> float:
         Mean absolute difference over pixels and channels, 0 to 1.
     """
     height, width = target_HWC.shape[:2]
+    # A square prediction of a wide target is stretched, as the paper's figures seem to be.
     if predicted_HWC.shape != target_HWC.shape:
         resized = Image.fromarray(predicted_HWC).resize((width, height), Image.Resampling.BICUBIC)
         predicted_HWC = np.array(resized)

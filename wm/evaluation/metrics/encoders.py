@@ -126,9 +126,9 @@ def load_clip(folder: str | Path, *, device: str = "cpu", batch_size: int = 32) 
     from transformers import CLIPModel
 
     path = Path(folder)
-    model, digest = _load_model(path, CLIPModel, "clip", device)
+    model, digest = load_checked_model(path, CLIPModel, "clip", device)
     with refusing(f"{path} has no preparation of CLIP's images and texts"):
-        return ClipEncoder(model, _load_processor(path), _load_tokenizer(path), digest, batch_size)
+        return ClipEncoder(model, _load_processor(path), load_tokenizer(path), digest, batch_size)
 
 
 def load_dino(
@@ -153,11 +153,11 @@ def load_dino(
     from transformers import CLIPImageProcessorPil, Dinov2Model, ViTModel
 
     path = Path(folder)
-    kind = _read_model_type(path, ("vit", "dinov2"))
+    kind = read_model_type(path, ("vit", "dinov2"))
     classes: dict[str, Any] = {"vit": ViTModel, "dinov2": Dinov2Model}
     # The pooler of a classifier, which DINO was released without, is not used.
     options = {"add_pooling_layer": False} if kind == "vit" else {}
-    model, digest = _load_model(path, classes[kind], kind, device, **options)
+    model, digest = load_checked_model(path, classes[kind], kind, device, **options)
     if preparation == "processor":
         with refusing(f"{path} has no preparation of images"):
             return DinoEncoder(model, _load_processor(path), f"{digest}-processor", batch_size)
@@ -188,13 +188,24 @@ def load_blip(folder: str | Path, *, device: str = "cpu", batch_size: int = 8) -
     from transformers import BlipForConditionalGeneration
 
     path = Path(folder)
-    model, digest = _load_model(path, BlipForConditionalGeneration, "blip", device)
+    model, digest = load_checked_model(path, BlipForConditionalGeneration, "blip", device)
     with refusing(f"{path} has no preparation of BLIP's images and texts"):
-        return BlipCaptioner(model, _load_processor(path), _load_tokenizer(path), digest, batch_size)
+        return BlipCaptioner(model, _load_processor(path), load_tokenizer(path), digest, batch_size)
 
 
-def _read_model_type(folder: Path, kinds: Sequence[str]) -> str:
-    """Check a folder's configuration before anything of transformers reads it; return its ``model_type``."""
+def read_model_type(folder: Path, kinds: Sequence[str]) -> str:
+    """Check a folder's configuration before anything of transformers reads it.
+
+    Args:
+        folder: A model folder.
+        kinds: Values of ``model_type`` that are expected.
+
+    Returns:
+        Its ``model_type``.
+
+    Raises:
+        InputError: The folder is missing, names code, or holds another model.
+    """
     check_folder_exists(folder)
     check_no_code(folder)
     values = read_json(folder / "config.json")
@@ -205,13 +216,27 @@ def _read_model_type(folder: Path, kinds: Sequence[str]) -> str:
     return kind
 
 
-def _load_model(
+def load_checked_model(
     folder: Path, model_class: "type[PreTrainedModel]", kind: str, device: str, **options: bool
 ) -> tuple[Any, str]:
-    """Load a model in evaluation mode, and compute the digest of its configuration and weights."""
+    """Load a model in evaluation mode.
+
+    Args:
+        folder: Its folder.
+        model_class: Its class in transformers.
+        kind: Its ``model_type``.
+        device: Device of torch.
+        options: For the class.
+
+    Returns:
+        The model in float32, and the digest of its configuration and weights.
+
+    Raises:
+        InputError: The folder holds no such model, or lacks tensors of it.
+    """
     from transformers import AutoConfig
 
-    _read_model_type(folder, (kind,))
+    read_model_type(folder, (kind,))
     with refusing(f"{folder} holds no {model_class.__name__} that can be read"):
         config = neutralise(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
         stored = list_tensors(folder)
@@ -236,7 +261,8 @@ def _load_processor(folder: Path) -> Any:
     return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a checked folder."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
