@@ -34,6 +34,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "serve": "OpenAI's image and chat API over both models, with a playground",
         "evaluate": "text and image metrics, preference probe, verification at several N",
         "judge": "a vision-language model scores predicted images: editing success and minimal editing",
+        "collect": "images and actions of any other system become a prediction set",
+        "score": "L1, CLIP, DINO and captions of prediction sets, of any systems side by side",
         "report": "one HTML page of a run",
         "benchmark": "measure this machine",
     },

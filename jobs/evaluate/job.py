@@ -1,6 +1,7 @@
 """Evaluate models on held-out triplets: text metrics, preference probe, verification at several K,
 examples."""
 
+from pathlib import Path
 from typing import Any
 
 from jobs.evaluate import report
@@ -11,14 +12,17 @@ from jobs.evaluate.workers import run_units
 from wm import cli
 from wm.datasets.card import write_dataset_card
 from wm.evaluation.adaptive import adaptive_rows
+from wm.evaluation.aurora_bench import order_subsets
 from wm.evaluation.gallery import write_gallery
+from wm.evaluation.predicted_actions import ACTION_SCHEMA, ActionRow, actions_folder
 from wm.evaluation.predictions import predictions_folder
 from wm.evaluation.rows import Tables
 from wm.evaluation.tables import Collected, build_tables
+from wm.evaluation.unit_predictions import list_unit_actions
 from wm.evaluation.units import collect, list_units
 from wm.records import SEED_SCHEME
 from wm.runs import Run, digest_of, read_run, write_json
-from wm.tables import open_parquet, table_files
+from wm.tables import open_parquet, read_table, table_files, triplets_folder, write_table
 
 MAX_KEPT_ITEMS = 1000
 """Triplets up to which predicted images are kept where the recipe leaves it open."""
@@ -52,6 +56,8 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     with job.timed("read"):
         bench = build_bench(recipe)
     counts = {"triplets": len(bench.held_out), "models": len(entries), "units": len(units)}
+    if len(set(bench.held_out.subsets)) == 1 and len(labels := _list_classes(recipe)) > 1:
+        report.print_crossing(recipe, labels)
     # Everything that can fail without a model has been checked by now.
     if dry_run:
         report.print_plan(recipe, counts)
@@ -74,12 +80,28 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         examples = write_gallery(bench, units, parts, job.out, recipe.examples)
         write_json(job.out / "examples.json", examples)
     counts["examples"] = len(examples)
-    if images is not None:
-        counts["predictions"] = sum(open_parquet(file).metadata.num_rows for file in table_files(images))
-        write_dataset_card(job.out, title="predictions of an evaluation", split="test")
+    counts |= _finish_predictions(job.out, images, list_unit_actions(entries, bench.held_out.ids, units, parts))
     record = job.finish(counts)
     report.print_tables(tables, counts, job.out / "tables.json")
     return record
+
+
+def _finish_predictions(out: Path, images: Path | None, actions: list[ActionRow]) -> dict[str, int]:
+    """Write what makes the folder a prediction set beside the images: the actions, and a card; return the counts."""
+    counts: dict[str, int] = {}
+    if images is not None:
+        counts["predictions"] = sum(open_parquet(file).metadata.num_rows for file in table_files(images))
+    if actions:
+        counts["actions"] = write_table(actions, actions_folder(out) / "part-00000.parquet", ACTION_SCHEMA)
+    if counts:
+        write_dataset_card(out, title="predictions of an evaluation", split="test")
+    return counts
+
+
+def _list_classes(recipe: EvaluateRecipe) -> list[str]:
+    """List the different class labels of the triplets, those of AURORA-Bench in the paper's order."""
+    column = read_table(triplets_folder(recipe.triplets), columns=["class_label"]).column("class_label")
+    return order_subsets(label for label in column.unique().to_pylist() if label)
 
 
 def _complete_tables(recipe: EvaluateRecipe, collected: Collected) -> Tables:

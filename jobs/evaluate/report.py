@@ -1,5 +1,6 @@
 """Print what ``evaluate`` would do and has done. Knows nothing of how it is done."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.evaluate.recipe import EvaluateRecipe
@@ -22,6 +23,21 @@ def print_plan(recipe: EvaluateRecipe, counts: dict[str, int]) -> None:
     print(
         f"would evaluate {counts['models']} models on {counts['triplets']} triplets in {counts['units']} units "
         f"into {recipe.out}"
+    )
+
+
+def print_crossing(recipe: EvaluateRecipe, labels: Sequence[str]) -> None:
+    """Warn that the probe would take negatives of one task for triplets of another.
+
+    Args:
+        recipe: Its subset has one value in all triplets.
+        labels: The different class labels.
+    """
+    # A few names are enough to recognise the set.
+    examples = ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
+    print(
+        f"warning: subset = {recipe.subset!r} is one subset, but class_label has {len(labels)} values ({examples}): "
+        "the probe's negatives cross them, and no figure is given by subset; is subset = 'class_label' meant?"
     )
 
 

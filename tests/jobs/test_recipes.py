@@ -9,9 +9,11 @@ import pytest
 from jobs import train
 from jobs.annotate.job import AnnotateRecipe
 from jobs.bootstrap import BootstrapRecipe, plan, run
+from jobs.evaluate import EvaluateRecipe
 from jobs.ingest.job import IngestRecipe
 from jobs.plan.job import PlanRecipe
 from jobs.predict.recipe import PredictRecipe
+from jobs.score import ScoreRecipe
 from jobs.select.recipe import SelectRecipe
 from jobs.ship import ShipRecipe
 from wm.config import Recipe, read_toml
@@ -36,6 +38,8 @@ KINDS: dict[str, type[Recipe]] = {
     "c-idm": TrainRecipe,
     "cluster": PlanRecipe,
     "demo": BootstrapRecipe,
+    "evaluate-aurora-bench": EvaluateRecipe,
+    "evaluate-aurora-bench-liquid": EvaluateRecipe,
     "epic-kitchens": IngestRecipe,
     "fdm": TrainRecipe,
     "full": BootstrapRecipe,
@@ -47,6 +51,7 @@ KINDS: dict[str, type[Recipe]] = {
     "laptop": PlanRecipe,
     "predict": PredictRecipe,
     "rounds": BootstrapRecipe,
+    "score-aurora-bench": ScoreRecipe,
     "select-7000": SelectRecipe,
     "shipped": ShipRecipe,
     "something-v2": IngestRecipe,

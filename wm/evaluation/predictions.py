@@ -6,6 +6,7 @@ are scored.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -187,12 +188,23 @@ def write_predictions(rows: Iterable[PredictionRow], path: Path) -> int:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     count, remaining = 0, iter(rows)
-    with replace_file(path) as temporary, pq.ParquetWriter(temporary, PREDICTION_SCHEMA, compression="zstd") as writer:
-        # An empty row group would stop Hugging Face's datasets, so none is written for no rows.
-        while group := list(islice(remaining, ROWS_PER_GROUP)):
-            writer.write_table(pa.Table.from_pylist(group, schema=PREDICTION_SCHEMA))
-            count += len(group)
+    with replace_file(path) as temporary:
+        with pq.ParquetWriter(temporary, PREDICTION_SCHEMA, compression="zstd") as writer:
+            # An empty row group would stop Hugging Face's datasets, so none is written for no rows.
+            while group := list(islice(remaining, ROWS_PER_GROUP)):
+                writer.write_table(pa.Table.from_pylist(group, schema=PREDICTION_SCHEMA))
+                count += len(group)
+        # A rename can reach the disk before the content does.
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
     return count
+
+
+def check_complete(folder: str | Path) -> None:
+    """Raise :class:`InputError` unless a prediction set is complete: means would be over fewer items than they say."""
+    if read_run(folder) is None:
+        state = "is not complete" if Path(folder).is_dir() else "does not exist"
+        raise InputError(f"prediction set {folder} {state}: expected a folder with run.json and predictions/")
 
 
 def list_predictions(folder: str | Path) -> list[PredictionFacts]:
@@ -207,10 +219,7 @@ def list_predictions(folder: str | Path) -> list[PredictionFacts]:
     Raises:
         InputError: The set is not complete, damaged, empty, or not of this form.
     """
-    # A set that is still being written would give means over fewer items without saying so.
-    if read_run(folder) is None:
-        state = "is not complete" if Path(folder).is_dir() else "does not exist"
-        raise InputError(f"prediction set {folder} {state}: expected a folder with run.json and predictions/")
+    check_complete(folder)
     if not predictions_folder(folder).is_dir():
         raise InputError(
             f"{folder} has no predictions/: expected a folder of jobs.collect, or of jobs.evaluate with keep_images"
@@ -226,8 +235,8 @@ def list_predictions(folder: str | Path) -> list[PredictionFacts]:
             )
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} is damaged: {to_line(error)}") from error
-        named = (row | {"file": str(file), "row": number} for number, row in enumerate(rows.to_pylist()))
-        facts += [cast(PredictionFacts, row) for row in named]
+        located = (row | {"file": str(file), "row": number} for number, row in enumerate(rows.to_pylist()))
+        facts += [cast(PredictionFacts, row) for row in located]
     if not facts:
         raise InputError(f"{folder} holds no prediction")
     return facts
@@ -265,11 +274,11 @@ def read_image_bytes(file: str | Path, rows: Sequence[int], column: str = "image
     Raises:
         InputError: The file is damaged, or a row has no image.
     """
-    wanted = set(rows)
+    row_numbers = set(rows)
     images: dict[int, bytes] = {}
     try:
         for number, values in _iterate_groups(file, rows, column):
-            images |= {row: values[row - number] for row in range(number, number + len(values)) if row in wanted}
+            images |= {row: values[row - number] for row in range(number, number + len(values)) if row in row_numbers}
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} is damaged: {to_line(error)}") from error
     missing = [row for row in rows if not images.get(row)]

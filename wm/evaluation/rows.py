@@ -30,6 +30,7 @@ class ForwardRow(TypedDict):
     k: int
     metrics: dict[str, Figure]
     by_subset: dict[str, dict[str, float]]  # subset → metric → mean; empty for a single subset
+    macro: NotRequired[dict[str, float]]  # metric → mean of the subsets' means, each counting alike; as by_subset
 
 
 class InverseRow(TypedDict):

@@ -244,6 +244,7 @@ def _build_row(label: str, choice: str, k: int, samples: Samples, subsets: Seque
         figures[metric] = summarise_runs(metric, runs, values_B, over=over)
         for name, inside_B in members.items():
             by_subset[name][metric] = float(values_B[inside_B].mean())
+    macro = {metric: float(np.mean([means[metric] for means in by_subset.values()])) for metric in samples}
     return {
         "label": label,
         "choice": choice,
@@ -251,6 +252,7 @@ def _build_row(label: str, choice: str, k: int, samples: Samples, subsets: Seque
         "metrics": figures,
         # One subset would repeat the figures of the set.
         "by_subset": dict(by_subset) if len(members) > 1 else {},
+        "macro": macro if len(members) > 1 else {},
     }
 
 

@@ -1,13 +1,14 @@
 """Write the images that the units of an evaluation predicted as files of a prediction set."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from wm.evaluation.bank import Bank, find_distinct
-from wm.evaluation.bench import Bench
+from wm.evaluation.bench import Bench, Entry
+from wm.evaluation.predicted_actions import ActionRow
 from wm.evaluation.predictions import PredictionRow, prediction_row, write_predictions
 from wm.evaluation.units import Unit, build_bank, load_part
 from wm.evaluation.verification import best_in_groups
@@ -17,7 +18,12 @@ _DECODE_BATCH = 64
 
 
 def prediction_file(unit: Unit, folder: Path) -> Path:
-    """Return the file of a unit's predictions below the folder of the set's files."""
+    """Return the file of a unit's predictions.
+
+    Args:
+        unit: The unit.
+        folder: Folder of the set's files.
+    """
     return folder / f"part-{unit.entry}.{unit.ask}.{unit.seed}.parquet"
 
 
@@ -63,6 +69,34 @@ def _build_rows(bench: Bench, unit: Unit, parts: Path, ks: Sequence[int]) -> Ite
                 view="square",
                 origin="wm",
             )
+
+
+def list_unit_actions(
+    entries: Mapping[str, Entry], ids: Sequence[str], units: Sequence[Unit], parts: Path
+) -> list[ActionRow]:
+    """List the actions that inverse models proposed, as a prediction set has them.
+
+    Args:
+        entries: The models by name.
+        ids: Of the triplets.
+        units: Units whose files exist.
+        parts: Folder of the units' files.
+
+    Returns:
+        A row a model and triplet.
+    """
+    return [
+        ActionRow(
+            triplet_id=triplet_id,
+            system=entries[unit.entry].label,
+            run=entries[unit.entry].run,
+            action=text,
+            origin="wm",
+        )
+        for unit in units
+        if unit.ask == "propose"
+        for triplet_id, text in zip(ids, load_part(unit.file(parts))[0]["texts"], strict=True)
+    ]
 
 
 def count_choices(bank: Bank, ks: Sequence[int]) -> dict[int, npt.NDArray[np.int64]]:

@@ -22,7 +22,8 @@ def test_all_tables_and_examples_are_written(tiny_base, triplets, tmp_path, caps
     record = evaluate.run(recipe)
     predictions = len(list_predictions(tmp_path / "out"))
     assert record["counts"] == {
-        "triplets": ITEMS, "models": 5, "units": 16, "examples": 3, "predictions": predictions
+        "triplets": ITEMS, "models": 5, "units": 16, "examples": 3, "predictions": predictions,
+        "actions": 2 * ITEMS,
     }  # fmt: skip
     tables = json.loads((tmp_path / "out/tables.json").read_text())
     rows = {(row["label"], row["choice"], row["k"]): row for row in tables["fdm"]}

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import evaluate
+from tests.helpers.bench_files import write_bench
 from tests.helpers.evaluate_data import ITEMS, noise_pair, recipe_of
 from wm.evaluation.predictions import PREDICTION_SCHEMA, list_predictions, pixels_digest
 from wm.images import decode_image
@@ -45,6 +46,8 @@ def test_the_tables_follow_from_the_images(evaluated):
     rows = {(row["label"], row["choice"], row["k"]): row["metrics"]["l1"]["mean"] for row in tables["fdm"]}
     for key, gaps in values.items():
         assert np.mean(gaps) == pytest.approx(rows[key], abs=1e-12), key
+    copy = tables["fdm"][0]
+    assert copy["macro"]["l1"] == pytest.approx(np.mean([means["l1"] for means in copy["by_subset"].values()]))
     assert {key for key in rows if key[1] in ("idm", "greedy")} == set(values)
     facts = list_predictions(out)
     assert record["counts"]["predictions"] == len(facts)
@@ -74,8 +77,18 @@ def test_a_resumed_evaluation_writes_the_same_images(evaluated, tiny_base, tripl
     assert (out / "tables.json").read_bytes() == tables
 
 
-def test_images_are_left_out_where_the_recipe_says_so(tiny_base, triplets, tmp_path):
+def test_images_are_left_out_where_the_recipe_says_so(tiny_base, triplets, tmp_path, capsys):
     models = {"x": {"path": str(tiny_base), "role": "fdm", "label": "X"}}
     more = {"models": models, "idm": "", "zero_shot": False, "keep_images": False, "seeds": [0], **QUICK}
     record = evaluate.run(recipe_of(tiny_base, triplets, tmp_path / "out", **more))
+    assert "warning" not in capsys.readouterr().out
     assert "predictions" not in record["counts"] and not (tmp_path / "out" / "predictions").exists()
+
+
+def test_negatives_across_tasks_are_warned_of(tiny_base, tmp_path, capsys):
+    bench = write_bench(tmp_path / "set")
+    evaluate.run(recipe_of(tiny_base, bench, tmp_path / "out"), dry_run=True)
+    out = capsys.readouterr().out
+    assert "subset = 'dataset' is one subset, but class_label has 3 values (magicbrush, something, kubric)" in out
+    evaluate.run(recipe_of(tiny_base, bench, tmp_path / "out", subset="class_label"), dry_run=True)
+    assert "warning" not in capsys.readouterr().out

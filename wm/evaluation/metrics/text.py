@@ -68,16 +68,17 @@ def report_text(predictions: Sequence[str], references: Sequence[str]) -> TextRe
     return report
 
 
-class _UnicodeWords(Tokenizer):  # type: ignore[misc]
+class UnicodeWords(Tokenizer):  # type: ignore[misc]
     """:func:`split_words` for rouge_score."""
 
     def tokenize(self, text: str) -> list[str]:
+        """Split a text into words."""
         return split_words(text)
 
 
 def _add_rouge(report: TextReport, pairs: Sequence[tuple[str, str]]) -> None:
     # Without a stemmer, which knows English only.
-    scorer = RougeScorer(list(ROUGE_METRICS), tokenizer=_UnicodeWords())
+    scorer = RougeScorer(list(ROUGE_METRICS), tokenizer=UnicodeWords())
     scores = [scorer.score(reference, text) for text, reference in pairs]
     lengths = [len(split_words(reference)) for _, reference in pairs]
     tokens = "words of rouge_score" if all(text.isascii() for pair in pairs for text in pair) else "Unicode words"

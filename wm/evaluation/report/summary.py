@@ -37,7 +37,7 @@ def format_tables(tables: Tables) -> str:
 def _format_forward(tables: Tables) -> str:
     columns = [*judged_metrics(tables), "l1", "unchanged_tokens"]
     rows = [[row_name(row), *(spread_text(row["metrics"].get(name)) for name in columns)] for row in tables["fdm"]]
-    return _format_grid(["forward dynamics", *columns], rows)
+    return format_grid(["forward dynamics", *columns], rows)
 
 
 def _format_adaptive(tables: Tables) -> str:
@@ -52,7 +52,7 @@ def _format_adaptive(tables: Tables) -> str:
         for row in tables.get("adaptive", [])
         if row["margin"] is not None
     ]
-    return _format_grid([f"adaptive N, {metric}", "candidates", "adaptive", "fixed N, as many"], rows) if rows else ""
+    return format_grid([f"adaptive N, {metric}", "candidates", "adaptive", "fixed N, as many"], rows) if rows else ""
 
 
 def _format_inverse(tables: Tables) -> str:
@@ -60,7 +60,7 @@ def _format_inverse(tables: Tables) -> str:
         return ""
     names = list(dict.fromkeys(name for row in tables["idm"] for name in (*row["metrics"], *row.get("absent", {}))))
     rows = [[row["label"], *(spread_text(row["metrics"].get(name)) for name in names)] for row in tables["idm"]]
-    return "\n".join([_format_grid(["inverse dynamics", *names], rows), *text_notes(tables["idm"], {})])
+    return "\n".join([format_grid(["inverse dynamics", *names], rows), *text_notes(tables["idm"], {})])
 
 
 def _format_probe(tables: Tables) -> str:
@@ -74,7 +74,7 @@ def _format_probe(tables: Tables) -> str:
     rows = [
         [f"{label} ({role})", *(by_kind.get(kind, "–") for kind in kinds)] for (role, label), by_kind in shares.items()
     ]
-    return "\n".join([_format_grid(["preference for the truth", *kinds], rows), *probe_notes(tables)])
+    return "\n".join([format_grid(["preference for the truth", *kinds], rows), *probe_notes(tables)])
 
 
 def text_notes(rows: Sequence[InverseRow], words: Mapping[str, str]) -> list[str]:
@@ -105,7 +105,16 @@ def probe_notes(tables: Tables) -> list[str]:
     return [f"{kind} absent of {', '.join(of)}: {reason}" for (kind, reason), of in labels.items()]
 
 
-def _format_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Format a table as aligned text.
+
+    Args:
+        header: Names of the columns, the first of text, all others of numbers.
+        rows: Their cells.
+
+    Returns:
+        The lines.
+    """
     # The first column is text, all others are numbers and end in line.
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = []

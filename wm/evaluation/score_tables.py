@@ -1,0 +1,140 @@
+"""Gather the metrics of single images into the figures of a table: by system, choice and subset, macro and micro means.
+
+A mean over fewer items than the bench has is given with their number; a macro mean over fewer subsets is not given.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias, TypedDict, cast
+
+import numpy as np
+
+from wm.evaluation.aurora_bench import macro_mean, order_subsets
+from wm.evaluation.image_scoring import METRICS, Values
+from wm.evaluation.metrics.stats import mean_interval, sample_std
+
+Choice: TypeAlias = tuple[str, str, int]
+"""(system, choice, k): choice is none (a system without one), greedy, or idm (the verifier's among k)."""
+_Weighted: TypeAlias = list[tuple[Values, int]]
+"""Rows of values, each with how often it counts."""
+
+
+class ScoreFigure(TypedDict):
+    """A metric of a system."""
+
+    macro_mean: float | None  # mean of the subsets' means; None where a subset has no value
+    micro_mean: float  # mean over items
+    ci_low: float | None  # 95 % interval of the micro mean over items
+    ci_high: float | None
+    std: float | None  # of the micro mean over runs, or over sampling seeds where there is one run only
+    num_runs: int  # values that std is of
+    num_items: int
+    by_subset: dict[str, float | None]
+
+
+class ScoreRow(TypedDict):
+    """The metrics of one system and choice."""
+
+    system: str
+    choice: str
+    k: int
+    num_items: int  # items with a prediction
+    num_missing: int  # items of the bench without one
+    missing_by_subset: dict[str, int]  # only subsets that lack some
+    metrics: dict[str, ScoreFigure]
+
+
+def build_score_rows(
+    values: Iterable[Values], subsets: Mapping[str, str], metrics: Sequence[str] = METRICS
+) -> list[ScoreRow]:
+    """Build the rows of the table.
+
+    An item's value is the mean over its candidates, each as often as it counts, then over sampling seeds, then over
+    runs.
+
+    Args:
+        values: Rows of :data:`wm.evaluation.image_scoring.VALUE_SCHEMA`.
+        subsets: Id of each triplet of the bench → its subset.
+        metrics: Columns that are metrics.
+
+    Returns:
+        A row a system and choice, systems in their first order.
+    """
+    grouped: dict[Choice, _Weighted] = defaultdict(list)
+    for row in values:
+        for choice, weight in _choices_of(row).items():
+            grouped[choice].append((row, weight))
+    systems = list(dict.fromkeys(system for system, _, _ in grouped))
+    order = sorted(grouped, key=lambda key: (systems.index(key[0]), key[1], key[2]))
+    return [_build_row(choice, grouped[choice], subsets, metrics) for choice in order]
+
+
+def _choices_of(row: Values) -> dict[Choice, int]:
+    """Return the choices that a row belongs to, and how often it counts in each."""
+    system, decoding = cast(str, row["system"]), row["decoding"]
+    if decoding != "sampled":
+        # All candidates of a system without a choice count alike.
+        count = len(cast(list[int], row["candidates"]))
+        return {(system, "greedy" if decoding == "greedy" else "none", 1): count}
+    chosen_at = cast(list[int], row["chosen_at"])
+    return {(system, "idm", k): chosen_at.count(k) for k in set(chosen_at)}
+
+
+def _build_row(choice: Choice, rows: _Weighted, subsets: Mapping[str, str], metrics: Sequence[str]) -> ScoreRow:
+    present = {cast(str, row["triplet_id"]) for row, _ in rows}
+    missing = [subset for triplet_id, subset in subsets.items() if triplet_id not in present]
+    names = [name for name in metrics if any(row.get(name) is not None for row, _ in rows)]
+    return {
+        "system": choice[0],
+        "choice": choice[1],
+        "k": choice[2],
+        "num_items": len(present),
+        "num_missing": len(missing),
+        "missing_by_subset": {name: missing.count(name) for name in order_subsets(missing)},
+        "metrics": {name: _build_figure(name, rows, subsets) for name in names},
+    }
+
+
+def _build_figure(metric: str, rows: _Weighted, subsets: Mapping[str, str]) -> ScoreFigure:
+    # 1. Mean over the candidates of an item in one run and seed.
+    sums: dict[tuple[int, int, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for row, weight in rows:
+        if row.get(metric) is not None:
+            total = sums[cast(int, row["run"]), cast(int, row["sampling_seed"]), cast(str, row["triplet_id"])]
+            total[0] += weight * cast(float, row[metric])
+            total[1] += weight
+    # 2. Mean over seeds, then over runs.
+    by_run: dict[int, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for (run, seed, triplet_id), (total_value, total_weight) in sums.items():
+        by_run[run][seed][triplet_id] = total_value / total_weight
+    runs = {run: _average(list(seeds.values())) for run, seeds in sorted(by_run.items())}
+    items = _average(list(runs.values()))
+    # 3. Means of subsets, of all of the bench's, so that one without a value shows.
+    members: dict[str, list[float]] = {name: [] for name in order_subsets(subsets.values())}
+    for triplet_id, value in items.items():
+        members[subsets[triplet_id]].append(value)
+    by_subset = {name: float(np.mean(values)) if values else None for name, values in members.items()}
+    spread = runs if len(runs) > 1 else dict(sorted(next(iter(by_run.values())).items()))
+    means = [float(np.mean(list(of_run.values()))) for of_run in spread.values()]
+    # In the bench's order: a sum in floating point depends on it.
+    ordered = np.array([items[triplet_id] for triplet_id in subsets if triplet_id in items])
+    low, high = mean_interval(ordered)
+    return {
+        "macro_mean": macro_mean(by_subset),
+        "micro_mean": float(ordered.mean()),
+        "ci_low": low,
+        "ci_high": high,
+        "std": sample_std(means),
+        "num_runs": len(means),
+        "num_items": len(items),
+        "by_subset": by_subset,
+    }
+
+
+def _average(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average each item over the parts that have it."""
+    gathered: dict[str, list[float]] = defaultdict(list)
+    for part in parts:
+        for triplet_id, value in part.items():
+            gathered[triplet_id].append(value)
+    return {triplet_id: float(np.mean(values)) for triplet_id, values in gathered.items()}
