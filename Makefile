@@ -8,14 +8,14 @@ BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo full serve schema lint types tests test clean
+.PHONY: help install demo full serve lint types tests test soak clean
 
 help:
 	@echo "make demo   install, then annotate, train, verify and report in the nano world: runs/demo/report/report.html"
 	@echo "make test   install, then lint, types and tests"
 	@echo "make full   the demo with 3 seeds and controls: runs/full/report/report.html"
 	@echo "make serve  serve the demo's models at http://127.0.0.1:8000/v1"
-	@echo "make schema ask the server 2,000 requests made up from its OpenAPI schema"
+	@echo "make soak   the long versions of tests: more kills, thousands of requests, real trainings (half an hour)"
 	@echo "make clean  remove the virtual environment and caches; runs/ stays"
 
 install: $(VENV)/.installed
@@ -36,9 +36,6 @@ full: install
 serve: install
 	$(BIN)/python -m serve_apps fdm=runs/demo/fdm/model idm=runs/demo/idm/model
 
-schema: install
-	WM_SCHEMA_CASES=2000 $(BIN)/python -m pytest -q -rP tests/serve_apps/test_schema.py
-
 # The second command, in preview: sections of docstrings name only parameters that exist, and what is given back.
 lint: install
 	$(BIN)/ruff check .
@@ -49,8 +46,13 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+# Much of the time one of three waits for Ray: two alone leave cores idle. tests/conftest.py says which file comes first.
 tests: install
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+
+# Alone: they measure nothing, but some kill what others would need.
+soak: install
+	$(BIN)/python -m pytest -m soak -rP
 
 test: lint types tests
 
