@@ -44,7 +44,7 @@ lint: install
 	$(BIN)/codespell wm jobs serve_apps cluster tests README.md CHANGELOG.md CONTRIBUTING.md
 
 types: install
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers=2
 
 # Much of the time one of three waits for Ray: two alone leave cores idle. tests/conftest.py says which file comes first.
 tests: install
