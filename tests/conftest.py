@@ -13,8 +13,19 @@ os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_apps.m
 # So that a deployment scales within seconds of its load, and no test waits for the 10 that Ray takes.
 os.environ.setdefault("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
 
+import hypothesis
 import pytest
 import torch
+
+# The same examples in every run, however slow the machine is: what fails here fails again.
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("repeatable")
 
 torch.set_num_threads(1)  # the tests run many small operations; threads that wait for each other cost more
 
@@ -48,6 +59,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((number for end, number in rank.items() if path.endswith(f"/{end}")), len(rank))
 
     items.sort(key=rank_of)  # stable: all else stays in its order
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seed torch before any fixture: no test depends on what another has drawn."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

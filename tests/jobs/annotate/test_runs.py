@@ -28,10 +28,10 @@ def prometheus(enough):
     import ray
 
     (node,) = ray.nodes()
-    end, text = time.monotonic() + 30, ""
+    end, text = time.monotonic() + 60, ""
     while not enough(text) and time.monotonic() < end:
         time.sleep(0.5)
-        with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=60) as answer:
             text = answer.read().decode()
     return text
 
