@@ -24,7 +24,7 @@ NUM_GOOD, NUM_BAD = 44, 4
 MARK = "WM_TEST_RUN"
 LIMIT_S = 180.0
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

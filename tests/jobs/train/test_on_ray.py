@@ -105,6 +105,7 @@ def test_errors_of_workers_are_reported_in_one_line(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.timeout(600)
 def test_a_killed_driver_then_a_killed_worker_change_nothing(
     tiny_base: Path, triplets: Path, tmp_path: Path, ray_session: None
 ) -> None:
