@@ -15,7 +15,7 @@ help:
 	@echo "make test   install, then lint, types and tests"
 	@echo "make full   the demo with 3 seeds and controls: runs/full/report/report.html"
 	@echo "make serve  serve the demo's models at http://127.0.0.1:8000/v1"
-	@echo "make soak   the long versions of tests: more kills, thousands of requests, real trainings (half an hour)"
+	@echo "make soak   the long versions of tests: more kills, thousands of requests, a real training (a quarter of an hour)"
 	@echo "make clean  remove the virtual environment and caches; runs/ stays"
 
 install: $(VENV)/.installed
@@ -50,9 +50,9 @@ types: install
 tests: install
 	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
-# Alone: they measure nothing, but some kill what others would need.
+# One after the other: each takes minutes, and some load every core.
 soak: install
-	$(BIN)/python -m pytest -m soak -rP
+	$(BIN)/python -m pytest -m soak -rP --override-ini=timeout=3600
 
 test: lint types tests
 
