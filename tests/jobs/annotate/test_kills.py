@@ -14,8 +14,9 @@ import pytest
 
 from cluster.local_nodes import local_nodes
 from jobs.annotate.counts import summarise
-from jobs.annotate.job import AnnotateRecipe, run
+from jobs.annotate.job import AnnotateRecipe
 from jobs.shared.processes import actor_processes
+from tests.helpers.annotate_data import annotate_here
 from tests.helpers.video_files import marked_frame, write_video
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA
 from wm.tables import read_table
@@ -105,7 +106,7 @@ def contents(out):
 @pytest.fixture(scope="module")
 def undisturbed(clips, tiny_base, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    run(AnnotateRecipe.load(None, arguments_of(clips, tiny_base, out)))  # on this process's Ray session
+    annotate_here(AnnotateRecipe.load(None, arguments_of(clips, tiny_base, out)))
     triplets, rejects, counts = contents(out)
     assert (counts["videos"], counts["failed"], counts["videos_with_triplets"]) == (
         NUM_GOOD + NUM_BAD,
