@@ -16,10 +16,12 @@ BASE = {
     "files",
     "images",
     "judging",
+    "packaged",
     "paths",
     "private_session",
     "recipe_errors",
     "recipe_fields",
+    "recipe_help",
     "records",
     "runs",
     "tables",
@@ -44,20 +46,25 @@ ROOMS: dict[str, set[str]] = {
 LONE = {
     "records": {"errors"},
     "tables": {"errors", "files", "records"},
-    "config": {"errors", "files", "paths", "recipe_errors", "recipe_fields"},
+    "config": {"errors", "files", "packaged", "paths", "recipe_errors", "recipe_fields"},
     "recipe_errors": {"recipe_fields"},
     "recipe_fields": set(),
     "errors": set(),
     "files": {"errors"},
     "images": {"errors"},
+    "packaged": {"errors"},
 }
 """Base modules that may import fewer than all of the base."""
 
 SHARED_JOBS = {"shared"}
 """Packages of ``jobs`` that every command may import; they import no command."""
 
-CHAINS: dict[str, set[str]] = {"benchmark": {"annotate"}}
-"""Commands that may import another one, which they measure. ``bootstrap`` chains the stages and may import all."""
+CHAINS: dict[str, set[str]] = {
+    "benchmark": {"annotate"},
+    "look": {"annotate"},
+    "ship": {"evaluate", "ingest", "pretrain", "tabletop", "train"},
+}
+"""Commands that may import others, which they measure, preview or chain. ``bootstrap`` may import all."""
 
 
 def may_import(source: list[str], target: list[str]) -> bool:

@@ -3,7 +3,6 @@
 Not known here: which jobs there are.
 """
 
-import difflib
 import hashlib
 import json
 import tomllib
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from wm.errors import InputError
 from wm.files.uris import is_text
+from wm.packaged import find_recipe
 from wm.paths import absolute_path, check_output, path_key
 from wm.recipe_errors import describe_error
 from wm.recipe_fields import field_annotation, item_class, table_class, takes_text, takes_value
@@ -69,7 +69,7 @@ class Recipe(BaseModel):
         """Read a TOML file (or none: defaults only) and apply ``key=value`` overrides (dots go into tables).
 
         Args:
-            path: The file, or None for defaults only.
+            path: The file or the name of a packaged recipe, such as ``nano/demo``; None for defaults only.
             overrides: Texts; values are read as TOML, and as text where they are none.
 
         Raises:
@@ -180,13 +180,9 @@ def _absolute(value: Any, is_path: bool) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Parse a TOML file; :class:`InputError` names the file and the place of a mistake."""
-    if not path.is_file():
-        # A misspelt name is the usual reason.
-        others = [other.name for other in path.parent.glob("*.toml")]
-        nearest = difflib.get_close_matches(path.name, others, n=1, cutoff=0.75)
-        hint = f"; did you mean {path.with_name(nearest[0])}?" if nearest else ""
-        raise InputError(f"no such recipe file: {path}{hint}")
+    """Parse a TOML file, or the packaged recipe of that name; :class:`InputError` names the file and the place of a
+    mistake."""
+    path = find_recipe(path)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, a number of too many digits

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
+from pydantic import AfterValidator, PlainSerializer
+
 from wm.files.uris import is_remote, local_path
+from wm.packaged import resolve_packaged, to_packaged_name
 
 SUBMITTED_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable that Ray sets for the command of ``ray job submit``."""
@@ -31,8 +34,11 @@ class PathKey:
 
 INPUT: Final = PathKey(is_output=False)
 
-InputPath = Annotated[str, INPUT]
-OptionalInputPath = Annotated[str | None, INPUT]
+# A shipped file is read at its absolute path and recorded by its name: a run resumes where the package was moved.
+InputPath = Annotated[str, INPUT, AfterValidator(resolve_packaged), PlainSerializer(to_packaged_name, when_used="json")]
+OptionalInputPath = Annotated[
+    str | None, INPUT, AfterValidator(resolve_packaged), PlainSerializer(to_packaged_name, when_used="json")
+]
 OutputPath = Annotated[str, PathKey(is_output=True)]
 OutputPathOrUri = Annotated[str, PathKey(is_output=True, takes_uri=True)]
 

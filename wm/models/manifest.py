@@ -10,6 +10,7 @@ from wm.config import Recipe
 from wm.errors import InputError
 from wm.models.folder_checks import read_json
 from wm.models.unreadable import convert_command, find_release_models
+from wm.packaged import resolve_packaged
 from wm.runs import write_json
 
 MANIFEST = "wm_model.json"
@@ -44,8 +45,9 @@ class Manifest(Recipe):
 
 
 def model_folder(path: str | Path) -> Path:
-    """Return the model folder meant by ``path``: itself, or the ``model`` in the folder of the run that made it."""
-    folder = Path(path)
+    """Return the model folder meant by ``path``: itself, or the ``model`` in the folder of the run that made it, or the
+    shipped one that ``nano:NAME`` names."""
+    folder = Path(resolve_packaged(str(path)))
     # A run's folder holds its record beside the model.
     if not _has_config(folder) and _has_config(folder / "model"):
         return folder / "model"
