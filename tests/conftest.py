@@ -41,7 +41,7 @@ _LONGEST_FILES = (
     "serve_apps/test_world_model.py",
     "serve_apps/test_roles.py",
     "annotate/test_remote.py",
-    "jobs/test_bootstrap.py",
+    "bootstrap/test_bootstrap.py",
     "jobs/test_ingest.py",
     "cluster/test_cluster.py",
     "wm/viewer/test_browser.py",
