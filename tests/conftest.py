@@ -10,8 +10,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # Read when a Ray session starts: tests of the server may come after others, in their session.
 os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_apps.middleware.proxy:build_middlewares")
-# So that a deployment scales within seconds of its load, and no test waits for the 10 that Ray takes.
-os.environ.setdefault("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
 
 import hypothesis
 import pytest

@@ -39,6 +39,8 @@ def url(tiny_base):
                 "target_ongoing_requests": 1,
                 "upscale_delay_s": 0.5,
                 "downscale_delay_s": 4,
+                # Ray looks at the load of the last half minute, every 10 s: that would be most of the test.
+                "metrics_interval_s": 1,
                 "look_back_period_s": 3,
             },
         },
