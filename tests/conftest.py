@@ -34,6 +34,7 @@ _LONGEST_FILES = (
     "serve_apps/test_ray.py",
     "annotate/test_runs.py",
     "benchmark/test_serving.py",
+    "docs/test_guides.py",
     "wm/training/test_distributed.py",
     "wm/training/planning/test_memory.py",
     "serve_apps/test_world_model.py",
