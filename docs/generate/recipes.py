@@ -38,12 +38,14 @@ GUIDES = {
 EXAMPLES = {
     "annotate": "wm annotate videos=VIDEOS idm=runs/c-idm/model out=data/annotated",
     "benchmark annotate": "wm benchmark annotate out=annotate.json",
+    "benchmark demo": "wm benchmark demo out=demo.json",
     "benchmark gpu": "wm benchmark gpu out=gpu.json",
     "benchmark keyframes": "wm benchmark keyframes out=keyframes.json",
     "benchmark sampling": "wm benchmark sampling out=sampling.json",
     "benchmark serve": "wm benchmark serve out=serve.json",
     "benchmark training": "wm benchmark training out=training.json",
     "bootstrap": "wm bootstrap nano/demo",
+    "collect": "wm collect folder=OUTPUTS system=GoT triplets=BENCH pattern='{task}/{row}.png' out=data/got",
     "convert": "wm convert release=DIR out=MODEL",
     "evaluate": "wm evaluate triplets=data/test/triplets idm=verifier"
     ' models.verifier=\'{ role = "idm", path = "runs/c-idm/model", label = "C-IDM" }\''
@@ -54,6 +56,7 @@ EXAMPLES = {
     "imagine": "wm imagine fdm=runs/c-fdm/model idm=runs/c-idm/model sources=data/train actions=data/train"
     " out=data/imagined",
     "ingest": "wm ingest data/aurora-bench root=AURORA codec=MODEL out=data/bench",
+    "judge": "wm judge predictions='[\"runs/evaluate\"]' triplets=BENCH max_cost=20 out=runs/judge",
     "look": "wm look VIDEOS",
     "plan": 'wm plan plan/cluster rates=\'["keyframes.json", "annotate.json"]\' videos=VIDEOS',
     "predict": "wm predict fdm=runs/c-fdm/model idm=runs/c-idm/model image=table.png"
@@ -61,6 +64,7 @@ EXAMPLES = {
     "pretrain": "wm pretrain out=runs/base",
     "relabel": "wm relabel triplets=runs/demo/annotated selection=runs/demo/selected labels=truth out=runs/controls",
     "report": "wm report run=runs/demo out=runs/demo/report",
+    "score": "wm score predictions='[\"runs/evaluate\", \"data/got\"]' triplets=BENCH out=runs/score",
     "select": "wm select triplets=data/annotated/triplets k=7000 out=data/selected",
     "serve": "wm serve fdm=runs/c-fdm/model idm=runs/c-idm/model",
     "ship": "wm ship nano/shipped",

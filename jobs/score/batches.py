@@ -37,7 +37,11 @@ def build_references(rows: Sequence[BenchRow], *, with_copy: bool, with_ceiling:
             "decoding": "unknown",
             "candidates": [0],
             "chosen_at": [],
+            # Read with the image, as are its sizes: nothing before that needs them.
             "pixels_sha256": "",
+            "width_px": 0,
+            "height_px": 0,
+            "verifier_logprob": None,
             "view": view,
             "file": row.file,
             "row": row.row,
