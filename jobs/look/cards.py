@@ -93,6 +93,7 @@ def _list_facts(video: DecodedVideo, curve: TimedCurve, clip: StoredClip) -> lis
 
 
 def _build_rule(verdicts: Verdicts, row: int, recipe: LookRecipe) -> RuleCard:
+    # Numbers are rounded for the page only; the tables hold them in full.
     video = verdicts.videos[row]
     keyframes = zip(video["keyframes"], video["times_s"], strict=True)
     pairs: list[PairCard] = [
@@ -126,10 +127,12 @@ def count_rule(verdicts: Verdicts, recipe: LookRecipe) -> dict[str, Any]:
         The counts of ``annotate`` that need no model, ``kept`` pairs, and of each finding its pairs and among how many
         it was looked for.
     """
+    # By annotate's own counting, as far as there is something to count.
     pairs = verdicts.all_pairs()
     videos = [verdicts.videos[row] for row in sorted(verdicts.videos)]
     rows = [pair.row(recipe.dataset, recipe.filters) for pair in pairs]
     counts = count_shard(videos, {"triplets": [], "rejects": [], "pairs": rows}, {})
+    # Repeats are known of fewer pairs than the rest.
     names = ("videos", "decoded", "frames", "video_s", "paired", "keyframes", "keyframes_of_paired", "pairs", "readers")
     num_known = sum(len(verdicts.pairs[row]) for row in verdicts.repeats_known)
     findings = Counter(name for pair in pairs for name in pair.findings)
@@ -159,6 +162,7 @@ def count_alternatives(verdicts: Verdicts, recipe: LookRecipe) -> list[dict[str,
     videos = [video for video in verdicts.videos.values() if video["num_frames"]]
     if recipe.keyframes.motion != "dis" or not videos:
         return None
+    # Every clip that was read counts, those without a pair too.
     rows: list[dict[str, object]] = []
     for max_keyframes in sorted({4, 6, 8, 12, recipe.keyframes.max_keyframes}):
         limits = {"max_keyframes": max_keyframes, "min_interval_frames": recipe.keyframes.min_interval_frames}

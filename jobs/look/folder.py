@@ -18,6 +18,7 @@ def default_out(recipe: LookRecipe, digest: str) -> Path:
         recipe: Its identity settings are part of the name.
         digest: Of the listing.
     """
+    # A budget is no part of the name: the same folder resumes with another one.
     settings = type(recipe).identity_settings(recipe.model_dump(mode="json"))
     text = json.dumps([settings, digest], sort_keys=True)
     spec = recipe.videos if is_remote(recipe.videos) else os.path.abspath(local_path(recipe.videos))  # noqa: PTH100
@@ -32,6 +33,7 @@ def default_out(recipe: LookRecipe, digest: str) -> Path:
 
 def _is_among_videos(folder: Path, videos: str) -> bool:
     """Return whether a folder is one in which the specification looks for videos."""
+    # The part before a pattern; of one file, its folder.
     fixed = Path(videos)
     while is_glob(fixed.name) or fixed.is_file():
         fixed = fixed.parent

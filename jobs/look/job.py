@@ -5,7 +5,7 @@
 
 VIDEOS is a folder, a quoted glob, a list or one file, local or remote, as annotate takes it. Within budget_s seconds
 clips from all over the set are read, and the page that opens in a browser shows what an annotation with these settings
-would make of them. The same command goes on with further clips; nothing is written among the videos.
+would make of them. The same command resumes with further clips; nothing is written among the videos.
 """
 
 import os
@@ -83,6 +83,7 @@ def run(recipe: LookRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if is_complete and not pending:
         print(f"look: already complete in {out}\n  open {out / 'index.html'}")
         return read_run(out) or {}
+    # A page of fewer clips is a complete run too: more of them are looked at.
     if is_complete:
         stage.reopen()
     stage.start()
@@ -136,6 +137,7 @@ def _read(
     with progress_bar(total, "clip", "look", done=total - len(pending)) as bar:
 
         def show(video: ListedVideo, clip: StoredClip) -> None:
+            # A failure is one of all rules.
             decoding = next(iter(clip["decodings"].values()), None)
             if decoding is None:
                 bar.write(f"  not finished within the time: {video['key']}", file=sys.stderr)
@@ -157,16 +159,8 @@ def _write(
     """Write tables and page from all clips that are stored; returns the run's record."""
     # 1. Verdicts and counts by rule.
     passed_over = passed_over_of(listing)
-    clips, notices = load_clips(out), []
-    if clips and all(clip["unfinished"] for clip in clips.values()):
-        row = min(clips)
-        piece = preview(listing, row, recipe, out / "page")
-        if piece is not None:
-            listing, clips[row] = piece
-            notices.append(
-                f"No clip was read within {recipe.budget_s:g} s. This is a segment, the first {PREVIEW_S:g} s of one; "
-                "budget_s=0 reads all of it, and a list with uri, start_s, end_s takes it in pieces."
-            )
+    clips = load_clips(out)
+    listing, notices = _show_beginning(listing, recipe, out, clips)
     shards = {**shards, **_find_shards(listing, recipe, set(clips) - set(shards))}
     verdicts = {rule: judge(listing, shards, clips, recipe, rule) for rule in recipe.rules()}
     own_verdicts = verdicts[recipe.keyframes.rule]
@@ -199,6 +193,7 @@ def _write(
     )
     num_bytes = write_clips_page(out, _title(recipe), data, cards)
     png_bytes = [size for clip in clips.values() for size in clip["png_bytes"]]
+    # 4. The record, from which a plan can start.
     totals = {
         "listed": listing.num_rows,
         **counts[recipe.keyframes.rule],
@@ -213,7 +208,27 @@ def _write(
     return record
 
 
+def _show_beginning(
+    listing: pa.Table, recipe: LookRecipe, out: Path, clips: dict[int, StoredClip]
+) -> tuple[pa.Table, list[str]]:
+    """Put the beginning of a clip in its place where none was read; returns the listing, and what the page says."""
+    if not clips or not all(clip["unfinished"] for clip in clips.values()):
+        return listing, []
+    row = min(clips)
+    beginning = preview(listing, row, recipe, out / "page")
+    if beginning is None:
+        return listing, []
+    # Not stored: the next run begins the clip anew.
+    listing, clips[row] = beginning
+    notice = (
+        f"No clip was read within {recipe.budget_s:g} s. This is a segment, the first {PREVIEW_S:g} s of one; "
+        "budget_s=0 reads all of it, and a list with uri, start_s, end_s takes it in segments."
+    )
+    return listing, [notice]
+
+
 def _write_tables(verdicts: Verdicts, recipe: LookRecipe, out: Path) -> None:
+    # One file each, written anew: a look is small.
     videos = [verdicts.videos[row] for row in sorted(verdicts.videos)]
     pairs = [pair.row(recipe.dataset, recipe.filters) for pair in verdicts.all_pairs()]
     write_table(clip_rows(videos), out / "clips" / "part-000000.parquet", CLIPS_SCHEMA)
@@ -262,6 +277,7 @@ def _is_path(text: str) -> bool:
 
 def main() -> int:
     """Run the command line; return its exit status."""
+    # Before the recipe is parsed: a path alone is no setting.
     try:
         arguments = to_settings(sys.argv[1:])
     except InputError as error:

@@ -24,6 +24,7 @@ def spread_rows(labels: Sequence[str]) -> Iterator[int]:
     while waiting:
         left = []
         for number in waiting:
+            # A class that has none left drops out; the others keep their turns.
             position = next(turns[number], None)
             if position is not None:
                 yield int(rows_by_class[number][position])

@@ -105,6 +105,7 @@ def look_at(
     work = _Work(iter(rows), threading.Lock(), threading.Event(), deadline)
     annotate = recipe.to_annotate()
     num_workers = max(1, min(recipe.workers(), len(rows)))
+    # A process for each thread: native decoders hold their thread while they work.
     readers = [VideoReader(annotate.clip_settings(), annotate.download_settings()) for _ in range(num_workers)]
 
     def read(reader: VideoReader) -> None:
@@ -115,6 +116,7 @@ def look_at(
             # Interrupted: what a killed process says of its clip is not true of the clip.
             if work.stopped.is_set():
                 return
+            # Its image is there already: a record without one would never be mended.
             write_text(out / _STORE / f"{row:08d}.json", json.dumps(clip))
             with work.lock:
                 on_clip(video, clip)
@@ -122,6 +124,7 @@ def look_at(
     with ThreadPoolExecutor(num_workers) as pool:
         futures = [pool.submit(read, reader) for reader in readers]
         try:
+            # The first trouble of the machine ends the others too.
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()

@@ -11,7 +11,7 @@ from jobs.look.verdicts import Expectation
 def describe_result(
     recipe: LookRecipe, counts: Mapping[str, Any], expectation: Expectation, commands: Sequence[str], out: Path
 ) -> str:
-    """Describe a run: clips, pairs, what the filters find, the whole set, the next commands, the page.
+    """Describe a run: clips, pairs, what the filters find, the complete set, the next commands, the page.
 
     Args:
         recipe: As it was given.
@@ -23,7 +23,7 @@ def describe_result(
     Returns:
         Lines.
     """
-    # 1. What was looked at.
+    # 1. What was looked at; a mean over no clip is none.
     pairs, decoded = counts["pairs"], counts["decoded"]
     mean = f"{pairs / decoded:.2f} a clip" if decoded else "no clip was read"
     lines = [
@@ -44,6 +44,7 @@ def describe_result(
         left = min(counts["listed"], recipe.max_clips) - counts["videos"]
         more = f"the same command looks at {left:,} more" if left > 0 else f"max_clips = {recipe.max_clips} reached"
         lines.append(f"  all {counts['listed']:,} clips: about {expectation.kept:,.0f} pairs kept; {more}")
+    # 4. What to do now; the page comes last, where the eye is.
     lines += [f"  next: {command}" for command in commands[:1]]
     lines.append(f"  open {out / 'index.html'}")
     return "\n".join(lines)

@@ -57,6 +57,7 @@ def judge(
     """
     verdicts = Verdicts()
     read = {row: clip for row, clip in clips.items() if not clip["unfinished"]}
+    # A shard's pairs are judged together, as an annotator does.
     by_shard: dict[ShardRange, list[int]] = {}
     for row in sorted(read):
         by_shard.setdefault(shards[row], []).append(row)
@@ -69,7 +70,7 @@ def judge(
         schema = pa.schema([DECODED_SCHEMA.field(name) for name in names])
         videos = cast(list[DecodedVideo], pa.Table.from_pylist(raw, schema=schema).to_pylist())
         verdicts.videos |= dict(zip(rows, videos, strict=True))
-        # A repeat is one of an earlier pair: from the first clip that is missing, none can be told.
+        # A repeat is one of an earlier pair: from the first clip that is missing on, it is not known.
         end = min(set(range(start, start + num_rows)) - set(rows), default=start + num_rows)
         early_rows = [row for row in rows if row < end]
         verdicts.repeats_known |= set(early_rows)
@@ -80,6 +81,7 @@ def judge(
 
 def _judge_pairs(verdicts: Verdicts, rows: list[int], recipe: LookRecipe, *, with_repeats: bool) -> None:
     filters = recipe.filters if with_repeats else recipe.filters.model_copy(update={"near_duplicate": "off"})
+    # Off, so that it neither finds nor filters.
     pairs = {row: propose_pairs([verdicts.videos[row]]) for row in rows}
     filter_images([pair for row in rows for pair in pairs[row]], filters, recipe.keyframes.min_motion_px)
     verdicts.pairs |= pairs
