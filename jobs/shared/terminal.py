@@ -44,7 +44,7 @@ def find_protocol(environment: Mapping[str, str]) -> Protocol | None:
     if "KITTY_WINDOW_ID" in environment or terminal in _KITTY_TERMINALS or program == "ghostty":
         return "kitty"
     # LC_TERMINAL is passed on by ssh.
-    if program in ("iTerm.app", "WezTerm", "mintty") or environment.get("LC_TERMINAL") == "iTerm2":
+    if program in ("iTerm.app", "WezTerm", "mintty") or environment.get("LC_TERMINAL") == "iTerm2":  # codespell:ignore iterm
         return "iterm2"
     return "sixel" if terminal in _SIXEL_TERMINALS else None
 
