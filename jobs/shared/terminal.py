@@ -25,6 +25,7 @@ _SIXEL_ROWS = 6
 """Rows of pixels that one line of sixels holds."""
 _HEIGHT_PX = 640
 _KITTY_TERMINALS = ("xterm-kitty", "xterm-ghostty")
+_ITERM2_PROGRAMS = ("iTerm.app", "WezTerm", "mintty")  # codespell:ignore iterm
 _SIXEL_TERMINALS = ("foot", "foot-extra", "mlterm")
 
 
@@ -44,7 +45,7 @@ def find_protocol(environment: Mapping[str, str]) -> Protocol | None:
     if "KITTY_WINDOW_ID" in environment or terminal in _KITTY_TERMINALS or program == "ghostty":
         return "kitty"
     # LC_TERMINAL is passed on by ssh.
-    if program in ("iTerm.app", "WezTerm", "mintty") or environment.get("LC_TERMINAL") == "iTerm2":  # codespell:ignore iterm
+    if program in _ITERM2_PROGRAMS or environment.get("LC_TERMINAL") == "iTerm2":
         return "iterm2"
     return "sixel" if terminal in _SIXEL_TERMINALS else None
 
