@@ -147,6 +147,13 @@ def warm_up() -> None:
     forkserver.ensure_running()
 
 
+def wait_until_warm() -> None:
+    """Wait until the fork server has imported: the first stage's time should be its own."""
+    process = _context.Process(target=os.getpid)
+    process.start()
+    process.join()
+
+
 def list_preloads(drivers: Sequence[Path] = _GPU_DRIVERS) -> list[str]:
     """List what the fork server imports.
 
