@@ -18,7 +18,7 @@ from jobs.bootstrap.graph import Graph, build_graph
 from jobs.bootstrap.plan import Stage, plan
 from jobs.bootstrap.recipe import BootstrapRecipe
 from jobs.bootstrap.scheduler import run_side_by_side
-from jobs.bootstrap.stage_process import warm_up
+from jobs.bootstrap.stage_process import wait_until_warm, warm_up
 from jobs.bootstrap.times import Times, load_expected
 from jobs.ingest.recipe import IngestRecipe
 from jobs.train.job import check_machine
@@ -140,6 +140,7 @@ def _run_here(graph: Graph, out: Path, lock: int, times: Times) -> None:
 
 def _run_in_processes(graph: Graph, out: Path, lock: int, times: Times) -> None:
     """Run stages side by side, each in a process of its own."""
+    wait_until_warm()
     console = Console([stage.name for stage in graph.stages])
     work = functools.partial(run_stage, out=out)
     show = functools.partial(report.show_preview, out=out)

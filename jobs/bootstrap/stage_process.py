@@ -79,8 +79,10 @@ class StageProcess:
         """
         self.stage = stage
         self._console = console
+        # 1. Two pipes: what it prints, and the error that ends it.
         output, their_output = _context.Pipe(duplex=False)
         self._result, their_result = _context.Pipe(duplex=False)
+        # 2. What differs from this process.
         variables = dict(os.environ)
         if gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
@@ -88,6 +90,7 @@ class StageProcess:
             variables[PROGRESS_INTERVAL] = _REDRAW_S
         lock = Connection(os.dup(lock_descriptor), writable=False)  # as such it can be sent
         warm_up()
+        # 3. The process. Everything it needs goes with it.
         surroundings = _Surroundings(str(Path.cwd()), variables, their_output, their_result, lock)
         self._process = _context.Process(target=_run_in_child, args=(stage, work, surroundings), name=stage.name)
         self._process.start()
@@ -129,6 +132,7 @@ class StageProcess:
 
     def stop(self) -> None:
         """Wait for the end of an interrupted stage; kill it where that takes too long."""
+        # Ray needs some seconds to end its workers.
         self._process.join(timeout=_STOP_S)
         if self._process.exitcode is None:
             self._process.kill()
@@ -141,6 +145,13 @@ def warm_up() -> None:
     """Start the fork server, unless it runs; it imports while this process does something else."""
     _context.set_forkserver_preload(list_preloads())
     forkserver.ensure_running()
+
+
+def wait_until_warm() -> None:
+    """Wait until the fork server has imported: the first stage's time should be its own."""
+    process = _context.Process(target=os.getpid)
+    process.start()
+    process.join()
 
 
 def list_preloads(drivers: Sequence[Path] = _GPU_DRIVERS) -> list[str]:
