@@ -117,8 +117,21 @@ def drawn_by(ask, before):
     return 0.0
 
 
+def answered(ask):
+    """A reply, asked for again where a busy machine needs the whole time limit before it has begun to answer."""
+    for _ in range(8):
+        reply = ask()
+        if reply.status_code != 408:
+            break
+    return reply
+
+
 @pytest.fixture
 def before(client):
+    return drawn_so_far()
+
+
+def drawn_so_far():
     """Tokens drawn so far, with nothing at work."""
     last = -1.0
     while last != (now := exported()[0].get("ray_wm_tokens_sampled_total", 0.0)) or not now:
@@ -140,7 +153,7 @@ def test_a_time_limit_stops_the_decoding(client, before):
 
 def test_a_time_limit_ends_a_stream_and_stops_the_decoding(client, before):
     def ask():
-        reply = client.post("/v1/rollouts", json=LONG | {"stream": True})
+        reply = answered(lambda: client.post("/v1/rollouts", json=LONG | {"stream": True}))
         events = re.findall(r"^event: (.*)$", reply.text, re.M)
         assert reply.status_code == 200 and events[-1] == "error" and "rollout.completed" not in events
         assert '"code": "timeout"' in reply.text.splitlines()[-2]
@@ -161,8 +174,11 @@ def test_a_client_that_leaves_stops_the_decoding(client, before, order):
 
 
 def test_a_client_that_leaves_a_stream_stops_the_decoding(client, before):
-    with client.stream("POST", "/v1/rollouts", json=LONG | {"stream": True}) as reply:
-        assert next(reply.iter_lines()) == "event: rollout.step"
+    for _ in range(8):
+        with client.stream("POST", "/v1/rollouts", json=LONG | {"stream": True}) as reply:
+            if reply.status_code != 408:
+                assert next(reply.iter_lines()) == "event: rollout.step"
+                break
     assert 0 < drawn_in_the_end(before) < LONG_TOKENS / 4
 
 
@@ -176,8 +192,13 @@ def test_openais_client_does_not_repeat_what_timed_out(port, before):
 
 
 def test_figures_reach_prometheus(client, before):
-    counted = exported()[0]
-    reply = client.post("/v1/images/edits", json={"image": URL, "prompt": "move it", "seed": 1, "best_of": 8})
+    asked = {"image": URL, "prompt": "move it", "seed": 1, "best_of": 8}
+    for _ in range(8):
+        drawn_so_far()
+        counted = exported()[0]
+        reply = client.post("/v1/images/edits", json=asked)
+        if reply.status_code != 408:  # else a busy machine: what it has counted is of no use
+            break
     assert reply.status_code == 200
     client.get("/v1/models/none"), client.get("/v1/models", headers={"authorization": "Bearer no"})
     # They come from three processes, each in its own time.
@@ -215,7 +236,8 @@ def test_a_request_id_is_in_the_answer_and_in_every_log(client):
     assert len(reply.headers.get_list("x-request-id")) == 1
     name = "my-id/é".encode("ascii", "ignore").decode() + str(time.time_ns())
     asked = {"image": URL, "prompt": "move it", "seed": 1, "best_of": 2}
-    reply = client.post("/v1/images/edits", json=asked, headers={"x-request-id": name})
+    reply = answered(lambda: client.post("/v1/images/edits", json=asked, headers={"x-request-id": name}))
+    assert reply.status_code == 200
     assert reply.headers.get_list("x-request-id") == [name]
     folder = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs" / "serve"
     deadline = time.monotonic() + PATIENCE_S
