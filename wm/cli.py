@@ -5,33 +5,28 @@ Not known here: which jobs there are. Neither Ray nor torch is imported.
 
 import argparse
 import errno
-import json
 import logging
 import os
 import re
 import sys
-import textwrap
-import types
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import NoReturn, TypeVar
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from tqdm import tqdm
 
 from wm.config import Recipe
 from wm.errors import InputError
-from wm.paths import path_key
-from wm.recipe_fields import item_class, list_alternatives, table_class
+from wm.recipe_help import describe_fields
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 
-_HELP_WIDTH = 100
 _KEYS_HEADING = """keys of the recipe, in the TOML file or as key=value, which overrides the file:
   a key of a table is given by its dotted name, or in the file below [table]:  sampling.top_p=0.9
   texts need no quotes on the command line, lists and tables are TOML:         seeds='[0, 1]'"""
-_TYPE_WORDS: dict[object, str] = {str: "text", int: "integer", float: "number", bool: "true | false", object: "value"}
+
+PROGRESS_INTERVAL = "WM_PROGRESS_INTERVAL_S"
+"""Variable with the seconds between two states of a progress bar, for a process whose output another one shows."""
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -163,7 +158,7 @@ def progress_bar(total: int, unit: str, description: str, done: int = 0) -> "tqd
         description: Text before the bar.
         done: Units that were finished before.
     """
-    interval_s = 0.5 if sys.stderr.isatty() else 10.0
+    interval_s = float(os.environ.get(PROGRESS_INTERVAL) or (0.5 if sys.stderr.isatty() else 10.0))
     return tqdm(total=total, initial=done, unit=unit, desc=description, mininterval=interval_s, dynamic_ncols=True)
 
 
@@ -201,65 +196,3 @@ def _is_about_memory(error: BaseException) -> bool:
     kind = type(error)
     is_torchs = kind.__name__ == "OutOfMemoryError" and kind.__module__.startswith("torch")
     return is_torchs or "DefaultCPUAllocator: can't allocate memory" in str(error)
-
-
-def describe_fields(table: type[BaseModel], prefix: str = "", indent: str = "  ") -> str:
-    """Describe every key of a recipe: name, type and default in a line, help below; keys of tables are indented.
-
-    Args:
-        table: The recipe's class.
-        prefix: Dotted name of the table that it is, with a dot at the end; empty: none.
-        indent: Blanks before each line.
-
-    Returns:
-        Lines, their texts wrapped at 100 characters.
-    """
-    lines = []
-    for name, field in table.model_fields.items():
-        path, help_text = f"{prefix}{name}", " ".join((field.description or "").split())
-        inner, item = table_class(field.annotation), item_class(field.annotation)
-        # A table has no value of its own: its keys are listed, each with its default.
-        if inner is not None:
-            help_text = help_text or " ".join((inner.__doc__ or "").split())
-            lines += [*_wrap(f"[{path}] {help_text}", indent), describe_fields(inner, f"{path}.", f"{indent}  ")]
-            continue
-        lines.append(f"{indent}{path}: {_describe_type(field)}{_describe_default(field)}")
-        lines += _wrap(help_text, f"{indent}    ")
-        if item is not None:
-            place = f"{path}.NAME." if get_origin(field.annotation) is dict else f"{path}[]."
-            lines.append(describe_fields(item, place, f"{indent}  "))
-    return "\n".join(lines)
-
-
-def _wrap(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(text, _HELP_WIDTH, initial_indent=indent, subsequent_indent=indent)
-
-
-def _describe_type(field: FieldInfo) -> str:
-    """Say what a key takes, in words of TOML."""
-    if path_key(field.metadata) is not None:
-        return "list of paths" if get_origin(field.annotation) is list else "path"
-    return _type_words(field.annotation)
-
-
-def _type_words(kind: object) -> str:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return " | ".join(str(value) for value in arguments)
-    alternatives = list_alternatives(kind)
-    if len(alternatives) > 1:
-        return " | ".join(_type_words(member) for member in alternatives if member is not types.NoneType)
-    if origin is list:
-        words = _type_words(arguments[0])
-        return f"list of {words}s" if words.isalpha() else f"list of {words}"
-    if origin is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
-        return "table"
-    return _TYPE_WORDS.get(kind, str(kind))
-
-
-def _describe_default(field: FieldInfo) -> str:
-    if field.is_required():
-        return ", required"
-    default = field.get_default(call_default_factory=True)
-    # As it is written in a recipe: true, "text", ["a", "b"].
-    return ", optional" if default is None else f" = {json.dumps(default, ensure_ascii=False, default=str)}"

@@ -1,0 +1,314 @@
+"""Predict in images: both roles and their codec behind one object, for scripts and notebooks.
+
+What it gives is what :func:`wm.dynamics.predict_observations` and :func:`wm.dynamics.roll_out` give, decoded. Those have
+batches, progress and every setting. Not known here: files that results go to, and where a display comes from.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+
+from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
+from wm.dynamics.roles import BaseSharing, Roles, load_roles
+from wm.dynamics.rollout import Rollout, roll_out
+from wm.dynamics.search import CodesRow, Prediction, predict_observations
+from wm.dynamics.settings import Search
+from wm.dynamics.verify import Candidate
+from wm.errors import InputError
+from wm.images import Pixels, decode_image, encode_png, fit_square
+from wm.models.checkpoints import load_codec
+from wm.models.codec.codec import ImageCodec
+from wm.models.manifest import is_adapter, read_adapter_manifest, read_manifest
+from wm.sampling.noise import Sampling
+
+ImageLike: TypeAlias = str | Path | bytes | Image.Image | Pixels
+"""A file, the bytes of one, a PIL image, or uint8 RGB (height, width, 3)."""
+
+_DISPLAY_PX = 128
+
+
+@dataclass(frozen=True)
+class PredictedImage:
+    """A candidate as an image: RGB of the codec's size."""
+
+    image: Image.Image
+    candidate: Candidate
+
+    @property
+    def logprob(self) -> float:
+        """Log-probability of the action between source and this image, summed over its tokens, in nats."""
+        return self.candidate.score.logprob
+
+    @property
+    def mean_logprob(self) -> float:
+        """The same a token."""
+        return self.candidate.score.mean_logprob
+
+    @property
+    def unchanged_share(self) -> float:
+        """Share of image tokens that equal the source's, 0 to 1; 1 is a copy."""
+        return self.candidate.unchanged_share
+
+    def _repr_png_(self) -> bytes:
+        return _to_png(self.image)
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """What one action gives: the candidates that differ, the one that the inverse model likes best first. A notebook
+    shows the source and all of them with their log-probabilities."""
+
+    source: Image.Image
+    """As the models see it: encoded and decoded."""
+    action: str
+    candidates: tuple[PredictedImage, ...]
+    prediction: Prediction
+    """Codes, equal candidates and numbers of rounds."""
+
+    @property
+    def best(self) -> PredictedImage:
+        """The candidate of rank 0."""
+        return self.candidates[0]
+
+    @property
+    def image(self) -> Image.Image:
+        """The best candidate's image."""
+        return self.best.image
+
+    def _repr_html_(self) -> str:
+        figures = [(candidate.image, f"{candidate.logprob:.2f} nats") for candidate in self.candidates]
+        return _show_row([(self.source, "source"), *figures], self.action)
+
+
+@dataclass(frozen=True)
+class ImageRollout:
+    """What several actions give, one after the other. A notebook shows the source and the best sequence."""
+
+    source: Image.Image
+    """As the models see it: encoded and decoded."""
+    images: tuple[Image.Image, ...]
+    """Of the best sequence, one an action."""
+    rollout: Rollout
+    """Steps, candidates and the other sequences of the beam, as codes."""
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """The actions in their order."""
+        return tuple(step.action for step in self.rollout.steps)
+
+    @property
+    def logprob(self) -> float:
+        """Log-probability of all actions given the best sequence, in nats."""
+        return self.rollout.best.logprob
+
+    def _repr_html_(self) -> str:
+        scores = [candidate.score.logprob for candidate in self.rollout.best.candidates]
+        captions = [f"{action}: {score:.2f} nats" for action, score in zip(self.actions, scores, strict=True)]
+        return _show_row([(self.source, "source"), *zip(self.images, captions, strict=True)], "")
+
+
+class WorldModel:
+    """Both roles and their codec: predict, roll out, propose and score, images in and images out.
+
+    The same source, action and seed give the same images. Larger ``num_candidates`` only add candidates.
+    """
+
+    def __init__(self, roles: Roles, codec: ImageCodec) -> None:
+        """Put together what is loaded already; :meth:`load` reads folders.
+
+        Args:
+            roles: The forward and the inverse model.
+            codec: That of both, with a decoder.
+
+        Raises:
+            InputError: The codec is another one, or cannot decode.
+        """
+        codec.check_decoder()
+        if roles.fdm.model.codec_id != codec.codec_id:
+            raise InputError(f"the models' image codec is {roles.fdm.model.codec_id}, this one {codec.codec_id}")
+        self.roles = roles
+        self.codec = codec
+
+    @classmethod
+    def load(
+        cls,
+        fdm: str | Path,
+        idm: str | Path,
+        *,
+        base: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        base_sharing: BaseSharing = "merged",
+    ) -> Self:
+        """Load both models, full ones or adapters, and their codec.
+
+        Args:
+            fdm: Folder of the forward model; ``nano:fdm`` is the one that comes with the package.
+            idm: Folder of the inverse model; ``nano:idm``.
+            base: Base of adapters; the one that their manifests name without it.
+            device: Device of torch, such as ``cpu`` or ``cuda``.
+            dtype: Type of the weights; ``torch.bfloat16`` halves their memory.
+            base_sharing: ``shared`` keeps two adapters over one copy of their base.
+
+        Raises:
+            InputError: A folder is no model, was trained for the other role, or the two do not fit together.
+        """
+        for path, role in ((fdm, "fdm"), (idm, "idm")):
+            manifest = read_adapter_manifest(path) if is_adapter(path) else read_manifest(path)
+            # The other way round both would load, and predict noise.
+            if manifest is not None and manifest.task not in (None, role):
+                raise InputError(f"{role} = {str(path)!r} was trained as {manifest.task}")
+        codec = load_codec(base or fdm, device)
+        roles = load_roles(fdm, idm, base=base, device=device, dtype=dtype, base_sharing=base_sharing)
+        return cls(roles, codec)
+
+    def predict(
+        self,
+        image: ImageLike,
+        action: str,
+        *,
+        num_candidates: int = 8,
+        min_gain_nats: float | None = None,
+        max_unchanged: float = 1.0,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+    ) -> ImagePrediction:
+        """Predict the image after an action: sample candidates, rank them by how well they explain the action.
+
+        Args:
+            image: The source; the middle square of it is used.
+            action: In words.
+            num_candidates: Candidates at most.
+            min_gain_nats: Stop sooner, when another candidate is expected to gain no more than this a token.
+            max_unchanged: Copy guard: candidates with a larger share of unchanged tokens rank last; 1: off.
+            sampling: Temperature, top-k, top-p, guidance.
+            seed: Of the samples.
+
+        Raises:
+            InputError: For an image that cannot be read and settings that do not fit the models.
+        """
+        search = Search(num_candidates=num_candidates, min_gain_nats=min_gain_nats, max_unchanged=max_unchanged)
+        source_N = self.encode(image)
+        with torch.inference_mode():
+            prediction = predict_observations(
+                self.roles.fdm.model, self.roles.idm.model, [source_N], [action], search=search, sampling=sampling,
+                seed=seed, fdm_runner=self.roles.fdm.runner, idm_runner=self.roles.idm.runner,
+            )[0]  # fmt: skip
+        source, *images = self.decode([source_N, *(candidate.codes for candidate in prediction.distinct)])
+        candidates = tuple(map(PredictedImage, images, prediction.distinct))
+        return ImagePrediction(source, action, candidates, prediction)
+
+    def roll_out(
+        self,
+        image: ImageLike,
+        actions: Sequence[str],
+        *,
+        num_candidates: int = 8,
+        num_beams: int = 1,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+    ) -> ImageRollout:
+        """Predict several actions one after the other; each verified image is the source of the next.
+
+        Args:
+            image: The source; the middle square of it is used.
+            actions: In words, one or more.
+            num_candidates: Candidates of each step.
+            num_beams: Sequences that remain after each step.
+            sampling: Temperature, top-k, top-p, guidance.
+            seed: Of the samples.
+
+        Raises:
+            InputError: As :meth:`predict`.
+        """
+        search = Search(num_candidates=num_candidates, num_beams=num_beams)
+        source_N = self.encode(image)
+        with torch.inference_mode():
+            rollout = roll_out(
+                self.roles.fdm.model, self.roles.idm.model, [source_N], [list(actions)], search=search,
+                sampling=sampling, seed=seed, fdm_runner=self.roles.fdm.runner, idm_runner=self.roles.idm.runner,
+            )[0]  # fmt: skip
+        source, *images = self.decode([source_N, *(candidate.codes for candidate in rollout.best.candidates)])
+        return ImageRollout(source, tuple(images), rollout)
+
+    def propose(self, source: ImageLike, target: ImageLike) -> ScoredAction:
+        """Say what happened between two images: the inverse model's greedy action.
+
+        Args:
+            source: The image before.
+            target: The image after.
+        """
+        with torch.inference_mode():
+            return propose_actions(
+                self.roles.idm.model, [self.encode(source)], [self.encode(target)], runner=self.roles.idm.runner
+            )[0]
+
+    def score(self, source: ImageLike, target: ImageLike, actions: Sequence[str]) -> list[ScoredAction]:
+        """Score actions between two images by the inverse model, in the given order.
+
+        Args:
+            source: The image before.
+            target: The image after.
+            actions: In words.
+        """
+        count = len(actions)
+        with torch.inference_mode():
+            return score_actions(
+                self.roles.idm.model, [self.encode(source)] * count, [self.encode(target)] * count, actions,
+                runner=self.roles.idm.runner,
+            )  # fmt: skip
+
+    def encode(self, image: ImageLike) -> CodesRow:
+        """Encode the middle square of an image as codebook ids."""
+        pixels_HWC = fit_square(_read_pixels(image), self.codec.side_px)
+        return tuple(self.codec.encode(pixels_HWC[None])[0].tolist())
+
+    def decode(self, codes_BN: Sequence[CodesRow]) -> list[Image.Image]:
+        """Decode codebook ids to images of the codec's size."""
+        return [Image.fromarray(pixels_HWC) for pixels_HWC in self.codec.decode(torch.tensor(codes_BN))]
+
+
+def _read_pixels(image: ImageLike) -> Pixels:
+    """Read an image of any kind as uint8 RGB."""
+    if isinstance(image, str | Path):
+        path = Path(image)
+        if not path.is_file():
+            raise InputError(f"image = {str(image)!r}: no such file")
+        return decode_image(path.read_bytes(), f"image {path}")
+    if isinstance(image, bytes):
+        return decode_image(image, "the image")
+    if isinstance(image, Image.Image):
+        # Transparent pixels become white, as those of files do.
+        return decode_image(_to_png(image), "the image") if image.has_transparency_data else np.array(image.convert("RGB"))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"expected an image of uint8 (height, width, 3), got {image.dtype} {image.shape}")
+    return image
+
+
+def _to_png(image: Image.Image) -> bytes:
+    if image.mode == "RGB":
+        return encode_png(np.array(image))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _show_row(figures: Sequence[tuple[Image.Image, str]], title: str) -> str:
+    """Write images side by side with a caption each as HTML that needs no other file."""
+    style = f"width:{_DISPLAY_PX}px;image-rendering:pixelated"
+    cells = "".join(
+        f'<figure style="display:inline-block;margin:4px;width:{_DISPLAY_PX}px;vertical-align:top">'
+        f'<img style="{style}" alt="{html.escape(caption)}" '
+        f'src="data:image/png;base64,{base64.b64encode(_to_png(image)).decode()}">'
+        f'<figcaption style="font-size:.8em;margin:0">{html.escape(caption)}</figcaption></figure>'
+        for image, caption in figures
+    )
+    return f"<div><div>{html.escape(title)}</div>{cells}</div>"
