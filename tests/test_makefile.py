@@ -111,6 +111,17 @@ def test_torch_comes_from_the_index_for_cpus_or_from_the_usual_one(checkout: Pat
     assert make(checkout, "torch", None, "TORCH_INDEX=")[2].count("install") == 1
 
 
+def test_the_demos_models_are_served_once_they_are_there(checkout: Path) -> None:
+    def command() -> str:
+        words = ["make", "--dry-run", "serve", f"PYTHON={checkout.parent / 'python3.11'}"]
+        return subprocess.run(words, cwd=checkout, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+
+    assert command() == ".venv/bin/python -m serve_apps fdm=nano:fdm idm=nano:idm"
+    (checkout / "runs/demo/fdm").mkdir(parents=True)
+    (checkout / "runs/demo/fdm/run.json").touch()
+    assert command() == ".venv/bin/python -m serve_apps fdm=runs/demo/fdm/model idm=runs/demo/idm/model"
+
+
 def test_a_missing_python_is_named(checkout: Path) -> None:
     code, text, asked = make(checkout, python="/nowhere/python3.11")
     assert code != 0 and asked == []

@@ -73,7 +73,7 @@ def encode_image(png: bytes, protocol: Protocol) -> str:
         png: The image, a PNG file's content.
         protocol: Of the terminal.
     """
-    # Two take the file as it is; sixels are drawn here.
+    # Two take the file as it is; sixels are encoded here.
     if protocol == "iterm2":
         data = base64.b64encode(png).decode()
         return f"\x1b]1337;File=inline=1;size={len(png)};height={_ROWS};preserveAspectRatio=1:{data}\a"
