@@ -15,9 +15,9 @@ echo "$@" >> "$LOG"
 case "$*" in
     "-c import sys"*) [ "$FAIL" != version ] || { echo "error: Python 3.11 is needed, this is 3.9" >&2; exit 1; } ;;
     "-c import ensurepip"*) [ "$FAIL" != venv ] || exit 1 ;;
-    "-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    "-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/uv ;;
     *" download "*) [ "$FAIL" != network ] || { echo "ERROR: no answer"; exit 1; } ;;
-    *" install "*" torch") [ "$FAIL" != torch ] || exit 1 ;;
+    "pip install "*) [ "$FAIL" != torch ] || { echo "no route"; exit 1; } ;;
     *" install "*) [ "$FAIL" != pip ] || exit 1; [ "$FAIL" != kill ] || kill -9 $PPID ;;
 esac
 """
@@ -49,7 +49,7 @@ def make(checkout: Path, fail: str = "", python: str | None = None, *settings: s
         timeout=60,
         check=False,
     )
-    kinds = {"-c ": "check", "-m venv ": "venv", "-m pip --disable-pip-version-check ": ""}
+    kinds = {"-c ": "check", "-m venv ": "venv", "-m pip --disable-pip-version-check ": "", "pip install ": "uv"}
     asked = []
     for line in log.read_text().splitlines():
         start, kind = next((start, kind) for start, kind in kinds.items() if line.startswith(start))
@@ -59,7 +59,7 @@ def make(checkout: Path, fail: str = "", python: str | None = None, *settings: s
 
 def test_an_install_is_done_once_and_again_where_it_is_needed(checkout: Path) -> None:
     code, text, asked = make(checkout)
-    assert code == 0 and asked[-4:] == ["venv", "download", "install", "install"] and "anew" not in text
+    assert code == 0 and asked[-5:] == ["venv", "download", "install", "uv", "install"] and "anew" not in text
     assert make(checkout)[2] == []
     # Newer requirements are installed into what is there.
     os.utime(checkout / "pyproject.toml", (2**32, 2**32))
@@ -88,7 +88,6 @@ def test_an_install_that_was_killed_is_made_anew(checkout: Path) -> None:
         ("version", "error: Python 3.11 is needed", "check"),
         ("venv", "has no venv or no pip; install them (Debian, Ubuntu: apt install python3.11-venv)", "check"),
         ("network", "error: pip does not reach its package index; check the network, https_proxy", "download"),
-        ("torch", "error: no torch for CPUs from TORCH_INDEX = https://download.pytorch.org/whl/cpu, pip's", "install"),
         ("pip", "error: the install did not finish, pip's reason is above", "install"),
     ],
 )
@@ -101,14 +100,17 @@ def test_what_is_missing_is_said_in_one_line(checkout: Path, fail: str, message:
     assert code == 0 and asked[-1] == "install" and "anew" not in text
 
 
-def test_torch_comes_from_the_index_for_cpus_or_from_the_usual_one(checkout: Path) -> None:
+def test_torch_is_the_cpu_build_where_its_index_can_be_reached(checkout: Path) -> None:
     assert make(checkout)[0] == 0
     requests = (checkout.parent / "log").read_text().splitlines()
-    first, second = [line for line in requests if line.startswith("-m pip ") and " install " in line]
-    assert "--no-deps" in first and "--index-url https://download.pytorch.org/whl/cpu -c constraints.txt" in first
-    assert "-c constraints.txt -e .[dev]" in second and "index" not in second
+    (torch,) = [line for line in requests if line.startswith("pip install ")]
+    assert "--torch-backend=cpu --no-deps torch==2." in torch
     shutil.rmtree(checkout / ".venv")
-    assert make(checkout, "torch", None, "TORCH_INDEX=")[2].count("install") == 1
+    code, text, asked = make(checkout, "torch")
+    assert code == 0 and asked[-2:] == ["uv", "install"]
+    assert "no route" in text and "pip takes torch from its usual one" in text
+    shutil.rmtree(checkout / ".venv")
+    assert "uv" not in make(checkout, "", None, "TORCH_BACKEND=")[2]
 
 
 def test_the_demos_models_are_served_once_they_are_there(checkout: Path) -> None:
