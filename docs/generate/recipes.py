@@ -47,6 +47,7 @@ EXAMPLES = {
     "benchmark serve": "wm benchmark serve out=serve.json",
     "benchmark training": "wm benchmark training out=training.json",
     "bootstrap": "wm bootstrap nano/demo",
+    "collect": "wm collect system=NAME triplets=data/test folder=IMAGES out=data/collected",
     "convert": "wm convert release=DIR out=MODEL",
     "evaluate": "wm evaluate triplets=data/test/triplets idm=verifier"
     ' models.verifier=\'{ role = "idm", path = "runs/c-idm/model", label = "C-IDM" }\''
@@ -64,6 +65,7 @@ EXAMPLES = {
     "pretrain": "wm pretrain out=runs/base",
     "relabel": "wm relabel triplets=runs/demo/annotated selection=runs/demo/selected labels=truth out=runs/controls",
     "report": "wm report run=runs/demo out=runs/demo/report",
+    "score": "wm score predictions='[\"data/collected\"]' triplets=data/test out=runs/score",
     "select": "wm select triplets=data/annotated/triplets k=7000 out=data/selected",
     "serve": "wm serve fdm=runs/c-fdm/model idm=runs/c-idm/model",
     "ship": "wm ship nano/shipped",
