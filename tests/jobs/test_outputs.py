@@ -164,11 +164,11 @@ def test_ray_data_reads_it_in_parallel(out: Path, ray_session: None) -> None:
             np.array(Image.open(io.BytesIO(read["source_image"]["bytes"]))), picture(2 * number)
         )
         assert read["action"] == row["action"] and read["license"] == row["license"]
+        assert (list(read["source_codes"]) if read["source_codes"] is not None else None) == row["source_codes"]
     # As the documentation says it.
     names: dict[str, Any] = {}
     exec(tab_python((PAGES / "data-format.md").read_text(), "Ray Data").replace("FOLDER", str(out)), names)
     assert [sorted(row) for row in names["rows"]] == [["action", "source_codes", "target_codes"]] * 2
-        assert (list(read["source_codes"]) if read["source_codes"] is not None else None) == row["source_codes"]
 
 
 def test_the_features_in_the_files_speak_of_every_column(out: Path) -> None:
