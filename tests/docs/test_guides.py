@@ -186,3 +186,25 @@ def test_the_guides_show_what_cannot_run_here_as_console() -> None:
         words[0] for page in CHAIN for words in shell_commands((PAGES / f"{page}.md").read_text()) if words[0] != "wm"
     }
     assert others == set()
+
+
+def messages_of(text: str) -> list[str]:
+    """The error messages in the first column of a page's table "When something is wrong"."""
+    _, _, table = text.partition("## When something is wrong")
+    return re.findall(r"^\| `([^`]+ [^`]+)`", table, re.MULTILINE)
+
+
+def phrases_of(message: str) -> list[str]:
+    """Every three words of a message that follow one another, without values, quotes and dots between them."""
+    return re.findall(r"(?<![\w'])(?=([A-Za-z]+ [A-Za-z']+ [A-Za-z']+))", message)
+
+
+def test_messages_that_the_guides_explain_are_still_said() -> None:
+    root = PAGES.parents[1]
+    files = [file for folder in ("wm", "jobs", "serve_apps") for file in (root / folder).rglob("*.py")]
+    # Texts that go over several lines are one.
+    sources = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text() for file in files))
+    messages = [text for page in (*CHAIN, "cluster") for text in messages_of((PAGES / f"{page}.md").read_text())]
+    assert len(messages) > 25
+    unknown = [text for text in messages if not any(phrase in sources for phrase in phrases_of(text))]
+    assert unknown == ["device = 'cuda': Torch not compiled with CUDA enabled"]  # said by torch
