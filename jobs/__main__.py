@@ -15,8 +15,8 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "data": {
         "ingest": "human-labelled pairs of images or segments become triplets",
+        "look": "a page of your videos' motion curves, key-frames and pairs; needs no model",
         "annotate": "videos become triplets: key-frames, and the action between them by the inverse model",
-        "curves": "motion curves and key-frames of some clips as images, before a long annotation",
         "plan": "what a long annotation will take, from measured rates",
         "select": "the likeliest triplets of every class",
         "view": "a static page to look at triplets and rejects",
@@ -45,6 +45,9 @@ GROUPS: dict[str, dict[str, str]] = {
 """Commands with a line each, in the order in which one meets them."""
 
 COMMANDS = [name for group in GROUPS.values() for name in group]
+
+RENAMED = {"curves": "look"}
+"""Commands of earlier versions by what they are called today."""
 
 _COMPLETIONS = {
     "bash": "complete -o default -W '{names}' wm",
@@ -85,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        hint = f"; {name} is now {RENAMED[name]}: wm {RENAMED[name]} VIDEOS" if name in RENAMED else hint
         print(f"error: command {name!r}; expected one of {', '.join(COMMANDS)}{hint}", file=sys.stderr)
         return 2
     # Imported under its own name, not as __main__: Ray's workers find its functions by it.

@@ -61,9 +61,10 @@ SHARED_JOBS = {"shared"}
 
 CHAINS: dict[str, set[str]] = {
     "benchmark": {"annotate"},
+    "look": {"annotate"},
     "ship": {"evaluate", "ingest", "pretrain", "tabletop", "train"},
 }
-"""Commands that may import others, which they measure or chain. ``bootstrap`` chains the stages and may import all."""
+"""Commands that may import others, which they measure, preview or chain. ``bootstrap`` may import all."""
 
 
 def may_import(source: list[str], target: list[str]) -> bool:

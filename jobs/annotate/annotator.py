@@ -16,14 +16,13 @@ import pyarrow as pa
 from jobs.annotate.counts import ShardRows
 from jobs.annotate.filtering import filter_codes, filter_images
 from jobs.annotate.metrics import Metrics
-from jobs.annotate.pairs import Pair, Seconds, even_chunks, halve_when_full
+from jobs.annotate.pairs import Pair, Seconds, even_chunks, halve_when_full, propose_pairs
 from jobs.annotate.shards import write_shard
 from jobs.annotate.tables import DECODE_STAGES, DecodedVideo, report_problem, stage_seconds, to_batch
 from wm.datasets.filters import Filters, action_findings, reason_of
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
 from wm.records import Outcome, RejectRow, TripletRow, reject_row, stable_id, triplet_row
-from wm.video import frame_pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,11 +147,7 @@ class Annotator:
             if video["outcome"]
         ]
         # 2. Pairs of key-frames, filtered by images, then by codes, then by the action: each step costs more.
-        pairs = [
-            Pair(video, source, target)
-            for video in videos
-            for source, target in frame_pairs(range(len(video["images"] or [])))
-        ]
+        pairs = propose_pairs(videos)
         filters = self.settings.filters
         filter_images(pairs, filters, self.settings.min_motion_px)
         candidates = [pair for pair in pairs if not pair.reason]

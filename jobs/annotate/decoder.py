@@ -8,18 +8,21 @@ import shutil
 import tempfile
 import time
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from jobs.annotate.metrics import Metrics
 from jobs.annotate.tables import DECODED_SCHEMA, DecodedVideo, Decoding, ListedVideo
 from wm.files.storage import download
 from wm.files.uris import is_remote
-from wm.video import ClipReader, ClipSettings, VideoError
+from wm.video import Clip, ClipReader, ClipSettings, VideoError
 from wm.video.errors import check_name
 from wm.video.facts import FrameFacts, pair_difference
 
@@ -59,49 +62,39 @@ class Scratch:
         weakref.finalize(self, folder.cleanup)  # before the lock is released: finalizers run last in, first out
 
 
-class Decoder:
-    """Actor that turns a shard's videos into their key-frames. Owns the child process in which native decoders run."""
+class VideoReader:
+    """Read listed videos, remote ones too. Owns the child process in which native decoders run."""
 
-    def __init__(self, clips: ClipSettings, downloads: DownloadSettings, dataset: str) -> None:
+    def __init__(self, clips: ClipSettings, downloads: DownloadSettings) -> None:
         """Prepare the reader; nothing is started yet.
 
         Args:
             clips: Settings of reading.
             downloads: Limits for remote videos.
-            dataset: Name for the metrics.
         """
-        self.reader = ClipReader(clips)
+        self.clips = ClipReader(clips)
         self.downloads = downloads
-        self.metrics = Metrics(dataset)
         self._scratch = Scratch()
         self._local_uri = ""
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Decode a batch.
+    def read(
+        self, video: ListedVideo, path: str, rules: Sequence[str]
+    ) -> tuple[dict[str, Decoding], npt.NDArray[np.float64] | None]:
+        """Read the key-frames that each rule chooses.
 
         Args:
-            batch: Rows of a listing with ``path, shard, shard_rows``.
+            video: As it is listed.
+            path: Where it is, local or remote.
+            rules: Names of key-frame rules.
 
         Returns:
-            As many rows of :data:`DECODED_SCHEMA`, in the same order.
-        """
-        rows: list[DecodedVideo] = []
-        paths: list[str] = batch.column("path").to_pylist()
-        videos: list[ListedVideo] = batch.drop_columns(["path"]).to_pylist()
-        for video, path in zip(videos, paths, strict=True):
-            try:
-                decoding = self._read(video, path)
-            except (OSError, RuntimeError) as error:
-                # The machine's trouble (no space, no child that starts), not the video's: no reject.
-                message = f"cannot decode {video['uri']} on this machine: {getattr(error, 'strerror', None) or error}"
-                decoding = {"problem": message, "errno": getattr(error, "errno", None) or 0}
-            row: DecodedVideo = {**video, **decoding}
-            rows.append(row)
-            self.metrics.video(row)
-        return pa.Table.from_pylist(rows, schema=DECODED_SCHEMA)
+            By rule, the numbers and images, or the reason of a failure, which all rules share; and the time of every
+            frame in s of the file's own clock, None of a video that failed.
 
-    def _read(self, video: ListedVideo, path: str) -> Decoding:
-        """Read one video; return its outcome with numbers and images, or with the reason of its failure."""
+        Raises:
+            OSError: The machine is at fault, not the video: its disk is full.
+            RuntimeError: The same: no child starts.
+        """
         seconds: Decoding = {}
         begin = time.perf_counter()
         try:
@@ -109,37 +102,17 @@ class Decoder:
             check_name(path)
             if is_remote(path):
                 path = self._local_copy(path, seconds)
-            clip = self.reader.read(path, start_s=video["start_s"], end_s=video["end_s"])
+            clips = self.clips.read_rules(path, rules, video["start_s"], video["end_s"])
         except VideoError as error:
             # Without the download, which has its own column.
             failed_s = time.perf_counter() - begin - seconds.get("download_s", 0.0)
             detail = _name_video(error.detail, path, video)
-            return {**seconds, "outcome": "failed", "reason": error.reason, "detail": detail, "failed_s": failed_s}
-        # Numbers are recorded of filtered videos too: they show what another setting would give.
-        scan, keyframes = clip.scan, clip.scan.keyframes
-        row: Decoding = {
-            **seconds,
-            "num_frames": scan.num_frames,
-            "duration_s": scan.duration_s,
-            "frame_s": scan.duration_s / scan.num_frames,
-            "height_px": scan.size_px[0],
-            "width_px": scan.size_px[1],
-            "orientation": scan.orientations[0].filters,
-            "sample_aspect_ratio": str(scan.sample_aspect),
-            "reader": clip.reader,
-            "fallback": clip.fallback.replace(path, video["uri"]),
-            "errors": scan.errors,
-            "keyframes": keyframes,
-            "times_s": scan.times_s[keyframes].tolist(),
-            "motion": scan.motion.tolist(),
-            "scan_s": clip.scan_s,
-            "fetch_s": clip.fetch_s,
+            failure: Decoding = {"outcome": "failed", "reason": error.reason, "detail": detail, "failed_s": failed_s}
+            return {rule: {**seconds, **failure} for rule in rules}, None
+        decodings: dict[str, Decoding] = {
+            rule: {**seconds, **_describe_clip(clip, path, video)} for rule, clip in clips.items()
         }
-        if len(keyframes) < 2:
-            detail = f"{path}: {len(keyframes)} key-frame among {scan.num_frames} frames; a pair needs two"
-            detail = _name_video(detail, path, video)
-            return {**row, "outcome": "filtered", "reason": "too_few_keyframes", "detail": detail}
-        return {**row, "images": clip.images_png, **_list_facts(clip.facts, scan.cuts)}
+        return decodings, next(iter(clips.values())).scan.times_s
 
     def _local_copy(self, uri: str, seconds: Decoding) -> str:
         """Fetch a remote file by the killable child and return its local path.
@@ -154,12 +127,85 @@ class Decoder:
             begin = time.perf_counter()
             # The child enforces the limit itself; a little more time lets it say so.
             limits = self.downloads
-            self.reader.process.call(
-                limits.time_limit_s + 5.0, fetch_remote, uri, str(path), limits.time_limit_s, limits.max_bytes
+            self.clips.process.call(
+                self.clips.limit_s(limits.time_limit_s + 5.0), fetch_remote, uri, str(path), limits.time_limit_s, limits.max_bytes
             )
             seconds["download_s"] = time.perf_counter() - begin
             self._local_uri = uri
         return str(path)
+
+
+class Decoder:
+    """Actor that turns a shard's videos into their key-frames."""
+
+    def __init__(self, clips: ClipSettings, downloads: DownloadSettings, dataset: str) -> None:
+        """Prepare the reader; nothing is started yet.
+
+        Args:
+            clips: Settings of reading.
+            downloads: Limits for remote videos.
+            dataset: Name for the metrics.
+        """
+        self.videos = VideoReader(clips, downloads)
+        self.metrics = Metrics(dataset)
+
+    @property
+    def reader(self) -> ClipReader:
+        """Return the reader of clips, with its child process."""
+        return self.videos.clips
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Decode a batch.
+
+        Args:
+            batch: Rows of a listing with ``path, shard, shard_rows``.
+
+        Returns:
+            As many rows of :data:`DECODED_SCHEMA`, in the same order.
+        """
+        rows: list[DecodedVideo] = []
+        paths: list[str] = batch.column("path").to_pylist()
+        videos: list[ListedVideo] = batch.drop_columns(["path"]).to_pylist()
+        rule = self.reader.settings.rule
+        for video, path in zip(videos, paths, strict=True):
+            try:
+                decoding = self.videos.read(video, path, [rule])[0][rule]
+            except (OSError, RuntimeError) as error:
+                # The machine's trouble (no space, no child that starts), not the video's: no reject.
+                message = f"cannot decode {video['uri']} on this machine: {getattr(error, 'strerror', None) or error}"
+                decoding = {"problem": message, "errno": getattr(error, "errno", None) or 0}
+            row: DecodedVideo = {**video, **decoding}
+            rows.append(row)
+            self.metrics.video(row)
+        return pa.Table.from_pylist(rows, schema=DECODED_SCHEMA)
+
+
+def _describe_clip(clip: Clip, path: str, video: ListedVideo) -> Decoding:
+    """Describe a clip that was read: numbers and images, or why it is filtered."""
+    # Numbers are recorded of filtered videos too: they show what another setting would give.
+    scan, keyframes = clip.scan, clip.scan.keyframes
+    row: Decoding = {
+        "num_frames": scan.num_frames,
+        "duration_s": scan.duration_s,
+        "frame_s": scan.duration_s / scan.num_frames,
+        "height_px": scan.size_px[0],
+        "width_px": scan.size_px[1],
+        "orientation": scan.orientations[0].filters,
+        "sample_aspect_ratio": str(scan.sample_aspect),
+        "reader": clip.reader,
+        "fallback": clip.fallback.replace(path, video["uri"]),
+        "errors": scan.errors,
+        "keyframes": keyframes,
+        "times_s": scan.times_s[keyframes].tolist(),
+        "motion": scan.motion.tolist(),
+        "scan_s": clip.scan_s,
+        "fetch_s": clip.fetch_s,
+    }
+    if len(keyframes) < 2:
+        detail = f"{path}: {len(keyframes)} key-frame among {scan.num_frames} frames; a pair needs two"
+        detail = _name_video(detail, path, video)
+        return {**row, "outcome": "filtered", "reason": "too_few_keyframes", "detail": detail}
+    return {**row, "images": clip.images_png, **_list_facts(clip.facts, scan.cuts)}
 
 
 def fetch_remote(uri: str, path: str, time_limit_s: float, max_bytes: int) -> None:

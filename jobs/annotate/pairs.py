@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from jobs.annotate.tables import DecodedVideo, PairRow
 from wm.datasets.filters import Filters, PairNumbers
 from wm.records import stable_id
+from wm.video import frame_pairs
 
 if TYPE_CHECKING:
     from wm.dynamics import ScoredAction  # brings torch, which the driver need not load
@@ -97,6 +98,19 @@ class Pair:
             "reason": self.reason,
             "findings": self.findings,
         }
+
+
+def propose_pairs(videos: Sequence[DecodedVideo]) -> list[Pair]:
+    """Propose every pair of consecutive key-frames, video by video.
+
+    Args:
+        videos: Those of one key-frame, or that failed, give none.
+    """
+    return [
+        Pair(video, source, target)
+        for video in videos
+        for source, target in frame_pairs(range(len(video["phash"] or [])))
+    ]
 
 
 @dataclass

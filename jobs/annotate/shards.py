@@ -155,10 +155,14 @@ def shards_with(out: Path, reasons: Sequence[str]) -> list[Path]:
 
 
 @contextmanager
-def sole_writer(out: Path) -> Iterator[None]:
+def sole_writer(out: Path, stage: str = "annotate") -> Iterator[None]:
     """Refuse a second driver: it would take the files of shards that the first has under way for leftovers.
 
     The lock ends with the process, however that ends.
+
+    Args:
+        out: Folder of the run.
+        stage: Name of the command, for the message.
 
     Raises:
         InputError: Another process writes into ``out``.
@@ -167,7 +171,7 @@ def sole_writer(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"{out} is being written by another annotate; wait for it, or end it first") from error
+            raise InputError(f"{out} is being written by another {stage}; wait for it, or end it first") from error
         except OSError as error:  # some shared file systems have no locks: there the user must take care
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise

@@ -83,7 +83,8 @@ class PlanRecipe(Recipe):
     fps: float | None = Field(default=None, gt=0)
     """Frames a second. Left out: from_run's, or probed, or 25."""
     from_run: OptionalInputPath = None
-    """Folder of a finished annotation: frames, key-frames, pairs, triplets a video and bytes a triplet are its own."""
+    """Folder of a finished annotate or look: frames, key-frames, pairs, triplets a video and bytes a triplet are its
+    own."""
     keyframes_per_video: float | None = Field(default=None, ge=0)
     """Left out: from_run's, or what keyframes.rule gives of videos of this length."""
     keyframes: PlanKeyframes = PlanKeyframes()

@@ -39,6 +39,7 @@ class Habits:
     triplets: float | None = None
     decoded: float = 1.0
     bytes_per_triplet: float = BYTES_PER_TRIPLET
+    has_model: bool = True
 
 
 def read_rates(files: Sequence[str]) -> dict[str, float]:
@@ -83,7 +84,8 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
     # 1. How many videos, and how long they are.
     habits = _load_habits(recipe.from_run) if recipe.from_run else Habits()
     if recipe.from_run:
-        notes.append(f"what a video gives: from {recipe.from_run}")
+        unjudged = "" if habits.has_model else ", without the filters that need a model"
+        notes.append(f"what a video gives: from {recipe.from_run}{unjudged}")
     mean_s, fps = recipe.mean_length_s or habits.length_s, recipe.fps or habits.fps
     if recipe.hours is not None:
         if mean_s is None:
@@ -129,11 +131,18 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
 def _load_habits(folder: str) -> Habits:
     record = read_run(folder) or {}
     counts = record.get("counts") or {}
-    if record.get("stage") != "annotate" or not counts.get("decoded") or not counts.get("video_s"):
-        raise InputError(f"from_run = {folder!r} is no finished annotation with videos that decode (run.json)")
+    stage = record.get("stage")
+    if stage not in ("annotate", "look") or not counts.get("decoded") or not counts.get("video_s"):
+        raise InputError(f"from_run = {folder!r} is no finished annotate or look with videos that decode (run.json)")
     # A video that decodes is the unit: failed ones give nothing, and are a share of their own.
-    decoded, triplets = counts["decoded"], counts["triplets"]
-    stored = sum(file.stat().st_size for file in table_files(Path(folder) / "triplets")) if triplets else 0
+    decoded = counts["decoded"]
+    if stage == "look":
+        # Before the filters that need a model; a triplet is little more than its two images.
+        triplets = counts["kept"]
+        stored = triplets * 2 * (counts["png_bytes_per_image"] or 0)
+    else:
+        triplets = counts["triplets"]
+        stored = sum(file.stat().st_size for file in table_files(Path(folder) / "triplets")) if triplets else 0
     return Habits(
         length_s=counts["video_s"] / decoded,
         fps=counts["frames"] / counts["video_s"],
@@ -142,6 +151,7 @@ def _load_habits(folder: str) -> Habits:
         triplets=triplets / decoded,
         decoded=decoded / counts["videos"],
         bytes_per_triplet=stored / triplets if triplets else BYTES_PER_TRIPLET,
+        has_model=stage == "annotate",
     )
 
 

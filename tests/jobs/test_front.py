@@ -30,6 +30,7 @@ def test_help_lists_each_command_with_a_line(capsys):
     ("words", "message"),
     [
         (["annotat"], "did you mean annotate?"),
+        (["curves", "videos=v"], "curves is now look: wm look VIDEOS"),
         (["zzz"], "expected one of bootstrap, ingest, "),
         (["completion", "tcsh"], "expected bash, zsh, fish"),
         (["completion"], "expected bash, zsh, fish"),

@@ -95,6 +95,18 @@ def test_rows_become_triplets_and_rejects(world: Path, tiny_base: Path, ingested
         torch.testing.assert_close(torch.tensor(row["change"]), torch.tensor(plain))
 
 
+def test_rows_become_the_same_without_ray(
+    world: Path, tiny_base: Path, tmp_path: Path, ingested: dict[str, Any]
+) -> None:
+    out = tmp_path / "here"
+    here = run(recipe(world, codec=str(tiny_base), out=str(out), resources={"num_workers": 0}))
+    assert here["counts"] == ingested["counts"]
+    assert read_table(out / "triplets").equals(read_table(world.parent / "out" / "triplets"))
+    columns = [name for name in REJECT_SCHEMA.names if name != "detail"]  # it may name an object's address
+    rejects = [read_table(folder / "rejects", REJECT_SCHEMA, columns) for folder in (out, world.parent / "out")]
+    assert rejects[0].equals(rejects[1])
+
+
 def test_without_a_codec_and_with_a_limit(root: Path) -> None:
     counts = run(recipe(root, limit=3, dataset="mine", split="test"))["counts"]
     assert counts["triplets"] == 3 and "unchanged_codes" not in counts  # not 0: nothing is known of codes

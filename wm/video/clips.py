@@ -3,8 +3,10 @@
 Knows nothing of lists, pairs or remote files.
 """
 
+import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -17,7 +19,7 @@ from wm.video.facts import FrameFacts, frame_facts
 from wm.video.fetch import Reader, fetch_decord, fetch_pyav
 from wm.video.isolation import IsolatedProcess
 from wm.video.motion import MotionKind
-from wm.video.scan import Scan, scan_video
+from wm.video.scan import Scan, scan_rules
 
 EncodedFrame: TypeAlias = tuple[bytes, FrameFacts]
 """A key-frame as PNG bytes, and its measurements."""
@@ -76,6 +78,8 @@ class ClipReader:
 
     def __init__(self, settings: ClipSettings) -> None:
         self.settings = settings
+        self.deadline = math.inf
+        """Time of :func:`time.monotonic` at which whatever is under way ends with ``time_out``."""
         self.process = IsolatedProcess(settings.memory_limit_mib)
 
     def read(self, path: str | Path, start_s: float | None = None, end_s: float | None = None) -> Clip:
@@ -93,26 +97,66 @@ class ClipReader:
         Raises:
             VideoError: Any reason; the reader stays usable afterwards.
         """
+        rule = self.settings.rule
+        return self.read_rules(path, [rule], start_s, end_s)[rule]
+
+    def read_rules(
+        self, path: str | Path, rules: Sequence[str], start_s: float | None = None, end_s: float | None = None
+    ) -> dict[str, Clip]:
+        """Read the key-frames that several rules choose, after one motion pass.
+
+        Args:
+            path: A local file.
+            rules: Names of different key-frame rules; that of the settings does not count here.
+            start_s: As for :meth:`read`.
+            end_s: As for :meth:`read`.
+
+        Returns:
+            The clip of each rule, as :meth:`read` gives it with that rule in the settings.
+
+        Raises:
+            VideoError: Any reason; the reader stays usable afterwards.
+        """
         settings = self.settings
         begin_s = time.perf_counter()
         # 1. The motion pass chooses the key-frames.
-        scan = self.process.call(
-            settings.time_limit_s,
-            scan_video,
+        scans = self.process.call(
+            self.limit_s(settings.time_limit_s),
+            scan_rules,
             str(path),
+            list(rules),
             motion=settings.motion,
             motion_side_px=settings.motion_side_px,
             max_keyframes=settings.max_keyframes,
             min_interval_frames=settings.min_interval_frames,
-            rule=settings.rule,
             start_s=start_s,
             end_s=end_s,
         )
+        scan_s = time.perf_counter() - begin_s
+        clips: dict[str, Clip] = {}
+        for rule, scan in scans.items():
+            # Rules often agree: the same key-frames are read once.
+            same = next((clip for clip in clips.values() if clip.scan.keyframes == scan.keyframes), None)
+            if same is not None:
+                clips[rule] = replace(same, scan=scan)
+            else:
+                clips[rule] = self._fetch_clip(path, scan, scan_s)
+        return clips
+
+    def limit_s(self, limit_s: float) -> float:
+        """Return a call's time limit, shortened to what is left until the deadline.
+
+        Args:
+            limit_s: Without a deadline, in seconds.
+        """
+        return max(0.0, min(limit_s, self.deadline - time.monotonic()))
+
+    def _fetch_clip(self, path: str | Path, scan: Scan, scan_s: float) -> Clip:
         # Fewer than two key-frames make no pair: nothing is read in colour.
-        scan_end_s = time.perf_counter()
         if len(scan.keyframes) < 2:
-            return Clip(scan, [], [], "", scan_s=scan_end_s - begin_s)
+            return Clip(scan, [], [], "", scan_s=scan_s)
         # 2. Only those are read in colour.
+        begin_s = time.perf_counter()
         encoded, reader, fallback = self._fetch_images(path, scan)
         return Clip(
             scan,
@@ -120,8 +164,8 @@ class ClipReader:
             [facts for _, facts in encoded],
             reader,
             fallback,
-            scan_s=scan_end_s - begin_s,
-            fetch_s=time.perf_counter() - scan_end_s,
+            scan_s=scan_s,
+            fetch_s=time.perf_counter() - begin_s,
         )
 
     def close(self) -> None:
@@ -146,7 +190,7 @@ class ClipReader:
     def _fetch(
         self, reader: Literal["decord", "pyav"], limit_s: float, path: str | Path, scan: Scan
     ) -> list[EncodedFrame]:
-        return self.process.call(limit_s, fetch_encoded, reader, str(path), scan, self.settings)
+        return self.process.call(self.limit_s(limit_s), fetch_encoded, reader, str(path), scan, self.settings)
 
 
 def fetch_encoded(

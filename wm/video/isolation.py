@@ -89,6 +89,13 @@ class IsolatedProcess:
             self._process.wait()
         self._pipe = self._process = None
 
+    def kill(self) -> None:
+        """Kill the child from another thread: the call under way, if any, fails with ``crashed``."""
+        # The pipe stays open: it belongs to the thread that waits for an answer.
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def __enter__(self) -> "IsolatedProcess":
         return self
 

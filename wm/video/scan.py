@@ -3,16 +3,17 @@
 Reads no colour: :mod:`wm.video.fetch` does.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from wm.video.bounded import search_keyframes
+from wm.video.bounded import Ask, search_keyframes
 from wm.video.facts import cut_scores
 from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect
-from wm.video.keyframes import choose_keyframes, find_rule
+from wm.video.keyframes import KeyframeRule, choose_keyframes, find_rule
 from wm.video.motion import MotionKind
 from wm.video.walk import WALK_BATCH, Checks, Walk
 
@@ -96,33 +97,103 @@ def scan_video(
         VideoError: As :func:`wm.video.decode.frames` does, and ``no_frames``, ``one_frame``, ``decode_error``.
         InputError: There is no such rule.
     """
-    # 1. Walk once.
-    keyframe_rule = find_rule(rule)
-    max_candidates = keyframe_rule.max_candidates(max_keyframes, min_interval_frames)
+    scans = scan_rules(
+        path,
+        [rule],
+        motion=motion,
+        motion_side_px=motion_side_px,
+        max_keyframes=max_keyframes,
+        min_interval_frames=min_interval_frames,
+        start_s=start_s,
+        end_s=end_s,
+    )
+    return scans[rule]
+
+
+def scan_rules(
+    path: str | Path,
+    rules: Sequence[str],
+    *,
+    motion: MotionKind = "dis",
+    motion_side_px: int = 40,
+    max_keyframes: int = 6,
+    min_interval_frames: int = 20,
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> dict[str, Scan]:
+    """Decode once for several key-frame rules; each scan is the one that :func:`scan_video` gives with its rule.
+
+    Args:
+        path: A local file.
+        rules: Names of different key-frame rules.
+        motion: As for :func:`scan_video`.
+        motion_side_px: As for :func:`scan_video`.
+        max_keyframes: As for :func:`scan_video`.
+        min_interval_frames: As for :func:`scan_video`.
+        start_s: Begin of the segment.
+        end_s: Its end.
+
+    Returns:
+        The scan of each rule by its name.
+
+    Raises:
+        VideoError: As :func:`scan_video` does.
+        InputError: There is no such rule.
+    """
+    # 1. Walk once, keeping enough for the rule that looks furthest down the order of motion.
+    limits = (max_keyframes, min_interval_frames)
+    keyframe_rules = {name: find_rule(name) for name in rules}
+    max_candidates = max(rule.max_candidates(*limits) for rule in keyframe_rules.values())
     walk = Walk(path, motion, motion_side_px, max_candidates, start_s=start_s, end_s=end_s)
     walk.read()
-    # 2. Exact motion only where it can change the choice.
-    if walk.bounded:
-        expected_T, measured_T = search_keyframes(
-            walk.motion,
-            walk.steps,
-            walk.measure,
-            walk.refine if walk.quarters is not None else None,
-            max_keyframes=max_keyframes,
-            min_interval_frames=min_interval_frames,
-            rule=keyframe_rule,
-            # A walk costs the same for one frame as for many; frames in memory cost only themselves.
-            batch=1 if walk.decoded is not None else WALK_BATCH,
-        )
-    else:
-        expected_T, measured_T = np.asarray(walk.motion), np.ones(len(walk.motion), dtype=bool)
+    # 2. Exact motion only where it can change a rule's own choice; what one has measured serves the next.
+    measure = _remember(walk.measure)
+    refine = _remember(walk.refine) if walk.quarters is not None else None
+    curves = {
+        name: _measure_motion(walk, rule, limits, measure, refine) for name, rule in keyframe_rules.items()
+    }
     # 3. Choose; the decoded frames are no longer needed.
     walk.decoded = walk.quarters = None
-    motion_T = expected_T.astype(np.float32)
-    keyframes = choose_keyframes(
-        motion_T, max_keyframes=max_keyframes, min_interval_frames=min_interval_frames, rule=rule
+    scans = {}
+    for name, (motion_T, measured_T) in curves.items():
+        keyframes = choose_keyframes(
+            motion_T, max_keyframes=max_keyframes, min_interval_frames=min_interval_frames, rule=name
+        )
+        scans[name] = _build_scan(walk, motion_T, measured_T, keyframes)
+    return scans
+
+
+def _remember(ask: Ask) -> Ask:
+    """Return a function that asks for each frame once."""
+    answers: dict[int, float] = {}
+
+    def ask_once(frame_numbers: list[int]) -> list[float]:
+        if unknown := [number for number in frame_numbers if number not in answers]:
+            answers.update(zip(unknown, ask(unknown), strict=True))
+        return [answers[number] for number in frame_numbers]
+
+    return ask_once
+
+
+def _measure_motion(
+    walk: Walk, rule: KeyframeRule, limits: tuple[int, int], measure: Ask, refine: Ask | None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Return the motion of each frame as a rule needs to know it, px/frame, and which of it was measured."""
+    if not walk.bounded:
+        return np.asarray(walk.motion).astype(np.float32), np.ones(len(walk.motion), dtype=bool)
+    max_keyframes, min_interval_frames = limits
+    expected_T, measured_T = search_keyframes(
+        walk.motion,
+        walk.steps,
+        measure,
+        refine,
+        max_keyframes=max_keyframes,
+        min_interval_frames=min_interval_frames,
+        rule=rule,
+        # A walk costs the same for one frame as for many; frames in memory cost only themselves.
+        batch=1 if walk.decoded is not None else WALK_BATCH,
     )
-    return _build_scan(walk, motion_T, measured_T, keyframes)
+    return expected_T.astype(np.float32), measured_T
 
 
 def _build_scan(

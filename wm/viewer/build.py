@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from itertools import islice
 from pathlib import Path
 
@@ -33,6 +32,9 @@ BLOCK = 8
 """Rows of a block: one image file and one script."""
 
 WEBP_QUALITY = 72
+WEB_FILES = (
+    "viewer.css", "elements.js", "curve.js", "state.js", "grid.js", "detail.js", "rejects.js", "main.js",
+)  # fmt: skip
 _REJECT_COLUMNS = ["class_label", "uri", "stage", "detail"]
 _LONGEST_TEXT = 500
 
@@ -142,9 +144,8 @@ def write_page(
         data["chosen"] = sum(row["triplet_id"] in plan.order for row in columns.rows) if source.selection else None
         index = build_script("index", data, build_index(columns.rows, columns.sizes, plan.order))
         (temporary / "index.js").write_text(index, encoding="ascii")
-        for resource in _web().iterdir():
-            if resource.name.endswith((".js", ".css")):
-                (temporary / resource.name).write_bytes(resource.read_bytes())
+        for name in WEB_FILES:
+            (temporary / name).write_bytes((files("wm.viewer") / "web" / name).read_bytes())
         os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -158,10 +159,6 @@ def write_page(
         "unreadable_pictures": columns.unreadable,
         "bytes": sum(file.stat().st_size for file in [*folder.iterdir(), out / "index.html"]),
     }
-
-
-def _web() -> Traversable:
-    return files("wm.viewer") / "web"
 
 
 def _to_texts(values: pa.ChunkedArray) -> pa.Array:

@@ -27,9 +27,9 @@ def decoder():
 def test_what_a_killed_download_left_does_not_fill_the_disk(monkeypatch):
     one = decoder()
     monkeypatch.setattr(one.reader.process, "call", lambda *given: Path(given[3]).touch())
-    path = Path(one._local_copy("https://host/1.mp4", {}))
+    path = Path(one.videos._local_copy("https://host/1.mp4", {}))
     (path.parent / ".video.0a1b2c3d.tmp").write_bytes(b"half a video")  # as the child was killed while it wrote
-    assert one._local_copy("https://host/2.mp4", {}) == str(path)
+    assert one.videos._local_copy("https://host/2.mp4", {}) == str(path)
     assert list(path.parent.iterdir()) == [path]
 
 

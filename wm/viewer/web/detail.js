@@ -1,6 +1,5 @@
 "use strict";
 // One triplet: both frames, where they differ, the clip's motion with the chosen frames, where it comes from.
-const CURVE = { width: 1000, height: 190, left: 52, right: 14, top: 24, bottom: 32 };
 
 wm.open = (row) => {
   wm.state.id = wm.get("id", row);
@@ -94,31 +93,17 @@ wm.heat = (change, base) => {
 wm.curve = (detail, clips) => {
   const clip = detail.clip === null ? null : clips[detail.clip];
   if (!clip) return wm.el("p", { class: "soft", text: "No motion curve: the data set holds no clips table for this row." });
-  const { width, height, left, right, top, bottom } = CURVE, base = height - bottom;
-  const last = Math.max(1, clip.frames - 1), peak = Math.max(1e-9, ...clip.motion);
-  const x = (frame) => left + (frame / last) * (width - left - right), y = (value) => base - (value / peak) * (base - top);
-  const points = clip.motion.map((value, k) => `${x(Math.min(last, k * clip.step + (clip.step - 1) / 2)).toFixed(1)},${y(value).toFixed(1)}`);
-  const svg = wm.el("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Motion of ${clip.frames} frames with ${clip.keyframes.length} key-frames` });
-  svg.append(
-    wm.el("line", { class: "axis", x1: left, x2: width - right, y1: base, y2: base }),
-    wm.el("text", { x: left - 6, y: top + 4, "text-anchor": "end", text: wm.number(peak, peak < 10 ? 2 : 0) }),
-    wm.el("text", { x: left - 6, y: base, "text-anchor": "end", text: "0" }),
-    wm.el("text", { x: left, y: height - 4, text: "frame 0" }),
-    wm.el("text", { x: width - right, y: height - 4, "text-anchor": "end", text: `${clip.frames - 1}` }),
-    wm.el("path", { class: "line", d: `M${points.join("L")}` }),
-  );
-  clip.keyframes.forEach((frame, k) => {
+  const last = Math.max(1, clip.frames - 1), at = (k) => Math.min(last, k * clip.step + (clip.step - 1) / 2);
+  const marks = clip.keyframes.map((frame, k) => {
     const role = frame === detail.source_frame ? "source" : frame === detail.target_frame ? "target" : "other";
-    const value = clip.motion[Math.min(clip.motion.length - 1, Math.floor(frame / clip.step))];
+    const y = clip.motion[Math.min(clip.motion.length - 1, Math.floor(frame / clip.step))];
     const time = clip.times_s[k], label = time === null || time === undefined ? `${frame}` : `${time.toFixed(2)} s`;
-    const anchor = x(frame) > width - 60 ? "end" : x(frame) < left + 30 ? "start" : "middle";
-    svg.append(wm.el(
-      "g", { class: "mark", "data-frame": frame, "data-role": role, "data-x": x(frame).toFixed(2) },
-      wm.el("title", { text: `key-frame ${frame}, ${label}, ${wm.number(value)} px/frame` }),
-      wm.el("line", { class: `key ${role}`, x1: x(frame), x2: x(frame), y1: top - 6, y2: base }),
-      wm.el("circle", { class: role, cx: x(frame), cy: y(value), r: role === "other" ? 3 : 4.5 }),
-      wm.el("text", { class: role, x: x(frame), y: 12, "text-anchor": anchor, text: label }),
-    ));
+    return { x: frame, y, role, label, frame, title: `key-frame ${frame}, ${label}, ${wm.number(y)} px/frame` };
+  });
+  const svg = wm.drawCurve({
+    points: clip.motion.map((value, k) => [at(k), value]), ends: [0, last], texts: ["frame 0", `${clip.frames - 1}`], marks,
+    read: (k) => `frame ${clip.step > 1 ? `${k * clip.step} to ${Math.min(last, (k + 1) * clip.step - 1)}` : k}, ${wm.number(clip.motion[k])} px/frame`,
+    label: `Motion of ${clip.frames} frames with ${clip.keyframes.length} key-frames`,
   });
   const step = clip.step > 1 ? `, largest of every ${clip.step} frames` : "";
   return wm.el("div", { class: "curve" }, wm.el("h2", { text: "Motion of the clip" }), svg,

@@ -1,6 +1,6 @@
 "use strict";
 // The contact sheet: only the cards in sight are in the document.
-const CARD_MIN_WIDTH = 306, CARD_TEXT_PX = 156, CARD_FRAME_PX = 58, OVERSCAN_ROWS = 2, EDGE_PX = 1;
+const CARD_MIN_WIDTH = 306, CARD_TEXT_PX = 156, CARD_FRAME_PX = 58, OVERSCAN_ROWS = 2;
 wm.cards = new Map();
 wm.layout = { across: 1, width: 0, height: 1, box_w: 0, box_h: 0 };
 
@@ -20,17 +20,8 @@ wm.shot = (row, which, box_w, box_h, alt) => {
   const block = Math.floor(row / wm.data.block), [sheet_w, sheet_h, cell_w, cell_h] = wm.data.sprites[block];
   const sizes = wm.get("sizes", row), width = sizes[2 * which], height = sizes[2 * which + 1];
   if (!width) return wm.el("span", { class: "missing", text: "no readable image" });
-  const scale = Math.min(box_w / width, box_h / height);
-  const image = wm.el("img", {
-    src: `page/pictures-${String(block).padStart(5, "0")}.webp`, alt, draggable: "false", decoding: "sync",
-  });
-  Object.assign(image.style, {
-    width: `${sheet_w * scale}px`, height: `${sheet_h * scale}px`,
-    left: `${-(which * cell_w + EDGE_PX) * scale}px`, top: `${-((row % wm.data.block) * cell_h + EDGE_PX) * scale}px`,
-  });
-  const frame = wm.el("span", { class: scale >= 1.5 && Math.max(width, height) <= 128 ? "shot sharp" : "shot" }, image);
-  Object.assign(frame.style, { width: `${Math.floor(width * scale)}px`, height: `${Math.floor(height * scale)}px` });
-  return frame;
+  const file = `pictures-${String(block).padStart(5, "0")}.webp`, place = [which * cell_w, (row % wm.data.block) * cell_h];
+  return wm.crop(file, [sheet_w, sheet_h], place, [width, height], box_w, box_h, alt);
 };
 
 wm.facts = (row) => {

@@ -1,23 +1,7 @@
 "use strict";
 // What is shown: the columns of all rows, the filters, and the part of the address after # that holds them.
-const wm = { data: null, columns: null, rows: [], blocks: new Map(), waiting: new Map() };
+Object.assign(wm, { data: null, columns: null, rows: [], blocks: new Map(), waiting: new Map() });
 
-// Text from data enters the page here alone, as text and never as markup.
-wm.el = (tag, attributes, ...children) => {
-  const svg = ["svg", "path", "line", "circle", "rect", "text", "g", "title"].includes(tag);
-  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes || {})) {
-    if (name === "text") node.textContent = value;
-    else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-};
-
-wm.byId = (id) => document.getElementById(id);
-wm.number = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits));
-wm.grouped = (value) => value.toLocaleString("en-US");
 wm.time = (start, end) => (start === null || end === null ? "no times" : `${start.toFixed(2)} – ${end.toFixed(2)} s`);
 
 wm.empty = () => ({
@@ -29,10 +13,6 @@ wm.state = wm.empty();
 const LISTS = { class: "classes", origin: "origins" };
 const NUMBERS = ["min", "max", "page"];
 const TEXTS = ["view", "q", "sort", "outcome", "reason", "id"];
-
-wm.decode = (text) => {
-  try { return decodeURIComponent(text); } catch { return text; }
-};
 
 wm.parseHash = (hash) => {
   const state = wm.empty();

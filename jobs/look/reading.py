@@ -1,0 +1,175 @@
+"""Read clips in several threads, each with a decoding process, until a deadline; keep each as a file of numbers and
+one image. Does not judge pairs: that takes all clips.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, cast
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.annotate.decoder import VideoReader
+from jobs.annotate.shards import shard_table
+from jobs.annotate.tables import Decoding, ListedVideo
+from jobs.look.recipe import LookRecipe
+from wm.errors import InputError
+from wm.files.atomic import replace_file
+from wm.runs import write_text
+from wm.viewer.clips import ClipSheet, TimedCurve, build_sheet, encode_timed_curve
+
+Cut = tuple[int, int, int]
+"""Number of a shard, its first row, its number of rows."""
+
+_STORE, _SHEETS = "looked", "page"
+
+
+class LookedClip(TypedDict):
+    """What is stored of a clip; ``decodings`` by key-frame rule, without images.
+
+    Attributes:
+        unfinished: The budget ended before the clip was read; the other fields are empty.
+        png_bytes: Bytes of each key-frame's image as an annotation would store it, for the chosen rule.
+    """
+
+    row: int
+    unfinished: bool
+    decodings: dict[str, Decoding]
+    curve: TimedCurve | None
+    sheet: ClipSheet | None
+    png_bytes: list[int]
+
+
+def load_looked(out: Path) -> dict[int, LookedClip]:
+    """Load what earlier runs have stored, by row of the listing; a damaged file counts as none."""
+    looked: dict[int, LookedClip] = {}
+    for path in sorted((out / _STORE).glob("*.json")):
+        try:
+            clip = cast(LookedClip, json.loads(path.read_text(encoding="utf-8")))
+            sheet = clip["sheet"]
+            # After a power cut: the clip is read again.
+            if sheet is None or (out / _SHEETS / sheet["file"]).is_file():
+                looked[clip["row"]] = clip
+        except (ValueError, KeyError, TypeError):
+            continue
+    return looked
+
+
+@dataclass
+class _Work:
+    """What the threads share."""
+
+    rows: Iterable[int]
+    lock: threading.Lock
+    stopped: threading.Event
+    deadline: float
+
+    def take(self) -> int | None:
+        """Take the next row; None when none is left, or the time is over."""
+        with self.lock:
+            if self.stopped.is_set() or time.monotonic() >= self.deadline:
+                return None
+            return next(iter(self.rows), None)
+
+
+def look_at(
+    listing: pa.Table,
+    cuts: Mapping[int, Cut],
+    rows: Sequence[int],
+    recipe: LookRecipe,
+    out: Path,
+    *,
+    deadline: float,
+    on_clip: Callable[[ListedVideo, LookedClip], object],
+) -> None:
+    """Read clips and store each.
+
+    Args:
+        listing: A row a video.
+        cuts: The shard of each row.
+        rows: Which clips, in this order.
+        recipe: How they are read.
+        out: Folder of the run.
+        deadline: Time of :func:`time.monotonic` at which no clip is begun and those under way are ended.
+        on_clip: Called after each, by one thread at a time.
+
+    Raises:
+        InputError: No decoding process starts on this machine.
+        OSError: The disk is full or not writable.
+    """
+    work = _Work(iter(rows), threading.Lock(), threading.Event(), deadline)
+    annotate = recipe.to_annotate()
+    num_workers = max(1, min(recipe.workers(), len(rows)))
+    readers = [VideoReader(annotate.clip_settings(), annotate.download_settings()) for _ in range(num_workers)]
+
+    def read(reader: VideoReader) -> None:
+        reader.clips.deadline = deadline
+        while (row := work.take()) is not None:
+            video, path = _list_one(listing, row, cuts[row])
+            clip = _look(reader, video, path, row, recipe.rules(), out / _SHEETS, recipe.image_px)
+            # Interrupted: what a killed process says of its clip is not true of the clip.
+            if work.stopped.is_set():
+                return
+            write_text(out / _STORE / f"{row:08d}.json", json.dumps(clip))
+            with work.lock:
+                on_clip(video, clip)
+
+    with ThreadPoolExecutor(num_workers) as pool:
+        futures = [pool.submit(read, reader) for reader in readers]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        except RuntimeError as error:
+            raise InputError(f"cannot decode on this machine: {error}") from error
+        finally:
+            # The pool waits for its threads, which wait for their processes.
+            work.stopped.set()
+            for reader in readers:
+                reader.clips.process.kill()
+    for reader in readers:
+        reader.clips.close()
+
+
+def _list_one(listing: pa.Table, row: int, cut: Cut) -> tuple[ListedVideo, str]:
+    """Return a row as a decoding actor of ``annotate`` gets it, and the video's path."""
+    number, _, num_rows = cut
+    table = shard_table(listing, number, row, 1)
+    (path,) = table.column("path").to_pylist()
+    (video,) = table.drop_columns(["path"]).to_pylist()
+    return cast(ListedVideo, video | {"shard_rows": num_rows}), path
+
+
+def _look(
+    reader: VideoReader, video: ListedVideo, path: str, row: int, rules: Sequence[str], sheets: Path, image_px: int
+) -> LookedClip:
+    """Read one clip and write its images as one."""
+    decodings, times_T = reader.read(video, path, rules)
+    clip: LookedClip = {
+        "row": row, "unfinished": False, "decodings": decodings, "curve": None, "sheet": None, "png_bytes": [],
+    }  # fmt: skip
+    chosen = decodings[rules[0]]
+    if chosen.get("reason") == "time_out" and time.monotonic() >= reader.clips.deadline:
+        # The budget's fault, not the clip's: it stays to be read.
+        return {**clip, "unfinished": True, "decodings": {}}
+    # 1. The images of all rules, each frame once.
+    images = {
+        frame: png
+        for decoding in decodings.values()
+        for frame, png in zip(decoding.get("keyframes", []), decoding.pop("images", []), strict=False)
+    }
+    if images:
+        sheet, webp = build_sheet(images, f"clip-{row:08d}.webp", image_px)
+        with replace_file(sheets / sheet["file"]) as temporary:
+            temporary.write_bytes(webp)
+        clip["sheet"] = sheet
+        clip["png_bytes"] = [len(images[frame]) for frame in chosen["keyframes"] if frame in images]
+    # 2. The curve that the chosen rule went by, short enough for a page.
+    if times_T is not None:
+        clip["curve"] = encode_timed_curve(times_T, np.asarray(chosen["motion"], np.float32))
+    return clip
