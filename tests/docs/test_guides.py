@@ -24,8 +24,8 @@ CHAIN = ["train", "annotate", "predict", "evaluate", "serve", "checkpoints"]
 """Pages whose commands are run, in one folder: what an earlier page made is complete for a later one."""
 
 TINY = {
-    "tabletop": ["train=4", "tune=0", "test=2", "videos=2", "resources.num_workers=1"],
-    "ingest": ["resources.num_workers=1"],
+    "tabletop": ["train=4", "tune=0", "test=2", "videos=2", "resources.num_workers=0"],
+    "ingest": ["resources.num_workers=0"],
     "annotate": [
         "max_new_tokens=6",
         "resources.num_decoders=1",
