@@ -77,9 +77,9 @@ types: install
 tests: install
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-# Strict: a link, an anchor or a page in no menu that is wrong fails the build.
+# Strict: a link, an anchor or a page in no menu that is wrong fails the build (with --quiet none would).
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f docs/mkdocs.yml
 
 docs-serve: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve -f docs/mkdocs.yml

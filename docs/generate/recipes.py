@@ -14,8 +14,8 @@ GUIDES = {
     "annotate": "annotate",
     "benchmark": "benchmarks",
     "bootstrap": "quickstart",
+    "collect": "evaluate",
     "convert": "checkpoints",
-    "curves": "look",
     "evaluate": "evaluate",
     "export": "data-format",
     "gate": "evaluate",
@@ -27,6 +27,7 @@ GUIDES = {
     "pretrain": "quickstart",
     "relabel": "evaluate",
     "report": "evaluate",
+    "score": "evaluate",
     "select": "annotate",
     "serve": "serve",
     "tabletop": "quickstart",
@@ -39,6 +40,7 @@ GUIDES = {
 EXAMPLES = {
     "annotate": "wm annotate videos=VIDEOS idm=runs/c-idm/model out=data/annotated",
     "benchmark annotate": "wm benchmark annotate out=annotate.json",
+    "benchmark demo": "wm benchmark demo out=demo.json",
     "benchmark gpu": "wm benchmark gpu out=gpu.json",
     "benchmark keyframes": "wm benchmark keyframes out=keyframes.json",
     "benchmark sampling": "wm benchmark sampling out=sampling.json",
@@ -46,7 +48,6 @@ EXAMPLES = {
     "benchmark training": "wm benchmark training out=training.json",
     "bootstrap": "wm bootstrap nano/demo",
     "convert": "wm convert release=DIR out=MODEL",
-    "curves": "wm curves videos=VIDEOS out=data/curves",
     "evaluate": "wm evaluate triplets=data/test/triplets idm=verifier"
     ' models.verifier=\'{ role = "idm", path = "runs/c-idm/model", label = "C-IDM" }\''
     ' models.fdm=\'{ role = "fdm", path = "runs/c-fdm/model", label = "C-FDM" }\''
@@ -56,6 +57,7 @@ EXAMPLES = {
     "imagine": "wm imagine fdm=runs/c-fdm/model idm=runs/c-idm/model sources=data/train actions=data/train"
     " out=data/imagined",
     "ingest": "wm ingest data/aurora-bench root=AURORA codec=MODEL out=data/bench",
+    "look": "wm look VIDEOS",
     "plan": 'wm plan plan/cluster rates=\'["keyframes.json", "annotate.json"]\' videos=VIDEOS',
     "predict": "wm predict fdm=runs/c-fdm/model idm=runs/c-idm/model image=table.png"
     " actions='[\"put the cup on the left\"]' search.num_candidates=16 out=prediction",
@@ -107,7 +109,8 @@ def _build_page(command: Command) -> str:
     lines = [f"# wm {command.words}", "", f"{summary[0].upper()}{summary[1:].rstrip('.')}."]
     if guide is not None:
         lines[-1] += f" Explained in [its guide](../{guide}.md)."
-    lines += ["", "```sh", _wrap_command(EXAMPLES[command.words]), "```", "", *_to_markdown(command.about)]
+    example = EXAMPLES.get(command.words, f"wm {command.words} --help")
+    lines += ["", "```sh", wrap_command(example), "```", "", *_to_markdown(command.about)]
     if files := list_recipe_files(command.recipe):
         lines += ["", "## Recipes in the package", "", "| recipe | |", "| --- | --- |"]
         lines += [f"| `{_recipe_name(file)}` | {_first_comment(file)} |" for file in files]
@@ -182,8 +185,13 @@ def _first_sentence(text: str) -> str:
     return re.split(r"[.:]\s", " ".join(text.split()).replace("``", "`"))[0]
 
 
-def _wrap_command(command: str, width: int = 100) -> str:
-    """Break a long command between its words, as a shell reads it on."""
+def wrap_command(command: str, width: int = 80) -> str:
+    """Break a long command between its words, as a shell reads it on.
+
+    Args:
+        command: In one line.
+        width: Characters of a line at most, where no word is longer.
+    """
     words, lines = re.findall(r"(?:[^\s']|'[^']*')+", command), [""]
     for word in words:
         if lines[-1] and len(lines[-1]) + len(word) > width:

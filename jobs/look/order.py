@@ -32,7 +32,7 @@ def spread_rows(labels: Sequence[str]) -> Iterator[int]:
 
 
 def halving_order(count: int) -> Iterator[int]:
-    """Order 0 to ``count`` - 1 so that any number of the first ones is evenly spread: 0, the middle, the quarters, …
+    """Order 0 to ``count`` - 1 so that any number of the first ones is evenly spread: 0, the middle, the quarters.
 
     Args:
         count: How many.

@@ -66,7 +66,8 @@ class LookRecipe(Recipe):
     keyframes: KeyframeSettings = KeyframeSettings()
     """How key-frames are chosen; the page shows every rule, and begins with keyframes.rule."""
     filters: Filters = Filters()
-    """Which pairs are kept; those that need a model (unchanged, action, likelihood) only appear in annotate's command."""
+    """Which pairs are kept; filters that need a model (unchanged, action, likelihood) appear in annotate's command
+    only."""
     reader: Reader = "auto"
     """Who reads the chosen frames (see jobs.annotate)."""
     image_side_px: int = Field(default=512, ge=0)

@@ -55,7 +55,7 @@ class KeyframeMark(TypedDict):
 class PairCard(TypedDict):
     """A proposed pair, of a key-frame and the next one."""
 
-    numbers: Mapping[str, float | None]
+    numbers: Mapping[str, object]  # what the filters compare, null where it was not measured
     findings: list[str]
     reason: str
     repeats_known: bool
@@ -82,7 +82,7 @@ class ClipCard(TypedDict):
     rules: dict[str, RuleCard]
 
 
-class UnreadClip(TypedDict):
+class FailedClip(TypedDict):
     """A clip that could not be read, or not within the time."""
 
     key: str
@@ -156,7 +156,7 @@ def write_clips_page(out: Path, title: str, data: Mapping[str, object], clips: S
     Args:
         out: Folder of the page.
         title: Headline.
-        data: Summary, settings, unread clips.
+        data: Summary, settings, failures clips.
         clips: In the order in which they show.
 
     Returns:
