@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ FILTERS = {"static": "score", "cut": "on", "cut_ratio": 5.0, "dark": "score", "b
 def look_recipe(videos: Path, out: Path | str, **changes: Any) -> LookRecipe:
     settings = {"keyframes": KEYFRAMES, "filters": FILTERS, "videos_per_shard": 4, "budget_s": 0.0, "num_workers": 1}
     return LookRecipe.parse({"videos": str(videos), "out": str(out), **settings, **changes}, "test")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shards_of_four() -> Iterator[None]:
+    """So few videos would be shards of one each, without repeats among clips."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.annotate.shards._MIN_SHARDS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -136,19 +145,20 @@ def test_what_shows_does_not_depend_on_the_budget(
         run(recipe)
     assert not (tmp_path / "out" / "index.html").exists()
     # One of each class comes first; the verdict on repeats waits for the earlier clips of a shard.
-    few = recipe.model_copy(update={"budget_s": 0.0, "max_clips": 3})
-    assert run(few)["counts"]["videos"] == 3
+    few = recipe.model_copy(update={"budget_s": 0.0, "max_clips": 5})
+    assert run(few)["counts"]["videos"] == 5
     listing, part = list_videos(str(videos)), load_clips(tmp_path / "out")
     assert sorted({listing.column("class_label")[row].as_py() for row in part}) == ["more", "odd", "wave"]
     shards = _find_shards(listing, few, set(whole))
     first, all_of_it = (judge(listing, shards, clips, few, "top_then_spacing") for clips in (part, whole))
     for row in first.repeats_known:
         assert [pair.reason for pair in first.pairs[row]] == [pair.reason for pair in all_of_it.pairs[row]]
-    assert first.repeats_known < all_of_it.repeats_known == set(whole)
+    # Clip 1 of the first shard is missing: of clip 2 repeats are not told.
+    assert set(first.videos) - first.repeats_known == {2} and all_of_it.repeats_known == set(whole)
     # The same command, with more of it: only what is missing is read.
     capsys.readouterr()
     assert run(recipe.model_copy(update={"budget_s": 0.0, "num_workers": 2}))["counts"]["videos"] == 10
-    assert "resuming, 3 of 10 clips are finished" in capsys.readouterr().out
+    assert "resuming, 5 of 10 clips are finished" in capsys.readouterr().out
     assert without_times(load_clips(tmp_path / "out")) == without_times(whole)
     assert run(recipe)["counts"]["videos"] == 10 and "already complete" in capsys.readouterr().out
 
@@ -185,10 +195,10 @@ def test_of_a_video_beyond_the_budget_the_beginning_shows(tmp_path: Path, monkey
     listing = list_videos(str(path))
     piece = preview(listing, 0, recipe, tmp_path)
     assert piece is not None and piece[0].column("key").to_pylist() == ["long.mp4#-2.0"]
-    # 2 s of 25 frames each, with the pairs of that segment.
+    # 2 s of 25 frames each, and the pairs of that segment.
     assert piece[1]["curve"] is not None and piece[1]["curve"]["frames"] == 50
     verdicts = judge(piece[0], {0: (0, 0, 1)}, {0: piece[1]}, recipe, "greedy_spacing")
-    assert len(verdicts.all_pairs()) == 5 and verdicts.videos[0]["end_s"] == 2.0
+    assert len(verdicts.all_pairs()) >= 3 and max(verdicts.videos[0]["times_s"]) < 2.0
 
 
 def test_any_number_of_first_clips_is_evenly_spread() -> None:
