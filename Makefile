@@ -9,14 +9,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo full serve schema lint types tests docs docs-serve test clean
+.PHONY: help install demo full serve lint types tests docs docs-serve test soak clean
 
 help:
 	@echo "make demo   install, then annotate, train, verify and report in the nano world: runs/demo/report/report.html"
 	@echo "make test   install, then lint, types and tests"
 	@echo "make full   the demo with 3 seeds and controls: runs/full/report/report.html"
 	@echo "make serve  serve the demo's models, or those of the package before it, at http://127.0.0.1:8000/v1"
-	@echo "make schema ask the server 2,000 requests made up from its OpenAPI schema"
+	@echo "make soak   the long versions of tests: more kills, thousands of requests, a real training (a quarter of an hour)"
 	@echo "make docs   build the documentation: build/docs/index.html; make docs-serve shows it while it is written"
 	@echo "make clean  remove the virtual environment and caches; runs/ stays"
 
@@ -61,9 +61,6 @@ served = $(1)=$(if $(wildcard runs/demo/fdm/run.json),runs/demo/$(1)/model,nano:
 serve: install
 	$(BIN)/python -m serve_apps $(call served,fdm) $(call served,idm)
 
-schema: install
-	WM_SCHEMA_CASES=2000 $(BIN)/python -m pytest -q -rP tests/serve_apps/test_schema.py
-
 # The second command, in preview: sections of docstrings name only parameters that exist, and what is given back.
 lint: install
 	$(BIN)/ruff check .
@@ -72,10 +69,15 @@ lint: install
 	$(BIN)/codespell wm jobs serve_apps cluster docs tests README.md CHANGELOG.md CONTRIBUTING.md
 
 types: install
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers=2
 
+# Much of the time one of three waits for Ray: two alone leave cores idle. tests/conftest.py says which file comes first.
 tests: install
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+
+# One after the other: each takes minutes, and some load every core.
+soak: install
+	$(BIN)/python -m pytest -m soak -rP --override-ini=timeout=3600
 
 # Strict: a link, an anchor or a page in no menu that is wrong fails the build (with --quiet none would).
 docs: install

@@ -48,12 +48,13 @@ def root(world: Path, tmp_path: Path) -> Path:
 
 def recipe(folder: Path, **changes: Any) -> IngestRecipe:
     plain = {"root": str(folder), "file": "rows.json", "out": str(folder.parent / "out"), "license": "MIT"}
-    return IngestRecipe(**(plain | {"shard_rows": 4, "resources": {"num_workers": 1}} | changes))
+    return IngestRecipe(**(plain | {"shard_rows": 4, "resources": {"num_workers": 0}} | changes))
 
 
 @pytest.fixture(scope="module")
 def ingested(world: Path, tiny_base: Path) -> dict[str, Any]:
-    return run(recipe(world, codec=str(tiny_base)))
+    """In an actor of Ray; the other runs are of this process."""
+    return run(recipe(world, codec=str(tiny_base), resources={"num_workers": 1}))
 
 
 def test_rows_become_triplets_and_rejects(world: Path, tiny_base: Path, ingested: dict[str, Any]) -> None:
