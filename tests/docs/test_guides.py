@@ -104,7 +104,7 @@ def check_train(folder: Path) -> None:
 def check_annotate(folder: Path) -> None:
     chosen = json.loads((folder / "data/selected/run.json").read_text())["counts"]
     assert chosen["chosen"] > 0
-    for name in ("annotated-page/index.html", "data/view/index.html", "data/curves/curves.parquet"):
+    for name in ("annotated-page/index.html", "data/view/index.html", "data/look/index.html"):
         assert (folder / name).is_file()
     # Triplets of every form: tar files, a list beside images, episodes.
     assert list((folder / "data/shards").glob("*.tar")) and (folder / "data/aurora/train.json").is_file()
