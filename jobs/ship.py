@@ -1,6 +1,6 @@
 """Make the models and images again that are installed with the package: base, inverse and forward model of the nano
-world, trained, measured, packed. ``python -m jobs.ship nano/shipped`` writes them below ``out/shipped``; into=
-wm/nano/shipped, in a checkout, replaces those of the package.
+world, trained, measured, packed. ``wm ship nano/shipped`` writes them below ``out/shipped``; in a checkout,
+into=wm/nano/shipped replaces those of the package.
 
 Stages have folders of their own below ``out``: the same command resumes.
 """

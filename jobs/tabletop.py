@@ -23,8 +23,8 @@ from wm.runs import Run, RunRecord, read_run
 class TabletopResources(Recipe):
     """Processes that render and encode; they do not change the result."""
 
-    num_workers: int = Field(default=2, ge=1)
-    """Processes that render and encode."""
+    num_workers: int = Field(default=2, ge=0)
+    """Ray tasks that render and encode; 0: in this process, without Ray."""
     clips_per_task: int = Field(default=50, ge=1)
     """Clips that a process takes at a time: fewer show progress more often, more cost less overhead."""
 
@@ -40,11 +40,11 @@ class TabletopRecipe(Recipe):
 
     out: OutputPath
     """Folder for out/supervised (AURORA layout) and out/videos (a folder a class)."""
-    train: int = Field(default=1000, ge=1)
+    train: int = Field(default=1000, ge=0)
     """Supervised pairs for training."""
     tune: int = Field(default=200, ge=0)
     """Supervised pairs for choosing settings."""
-    test: int = Field(default=200, ge=1)
+    test: int = Field(default=200, ge=0)
     """Supervised pairs for reporting."""
     videos: int = Field(default=1400, ge=0)
     """Unlabelled clips, mp4 and avi, of four to seven actions each."""
@@ -123,7 +123,8 @@ def _write_videos(recipe: TabletopRecipe, folder: Path) -> None:
     step = recipe.resources.clips_per_task
     parts = [(seeds[start : start + step],) for start in range(0, len(seeds), step)]
     # As many tasks as workers: each logical CPU's worker would stay in memory for the stages that follow.
-    results = each(write_clips, parts, str(folder.absolute()), on_ray=True, max_running=recipe.resources.num_workers)
+    num_workers = recipe.resources.num_workers
+    results = each(write_clips, parts, str(folder.absolute()), on_ray=num_workers > 0, max_running=num_workers or None)
     with progress_bar(len(seeds), "clip", "tabletop videos") as bar, closing(results):
         for num_clips in results:
             bar.update(num_clips)

@@ -139,12 +139,28 @@ def _start_proxy(recipe: StartRecipe) -> None:
 
 
 def _why_not_running() -> str | None:
-    """Return the message of the :class:`InputError` that a replica met while it loaded its model, if it was one."""
+    """Return one line that says what a replica met while it loaded its model, if it said anything.
+
+    The message of an :class:`InputError` where it was one, else the last line of the last traceback.
+    """
     from ray import serve
 
     deployments = serve.status().applications[APPLICATION].deployments.values()
-    messages = re.findall(r"InputError: (.+)", "\n".join(deployment.message for deployment in deployments))
-    return messages[-1] if messages else None
+    return find_reason("\n".join(deployment.message for deployment in deployments))
+
+
+def find_reason(text: str) -> str | None:
+    """Find the error in what Ray Serve says of deployments that did not start.
+
+    Args:
+        text: Messages, with tracebacks.
+
+    Returns:
+        One line; None where there is no error in them.
+    """
+    messages = re.findall(r"InputError: (.+)", text)
+    errors = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*", text, re.MULTILINE)
+    return messages[-1] if messages else errors[-1] if errors else None
 
 
 def stop() -> None:
@@ -262,7 +278,7 @@ def _check_port(host: str, port: int) -> None:
 def _describe_listener(port: int) -> str:
     """Say which process listens on a port, where the system tells this user."""
     try:
-        import psutil  # comes with peft, but is none of this package's own dependencies
+        import psutil  # type: ignore[import-untyped]  # comes with peft, but is none of our own dependencies
     except ImportError:
         return ""
     try:

@@ -22,9 +22,8 @@ def check_models(recipe: ServeRecipe) -> str:
         InputError: A folder is no model, the two models speak of different image codecs, or the key file or an example
             image cannot be read.
     """
-    # torch is imported with them: a command that prints its help needs none.
-    from wm.dynamics import check_draft_length, find_shared_base
-    from wm.models import hub_hint, load_codec, read_manifest
+    # torch is imported with it: a command that prints its help needs none.
+    from wm import models
 
     # 1. Files that are read when the server is up already.
     if recipe.keys:
@@ -36,19 +35,24 @@ def check_models(recipe: ServeRecipe) -> str:
         if folder is not None and not Path(folder).is_dir():
             if key == "adapters":
                 raise InputError(f"{key} = {folder!r}: no such folder")
-            raise InputError(f"{key} = {folder!r}: no such model folder{hub_hint(folder)}")
+            raise InputError(f"{key} = {folder!r}: no such model folder{models.hub_hint(folder)}")
     # 3. What the models say of themselves: no weights are read for it.
-    manifests = {folder: read_manifest(folder) for folder in (recipe.fdm, recipe.idm)}
+    manifests = {folder: models.read_manifest(folder) for folder in (recipe.fdm, recipe.idm)}
     codecs = [
-        manifest.codec_id if manifest is not None else load_codec(recipe.base or folder).codec_id
+        manifest.codec_id if manifest is not None else models.load_codec(recipe.base or folder).codec_id
         for folder, manifest in manifests.items()
     ]
     if len(set(codecs)) > 1:
         raise InputError(OTHER_CODEC.format(*codecs))
+    # With manifests, and without these two, no model's code is imported: it would take a server seconds more to start.
     if recipe.base_sharing == "shared" or recipe.adapters:
+        from wm.dynamics import find_shared_base
+
         find_shared_base(recipe.fdm, recipe.idm, recipe.base)
     if recipe.num_draft_tokens:
-        check_draft_length(recipe.num_draft_tokens, load_codec(recipe.base or recipe.fdm).tokens_per_image)
+        from wm.dynamics import check_draft_length
+
+        check_draft_length(recipe.num_draft_tokens, models.load_codec(recipe.base or recipe.fdm).tokens_per_image)
     return codecs[0]
 
 

@@ -1,17 +1,17 @@
 """The world model as a Ray Serve application: ingress → FDM server → IDM server.
 
 ``serve run serve_apps/world_model.yaml``, ``serve run serve_apps.world_model:build fdm=DIR idm=DIR`` or
-``python -m serve_apps fdm=DIR idm=DIR``. Both servers are one deployment where ``base_sharing`` says so.
+``wm serve fdm=DIR idm=DIR``. Both servers are one deployment where ``base_sharing`` says so.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
 from ray import serve
 
 from serve_apps.checks import check_models, is_toy
-from serve_apps.fdm_server import FDMServer, WorldModelServer
-from serve_apps.idm_server import IDMServer
+from serve_apps.deployment_options import DeploymentOptions
 from serve_apps.ingress import Ingress
 from serve_apps.names import FDM, IDM
 from serve_apps.recipe import ServeRecipe
@@ -45,12 +45,17 @@ def bind(args: ServeRecipe, codec_id: str) -> serve.Application:
     args = args.model_copy(update=paths)
     ingress = serve.deployment(Ingress, name="Ingress").options(**args.ingress_options())
     if args.base_sharing != "separate":
-        both = serve.deployment(WorldModelServer, name="WorldModelServer").options(**args.server_options(FDM))
-        models = both.bind(args)
+        models = _deployment("serve_apps.fdm_server", "WorldModelServer", args.server_options(FDM)).bind(args)
         return ingress.bind(args, models, models)
-    fdm = serve.deployment(FDMServer, name="FDMServer").options(**args.server_options(FDM))
-    idm = serve.deployment(IDMServer, name="IDMServer").options(**args.server_options(IDM)).bind(args)
+    fdm = _deployment("serve_apps.fdm_server", "FDMServer", args.server_options(FDM))
+    idm = _deployment("serve_apps.idm_server", "IDMServer", args.server_options(IDM)).bind(args)
     return ingress.bind(args, fdm.bind(args, idm), idm)
+
+
+def _deployment(module: str, name: str, options: DeploymentOptions) -> serve.Deployment:
+    """Name a class that replicas import: whoever starts a server need not wait for torch and transformers."""
+    decorate: Callable[[object], serve.Deployment] = serve.deployment(name=name)
+    return decorate(f"{module}.{name}").options(**options)
 
 
 def __getattr__(name: str) -> serve.Application:

@@ -25,6 +25,9 @@ _KEYS_HEADING = """keys of the recipe, in the TOML file or as key=value, which o
   a key of a table is given by its dotted name, or in the file below [table]:  sampling.top_p=0.9
   texts need no quotes on the command line, lists and tables are TOML:         seeds='[0, 1]'"""
 
+PROGRESS_INTERVAL = "WM_PROGRESS_INTERVAL_S"
+"""Variable with the seconds between two states of a progress bar, for a process whose output another one shows."""
+
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -155,7 +158,7 @@ def progress_bar(total: int, unit: str, description: str, done: int = 0) -> "tqd
         description: Text before the bar.
         done: Units that were finished before.
     """
-    interval_s = 0.5 if sys.stderr.isatty() else 10.0
+    interval_s = float(os.environ.get(PROGRESS_INTERVAL) or (0.5 if sys.stderr.isatty() else 10.0))
     return tqdm(total=total, initial=done, unit=unit, desc=description, mininterval=interval_s, dynamic_ncols=True)
 
 

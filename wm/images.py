@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import PIL
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from wm.errors import InputError
 
@@ -111,6 +111,9 @@ def _open_image(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image
         raise
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} has too many pixels; at most {max_pixels:,} are accepted") from error
+    except UnidentifiedImageError as error:
+        # Pillow's message names the buffer by its address: rejects would differ from run to run.
+        raise InputError(f"{name} is no readable image ({', '.join(FORMATS)})") from error
     except Exception as error:
         # Pillow has many ways to fail on hostile bytes (struct.error and TypeError in damaged EXIF among them).
         raise InputError(f"{name} is no readable image ({', '.join(FORMATS)}): {error}") from error

@@ -28,6 +28,9 @@ _LONGEST_NAME: Final = "session_2000-01-01_00-00-00_000000_4194304/sockets/plasm
 _LONGEST_SOCKET: Final = 107 if sys.platform.startswith("linux") else 103
 """Bytes of a path that the system's socket addresses hold."""
 _SHORT_ROOTS: Final = ("/tmp", "/var/tmp")
+_PROXIES: Final = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "grpc_proxy")
+_NO_PROXY: Final = ("no_proxy", "NO_PROXY")
+_LOOPBACK_HOSTS: Final = ("127.0.0.1", "localhost", "::1")
 _NETWORK_INTERFACES: Final = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """By which interface torch's processes reach each other; they would take the one of the host's name."""
 
@@ -50,6 +53,7 @@ def private_session(constants: Any) -> Iterator[dict[str, Any]]:
         print(notice, file=sys.stderr)
     # Before Ray starts: its processes read the variables once.
     set_private_token()
+    bypass_proxy()
     with _on_loopback(constants):
         yield {"_temp_dir": str(folder / _RAYS_FOLDER)}
 
@@ -124,6 +128,15 @@ def set_private_token() -> None:
     is_set = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
     if not is_set and not (Path.home() / ".ray" / "auth_token").exists():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def bypass_proxy() -> None:
+    """Keep requests to this machine from the user's proxy, which cannot reach it: for this process and its children."""
+    if not any(os.environ.get(name) for name in _PROXIES):
+        return
+    for name in _NO_PROXY:
+        hosts = [host.strip() for host in os.environ.get(name, "").split(",") if host.strip()]
+        os.environ[name] = ",".join([*hosts, *(host for host in _LOOPBACK_HOSTS if host not in hosts)])
 
 
 def loopback_interface() -> str:

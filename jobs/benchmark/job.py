@@ -8,6 +8,7 @@ from wm.cli import main as cli_main
 
 BENCHMARKS = {
     "annotate": "jobs.benchmark.annotate",
+    "demo": "jobs.benchmark.demo",
     "gpu": "jobs.benchmark.gpu",
     "keyframes": "jobs.benchmark.keyframes",
     "sampling": "jobs.benchmark.sampling",

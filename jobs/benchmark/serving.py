@@ -46,7 +46,7 @@ TRAINED_ACTION = "move the red circle to the left"
 RATES = (0.25, 0.5, 0.75, 1.0, 1.5)
 """Arrival rates, as multiples of what the closed loop answered."""
 SMALL = replace(TINY, side_px=32, max_positions=256)
-"""Sixteen tokens an image, for the quick run."""
+"""Sixteen tokens an image, for the quick run, which measures all with one server."""
 Work: TypeAlias = Callable[[int], dict[str, float]]
 """What is done with a seed, and the seconds that it took by name."""
 
@@ -106,7 +106,7 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
 def _measure(recipe: BenchmarkRecipe, folder: Path) -> tuple[dict[str, float], Figures, Seconds]:
     models = {"fdm": recipe.fdm, "idm": recipe.idm, "base": recipe.base}
     if not recipe.fdm:
-        model = write_random_model(folder / "model", TINY if recipe.quick else NanoPreset())
+        model = write_random_model(folder / "model", SMALL if recipe.quick else NanoPreset())
         models |= {"fdm": model, "idm": model}
     action = (recipe.action or TRAINED_ACTION) if recipe.fdm else ACTION
     library = Library(models["fdm"], models["idm"], recipe.base or None)
@@ -126,20 +126,27 @@ def _measure(recipe: BenchmarkRecipe, folder: Path) -> tuple[dict[str, float], F
                 figures["identical_share"] = _identical_share(request, library, 4 if recipe.quick else 20)
                 ratios |= _single_ratios(seconds)
             load = _measure_load(request, recipe)
+            if recipe.quick and not recipe.fdm and count == recipe.replicas[0]:
+                # Its images have enough tokens to see a preview before the end: that needs no other server.
+                seconds |= _with_prefix("wide", _measure_previews(request, library, rounds=1))
         if count == recipe.replicas[0]:
             ratios["batching_gain"] = load["batching_gain"]["median"]
         figures[f"replicas_{count}"] = load
     # 2. Images of more tokens, with random weights.
-    if not recipe.fdm:
+    if not recipe.fdm and not recipe.quick:
         # The nano world's nine tokens are too few to see a preview before the end.
-        presets = {"wide": SMALL} if recipe.quick else {"wide": WIDE, "faithful": FAITHFUL}
-        for name, preset in presets.items():
-            by_kind = _measure_preset(preset, folder / name, rounds=1 if recipe.quick else 5)
-            first, streamed = (float(np.median(by_kind[kind])) for kind in ("first_preview", "streamed"))
+        for name, preset in {"wide": WIDE, "faithful": FAITHFUL}.items():
+            seconds |= _with_prefix(name, _measure_preset(preset, folder / name, rounds=5))
+    for name in ("wide", "faithful"):
+        if f"{name}_streamed" in seconds:
+            first, streamed = (float(np.median(seconds[f"{name}_{kind}"])) for kind in ("first_preview", "streamed"))
             ratios[f"{name}_first_preview_share"] = first / streamed
-            ratios[f"{name}_http_overhead"] = min(by_kind["http"]) / min(by_kind["library"])
-            seconds |= {f"{name}_{kind}": values for kind, values in by_kind.items()}
+            ratios[f"{name}_http_overhead"] = min(seconds[f"{name}_http"]) / min(seconds[f"{name}_library"])
     return ratios, figures, seconds
+
+
+def _with_prefix(name: str, seconds: Seconds) -> Seconds:
+    return {f"{name}_{kind}": values for kind, values in seconds.items()}
 
 
 def _random_png(side_px: int, seed: int) -> bytes:
@@ -250,8 +257,13 @@ def _measure_preset(preset: NanoPreset, folder: Path, *, rounds: int) -> Seconds
     # Cost depends on the sizes alone: weights may be random.
     model = write_random_model(folder, preset)
     library = Library(model, model, None)
-    with serve({"fdm": model, "idm": model}) as url, httpx2.Client(timeout=120) as client:
+    with serve({"fdm": model, "idm": model}) as url:
         request = EditRequest(url, _random_png(preset.side_px, seed=1), ACTION)
+        return _measure_previews(request, library, rounds=rounds)
+
+
+def _measure_previews(request: EditRequest, library: Library, *, rounds: int) -> Seconds:
+    with httpx2.Client(timeout=120) as client:
         work = [
             partial(_stream, client, request),
             partial(_post, client, request, "http", BEST_OF),

@@ -1,16 +1,25 @@
 """Run the complete method stage by stage: base → inverse model → annotate videos → select → forward models → evaluate →
-report. Stages exchange files: one whose output is complete and whose inputs are unchanged is not run again.
+report. Stages exchange files: one whose output is complete and whose inputs are unchanged is not run again. Those that
+do not depend on each other run side by side.
 """
 
+import fcntl
+import functools
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.bootstrap import report
+from jobs.bootstrap.console import Console
+from jobs.bootstrap.graph import Graph, build_graph
 from jobs.bootstrap.plan import Stage, plan
 from jobs.bootstrap.recipe import BootstrapRecipe
+from jobs.bootstrap.scheduler import run_side_by_side
+from jobs.bootstrap.stage_process import warm_up
+from jobs.bootstrap.times import Times, load_expected
 from jobs.ingest.recipe import IngestRecipe
 from jobs.train.job import check_machine
 from wm.cli import main as cli_main
@@ -22,6 +31,10 @@ from wm.evaluation.report.findings import SUPERSEDED
 from wm.models import load_codec
 from wm.runs import RunRecord, check_place, read_run
 from wm.training import TrainRecipe
+
+_LOCK = ".lock"
+_LOCK_S = 40.0
+"""Stages of a run that was killed end by themselves, within this time."""
 
 
 def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, RunRecord | None]:
@@ -38,19 +51,20 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, RunRecor
         InputError: The input is wrong; what can be checked is checked before the first stage.
     """
     stages, out = plan(recipe), Path(recipe.out)
+    if recipe.max_stages > 1 and not dry_run:
+        warm_up()  # beside the checks
     _check_inputs(recipe, stages)
+    graph = build_graph(stages, out, recipe.max_stages)
     if dry_run:
-        report.print_plan(stages, out)
+        report.print_plan(graph, out)
         return {}
-    begin = time.monotonic()
-    records = {}
-    for number, stage in enumerate(stages, 1):
-        report.print_stage(stage, number, len(stages), time.monotonic() - begin)
-        # In this process; a complete stage returns at once.
-        _run_stage(stage, out)
-        records[stage.name] = read_run(out / stage.name)
-    report.print_result(out, time.monotonic() - begin)
-    return records
+    with _sole_run(out) as lock:
+        times = Times(graph, load_expected(recipe))
+        run_all = _run_here if recipe.max_stages == 1 else _run_in_processes
+        run_all(graph, out, lock, times)
+        times.store(recipe)
+    report.print_result(recipe, graph, times)
+    return {stage.name: read_run(out / stage.name) for stage in stages}
 
 
 def _check_inputs(recipe: BootstrapRecipe, stages: Sequence[Stage]) -> None:
@@ -76,8 +90,72 @@ def _check_inputs(recipe: BootstrapRecipe, stages: Sequence[Stage]) -> None:
         checked.add(type(settings))  # the videos are the same for every round
 
 
-def _run_stage(stage: Stage, out: Path) -> None:
-    """Run a stage; an output of another recipe or of other inputs is moved first, never overwritten."""
+@contextmanager
+def _sole_run(out: Path) -> Iterator[int]:
+    """Refuse a second run into the same folder while another one, or a stage that it started, works there.
+
+    Yields:
+        Descriptor of the locked file; the lock ends with the last process that holds it, however that ends.
+
+    Raises:
+        InputError: Another run works there, or the folder cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / _LOCK).open("w")
+    except OSError as error:
+        raise InputError(f"out = {str(out)!r}: cannot make this folder: {error.strerror}") from error
+    with file:
+        end_s = time.monotonic() + _LOCK_S
+        if not (is_locked := _lock(file.fileno())):
+            print(f"{out} is being written; waiting for the stages of an earlier run to end", flush=True)
+        while not (is_locked or _lock(file.fileno())):
+            if time.monotonic() > end_s:
+                raise InputError(f"{out} is being written by another bootstrap; wait for it, or end it first")
+            time.sleep(0.2)
+        yield file.fileno()
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file; returns False where another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # some shared file systems have no locks: there the user must take care
+    return True
+
+
+def _run_here(graph: Graph, out: Path, lock: int, times: Times) -> None:
+    """Run one stage after another in this process."""
+    finished = set[str]()
+    for stage in graph.stages:
+        print(times.begin(stage.name, finished, set()), flush=True)
+        run_stage(stage, out)  # a complete one returns at once
+        print(times.end(stage.name), flush=True)
+        finished.add(stage.name)
+        report.show_preview(stage, out)
+
+
+def _run_in_processes(graph: Graph, out: Path, lock: int, times: Times) -> None:
+    """Run stages side by side, each in a process of its own."""
+    console = Console([stage.name for stage in graph.stages])
+    work = functools.partial(run_stage, out=out)
+    show = functools.partial(report.show_preview, out=out)
+    run_side_by_side(graph, work, console, lock=lock, times=times, on_finish=show)
+
+
+def run_stage(stage: Stage, out: Path) -> None:
+    """Run a stage; an output of another recipe or of other inputs is moved first, never overwritten.
+
+    Args:
+        stage: What runs.
+        out: Folder of the run.
+
+    Raises:
+        Exception: Whatever the stage raises.
+    """
     try:
         stage.run(stage.recipe)
     except OtherRunError as error:

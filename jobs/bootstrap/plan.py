@@ -1,19 +1,22 @@
 """Plan the stages of a bootstrap run: which commands, with which recipes. Runs nothing and reads no file."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs import annotate, evaluate, gate, imagine, ingest, pretrain, relabel, report, select, tabletop, train
+from jobs import annotate, evaluate, gate, imagine, ingest, predict, pretrain, relabel, report, select, tabletop, train
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.bootstrap.recipe import BootstrapRecipe, Settings
 from jobs.imagine.recipe import ImagineRecipe
 from jobs.ingest.recipe import IngestRecipe
+from jobs.predict.recipe import PredictRecipe
 from jobs.select.recipe import SelectRecipe
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.training import TrainRecipe
+
+_PREVIEW_TRIPLETS = 4
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Stage:
     name: str
     run: Callable[..., object]
     recipe: Recipe
+    after: frozenset[str] = frozenset()
+    """Stages that it waits for although it reads nothing of theirs."""
 
 
 class _RoundResult(NamedTuple):
@@ -65,25 +70,35 @@ class _Plan:
         self.out, data = Path(recipe.out), recipe.data
         # 1. The base and the data, from the user or from the nano world.
         self.base = recipe.base_model or f"{self.add('base', pretrain.run, pretrain.PretrainRecipe, 'pretrain')}/model"
-        world = str(self.out / "world")
-        if data.supervised_root is None or data.videos is None:
-            world = self.add("world", tabletop.run, tabletop.TabletopRecipe, "tabletop")
-        root = data.supervised_root or f"{world}/supervised"
-        self.videos = data.videos or f"{world}/videos"
+        root = data.supervised_root or f"{self.add_world('world', videos=0)}/supervised"
+        # Apart from the pairs: training of the first models need not wait for the clips.
+        self.videos = data.videos or f"{self.add_world('clips', train=0, tune=0, test=0)}/videos"
         self.human = self.add_triplets("triplets", root, data.train_file, "train")
         test = self.add_triplets("test", root, data.test_file, "test")
         self.tuning = self.add_triplets("tune", root, data.tune_file, "tune") if recipe.rounds > 1 else ""
         # 2. The models: every seed trains its own on the same data.
         for seed in recipe.seeds:
             self.add_seed(seed)
-        # 3. What comes of them.
+        # 3. What comes of them: first a look at some predictions, then the figures.
+        self.add_preview(f"{test}/triplets")
         self.add(
             "evaluate", evaluate.run, evaluate.EvaluateRecipe, "evaluate",
             triplets=f"{test}/triplets", base=self.base, models=self.models, idm="idm",
         )  # fmt: skip
+        # The first image is there before the longest stage begins.
+        self.stages[-1] = replace(self.stages[-1], after=frozenset({"preview"}))
         self.add("report", report.run, report.ReportRecipe, "report", run=str(self.out))
 
-    def add(self, name: str, run: Callable[..., object], kind: type[Recipe], table: str, /, **fixed: object) -> str:
+    def add(
+        self,
+        name: str,
+        run: Callable[..., object],
+        kind: type[Recipe],
+        table: str,
+        keys: Settings | None = None,
+        /,
+        **fixed: object,
+    ) -> str:
         """Append a stage.
 
         Args:
@@ -91,6 +106,7 @@ class _Plan:
             run: The command's function.
             kind: The command's recipe.
             table: Key of the bootstrap recipe with the user's settings.
+            keys: These settings, completed; None: as they are.
             fixed: Keys that are set here; a user's own would cut the chain in silence.
 
         Returns:
@@ -99,14 +115,18 @@ class _Plan:
         Raises:
             InputError: A key is set here or wrong.
         """
+        keys = getattr(self.recipe, table) if keys is None else keys
+        for key in sorted(set(keys) & {"out", *fixed} - {"recognition"}):
+            raise InputError(f"{table}.{key} = {keys[key]!r:.80}: bootstrap sets this key itself; leave it out")
         # Stages are found by their folder's name: a resumed run has the same.
         folder = str(self.out / name)
-        fixed["out"] = folder
-        keys: Settings = getattr(self.recipe, table)
-        for key in sorted(set(keys) & set(fixed) - {"recognition"}):
-            raise InputError(f"{table}.{key} = {keys[key]!r:.80}: bootstrap sets this key itself; leave it out")
-        self.stages.append(Stage(name, run, kind.parse({**keys, **fixed}, f"table [{table}] for stage {name}")))
+        recipe = kind.parse({**keys, **fixed, "out": folder}, f"table [{table}] for stage {name}")
+        self.stages.append(Stage(name, run, recipe))
         return folder
+
+    def add_world(self, name: str, **without: object) -> str:
+        """Add a part of the nano world; what is ``without`` is 0 in it. Returns its folder."""
+        return self.add(name, tabletop.run, tabletop.TabletopRecipe, "tabletop", {**self.recipe.tabletop, **without})
 
     def add_triplets(self, name: str, root: str, file: str, split: str) -> str:
         """Add the stage that reads a split of the supervised set; returns its folder."""
@@ -127,6 +147,23 @@ class _Plan:
         annotated = self.add(f"annotated{tail}", annotate.run, AnnotateRecipe, "annotate", **source)
         selected = self.add(f"selected{tail}", select.run, SelectRecipe, "select", triplets=f"{annotated}/triplets")
         return annotated, {"path": annotated, "selection": selected}
+
+    def add_preview(self, triplets: str) -> None:
+        """Add predictions of the first seed's models for some test triplets, as an image to look at."""
+        evaluation = self.recipe.evaluate
+        # As the evaluation will sample, and where; a user's own keys come first.
+        keys: Settings = {
+            "limit": _PREVIEW_TRIPLETS,
+            "storyboard_triplets": _PREVIEW_TRIPLETS,
+            "search": {"num_candidates": 8, "num_return": 3},
+            "sampling": evaluation.get("sampling", {}),
+            **self.recipe.preview,
+        }
+        resources = evaluation.get("resources")
+        if "resources" not in keys and isinstance(resources, dict):
+            keys["resources"] = {key: value for key, value in resources.items() if key != "num_workers"}
+        models = {role: f"{self.out}/{role}/model" for role in ("fdm", "idm")}
+        self.add("preview", predict.run, PredictRecipe, "preview", keys, triplets=triplets, **models)
 
     def add_seed(self, seed: int) -> None:
         """Add all rounds of a training seed."""

@@ -10,6 +10,7 @@ from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.gate import GateRecipe
 from jobs.imagine.recipe import ImagineRecipe
 from jobs.ingest.recipe import IngestRecipe
+from jobs.predict.recipe import PredictRecipe
 from jobs.pretrain import PretrainRecipe
 from jobs.relabel import RelabelRecipe
 from jobs.report import ReportRecipe
@@ -35,6 +36,7 @@ STAGE_RECIPES: Mapping[str, type[Recipe]] = {
     "imagine": ImagineRecipe,
     "imagined": Source,
     "fdm": TrainRecipe,
+    "preview": PredictRecipe,
     "evaluate": EvaluateRecipe,
     "report": ReportRecipe,
 }
@@ -92,6 +94,10 @@ class BootstrapRecipe(Recipe):
     rounds: int = Field(default=1, ge=1)
     """Rounds of annotate → select → train. From the second on the inverse model learns from what the one before
     annotated too, the better of the two annotates again (gate), and so does the better forward model."""
+    max_stages: int = Field(default=2, ge=1)
+    """Stages that run side by side at most, each in a process of its own, where neither reads what the other writes and
+    the machine has the CPUs and GPUs that they ask for. 1: one after another in this process. The models are the
+    same."""
     data: BootstrapData = BootstrapData()
     """What the method learns from."""
     variants: BootstrapVariants = BootstrapVariants()
@@ -118,6 +124,9 @@ class BootstrapRecipe(Recipe):
     """Keys of a source of triplets for jobs.train (mix_weight, limit): how imagined triplets are mixed in."""
     fdm: Settings = {}
     """Keys of jobs.train for every forward model."""
+    preview: Settings = {}
+    """Keys of jobs.predict for some test triplets, whose predictions by the first seed's models are shown before the
+    evaluation; without sampling and resources, those of evaluate."""
     evaluate: Settings = {}
     """Keys of jobs.evaluate."""
     report: Settings = {}

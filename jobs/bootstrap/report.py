@@ -1,25 +1,33 @@
 """Print what ``bootstrap`` would do, does and has done. Knows nothing of how it is done."""
 
-from collections.abc import Sequence
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
+from jobs.bootstrap.graph import Graph
 from jobs.bootstrap.plan import Stage
+from jobs.bootstrap.recipe import BootstrapRecipe
+from jobs.bootstrap.times import STAGES, Times, format_time
+from jobs.predict.recipe import PredictRecipe
+from jobs.predict.triplet_storyboard import STORYBOARD
 from jobs.pretrain import PretrainRecipe
 from jobs.pretrain import schedule_warnings as pretrain_warnings
+from jobs.shared.terminal import show_image
 from wm.runs import read_run
 from wm.training import TrainRecipe
 from wm.training.planning.schedule import schedule_warnings
 
 
-def print_plan(stages: Sequence[Stage], out: Path) -> None:
-    """Print every stage, whether it is complete, and what is wrong with its schedule.
+def print_plan(graph: Graph, out: Path) -> None:
+    """Print every stage, what it waits for, whether it is complete, and what is wrong with its schedule.
 
     Args:
-        stages: In their order.
+        graph: The stages.
         out: Folder of the run.
     """
-    print(f"bootstrap: {len(stages)} stages into {out}")
-    for number, stage in enumerate(stages, 1):
+    print(f"bootstrap: {len(graph.stages)} stages into {out}, at most {graph.max_stages} at a time")
+    for number, stage in enumerate(graph.stages, 1):
         # As a user would type it.
         command = stage.run.__module__.removesuffix(".job")
         print(f"  {number:>2} {stage.name:<24} {command:<16} {_describe_state(stage, out / stage.name)}")
@@ -27,16 +35,16 @@ def print_plan(stages: Sequence[Stage], out: Path) -> None:
             print(f"     warning: {line}")
 
 
-def print_stage(stage: Stage, number: int, total: int, elapsed_s: float) -> None:
-    """Print which stage begins.
+def show_preview(stage: Stage, out: Path) -> None:
+    """Show the image of a preview in a terminal that can; of other stages nothing.
 
     Args:
-        stage: That begins.
-        number: From 1.
-        total: Number of stages.
-        elapsed_s: Since the start of the run.
+        stage: That has ended; it has printed the image's path.
+        out: Folder of the run.
     """
-    print(f"\n[{number}/{total}] {stage.name} ({_format_time(elapsed_s)} so far)", flush=True)
+    path = out / stage.name / STORYBOARD
+    if isinstance(stage.recipe, PredictRecipe) and path.is_file():
+        show_image(path)
 
 
 def print_superseded(stage: Stage, reason: Exception, destination: Path) -> None:
@@ -50,19 +58,57 @@ def print_superseded(stage: Stage, reason: Exception, destination: Path) -> None
     print(f"{stage.name}: {reason}; the old one is now {destination}")
 
 
-def print_result(out: Path, elapsed_s: float) -> None:
-    """Print how long the run took and where its report is.
+def print_result(recipe: BootstrapRecipe, graph: Graph, times: Times) -> None:
+    """Print the time of each stage, where the report is, and what to do next.
 
     Args:
-        out: Folder of the run.
-        elapsed_s: Since the start of the run.
+        recipe: Of the run.
+        graph: The stages.
+        times: Of this run.
     """
-    print(f"\nbootstrap: complete in {_format_time(elapsed_s)}. Report: {out / 'report' / 'report.html'}")
+    out = Path(recipe.out)
+    # 1. Where the time went; what ran side by side adds up to more than the run.
+    width = max(map(len, times.stages), default=0)
+    print(f"\n{'stage':<{width}}  seconds  beside")
+    for entry in times.stages.values():
+        print(f"{entry.name:<{width}}  {entry.seconds:>7.1f}  {', '.join(entry.beside)}".rstrip())
+    # 2. What there is, and what a reader may do with it.
+    print(f"\nbootstrap: complete in {format_time(times.elapsed_s)} ({out / STAGES})")
+    print(f"report: {out / 'report' / 'report.html'}\n\nnext:")
+    for meaning, words in list_next_commands(recipe):
+        print(f"  {_name_program()} {shlex.join(words)}\n      {meaning}")
 
 
-def _format_time(elapsed_s: float) -> str:
-    minutes, seconds = divmod(int(elapsed_s), 60)
-    return f"{minutes}:{seconds:02d}"
+def list_next_commands(recipe: BootstrapRecipe) -> list[tuple[str, list[str]]]:
+    """List three commands to continue with after a complete run: what each is for, and its words after ``wm``.
+
+    Args:
+        recipe: Of the run.
+    """
+    out = Path(recipe.out)
+    # By their folders: nothing needs the checkout.
+    models = [f"{role}={out / role / 'model'}" for role in ("fdm", "idm")]
+    page = out / "view"
+    return [
+        ("serve both models, with a playground: http://127.0.0.1:8000", ["serve", *models]),
+        (
+            f"look at the annotated triplets: {page / 'index.html'}",
+            ["view", f"triplets={out / 'annotated'}", f"out={page}"],
+        ),
+        ("your own videos: motion, key-frames and pairs of each (VIDEOS is your folder)", ["look", "VIDEOS"]),
+    ]
+
+
+def _name_program() -> str:
+    """Name ``wm`` so that a shell in this folder finds it: an environment need not be activated."""
+    if shutil.which("wm"):
+        return "wm"
+    # As in make demo, where nobody has activated the environment.
+    program = Path(sys.executable).with_name("wm")
+    if not program.exists():
+        return f"{shlex.quote(sys.executable)} -m jobs"
+    folder = Path.cwd()
+    return shlex.quote(str(program.relative_to(folder) if program.is_relative_to(folder) else program))
 
 
 def _describe_state(stage: Stage, folder: Path) -> str:

@@ -2,6 +2,7 @@
 AURORA's layout, EPIC-Kitchens' narrated segments, the labelled videos of Something-Something v2."""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -215,24 +216,41 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
     ]
     if not shards:
         return
+    # Counts alone come back; rows are written where they are made.
+    ingest = _ingest_on_ray if recipe.resources.num_workers else _ingest_here
+    num_finished = num_rows - sum(shard["stop"] - shard["start"] for shard in shards)
+    with progress_bar(num_rows, "row", "ingest", num_finished) as bar:
+        for report in ingest(recipe, shards):
+            if report["problem"]:
+                raise InputError(f"{report['problem']}; what is written is kept, the same command resumes")
+            bar.update(report["rows"])
+
+
+def _ingest_here(recipe: IngestRecipe, shards: Sequence[ShardRange]) -> Iterator[ShardReport]:
+    """Write shard after shard in this process."""
+    import torch
+
+    # As many threads as an actor, or codes might differ in their last bits; set back for what follows here.
+    threads = torch.get_num_threads()
+    try:
+        yield from map(Ingestor(recipe), shards)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _ingest_on_ray(recipe: IngestRecipe, shards: Sequence[ShardRange]) -> Iterator[ShardReport]:
+    """Write the shards in actors of Ray Data."""
     connect()
     import ray
 
     quiet_data()
-    workers = min(recipe.resources.num_workers, len(shards))
     results = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         Ingestor,
         fn_constructor_args=(recipe.with_absolute_paths(),),
-        compute=ray.data.ActorPoolStrategy(size=workers),
+        compute=ray.data.ActorPoolStrategy(size=min(recipe.resources.num_workers, len(shards))),
         num_cpus=1,
     )
-    # Counts alone come back; rows are written where they are made.
-    num_finished = num_rows - sum(shard["stop"] - shard["start"] for shard in shards)
-    with progress_bar(num_rows, "row", "ingest", num_finished) as bar:
-        for row in results.iter_rows():
-            if row["problem"]:
-                raise InputError(f"{row['problem']}; what is written is kept, the same command resumes")
-            bar.update(row["rows"])
+    yield from results.iter_rows()
 
 
 def _count_rows(out: Path, num_rows: int, has_codes: bool) -> dict[str, Any]:

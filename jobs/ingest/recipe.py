@@ -14,8 +14,8 @@ from wm.video.settings import DecodeLimits
 class IngestResources(Recipe):
     """Actors; they do not change the result."""
 
-    num_workers: int = Field(default=2, ge=1)
-    """Actors that decode and encode."""
+    num_workers: int = Field(default=2, ge=0)
+    """Actors that decode and encode; 0: in this process, without Ray."""
 
 
 class IngestRecipe(Recipe):

@@ -14,6 +14,7 @@ import torch
 from jobs.predict import report
 from jobs.predict.recipe import PredictRecipe
 from jobs.predict.rollout_image import write_rollout
+from jobs.predict.triplet_storyboard import STORYBOARD, write_triplet_storyboard
 from jobs.predict.triplets import count_parts, parts_of, predict_triplets
 from jobs.shared.roles import check_actions, check_roles, load_recipe_roles
 from wm.cli import main as cli_main
@@ -53,7 +54,7 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> RunRecord:
     with stage.timed("read"):
         codec = load_codec(recipe.base or recipe.fdm, recipe.resources.device)
         check_draft_length(recipe.search.num_draft_tokens, codec.tokens_per_image)
-        if recipe.image:
+        if recipe.image or recipe.storyboard_triplets:
             codec.check_decoder()
         source = _load_image(recipe.image, codec) if recipe.image else None
         held_out = None if recipe.image else read_held_out(recipe.triplets, codec, limit=recipe.limit or None)
@@ -67,7 +68,7 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> RunRecord:
     if source is not None:
         return _predict_image(recipe, stage, source, codec, roles)
     assert held_out is not None
-    return _predict_triplets(recipe, stage, held_out, roles)
+    return _predict_triplets(recipe, stage, held_out, codec, roles)
 
 
 def _predict_image(recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec: ImageCodec, roles: Roles) -> RunRecord:
@@ -93,7 +94,9 @@ def _predict_image(recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec:
     return record
 
 
-def _predict_triplets(recipe: PredictRecipe, stage: Run, held_out: HeldOut, roles: Roles) -> RunRecord:
+def _predict_triplets(
+    recipe: PredictRecipe, stage: Run, held_out: HeldOut, codec: ImageCodec, roles: Roles
+) -> RunRecord:
     # Every action before the first prediction: one that is too long would else fail after hours.
     check_actions(roles, held_out.source_codes[0].tolist(), held_out.actions)
     stage.start()
@@ -104,9 +107,14 @@ def _predict_triplets(recipe: PredictRecipe, stage: Run, held_out: HeldOut, role
         ):  # fmt: skip
             bar.update(count)
     # Counted from the files, parts of an earlier attempt included.
-    counts = count_parts([path for path, _ in parts_of(held_out, stage.out)])
+    files = [path for path, _ in parts_of(held_out, stage.out)]
+    counts = count_parts(files)
+    if recipe.storyboard_triplets:
+        write_triplet_storyboard(held_out, files, codec, stage.out, recipe.storyboard_triplets)
     record = stage.finish(counts)
     report.print_triplets(counts, stage.out)
+    if recipe.storyboard_triplets:
+        print(f"  storyboard: {stage.out / STORYBOARD}")
     return record
 
 

@@ -30,6 +30,9 @@ class PredictRecipe(RolesRecipe):
     """Instead of image: folder of triplets, whose actions are done in their source images."""
     limit: int = Field(default=0, ge=0)
     """With triplets: use so many, spread evenly over the set; 0: all."""
+    storyboard_triplets: int = Field(default=0, ge=0, le=16)
+    """With triplets: draw so many of them, each with its best distinct candidates (search.num_return) and their scores:
+    out/storyboard.png; 0: none."""
     out: OutputPath
     """Output folder."""
     search: Search = Search()
@@ -47,6 +50,10 @@ class PredictRecipe(RolesRecipe):
             raise ValueError("actions belong to image; triplets have their own")
         if self.image and self.limit:
             raise ValueError(f"limit = {self.limit} belongs to triplets")
+        if self.image and self.storyboard_triplets:
+            raise ValueError(
+                f"storyboard_triplets = {self.storyboard_triplets} belongs to triplets; image has its storyboard"
+            )
         if self.triplets and self.search.num_beams > 1:
             raise ValueError(
                 f"search.num_beams = {self.search.num_beams} belongs to actions one after the other; "

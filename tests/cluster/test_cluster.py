@@ -14,7 +14,7 @@ import ray.autoscaler
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from cluster.local_nodes import local_nodes, main
+from cluster.local_nodes import main
 from serve_apps.recipe import ServeRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,41 +68,36 @@ def test_the_image_copies_every_package():
     assert {"wm", "jobs", "serve_apps", "pyproject.toml"} <= copied
 
 
-@pytest.mark.slow
-def test_tasks_spread_over_nodes_and_one_may_go(no_ray_session):
-    before = os.environ.get("RAY_ADDRESS")
-    with local_nodes(2, cpus_per_node=1) as cluster:
-        ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
-        try:
+SPREAD = """
+import sys, time
+import ray
 
-            @ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
-            def where():
-                import time
+ray.init(logging_level="ERROR")
 
-                time.sleep(0.5)
-                return ray.get_runtime_context().get_node_id()
+@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
+def where():
+    time.sleep(0.5)  # or one node would do both
+    return ray.get_runtime_context().get_node_id()
 
-            assert len(set(ray.get([where.remote() for _ in range(2)]))) == 2
-            (worker,) = cluster.worker_nodes
-            cluster.remove_node(worker, allow_graceful=False)
-            assert len(set(ray.get([where.remote() for _ in range(2)]))) == 1
-        finally:
-            ray.shutdown()
-    assert os.environ.get("RAY_ADDRESS") == before
+nodes = set(ray.get([where.remote() for _ in range(2)]))
+sys.exit(10 * int(ray.cluster_resources()["CPU"]) + len(nodes))
+"""
 
 
 @pytest.mark.slow
 def test_a_command_runs_on_the_nodes_and_its_status_comes_back(tmp_path):
-    """In a TMPDIR without a folder of Ray's, in which none is made: the user's own cluster has its address there."""
-    script = "import ray, sys; ray.init(logging_level='ERROR'); sys.exit(int(ray.cluster_resources()['CPU']))"
-    command = ["-m", "cluster.local_nodes", "--nodes", "1", "--cpus", "3", "--", sys.executable, "-c", script]
+    """In a TMPDIR without a folder of Ray's, in which none is made: the user's own cluster has its address there.
+
+    That a node may go is held by tests/jobs/annotate/test_kills.py.
+    """
+    command = ["-m", "cluster.local_nodes", "--nodes", "2", "--cpus", "1", "--", sys.executable, "-c", SPREAD]
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_TMPDIR", "RAY_ADDRESS")}
     environment["TMPDIR"] = str(tmp_path / ("x" * 100))
     ended = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
     )
-    assert ended.returncode == 3, ended.stderr
-    assert ended.stdout.startswith("1 nodes with 3 CPUs each at 127.0.0.1:") and ended.stdout.count("\n") == 1
+    assert ended.returncode == 22, ended.stderr
+    assert ended.stdout.startswith("2 nodes with 1 CPUs each at 127.0.0.1:") and ended.stdout.count("\n") == 1
     assert ended.stderr.startswith(f"note: TMPDIR = '{environment['TMPDIR']}' is too long")
     assert list(tmp_path.rglob("*")) == [], ended.stderr
 

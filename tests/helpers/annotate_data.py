@@ -1,8 +1,9 @@
 """Videos to annotate, recipes over them, and what came out."""
 
+from jobs.annotate.annotator import Annotator
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.job import AnnotateRecipe
-from jobs.annotate.shards import shard_table
+from jobs.annotate.shards import cut_shards, shard_table
 from tests.helpers.video_files import marked_frame, write_video
 from wm.datasets.videos.videos import list_videos
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA
@@ -45,6 +46,16 @@ def decode(one):
     decoder.reader.close()
     assert table.column("key").to_pylist() == listing.column("key").to_pylist()
     return table
+
+
+def annotate_here(one):
+    """Write the shards of a recipe with both actors in this process, one after the other: what any run on Ray gives."""
+    listing = list_videos(one.videos)
+    decoder = Decoder(one.clip_settings(), one.download_settings(), one.dataset)
+    annotator = Annotator(one.annotator_settings())
+    for number, block in cut_shards(listing, one.videos_per_shard).items():
+        annotator(decoder(shard_table(listing, number, *block)))
+    decoder.reader.close()
 
 
 def rows(out):

@@ -110,7 +110,7 @@ class Browser:
         self.send("Page.navigate", url=url)
         self.wait("document.documentElement.dataset.ready === 'yes'")
 
-    def wait(self, condition: str, timeout_s: float = 30) -> None:
+    def wait(self, condition: str, timeout_s: float = 60) -> None:
         """Until an expression is true."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:

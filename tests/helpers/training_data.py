@@ -67,3 +67,15 @@ def write_triplets(rows: list[dict[str, Any]], folder: Path) -> Path:
     """One Parquet file in ``folder``; returns the folder."""
     write_table(rows, folder / "part.parquet", TRIPLET_SCHEMA)
     return folder
+
+
+def small_training(base: Path, triplets: Path, out: Path, **values: Any) -> dict[str, Any]:
+    """Plain values of a recipe: 120 steps over the tables beside ``triplets``; ``values`` override."""
+    common = {"task": "fdm", "base": str(base), "triplets": str(triplets.parent), "out": str(out)}
+    training = {
+        "max_steps": 120,
+        "global_batch_size": 8,
+        "checkpoint": {"every_steps": 30},
+        "optim": {"lr": 1e-3},
+    }
+    return merge_tables(common, training, values)

@@ -48,12 +48,13 @@ def root(world: Path, tmp_path: Path) -> Path:
 
 def recipe(folder: Path, **changes: Any) -> IngestRecipe:
     plain = {"root": str(folder), "file": "rows.json", "out": str(folder.parent / "out"), "license": "MIT"}
-    return IngestRecipe(**(plain | {"shard_rows": 4, "resources": {"num_workers": 1}} | changes))
+    return IngestRecipe(**(plain | {"shard_rows": 4, "resources": {"num_workers": 0}} | changes))
 
 
 @pytest.fixture(scope="module")
 def ingested(world: Path, tiny_base: Path) -> dict[str, Any]:
-    return run(recipe(world, codec=str(tiny_base)))
+    """In an actor of Ray; the other runs are of this process."""
+    return run(recipe(world, codec=str(tiny_base), resources={"num_workers": 1}))
 
 
 def test_rows_become_triplets_and_rejects(world: Path, tiny_base: Path, ingested: dict[str, Any]) -> None:
@@ -93,6 +94,18 @@ def test_rows_become_triplets_and_rejects(world: Path, tiny_base: Path, ingested
         assert [row["source_codes"], row["target_codes"]] == codes.tolist()
         plain = [float(((features[0, n] - features[1, n]) ** 2).sum()) for n in range(4)]
         torch.testing.assert_close(torch.tensor(row["change"]), torch.tensor(plain))
+
+
+def test_rows_become_the_same_without_ray(
+    world: Path, tiny_base: Path, tmp_path: Path, ingested: dict[str, Any]
+) -> None:
+    out = tmp_path / "here"
+    here = run(recipe(world, codec=str(tiny_base), out=str(out), resources={"num_workers": 0}))
+    assert here["counts"] == ingested["counts"]
+    assert read_table(out / "triplets").equals(read_table(world.parent / "out" / "triplets"))
+    columns = [name for name in REJECT_SCHEMA.names if name != "detail"]  # it may name an object's address
+    rejects = [read_table(folder / "rejects", REJECT_SCHEMA, columns) for folder in (out, world.parent / "out")]
+    assert rejects[0].equals(rejects[1])
 
 
 def test_without_a_codec_and_with_a_limit(root: Path) -> None:

@@ -42,7 +42,7 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(root: Path, out: Path, **more: object) -> IngestRecipe:
     return IngestRecipe(
-        root=str(root), file="table.csv", out=str(out), resources=IngestResources(num_workers=1), **more
+        root=str(root), file="table.csv", out=str(out), resources=IngestResources(num_workers=0), **more
     )
 
 

@@ -21,7 +21,7 @@ def test_each_labelled_video_is_a_triplet_or_a_reject(tmp_path: Path) -> None:
     labels = write_release(tmp_path, [*ROWS, {"id": "33", "label": "dancing", "template": "Dancing"}, ROWS[0]])
     folder, out = tmp_path / "20bn-something-something-v2", tmp_path / "out"
     settings = {"root": str(folder), "file": str(labels), "out": str(out), "dataset": "something", "image_side_px": 0}
-    recipe = IngestRecipe(**settings, resources=IngestResources(num_workers=1))
+    recipe = IngestRecipe(**settings, resources=IngestResources(num_workers=0))
     record = run(recipe)
     rows = read_table(out / "triplets").to_pylist()
     assert [(row["action"], row["class_label"], row["origin"]) for row in rows] == [
@@ -57,7 +57,9 @@ def test_each_labelled_video_is_a_triplet_or_a_reject(tmp_path: Path) -> None:
 def test_finished_run_of_earlier_keys_is_the_same_run(tmp_path: Path) -> None:
     labels = write_release(tmp_path)
     out = tmp_path / "out"
-    recipe = IngestRecipe(root=str(labels.parents[1]), file=str(labels), out=str(out), limit=1)
+    recipe = IngestRecipe(
+        root=str(labels.parents[1]), file=str(labels), out=str(out), limit=1, resources=IngestResources(num_workers=0)
+    )
     record = run(recipe)
     old = {name: value for name, value in record["recipe"].items() if name not in ("limits", "resources")}
     old |= {"layout": old.pop("dataset_layout"), "time_limit_s": 120.0, "num_workers": 8}

@@ -19,6 +19,7 @@ from jobs.predict.recipe import PredictRecipe
 from tests.helpers.training_data import random_rows, write_triplets
 from wm.dynamics import Search, predict_observations, roll_out
 from wm.errors import InputError, OtherRunError
+from wm.evaluation.report.storyboard import CHOSEN, OTHER, Column, draw_storyboard
 from wm.images import decode_image, encode_png
 from wm.models import load_codec, load_model
 from wm.nano.preset import write_random_base
@@ -148,6 +149,33 @@ def test_triplets_are_predicted_in_parts_and_gone_on_with(tiny_base, tmp_path, t
         assert row["passes"] == prediction.passes
     draws = [len(prediction.candidates) for prediction in found]
     assert record["counts"]["draws_each"] == sum(draws) / 5 and record["counts"]["triplets"] == 5
+
+
+def test_triplets_are_drawn_with_candidates_and_scores(tiny_base, tmp_path, triplets, monkeypatch, capsys):
+    drawn: list[Column] = []
+
+    def draw(columns: list[Column], path: Path) -> None:
+        drawn.extend(columns)
+        draw_storyboard(columns, path)
+
+    monkeypatch.setattr("jobs.predict.triplet_storyboard.draw_storyboard", draw)
+    more = {"triplets": str(triplets), "search": {"num_candidates": 4, "num_return": 2}, "storyboard_triplets": 2}
+    predict.run(recipe_of(tiny_base, tmp_path, **more))
+    path = tmp_path / "out" / "storyboard.png"
+    assert f"storyboard: {path}" in capsys.readouterr().out and decode_image(path.read_bytes(), "it").shape[2] == 3
+    source = pq.read_table(triplets).to_pylist()[:2]
+    rows = pq.read_table(tmp_path / "out" / "predictions").to_pylist()
+    assert [column.title for column in drawn] == [row["action"] for row in source]
+    codec = load_codec(tiny_base)
+    for column, triplet in zip(drawn, source, strict=True):
+        candidates = [row for row in rows if row["triplet_id"] == triplet["triplet_id"]]
+        assert [shot.below[0] for shot in column.shots[:2]] == ["source", "true target"]
+        assert len(column.shots) == 2 + len(candidates)
+        for rank, (shot, row) in enumerate(zip(column.shots[2:], candidates, strict=True)):
+            assert row["rank"] == rank and shot.frame == (OTHER if rank else CHOSEN)
+            assert np.array_equal(shot.pixels, codec.decode(torch.tensor([row["codes"]]))[0])
+            score = f"{row['logprob'] / row['action_tokens']:.3f} nats/token"
+            assert shot.below == [score, f"sampled {row['times']} of 4 times"]
 
 
 @pytest.mark.parametrize(

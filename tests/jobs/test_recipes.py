@@ -111,13 +111,16 @@ def test_every_stage_of_a_loop_resolves(path: Path) -> None:
     stages = plan(recipe)
     names = [stage.name for stage in stages]
     assert [stage.name for stage in shipped] == names[1:]
-    assert len(set(names)) == len(names) and names[:4] == ["base", "world", "triplets", "test"]
-    assert names[-2:] == ["evaluate", "report"]
+    assert len(set(names)) == len(names) and names[:5] == ["base", "world", "clips", "triplets", "test"]
+    assert names[-3:] == ["preview", "evaluate", "report"]
     by_name = {stage.name: stage.recipe.model_dump() for stage in stages}
     for name, values in by_name.items():
         assert values["out"] == f"{recipe.out}/{name}"
-    for table, name in (("tabletop", "world"), ("pretrain", "base"), ("annotate", "annotated"), ("idm", "idm")):
-        for key, value in getattr(recipe, table).items():
+    worlds = [[by_name[name][key] for key in ("train", "test", "videos")] for name in ("world", "clips")]
+    sizes = recipe.tabletop
+    assert worlds == [[sizes["train"], sizes["test"], 0], [0, 0, sizes["videos"]]]
+    for table, name in (("pretrain", "base"), ("annotate", "annotated"), ("idm", "idm")):
+        for key, value in getattr(recipe, table).items() if name in by_name else ():
             found = by_name[name][key]
             assert (found | value if isinstance(value, dict) else value) == found
     runs = [name for name in names if name.split("-seed")[0] == "fdm"]
@@ -234,11 +237,33 @@ def test_own_data_and_base_replace_the_nano_world(tmp_path: Path) -> None:
     stages = {
         stage.name: stage.recipe.model_dump() for stage in plan(BootstrapRecipe.load(DEMO, [*own, "data.videos=v/*"]))
     }
-    assert "base" not in stages and "world" not in stages
+    assert "world" not in {stage.name for stage in plan(BootstrapRecipe.load(DEMO, own))}
+    assert not {"base", "world", "clips"} & set(stages)
     assert stages["triplets"]["root"] == "data/mine" and stages["triplets"]["file"] == "a.json"
     assert stages["test"]["file"] == "b.json" and stages["annotated"]["videos"] == "v/*"
     assert {stages[name]["base"] for name in ("idm", "fdm", "fdm-ft", "evaluate")} == {"models/anole"}
     assert stages["triplets"]["codec"] == "models/anole"
+
+
+def test_the_preview_samples_as_the_evaluation_by_default() -> None:
+    settings = [
+        "evaluate.resources.device=cuda:1",
+        "evaluate.resources.num_workers=2",
+        "evaluate.resources.dtype=bfloat16",
+    ]
+
+    def preview(*more: str) -> dict[str, Any]:
+        recipe = BootstrapRecipe.load(DEMO, [*settings, *more])
+        return next(stage.recipe.model_dump() for stage in plan(recipe) if stage.name == "preview")
+
+    values = preview()
+    assert values["sampling"]["top_p"] == 0.95 and values["storyboard_triplets"] == values["limit"] == 4
+    assert (values["resources"]["device"], values["resources"]["dtype"]) == ("cuda:1", "bfloat16")
+    assert values["fdm"] == "runs/demo/fdm/model" and values["triplets"] == "runs/demo/test/triplets"
+    own = preview("preview.limit=9", "preview.sampling.top_p=0.5", "preview.resources.device=cpu")
+    assert (own["limit"], own["sampling"]["top_p"], own["resources"]["device"]) == (9, 0.5, "cpu")
+    with pytest.raises(InputError, match=r"preview.fdm = 'x': bootstrap sets this key itself"):
+        preview("preview.fdm=x")
 
 
 def test_a_dry_run_lists_the_stages_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,6 @@
 """The selection job, from annotated triplets to ids."""
 
 import itertools
-import os
 import sys
 import uuid
 from pathlib import Path
@@ -300,7 +299,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({name: pa.array([name]) for name in COLUMNS}), bad)
     with pytest.raises(InputError, match=rf"{bad} has action_logprob as string, expected double"):
         run(recipe_)
-    bad.write_bytes(complete[:4] + os.urandom(400) + complete[404:])
+    bad.write_bytes(complete[:4] + bytes(range(200)) * 2 + complete[404:])
     with pytest.raises(InputError, match=rf"{bad} is damaged"):
         run(recipe_)
     assert not (tmp_path / "out").exists()

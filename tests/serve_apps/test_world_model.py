@@ -31,13 +31,12 @@ def port(tiny_base, tmp_path_factory):
     """Of a server in a process of its own. How it ends is checked too, with a request at work."""
     settings = [f"{name}={{ray_actor_options = {{num_cpus = 0.5}}}}" for name in HALF_A_CORE]
     settings += [f"fdm={tiny_base}", f"idm={tiny_base}", "max_best_of=16", "num_candidates=4", "max_actions=128"]
-    with httpx2.Client(timeout=60) as session:
-        with serve_process(tmp_path_factory.mktemp("server"), *settings) as number:
-            yield number
-            long = {"image": URL, "actions": ["move it"] * 128, "best_of": 16, "num_beams": 8, "stream": True}
-            request = session.build_request("POST", f"http://127.0.0.1:{number}/v1/rollouts", json=long)
-            lines = session.send(request, stream=True).iter_lines()
-            assert next(lines) == "event: rollout.step"
+    with httpx2.Client(timeout=60) as session, serve_process(tmp_path_factory.mktemp("server"), *settings) as number:
+        yield number
+        long = {"image": URL, "actions": ["move it"] * 128, "best_of": 16, "num_beams": 8, "stream": True}
+        request = session.build_request("POST", f"http://127.0.0.1:{number}/v1/rollouts", json=long)
+        lines = session.send(request, stream=True).iter_lines()
+        assert next(lines) == "event: rollout.step"
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from wm.errors import InputError
-from wm.private_session import LOOPBACK_ONLY, private_folder, private_session, set_private_token
+from wm.private_session import LOOPBACK_ONLY, bypass_proxy, private_folder, private_session, set_private_token
 
 ROOT = Path(__file__).resolve().parents[2]
 SESSION = "tmp/session_2026-11-28_03-21-22_445722_4194303"
@@ -115,6 +115,7 @@ def test_the_environment_is_as_before_afterwards(short: Path, monkeypatch: pytes
     monkeypatch.setenv("TMPDIR", str(short))
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    bypass_proxy()  # this stays, as the token does
     constants = types.SimpleNamespace(ENABLE_RAY_CLUSTER=True)
     set_private_token()
     before = dict(os.environ)
@@ -124,6 +125,35 @@ def test_the_environment_is_as_before_afterwards(short: Path, monkeypatch: pytes
         assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("lo", "eth7")
         raise KeyError
     assert dict(os.environ) == before and constants.ENABLE_RAY_CLUSTER is True
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {}),
+        ({"NO_PROXY": "a.example"}, {"NO_PROXY": "a.example"}),
+        (
+            {"http_proxy": "http://p:3128", "NO_PROXY": "a.example, localhost"},
+            {"NO_PROXY": "a.example,localhost,127.0.0.1,::1", "no_proxy": "127.0.0.1,localhost,::1"},
+        ),
+        (
+            {"ALL_PROXY": "socks5://p", "no_proxy": "*"},
+            {"NO_PROXY": "127.0.0.1,localhost,::1", "no_proxy": "*,127.0.0.1,localhost,::1"},
+        ),
+    ],
+)
+def test_a_proxy_is_not_asked_for_this_machine(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: dict[str, str]
+) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    # Put back at the end, whatever is set here.
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setitem(os.environ, name, os.environ.get(name, ""))
+    bypass_proxy()
+    assert {name: os.environ[name] for name in ("no_proxy", "NO_PROXY") if os.environ[name]} == expected
 
 
 def test_ray_reads_the_variable_and_the_constant() -> None:

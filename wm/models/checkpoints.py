@@ -31,6 +31,7 @@ from wm.models.prompts import Task
 from wm.models.sharing import check_shareable, twin_of
 from wm.models.unreadable import check_folder_exists, explain_release
 from wm.models.vlm import Facts, UnifiedVLM
+from wm.packaged import PREFIX, to_packaged_name
 
 
 def load_codec(
@@ -227,8 +228,10 @@ def save_model(
         else:
             vlm.module.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
             if vlm.folder is not None:
-                # Relative, so that adapter and base can be moved together.
-                base_path = os.path.relpath(vlm.folder.resolve(), out.resolve())
+                # Relative, so that adapter and base can be moved together; a shipped base is on every machine.
+                base_path = to_packaged_name(str(vlm.folder.resolve()))
+                if not base_path.startswith(PREFIX):
+                    base_path = os.path.relpath(base_path, out.resolve())
         manifest = Manifest(
             family=vlm.family,
             kind=kind,

@@ -10,7 +10,7 @@ from wm.config import Recipe
 from wm.errors import InputError
 from wm.models.folder_checks import read_json
 from wm.models.unreadable import convert_command, find_release_models
-from wm.packaged import resolve_packaged
+from wm.packaged import PREFIX, resolve_packaged
 from wm.runs import write_json
 
 MANIFEST = "wm_model.json"
@@ -37,7 +37,8 @@ class Manifest(Recipe):
     action_slot_tokens: int = Field(default=0, ge=0, le=4096)
     """Length to which forward prompts pad the action; 0: not at all. Part of the prompt layout."""
     base_path: str = ""
-    """An adapter's base folder, relative to the adapter's; a hint that ``base=`` overrides."""
+    """An adapter's base folder, relative to the adapter's, or the name of a shipped one, such as ``nano:base``; a hint
+    that ``base=`` overrides."""
 
     def write(self, folder: Path) -> None:
         """Write it into ``folder``."""
@@ -119,7 +120,9 @@ def adapter_base(folder: Path, base: str | Path | None = None) -> Path:
     manifest = read_adapter_manifest(folder)
     if base is None and not manifest.base_path:
         raise InputError(f"adapter {folder} does not say where its base is; give base=")
-    path = base if base is not None else os.path.normpath(folder.resolve() / manifest.base_path)
+    path = base if base is not None else manifest.base_path
+    if base is None and not manifest.base_path.startswith(PREFIX):
+        path = os.path.normpath(folder.resolve() / manifest.base_path)
     try:
         base_folder = model_folder(path)
         is_folder = base_folder.is_dir()

@@ -220,7 +220,7 @@ Trained on {training}.
 Everything is rendered by `wm.nano.world`; no other data.
 
 ```console
-$ python -m jobs.ship nano/shipped
+$ wm ship nano/shipped
 ```
 
 | figure | value |

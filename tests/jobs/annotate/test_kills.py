@@ -9,12 +9,14 @@ import time
 import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.local_nodes import local_nodes
 from jobs.annotate.counts import summarise
-from jobs.annotate.job import AnnotateRecipe, run
+from jobs.annotate.job import AnnotateRecipe
 from jobs.shared.processes import actor_processes
+from tests.helpers.annotate_data import annotate_here
 from tests.helpers.video_files import marked_frame, write_video
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA
 from wm.tables import read_table
@@ -23,7 +25,7 @@ NUM_GOOD, NUM_BAD = 44, 4
 MARK = "WM_TEST_RUN"
 LIMIT_S = 180.0
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,12 @@ def workers(mark, actor):
     return actor_processes(MARK, mark, actor)
 
 
+def actors_of(node):
+    """Process ids of the actors on one of several nodes."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [process.pid for process in raylet.children() if "MapWorker" in "".join(process.cmdline())]
+
+
 def wait_for(condition, process):
     end = time.monotonic() + LIMIT_S
     while not condition():
@@ -98,7 +106,7 @@ def contents(out):
 @pytest.fixture(scope="module")
 def undisturbed(clips, tiny_base, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    run(AnnotateRecipe.load(None, arguments_of(clips, tiny_base, out)))  # on this process's Ray session
+    annotate_here(AnnotateRecipe.load(None, arguments_of(clips, tiny_base, out)))
     triplets, rejects, counts = contents(out)
     assert (counts["videos"], counts["failed"], counts["videos_with_triplets"]) == (
         NUM_GOOD + NUM_BAD,
@@ -129,12 +137,15 @@ def test_killed_driver_resumes_and_killed_workers_cost_nothing(clips, tiny_base,
 
 
 def test_a_lost_node_costs_nothing(clips, tiny_base, tmp_path, undisturbed):
-    mark = uuid.uuid4().hex
-    with local_nodes(3, cpus_per_node=1) as cluster:
-        more = {"resources.num_decoders": 3, "resources.num_annotators": 2}
+    mark, address = uuid.uuid4().hex, os.environ.get("RAY_ADDRESS")
+    with local_nodes(2, cpus_per_node=2) as cluster:
+        # Ray fills half of a node before it takes the next: two of the four are on each, and all fit on one.
+        more = {"resources.num_decoders": 2, "resources.num_annotators": 2}
         process = start(command(clips, tiny_base, tmp_path / "out", **more), mark)
-        wait_for(lambda: num_marks(tmp_path / "out") >= 2, process)
-        cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+        (node,) = cluster.worker_nodes
+        wait_for(lambda: num_marks(tmp_path / "out") >= 2 and actors_of(node), process)
+        cluster.remove_node(node, allow_graceful=False)
         assert num_marks(tmp_path / "out") < 16
         finish(process)
+    assert os.environ.get("RAY_ADDRESS") == address
     assert contents(tmp_path / "out") == undisturbed

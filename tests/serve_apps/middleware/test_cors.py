@@ -157,7 +157,7 @@ def test_a_page_reads_that_the_server_is_full(tiny_base):
     with TestClient(app) as client:
         first = threading.Thread(target=client.get, args=("/v1/models",))
         first.start()
-        assert waiting.wait(10)
+        assert waiting.wait(60)
         reply, visible = Browser(client, PAGE).fetch("GET", "/v1/models")
         assert (reply.status_code, visible["retry-after"]) == (503, "1")
         go.set()

@@ -208,7 +208,7 @@ def test_requests_at_a_time(app, http, monkeypatch):
         patched.setattr(type(graph), "models", slow)
         first = threading.Thread(target=http.get, args=("/v1/models",), kwargs={"headers": bearer("wm-dave")})
         first.start()
-        assert waiting.wait(10)
+        assert waiting.wait(60)
         reply = http.get("/v1/models", headers=bearer("wm-dave"))
         assert (reply.status_code, reply.json()["error"]["code"]) == (429, "rate_limit_exceeded")
         assert "1 requests of this key" in reply.json()["error"]["message"]

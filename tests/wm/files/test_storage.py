@@ -185,7 +185,7 @@ def fault(uri, folder, reason, text, time_limit_s=20.0):
     started = time.monotonic()
     with pytest.raises(StorageError) as caught:
         download(uri, folder / "x.mp4", time_limit_s=time_limit_s)
-    assert time.monotonic() - started < time_limit_s + 5  # on a busy machine too; the servers are silent for longer
+    assert time.monotonic() - started < time_limit_s + 12  # on a busy machine too; the servers are silent for longer
     assert caught.value.reason == reason in REASONS
     assert uri in caught.value.detail and text in caught.value.detail
     assert "\n" not in caught.value.detail

@@ -5,11 +5,12 @@ import re
 
 import numpy as np
 import pytest
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 
 from tests.helpers.nano_figures import forward_shares, inverse_share
 from wm.images import decode_image
-from wm.models import load_codec, read_manifest
+from wm.models import base_of, load_codec, load_model, read_manifest, save_model
 from wm.models.weights import CODEC_PREFIX
 from wm.nano.packing import scene_state
 from wm.nano.world.actions import parse_action
@@ -47,7 +48,7 @@ def test_records_and_cards_hold_no_path_and_the_same_figures(name):
     assert "out" not in record["recipe"] and not re.search(r'"/|runs/|/home|/tmp', text)
     assert read_manifest(f"nano:{name}").recipe_digest == record["recipe_digest"]
     card = (SHIPPED / name / "README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\n") and "python -m jobs.ship nano/shipped" in card
+    assert card.startswith("---\nlicense: apache-2.0\n") and "wm ship nano/shipped" in card
     for figure, value in record.get("evaluation", {}).items():
         assert f"| {figure} | {value:.3f} |" in card or f"| {figure} | {value} |" in card
 
@@ -60,6 +61,17 @@ def test_every_image_shows_its_scene_and_has_possible_actions():
         assert state == scene_state(name.removesuffix(".png")) and len(actions) == 3
         for text in actions:
             assert parse_action(text).apply(state) is not None
+
+
+def test_an_adapter_of_the_base_finds_it_wherever_it_is(tmp_path):
+    base = load_model("nano:base")
+    config = LoraConfig(r=2, target_modules=r".*layers\.0\..*q_proj")
+    base.module = get_peft_model(base.module, config)
+    save_model(base, tmp_path / "runs" / "adapter", task="idm")
+    (tmp_path / "runs" / "adapter").rename(tmp_path / "moved")
+    assert read_manifest(tmp_path / "moved").base_path == "nano:base"
+    assert base_of(tmp_path / "moved") == (SHIPPED / "base", read_manifest("nano:base").base_id)
+    assert load_model(tmp_path / "moved").codec_id == base.codec_id
 
 
 def test_roles_are_right_on_fresh_pairs():

@@ -1,19 +1,27 @@
 """The whole loop, very small: it runs from nothing, goes on where something changed, and does nothing twice."""
 
 import json
+import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs import train
+from jobs.__main__ import main as wm
 from jobs.bootstrap import BootstrapRecipe, plan, run
+from jobs.bootstrap.report import list_next_commands
+from jobs.predict.triplet_storyboard import STORYBOARD
 from wm.errors import OtherRunError
+from wm.images import decode_image
 from wm.records import REJECT_SCHEMA
 from wm.runs import Run, read_run
 from wm.tables import read_table
+from wm.training import TrainRecipe
 
-STAGES = {"base", "world", "triplets", "test", "idm", "annotated", "selected"}
-LATER = {"fdm-ft", "fdm", "fdm-unweighted", "evaluate", "report"}
+STAGES = {"base", "world", "clips", "triplets", "test", "idm", "annotated", "selected"}
+LATER = {"fdm-ft", "fdm", "fdm-unweighted", "preview", "evaluate", "report"}
 TRAINING = {
     **{"max_steps": 2, "global_batch_size": 8},
     **{"resources": {"num_workers": 0}, "lora": {"enabled": False}},
@@ -22,12 +30,12 @@ TRAINING = {
 
 def recipe(out: Path, **changes: Any) -> BootstrapRecipe:
     small = {
-        "tabletop": {"train": 24, "test": 8, "tune": 0, "videos": 6},
+        "tabletop": {"train": 24, "test": 8, "tune": 0, "videos": 6, "resources": {"num_workers": 0}},
         "pretrain": {
             **{"num_images": 64, "encoder_steps": 3, "decoder_steps": 3, "num_threads": 1},
             **{"num_documents": 64, "max_steps": 3, "batch_size": 8},
         },
-        "ingest": {"resources": {"num_workers": 1}},
+        "ingest": {"resources": {"num_workers": 0}},
         "idm": TRAINING,
         "annotate": {
             # After two steps no model ends its text, and a codec gives all images the same codes.
@@ -47,7 +55,29 @@ def recipe(out: Path, **changes: Any) -> BootstrapRecipe:
             "examples": 2,
         },
     }
-    return BootstrapRecipe.parse({"out": str(out), **small, **changes}, "test")
+    return BootstrapRecipe.parse({"out": str(out), "max_stages": 1, **small, **changes}, "test")
+
+
+def stage_recipe(settings: BootstrapRecipe, name: str) -> TrainRecipe:
+    found = next(stage.recipe for stage in plan(settings) if stage.name == name)
+    assert isinstance(found, TrainRecipe)
+    return found
+
+
+def check_next_commands(settings: BootstrapRecipe, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run each of the three as it is printed; the server only checks what it would serve."""
+    commands = {words[0]: words[1:] for _, words in list_next_commands(settings)}
+    assert list(commands) == ["serve", "view", "look"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    assert wm(["serve", *commands["serve"], f"port={port}", "--dry-run"]) == 0
+    assert wm(["view", *commands["view"]]) == 0
+    view = Path(settings.out) / "view"
+    assert (view / "index.html").is_file()
+    shutil.rmtree(view)
+    videos = f"{settings.out}/clips/videos"
+    assert wm(["look", *[videos if word == "VIDEOS" else word for word in commands["look"]], "--dry-run"]) == 0
+    assert "error" not in capsys.readouterr().err
 
 
 def marks(out: Path) -> dict[str, int]:
@@ -57,8 +87,8 @@ def marks(out: Path) -> dict[str, int]:
 @pytest.mark.slow
 def test_the_loop_runs_goes_on_and_stands_still(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    records = run(recipe(out))
-    assert set(records) == STAGES | LATER == {path.name for path in out.iterdir()}
+    records = run(recipe(out, max_stages=2))
+    assert set(records) == STAGES | LATER == {path.name for path in out.iterdir() if path.is_dir()}
     assert all(record == read_run(out / name) for name, record in records.items())
     assert records["triplets"]["counts"]["triplets"] == 24 and records["test"]["counts"]["triplets"] == 8
     assert records["annotated"]["counts"]["videos"] == 6
@@ -72,14 +102,39 @@ def test_the_loop_runs_goes_on_and_stands_still(tmp_path: Path, capsys: pytest.C
     assert tables["judge"] == "oracle"
     html = (out / "report" / "report.html").read_text()
     assert "C-FDM" in html and "superseded" not in html
+    assert decode_image((out / "preview" / STORYBOARD).read_bytes(), STORYBOARD).shape[2] == 3
     first = marks(out)
+
+    # What was said, and the times.
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert any(line.startswith("preview") and f"storyboard: {out / 'preview' / STORYBOARD}" in line for line in lines)
+    times = json.loads((out / "stages.json").read_text())
+    assert set(times["stages"]) == STAGES | LATER and times["max_stages"] == 2
+    began = {entry["name"]: entry["begin_s"] for entry in times["timeline"]}
+    ended = {entry["name"]: entry["end_s"] for entry in times["timeline"]}
+    assert ended["preview"] <= began["evaluate"] and ended["selected"] <= began["fdm"]
+
+    # Models that were trained beside others are those of one process that does nothing else.
+    for name in ("idm", "fdm"):
+        alone = stage_recipe(recipe(out), name).model_copy(update={"out": str(tmp_path / "alone" / name)})
+        train.run(alone)
+        files = [Path(folder) / name / "model" / "model.safetensors" for folder in (out, tmp_path / "alone")]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+    capsys.readouterr()
+    check_next_commands(recipe(out), capsys)
 
     assert run(recipe(out)) == records
     assert marks(out) == first and not (out / "superseded").exists()
     capsys.readouterr()
     assert run(recipe(out, fdm=TRAINING | {"optim": {"lr": 1e-3}}), dry_run=True) == {}
     states = {line.split()[1]: line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()[1:]}
-    assert {name for name, state in states.items() if "another recipe" in state} == LATER - {"evaluate", "report"}
+    assert {name for name, state in states.items() if "another recipe" in state} == LATER - {
+        "preview",
+        "evaluate",
+        "report",
+    }
 
     changed = run(recipe(out, fdm=TRAINING | {"optim": {"lr": 1e-3}}))
     second = marks(out)
@@ -113,7 +168,7 @@ def test_another_run_in_a_stages_folder_is_moved_not_overwritten(
             return stage.finish({})
         return read_run(job.out) or {}
 
-    for name in ("annotate", "evaluate", "ingest", "pretrain", "report", "select", "tabletop", "train"):
+    for name in ("annotate", "evaluate", "ingest", "predict", "pretrain", "report", "select", "tabletop", "train"):
         monkeypatch.setattr(f"jobs.{name}.run", claim)
     names = [stage.name for stage in plan(recipe(out, seeds=[0, 3]))]
     assert {"idm-seed3", "annotated-seed3", "fdm-unweighted-seed3"} < set(names)
