@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from docs.generate.recipes import wrap_command
+
 MEASURED = Path(__file__).resolve().parents[2] / "jobs" / "measured"
 
 FILES = {
@@ -55,10 +57,19 @@ WORDS = {
     "exact_over_naive": "`keyframes.motion=farneback` over the naive way, the slower reading of the rule",
     "exact_jaccard": "its key-frames' Jaccard index with naive's",
     "exact_capture": "its share of naive's motion",
+    "stages by wall": "seconds of all stages over those of the complete run: above 1, some ran side by side",
 }
 """What a ratio is, in words; one without is shown under its own name, below the others."""
 
-_SECTIONS = {"stages": "stage", "rates": "rate", "seconds_by_stage": "stage"}
+TOTALS = {
+    "install_s": ("install into an empty virtual environment, s", 1),
+    "wall_s": ("complete run, s", 1),
+    "cpu_s": ("CPU time of all its processes, s", 1),
+    "peak_memory_bytes": ("memory of all its processes at most, GiB", 2**30),
+}
+"""Figures of a complete run: their words, and what they are divided by."""
+
+_SECTIONS = {"stages": "stage (side by side where they can be)", "rates": "rate"}
 
 
 def build_benchmarks(folder: Path = MEASURED) -> str:
@@ -81,6 +92,9 @@ def _build_section(file: Path) -> Iterator[str]:
     record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     yield from (*_describe_machine(record), "")
     ratios: dict[str, float] = {name: value for name, value in record.get("ratios", {}).items() if _is_number(value)}
+    totals = {words: record[name] / scale for name, (words, scale) in TOTALS.items() if _is_number(record.get(name))}
+    if totals:
+        yield from ("| total | |", "| --- | --- |", *_build_rows(totals), "")
     named = {words: ratios.pop(name) for name, words in WORDS.items() if name in ratios}
     if named:
         yield from ("| ratio | |", "| --- | --- |", *_build_rows(named), "")
@@ -103,7 +117,8 @@ def _describe_machine(record: dict[str, Any]) -> Iterator[str]:
     yield ", ".join(part for part in parts if part) + "."
     if command := str(record.get("command", "")):
         # Not sh: a measurement takes minutes, and the paths are those of its machine.
-        yield from ("", "```console", f"$ {command.replace('python -m jobs.', 'wm ')}", "```")
+        command = command.replace("python -m jobs.", "wm ").replace('=["', "='[\"").replace('"]', "\"]'")
+        yield from ("", "```console", f"$ {wrap_command(command)}", "```")
 
 
 def _count(machine: dict[str, Any], key: str, unit: str) -> str:

@@ -14,6 +14,7 @@ GUIDES = {
     "annotate": "annotate",
     "benchmark": "benchmarks",
     "bootstrap": "quickstart",
+    "collect": "evaluate",
     "convert": "checkpoints",
     "evaluate": "evaluate",
     "export": "data-format",
@@ -26,6 +27,7 @@ GUIDES = {
     "pretrain": "quickstart",
     "relabel": "evaluate",
     "report": "evaluate",
+    "score": "evaluate",
     "select": "annotate",
     "serve": "serve",
     "tabletop": "quickstart",
@@ -110,7 +112,8 @@ def _build_page(command: Command) -> str:
     lines = [f"# wm {command.words}", "", f"{summary[0].upper()}{summary[1:].rstrip('.')}."]
     if guide is not None:
         lines[-1] += f" Explained in [its guide](../{guide}.md)."
-    lines += ["", "```sh", _wrap_command(EXAMPLES[command.words]), "```", "", *_to_markdown(command.about)]
+    example = EXAMPLES.get(command.words, f"wm {command.words} --help")
+    lines += ["", "```sh", wrap_command(example), "```", "", *_to_markdown(command.about)]
     if files := list_recipe_files(command.recipe):
         lines += ["", "## Recipes in the package", "", "| recipe | |", "| --- | --- |"]
         lines += [f"| `{_recipe_name(file)}` | {_first_comment(file)} |" for file in files]
@@ -185,8 +188,13 @@ def _first_sentence(text: str) -> str:
     return re.split(r"[.:]\s", " ".join(text.split()).replace("``", "`"))[0]
 
 
-def _wrap_command(command: str, width: int = 100) -> str:
-    """Break a long command between its words, as a shell reads it on."""
+def wrap_command(command: str, width: int = 80) -> str:
+    """Break a long command between its words, as a shell reads it on.
+
+    Args:
+        command: In one line.
+        width: Characters of a line at most, where no word is longer.
+    """
     words, lines = re.findall(r"(?:[^\s']|'[^']*')+", command), [""]
     for word in words:
         if lines[-1] and len(lines[-1]) + len(word) > width:

@@ -73,7 +73,7 @@ def test_commands_are_found_and_an_old_key_is_refused() -> None:
     with pytest.raises(InputError, match=r"optim\.lr"):
         check_command(["train", "task=idm", "base=M", "triplets=T", "out=O", "lr=3"])
     with pytest.raises(InputError, match="expected one of"):
-        check_command(["trian"])
+        check_command(["no-command"])
 
 
 def test_marked_python_is_run() -> None:

@@ -24,8 +24,8 @@ CHAIN = ["train", "annotate", "predict", "evaluate", "serve", "checkpoints"]
 """Pages whose commands are run, in one folder: what an earlier page made is complete for a later one."""
 
 TINY = {
-    "tabletop": ["train=4", "tune=0", "test=2", "videos=2", "resources.num_workers=1"],
-    "ingest": ["resources.num_workers=1"],
+    "tabletop": ["train=4", "tune=0", "test=2", "videos=2", "resources.num_workers=0"],
+    "ingest": ["resources.num_workers=0"],
     "annotate": [
         "max_new_tokens=6",
         "resources.num_decoders=1",
@@ -104,7 +104,7 @@ def check_train(folder: Path) -> None:
 def check_annotate(folder: Path) -> None:
     chosen = json.loads((folder / "data/selected/run.json").read_text())["counts"]
     assert chosen["chosen"] > 0
-    for name in ("annotated-page/index.html", "data/view/index.html", "data/curves/curves.parquet"):
+    for name in ("annotated-page/index.html", "data/view/index.html", "data/look/index.html"):
         assert (folder / name).is_file()
     # Triplets of every form: tar files, a list beside images, episodes.
     assert list((folder / "data/shards").glob("*.tar")) and (folder / "data/aurora/train.json").is_file()
@@ -186,3 +186,25 @@ def test_the_guides_show_what_cannot_run_here_as_console() -> None:
         words[0] for page in CHAIN for words in shell_commands((PAGES / f"{page}.md").read_text()) if words[0] != "wm"
     }
     assert others == set()
+
+
+def messages_of(text: str) -> list[str]:
+    """The error messages in the first column of a page's table "When something is wrong"."""
+    _, _, table = text.partition("## When something is wrong")
+    return re.findall(r"^\| `([^`]+ [^`]+)`", table, re.MULTILINE)
+
+
+def phrases_of(message: str) -> list[str]:
+    """Every three words of a message that follow one another, without values, quotes and dots between them."""
+    return re.findall(r"(?<![\w'])(?=([A-Za-z]+ [A-Za-z']+ [A-Za-z']+))", message)
+
+
+def test_messages_that_the_guides_explain_are_still_said() -> None:
+    root = PAGES.parents[1]
+    files = [file for folder in ("wm", "jobs", "serve_apps") for file in (root / folder).rglob("*.py")]
+    # Texts that go over several lines are one.
+    sources = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text() for file in files))
+    messages = [text for page in (*CHAIN, "cluster") for text in messages_of((PAGES / f"{page}.md").read_text())]
+    assert len(messages) > 25
+    unknown = [text for text in messages if not any(phrase in sources for phrase in phrases_of(text))]
+    assert unknown == ["device = 'cuda': Torch not compiled with CUDA enabled"]  # said by torch

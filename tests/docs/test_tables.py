@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from docs.generate.tables import MEANINGS, SCHEMAS, list_columns
-from tests.helpers.doc_pages import PAGES, run_python
+from tests.helpers.doc_pages import PAGES, run_python, tab_python
 from tests.helpers.triplet_files import triplet, write_output
 from wm.datasets.card import write_dataset_card
 from wm.records import TRIPLET_SCHEMA
@@ -38,8 +38,7 @@ def folder(tmp_path_factory):
 
 def tab(name, folder):
     """The code of a tab of the page, on a real folder."""
-    block = re.search(rf'=== "{name}"\n\n    ```python\n(.*?)    ```', TEXT, re.DOTALL)[1]
-    return re.sub("^    ", "", block, flags=re.MULTILINE).replace("FOLDER", str(folder))
+    return tab_python(TEXT, name).replace("FOLDER", str(folder))
 
 
 def test_pandas_reads_it(folder, capsys):

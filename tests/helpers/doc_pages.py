@@ -8,6 +8,7 @@ those of a page one after the other with the same names.
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -112,6 +113,18 @@ def fill(word: str, values: Mapping[str, str]) -> str:
 def python_blocks(text: str) -> list[str]:
     """List the ```python blocks of a Markdown text that are to be run."""
     return re.findall(r"^<!-- run -->\n+```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def tab_python(text: str, name: str) -> str:
+    """Return the Python in a tab of a Markdown text.
+
+    Args:
+        text: The page.
+        name: Of the tab.
+    """
+    block = re.search(rf'^=== "{name}"\n\n    ```python\n(.*?)^    ```', text, re.MULTILINE | re.DOTALL)
+    assert block is not None, f"no tab {name!r} with Python"
+    return textwrap.dedent(block[1])
 
 
 def run_python(text: str, names: dict[str, object]) -> None:

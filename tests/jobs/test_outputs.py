@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from jobs.shared import ray_session as shared_ray_session
+from tests.helpers.doc_pages import PAGES, tab_python
 from tests.helpers.triplet_files import LABELS, picture, triplet, write_output
 from wm.datasets.card import license_lines, license_sentence, write_dataset_card
 from wm.errors import InputError
@@ -164,6 +165,10 @@ def test_ray_data_reads_it_in_parallel(out: Path, ray_session: None) -> None:
         )
         assert read["action"] == row["action"] and read["license"] == row["license"]
         assert (list(read["source_codes"]) if read["source_codes"] is not None else None) == row["source_codes"]
+    # As the documentation says it.
+    names: dict[str, Any] = {}
+    exec(tab_python((PAGES / "data-format.md").read_text(), "Ray Data").replace("FOLDER", str(out)), names)
+    assert [sorted(row) for row in names["rows"]] == [["action", "source_codes", "target_codes"]] * 2
 
 
 def test_the_features_in_the_files_speak_of_every_column(out: Path) -> None:

@@ -66,6 +66,7 @@ class ImagePrediction:
         return self.best.image
 
     def _repr_html_(self) -> str:
+        # All of them: what the verifier ranks low says as much as what it ranks high.
         figures = [(candidate.image, f"{candidate.logprob:.2f} nats") for candidate in self.candidates]
         return _show_row([(self.source, "source"), *figures], self.action)
 
@@ -92,6 +93,7 @@ class ImageRollout:
         return self.rollout.best.logprob
 
     def _repr_html_(self) -> str:
+        # A score a step: the sum would not say where a sequence went wrong.
         scores = [candidate.score.logprob for candidate in self.rollout.best.candidates]
         captions = [f"{action}: {score:.2f} nats" for action, score in zip(self.actions, scores, strict=True)]
         return _show_row([(self.source, "source"), *zip(self.images, captions, strict=True)], "")
@@ -101,6 +103,7 @@ def to_png(image: Image.Image) -> bytes:
     """Encode a PIL image of any mode as PNG."""
     if image.mode == "RGB":
         return encode_png(np.array(image))
+    # Other modes are the user's own images, as Pillow writes them.
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
@@ -109,6 +112,7 @@ def to_png(image: Image.Image) -> bytes:
 def _show_row(figures: Sequence[tuple[Image.Image, str]], title: str) -> str:
     """Write images side by side with a caption each as HTML that needs no other file."""
     style = f"width:{_DISPLAY_PX}px;image-rendering:pixelated"
+    # Captions are texts of users: nothing in them may become markup.
     cells = "".join(
         f'<figure style="display:inline-block;margin:4px;width:{_DISPLAY_PX}px;vertical-align:top">'
         f'<img style="{style}" alt="{html.escape(caption)}" '

@@ -82,6 +82,7 @@ class WorldModel:
             # The other way round both would load, and predict noise.
             if manifest is not None and manifest.task not in (None, role):
                 raise InputError(f"{role} = {str(path)!r} was trained as {manifest.task}")
+        # Adapters have no codec of their own: their base's is read.
         codec = load_codec(base or fdm, device)
         roles = load_roles(fdm, idm, base=base, device=device, dtype=dtype, base_sharing=base_sharing)
         return cls(roles, codec)
@@ -118,6 +119,7 @@ class WorldModel:
                 self.roles.fdm.model, self.roles.idm.model, [source_N], [action], search=search, sampling=sampling,
                 seed=seed, fdm_runner=self.roles.fdm.runner, idm_runner=self.roles.idm.runner,
             )[0]  # fmt: skip
+        # One batch: the codec pads every batch to one size.
         source, *images = self.decode([source_N, *(candidate.codes for candidate in prediction.distinct)])
         candidates = tuple(map(PredictedImage, images, prediction.distinct))
         return ImagePrediction(source, action, candidates, prediction)
@@ -152,6 +154,7 @@ class WorldModel:
                 self.roles.fdm.model, self.roles.idm.model, [source_N], [list(actions)], search=search,
                 sampling=sampling, seed=seed, fdm_runner=self.roles.fdm.runner, idm_runner=self.roles.idm.runner,
             )[0]  # fmt: skip
+        # The best sequence alone: the others can be decoded from their codes.
         source, *images = self.decode([source_N, *(candidate.codes for candidate in rollout.best.candidates)])
         return ImageRollout(source, tuple(images), rollout)
 
@@ -175,6 +178,7 @@ class WorldModel:
             target: The image after.
             actions: In words.
         """
+        # One source for all rows, which the scorer reads once.
         count = len(actions)
         with torch.inference_mode():
             return score_actions(

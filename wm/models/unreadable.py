@@ -14,7 +14,7 @@ from wm.models.weights import has_weights
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 READ_LAYOUTS = {
-    "chameleon": "hf download leloykun/Anole-7b-v0.1-hf --local-dir MODEL",
+    "chameleon": "hf download leloy/Anole-7b-v0.1-hf --local-dir MODEL",
     "liquid": "hf download Junfeng5/Liquid_V1_7B --local-dir MODEL",
     "emu3": "hf download BAAI/Emu3-Gen-hf --local-dir MODEL",
     "janus": "hf download deepseek-community/Janus-Pro-7B --local-dir MODEL",

@@ -49,7 +49,7 @@ RELEASES = {
     ),
     "Emu3-VisionTokenizer": (EMU3_VQ, r"Emu3's VQ model alone .*`hf download BAAI/Emu3-Gen-hf --local-dir MODEL`"),
     "Janus": (JANUS, r"authors' own layout of Janus .*`hf download deepseek-community/Janus-Pro-7B --local-dir MODEL`"),
-    "Lumina": (LUMINA, r"is Lumina-mGPT .*`hf download leloykun/Anole-7b-v0.1-hf --local-dir MODEL`"),
+    "Lumina": (LUMINA, r"is Lumina-mGPT .*`hf download leloy/Anole-7b-v0.1-hf --local-dir MODEL`"),
     "DeepSeek-VL": (DEEPSEEK_VL, "model_type is 'multi_modality'; supported: chameleon, gemma, emu3, janus"),
     "InternVL": (CODED, "model_type is 'internvl_chat'; supported: chameleon, gemma, emu3, janus"),
 }
@@ -87,7 +87,7 @@ def test_a_judge_of_the_authors_own_layout_is_told_too(tmp_path):
 @pytest.mark.parametrize(
     ("folder_name", "command"),
     [
-        ("leloykun/Anole-7b-v0.1-hf", "hf download leloykun/Anole-7b-v0.1-hf --local-dir Anole-7b-v0.1-hf"),
+        ("leloy/Anole-7b-v0.1-hf", "hf download leloykun/Anole-7b-v0.1-hf --local-dir Anole-7b-v0.1-hf"),
         ("deepseek-ai/Janus-Pro-7B", "hf download deepseek-community/Janus-Pro-7B --local-dir Janus-Pro-7B"),
         ("deepseek-ai/Janus-Pro-1B", "hf download deepseek-community/Janus-Pro-1B --local-dir Janus-Pro-1B"),
         ("BAAI/Emu3-Gen", "hf download BAAI/Emu3-Gen-hf --local-dir Emu3-Gen"),
