@@ -66,7 +66,7 @@ EXAMPLES = {
     "pretrain": "wm pretrain out=runs/base",
     "relabel": "wm relabel triplets=runs/demo/annotated selection=runs/demo/selected labels=truth out=runs/controls",
     "report": "wm report run=runs/demo out=runs/demo/report",
-    "score": "wm score predictions='[\"runs/evaluate\", \"data/got\"]' triplets=BENCH out=runs/score",
+    "score": 'wm score predictions=\'["runs/evaluate", "data/got"]\' triplets=BENCH out=runs/score',
     "select": "wm select triplets=data/annotated/triplets k=7000 out=data/selected",
     "serve": "wm serve fdm=runs/c-fdm/model idm=runs/c-idm/model",
     "ship": "wm ship nano/shipped",
