@@ -30,7 +30,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def _describe_listener(port: int) -> str:
-    """Say which process listens on a port; empty where the system does not tell this user (it does on Linux)."""
+    """Say which process listens on a port; empty where the system keeps it from this user, or is not Linux."""
     sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     # A process may end, or be another user's, while it is looked at.
     for folder in Path("/proc").glob("[0-9]*/fd"):
