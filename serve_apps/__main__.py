@@ -3,11 +3,9 @@
 Exit status: 0 once it served and was stopped, by Ctrl-C or SIGTERM; 130 where it was stopped before; 2 for bad input.
 """
 
-import errno
 import logging
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +24,7 @@ with exit_on_interrupt():
     from serve_apps.checks import check_models, is_toy
     from serve_apps.interrupts import Interrupts
     from serve_apps.middleware.proxy import IMPORT_PATH, has_middlewares, set_environment
+    from serve_apps.ports import check_port
     from serve_apps.quiet import quiet_end, without_ray_threads
     from serve_apps.recipe import ServeRecipe
     from wm import cli
@@ -106,7 +105,7 @@ def start(recipe: StartRecipe, interrupts: Interrupts | None = None) -> str:
         InputError: The recipe cannot be served; or a replica met one, or memory did not suffice, as it started.
     """
     # 1. What is wrong with the recipe is said before Ray starts: that takes seconds.
-    _check_port(recipe.host, recipe.port)
+    check_port(recipe.host, recipe.port)
     with exit_on_interrupt():  # torch is imported
         codec_id = check_models(recipe)
         from serve_apps.world_model import bind
@@ -184,7 +183,7 @@ def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
     """
     models = f"fdm {to_packaged_name(recipe.fdm)} and idm {to_packaged_name(recipe.idm)}"
     if dry_run:
-        _check_port(recipe.host, recipe.port)
+        check_port(recipe.host, recipe.port)
         is_of_toy = is_toy(check_models(recipe))
         print(f"would serve {models} at {_url(recipe)}" + (f"\n{TOY_NOTICE}" if is_of_toy else ""))
         return
@@ -261,34 +260,6 @@ def _connect() -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-
-
-def _check_port(host: str, port: int) -> None:
-    """Ray would wait long and say little; ask the system first."""
-    try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-            pass
-    except OSError as error:
-        holder = _describe_listener(port) if error.errno == errno.EADDRINUSE else ""
-        # Python adds the address, which is said already.
-        reason = str(error.strerror).partition(" (while")[0]
-        raise InputError(f"cannot listen on {host} port {port}: {reason}{holder}; give another port=") from error
-
-
-def _describe_listener(port: int) -> str:
-    """Say which process listens on a port, where the system tells this user."""
-    try:
-        import psutil  # type: ignore[import-untyped]  # comes with peft, but is none of our own dependencies
-    except ImportError:
-        return ""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                command = " ".join(psutil.Process(connection.pid).cmdline())
-                return f" by process {connection.pid} ({command:.100})"
-    except (psutil.Error, OSError):
-        pass
-    return ""
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ BASE = {
     "files",
     "images",
     "judging",
+    "interrupts",
     "packaged",
     "paths",
     "private_session",

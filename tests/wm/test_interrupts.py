@@ -21,7 +21,7 @@ print("not reached")
 """
 
 
-def test_an_interrupt_ends_the_process_though_the_import_swallows_exceptions():
+def test_an_interrupt_ends_an_import_that_swallows_exceptions():
     done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
