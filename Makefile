@@ -15,7 +15,7 @@ help:
 	@echo "make demo   install, then annotate, train, verify and report in the nano world: runs/demo/report/report.html"
 	@echo "make test   install, then lint, types and tests"
 	@echo "make full   the demo with 3 seeds and controls: runs/full/report/report.html"
-	@echo "make serve  serve the demo's models at http://127.0.0.1:8000/v1"
+	@echo "make serve  serve the demo's models, or those of the package before it, at http://127.0.0.1:8000/v1"
 	@echo "make soak   the long versions of tests: more kills, thousands of requests, a real training (a quarter of an hour)"
 	@echo "make docs   build the documentation: build/docs/index.html; make docs-serve shows it while it is written"
 	@echo "make clean  remove the virtual environment and caches; runs/ stays"
@@ -55,8 +55,11 @@ demo: install
 full: install
 	$(BIN)/python -m jobs.bootstrap jobs/recipes/nano/full.toml
 
+# The demo's own models once they are trained, those that come with the package before.
+served = $(1)=$(if $(wildcard runs/demo/fdm/run.json),runs/demo/$(1)/model,nano:$(1))
+
 serve: install
-	$(BIN)/python -m serve_apps fdm=runs/demo/fdm/model idm=runs/demo/idm/model
+	$(BIN)/python -m serve_apps $(call served,fdm) $(call served,idm)
 
 # The second command, in preview: sections of docstrings name only parameters that exist, and what is given back.
 lint: install

@@ -63,6 +63,7 @@ def describe_commands() -> str:
     for title, commands in GROUPS.items():
         lines += [f"{title}:", *(f"  {name:{width}}{summary}" for name, summary in commands.items()), ""]
     lines += [
+        "A recipe is a file, or an installed one by its name: wm predict nano/predict, wm bootstrap nano/demo.",
         "wm COMMAND --help lists the keys of its recipe; --dry-run checks everything and does nothing.",
         "wm completion bash | zsh | fish prints the completion of command names.",
     ]

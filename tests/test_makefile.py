@@ -99,6 +99,17 @@ def test_what_is_missing_is_said_in_one_line(checkout: Path, fail: str, message:
     assert code == 0 and asked[-1] == "install" and "anew" not in text
 
 
+def test_the_demos_models_are_served_once_they_are_there(checkout: Path) -> None:
+    def command() -> str:
+        words = ["make", "--dry-run", "serve", f"PYTHON={checkout.parent / 'python3.11'}"]
+        return subprocess.run(words, cwd=checkout, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+
+    assert command() == ".venv/bin/python -m serve_apps fdm=nano:fdm idm=nano:idm"
+    (checkout / "runs/demo/fdm").mkdir(parents=True)
+    (checkout / "runs/demo/fdm/run.json").touch()
+    assert command() == ".venv/bin/python -m serve_apps fdm=runs/demo/fdm/model idm=runs/demo/idm/model"
+
+
 def test_a_missing_python_is_named(checkout: Path) -> None:
     code, text, asked = make(checkout, python="/nowhere/python3.11")
     assert code != 0 and asked == []

@@ -1,6 +1,7 @@
 """What pyproject.toml promises: extras that bring what the code imports, one version, typed packages."""
 
 import ast
+import re
 import sys
 import tomllib
 from importlib import metadata
@@ -86,6 +87,14 @@ def test_constraints_pin_every_dependency():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {canonicalize_name(line.split("==")[0]) for line in lines if line and not line.startswith("#")}
     assert distributions([*PROJECT["dependencies"], *EXTRAS["dev"]]) - pinned == set()
+
+
+def test_no_dependency_but_torch_brings_cuda():
+    """torch from PyTorch's index for CPUs has no CUDA packages; nothing else that is pinned has any."""
+    pinned = (ROOT / "constraints.txt").read_text().lower()
+    assert not re.search(r"^(nvidia|cuda|triton|cupy|pynvml)", pinned, re.MULTILINE)
+    # Exact, so that pip finds 2.13.0+cpu to be the newest of the two builds of that version.
+    assert re.search(r"^torch==\d+\.\d+\.\d+$", pinned, re.MULTILINE)
 
 
 def test_the_version_stands_in_one_place():

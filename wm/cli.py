@@ -64,7 +64,8 @@ def main(
         "settings",
         nargs="*",
         metavar="recipe.toml | key=value",
-        help="one recipe file at most (any path that exists is one), then overrides",
+        help="one recipe at most: a file (any path that exists is one), or the name of an installed one, such as "
+        "nano/demo; then overrides",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
     arguments, options = parser.parse_known_intermixed_args(argv)

@@ -15,7 +15,6 @@ GUIDES = {
     "benchmark": "benchmarks",
     "bootstrap": "quickstart",
     "convert": "checkpoints",
-    "curves": "look",
     "evaluate": "evaluate",
     "export": "data-format",
     "gate": "wm gate role=idm champion=runs/first/model challenger=runs/second/model triplets=data/valid out=runs/gate",
@@ -45,7 +44,6 @@ EXAMPLES = {
     "benchmark training": "wm benchmark training out=training.json",
     "bootstrap": "wm bootstrap jobs/recipes/nano/demo.toml",
     "convert": "wm convert release=DIR out=MODEL",
-    "curves": "wm curves videos=VIDEOS out=data/curves",
     "evaluate": "wm evaluate triplets=data/test/triplets idm=verifier"
     ' models.verifier=\'{ role = "idm", path = "runs/c-idm/model", label = "C-IDM" }\''
     ' models.fdm=\'{ role = "fdm", path = "runs/c-fdm/model", label = "C-FDM" }\''
@@ -54,6 +52,7 @@ EXAMPLES = {
     "gate": "wm gate role=idm champion=runs/first/model challenger=runs/second/model triplets=data/valid out=runs/gate",
     "imagine": "wm imagine fdm=runs/c-fdm/model idm=runs/c-idm/model sources=data/train actions=data/train out=data/imagined",
     "ingest": "wm ingest jobs/recipes/data/aurora-bench.toml root=AURORA codec=MODEL out=data/bench",
+    "look": "wm look VIDEOS",
     "plan": "wm plan jobs/recipes/plan/cluster.toml rates='[\"keyframes.json\", \"annotate.json\"]' videos=VIDEOS",
     "predict": "wm predict fdm=runs/c-fdm/model idm=runs/c-idm/model image=table.png"
     " actions='[\"put the cup on the left\"]' out=prediction",

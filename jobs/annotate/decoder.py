@@ -128,7 +128,12 @@ class VideoReader:
             # The child enforces the limit itself; a little more time lets it say so.
             limits = self.downloads
             self.clips.process.call(
-                self.clips.limit_s(limits.time_limit_s + 5.0), fetch_remote, uri, str(path), limits.time_limit_s, limits.max_bytes
+                self.clips.limit_s(limits.time_limit_s + 5.0),
+                fetch_remote,
+                uri,
+                str(path),
+                limits.time_limit_s,
+                limits.max_bytes,
             )
             seconds["download_s"] = time.perf_counter() - begin
             self._local_uri = uri

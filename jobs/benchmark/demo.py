@@ -94,6 +94,7 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
     if dry_run:
         print(f"benchmark demo: would run {recipe.demo} and write {recipe.out}")
         return {}
+    # Removed afterwards: a complete run in it would have nothing to measure the next time.
     with tempfile.TemporaryDirectory(prefix="wm-demo-") as folder:
         more: Figures = {"install_s": _install(Path(folder) / "venv")} if recipe.install else {}
         settings = [*(_TINY if recipe.quick else []), *recipe.overrides, f"out={folder}/demo"]
@@ -126,6 +127,7 @@ def _install(folder: Path) -> float:
     if not (ROOT / "constraints.txt").is_file():
         raise InputError(f"install = true: {ROOT} is no checkout")
     begin = time.monotonic()
+    # From the checkout, with its constraints, tests and all.
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     for words in ([sys.executable, "-m", "venv", str(folder)], [*pip, "-c", "constraints.txt", ".[dev]"]):
         _check_end(subprocess.run(words, cwd=ROOT, check=False).returncode, words)

@@ -19,6 +19,7 @@ class Console:
         Args:
             names: Of all stages, whose lines begin in the same column.
         """
+        # A log may be a file: no escape sequences go there.
         self._width = max(map(len, names), default=0)
         self._is_terminal = sys.stdout.isatty()
         self._progress: dict[str, str] = {}
@@ -75,6 +76,7 @@ class Console:
         return f"{name:<{self._width}} | {line}"
 
     def _print(self, lines: list[str]) -> None:
+        # One write, so that lines of other programs do not come between.
         text = "".join(f"{line}\n" for line in lines)
         if self._is_terminal:
             text = f"{_CLEAR}{text}{self._progress_line()}"

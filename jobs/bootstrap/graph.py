@@ -56,6 +56,7 @@ class Graph:
         Returns:
             Stages that wait for nothing, as many as there is room for beside those that run.
         """
+        # What runs has its share already.
         startable: list[Stage] = []
         cpus = sum(self.demands[name].cpus for name in running)
         gpus = sum(self.demands[name].gpus for name in running)
@@ -110,6 +111,7 @@ def find_inputs(stages: Sequence[Stage], out: Path) -> dict[str, frozenset[str]]
     for stage in stages:
         names = set(stage.after)
         for path in list_input_paths(stage.recipe):
+            # Below the run's folder, the first part is the stage's name.
             parts = Path(path).parts
             if parts[: len(out.parts)] != out.parts:
                 continue
@@ -130,6 +132,7 @@ def list_input_paths(recipe: Recipe) -> Iterator[str]:
         Paths; keys without a value are left out.
     """
     for name, field in type(recipe).model_fields.items():
+        # A table has no mark of its own; its keys have.
         mark = path_key(field.metadata)
         yield from _list_paths(getattr(recipe, name), mark is not None and not mark.is_output)
 
@@ -150,6 +153,7 @@ def find_demand(recipe: Recipe) -> Demand:
     Args:
         recipe: Of the stage.
     """
+    # As each of these two asks Ray: a worker has one CPU, an actor a share of one.
     if isinstance(recipe, TrainRecipe):
         return Demand(recipe.num_ranks, recipe.num_ranks * recipe.resources.use_gpu)
     if isinstance(recipe, AnnotateRecipe):

@@ -18,6 +18,7 @@ from jobs.bootstrap.graph import Graph, build_graph
 from jobs.bootstrap.plan import Stage, plan
 from jobs.bootstrap.recipe import BootstrapRecipe
 from jobs.bootstrap.scheduler import run_side_by_side
+from jobs.bootstrap.stage_process import wait_until_warm, warm_up
 from jobs.bootstrap.times import Times, load_expected
 from jobs.ingest.recipe import IngestRecipe
 from jobs.train.job import check_machine
@@ -50,6 +51,8 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, RunRecor
         InputError: The input is wrong; what can be checked is checked before the first stage.
     """
     stages, out = plan(recipe), Path(recipe.out)
+    if recipe.max_stages > 1 and not dry_run:
+        warm_up()  # beside the checks
     _check_inputs(recipe, stages)
     graph = build_graph(stages, out, recipe.max_stages)
     if dry_run:
@@ -104,7 +107,9 @@ def _sole_run(out: Path) -> Iterator[int]:
         raise InputError(f"out = {str(out)!r}: cannot make this folder: {error.strerror}") from error
     with file:
         end_s = time.monotonic() + _LOCK_S
-        while not _lock(file.fileno()):
+        if not (is_locked := _lock(file.fileno())):
+            print(f"{out} is being written; waiting for the stages of an earlier run to end", flush=True)
+        while not (is_locked or _lock(file.fileno())):
             if time.monotonic() > end_s:
                 raise InputError(f"{out} is being written by another bootstrap; wait for it, or end it first")
             time.sleep(0.2)
@@ -135,6 +140,7 @@ def _run_here(graph: Graph, out: Path, lock: int, times: Times) -> None:
 
 def _run_in_processes(graph: Graph, out: Path, lock: int, times: Times) -> None:
     """Run stages side by side, each in a process of its own."""
+    wait_until_warm()
     console = Console([stage.name for stage in graph.stages])
     work = functools.partial(run_stage, out=out)
     show = functools.partial(report.show_preview, out=out)

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from wm.cli import PROGRESS_INTERVAL, cause_to_report
 from wm.errors import InputError
 
 _WARM = "jobs.bootstrap.warm"
+_GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 _INTERRUPTED = 130
 _STOP_S = 30.0
 """A stage that has not ended so long after an interrupt is killed."""
@@ -77,15 +79,18 @@ class StageProcess:
         """
         self.stage = stage
         self._console = console
+        # 1. Two pipes: what it prints, and the error that ends it.
         output, their_output = _context.Pipe(duplex=False)
         self._result, their_result = _context.Pipe(duplex=False)
+        # 2. What differs from this process.
         variables = dict(os.environ)
         if gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         if console.is_terminal:
             variables[PROGRESS_INTERVAL] = _REDRAW_S
         lock = Connection(os.dup(lock_descriptor), writable=False)  # as such it can be sent
-        _context.set_forkserver_preload([_WARM])
+        warm_up()
+        # 3. The process. Everything it needs goes with it.
         surroundings = _Surroundings(str(Path.cwd()), variables, their_output, their_result, lock)
         self._process = _context.Process(target=_run_in_child, args=(stage, work, surroundings), name=stage.name)
         self._process.start()
@@ -127,12 +132,36 @@ class StageProcess:
 
     def stop(self) -> None:
         """Wait for the end of an interrupted stage; kill it where that takes too long."""
+        # Ray needs some seconds to end its workers.
         self._process.join(timeout=_STOP_S)
         if self._process.exitcode is None:
             self._process.kill()
             self._process.join()
         self._reader.join(timeout=1.0)
         self._console.end(self.stage.name)
+
+
+def warm_up() -> None:
+    """Start the fork server, unless it runs; it imports while this process does something else."""
+    _context.set_forkserver_preload(list_preloads())
+    forkserver.ensure_running()
+
+
+def wait_until_warm() -> None:
+    """Wait until the fork server has imported: the first stage's time should be its own."""
+    process = _context.Process(target=os.getpid)
+    process.start()
+    process.join()
+
+
+def list_preloads(drivers: Sequence[Path] = _GPU_DRIVERS) -> list[str]:
+    """List what the fork server imports.
+
+    Args:
+        drivers: Files that are there on a machine with a GPU.
+    """
+    # A library that looks for a GPU when it is imported leaves one that no fork can use.
+    return [] if any(path.exists() for path in drivers) else [_WARM]
 
 
 def _describe_end(code: int) -> str:

@@ -75,6 +75,7 @@ class Times:
         self.stages[name] = StageTime(name, now_s, now_s, sorted(running))
         for other in running:
             self.stages[other].beside.append(name)
+        # In the order in which they begin, which need not be the plan's.
         number, total = len(self.stages), len(self._graph.stages)
         remaining_s = self.estimate_s(finished)
         estimate = "" if remaining_s is None else f", about {format_time(remaining_s)} left"

@@ -8,12 +8,12 @@ import pyarrow as pa
 
 from jobs.annotate.counts import count_shard
 from jobs.annotate.tables import DecodedVideo
-from jobs.look.reading import LookedClip
+from jobs.look.reading import StoredClip
 from jobs.look.recipe import LookRecipe
-from jobs.look.verdicts import Expectation, Judged
+from jobs.look.verdicts import Expectation, Verdicts
 from wm.datasets.filters import FILTER_OF, mode_of
 from wm.video import choose_keyframes
-from wm.viewer.clips import ClipCard, PairCard, RuleCard, TimedCurve, UnreadClip
+from wm.viewer.clips import ClipCard, FailedClip, PairCard, RuleCard, TimedCurve
 
 IMAGE_REASONS = ("static", "hard_cut", "dark_frame", "blurred_frame", "near_duplicate")
 """Findings that need no model."""
@@ -28,46 +28,47 @@ THRESHOLDS = {
 
 
 def build_cards(
-    listing: pa.Table, looked: Mapping[int, LookedClip], judged: Mapping[str, Judged], recipe: LookRecipe
-) -> tuple[list[ClipCard], list[UnreadClip]]:
+    listing: pa.Table, clips: Mapping[int, StoredClip], verdicts: Mapping[str, Verdicts], recipe: LookRecipe
+) -> tuple[list[ClipCard], list[FailedClip]]:
     """Build the page's clips, and the list of those that could not be read.
 
     Args:
         listing: A row a video.
-        looked: What is stored of each clip.
-        judged: By key-frame rule.
+        clips: What is stored of each clip.
+        verdicts: By key-frame rule.
         recipe: Filters.
 
     Returns:
         Both in the order of the listing.
     """
     cards: list[ClipCard] = []
-    unread: list[UnreadClip] = []
-    rows = sorted(looked)
+    failures: list[FailedClip] = []
+    rows = sorted(clips)
     for row, entry in zip(rows, listing.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
-        name = {"key": entry["key"], "class_label": entry["class_label"]}
-        clip, first = looked[row], judged[recipe.keyframes.rule].videos.get(row)
-        if first is None:
+        clip, video = clips[row], verdicts[recipe.keyframes.rule].videos.get(row)
+        key, label = entry["key"], entry["class_label"]
+        if video is None:
             detail = f"not read within the {recipe.budget_s:g} s of budget_s; run the command again, or give more"
-            unread.append({**name, "reason": "not_finished", "detail": detail})  # type: ignore[typeddict-item]
+            failures.append({"key": key, "class_label": label, "reason": "not_finished", "detail": detail})
         elif clip["curve"] is None:
-            unread.append({**name, "reason": first["reason"], "detail": first["detail"]})  # type: ignore[typeddict-item]
+            reason, detail = video["reason"], video["detail"]
+            failures.append({"key": key, "class_label": label, "reason": reason, "detail": detail})
         else:
             cards.append(
                 {
-                    "key": entry["key"],
+                    "key": key,
                     "uri": entry["uri"],
-                    "class_label": entry["class_label"],
-                    "facts": _list_facts(first, clip["curve"], clip),
+                    "class_label": label,
+                    "facts": _list_facts(video, clip["curve"], clip),
                     "curve": clip["curve"],
                     "sheet": clip["sheet"],
-                    "rules": {rule: _build_rule(found, row, recipe) for rule, found in judged.items()},
+                    "rules": {rule: _build_rule(verdicts[rule], row, recipe) for rule in verdicts},
                 }
             )
-    return cards, unread
+    return cards, failures
 
 
-def _list_facts(video: DecodedVideo, curve: TimedCurve, clip: LookedClip) -> list[tuple[str, str]]:
+def _list_facts(video: DecodedVideo, curve: TimedCurve, clip: StoredClip) -> list[tuple[str, str]]:
     facts = [
         ("", f"{video['duration_s']:,.2f} s"),
         ("", f"{video['num_frames']:,} frames"),
@@ -91,17 +92,18 @@ def _list_facts(video: DecodedVideo, curve: TimedCurve, clip: LookedClip) -> lis
     return facts
 
 
-def _build_rule(judged: Judged, row: int, recipe: LookRecipe) -> RuleCard:
-    video = judged.videos[row]
+def _build_rule(verdicts: Verdicts, row: int, recipe: LookRecipe) -> RuleCard:
+    # Numbers are rounded for the page only; the tables hold them in full.
+    video = verdicts.videos[row]
     keyframes = zip(video["keyframes"], video["times_s"], strict=True)
     pairs: list[PairCard] = [
         {
-            "numbers": dict(pair.numbers(recipe.filters)),  # type: ignore[dict-item]
+            "numbers": pair.numbers(recipe.filters),
             "findings": pair.findings,
             "reason": pair.reason,
-            "repeats_known": row in judged.repeats_known,
+            "repeats_known": row in verdicts.repeats_known,
         }
-        for pair in judged.pairs[row]
+        for pair in verdicts.pairs[row]
     ]
     return {
         "keyframes": [
@@ -114,23 +116,25 @@ def _build_rule(judged: Judged, row: int, recipe: LookRecipe) -> RuleCard:
     }
 
 
-def count_rule(judged: Judged, recipe: LookRecipe) -> dict[str, Any]:
+def count_rule(verdicts: Verdicts, recipe: LookRecipe) -> dict[str, Any]:
     """Count what a rule makes of the clips.
 
     Args:
-        judged: Videos and pairs.
+        verdicts: Videos and pairs.
         recipe: Filters.
 
     Returns:
         The counts of ``annotate`` that need no model, ``kept`` pairs, and of each finding its pairs and among how many
         it was looked for.
     """
-    pairs = judged.all_pairs()
-    videos = [judged.videos[row] for row in sorted(judged.videos)]
+    # By annotate's own counting, as far as there is something to count.
+    pairs = verdicts.all_pairs()
+    videos = [verdicts.videos[row] for row in sorted(verdicts.videos)]
     rows = [pair.row(recipe.dataset, recipe.filters) for pair in pairs]
     counts = count_shard(videos, {"triplets": [], "rejects": [], "pairs": rows}, {})
+    # Repeats are known of fewer pairs than the rest.
     names = ("videos", "decoded", "frames", "video_s", "paired", "keyframes", "keyframes_of_paired", "pairs", "readers")
-    known = sum(len(found) for row, found in judged.pairs.items() if row in judged.repeats_known)
+    num_known = sum(len(verdicts.pairs[row]) for row in verdicts.repeats_known)
     findings = Counter(name for pair in pairs for name in pair.findings)
     failed = Counter(video["reason"] for video in videos if video["outcome"] == "failed")
     return {
@@ -140,24 +144,25 @@ def count_rule(judged: Judged, recipe: LookRecipe) -> dict[str, Any]:
         "kept": sum(not pair.reason for pair in pairs),
         "too_little_motion": sum(pair.reason == "too_little_motion" for pair in pairs),
         "findings": {name: findings[name] for name in IMAGE_REASONS},
-        "judged": {name: known if name == "near_duplicate" else len(pairs) for name in IMAGE_REASONS},
+        "judged": {name: num_known if name == "near_duplicate" else len(pairs) for name in IMAGE_REASONS},
     }
 
 
-def count_other_settings(judged: Judged, recipe: LookRecipe) -> list[dict[str, object]] | None:
+def count_alternatives(verdicts: Verdicts, recipe: LookRecipe) -> list[dict[str, object]] | None:
     """Count pairs a clip at other numbers of key-frames, by rule; the curves are there, so this is cheap.
 
     Args:
-        judged: Videos with their curves.
+        verdicts: Videos with their curves.
         recipe: Its own number of key-frames is among those compared.
 
     Returns:
         Rows of ``max_keyframes`` and ``pairs`` by rule; None with farneback, which measures only what one choice needs,
         and where no clip was read.
     """
-    videos = [video for video in judged.videos.values() if video["num_frames"]]
+    videos = [video for video in verdicts.videos.values() if video["num_frames"]]
     if recipe.keyframes.motion != "dis" or not videos:
         return None
+    # Every clip that was read counts, those without a pair too.
     rows: list[dict[str, object]] = []
     for max_keyframes in sorted({4, 6, 8, 12, recipe.keyframes.max_keyframes}):
         limits = {"max_keyframes": max_keyframes, "min_interval_frames": recipe.keyframes.min_interval_frames}
@@ -186,10 +191,11 @@ def describe_filters(recipe: LookRecipe) -> list[dict[str, object]]:
 def build_page_data(
     listing: pa.Table,
     recipe: LookRecipe,
+    *,
     counts: Mapping[str, Mapping[str, Any]],
-    expected: Mapping[str, Expectation],
-    unread: list[UnreadClip],
-    others: list[dict[str, object]] | None,
+    expectations: Mapping[str, Expectation],
+    failures: list[FailedClip],
+    alternatives: list[dict[str, object]] | None,
     more: Mapping[str, object],
 ) -> dict[str, object]:
     """Build what the head of the page shows.
@@ -198,9 +204,9 @@ def build_page_data(
         listing: A row a video.
         recipe: Settings.
         counts: Of each rule.
-        expected: Of each rule.
-        unread: Clips that could not be read.
-        others: Pairs a clip with other settings.
+        expectations: Of each rule.
+        failures: Clips that could not be read.
+        alternatives: Pairs a clip with other settings.
         more: Further values for the page.
     """
     keyframes = recipe.keyframes
@@ -209,11 +215,11 @@ def build_page_data(
         "rule": keyframes.rule,
         "rules": recipe.rules(),
         "counts": counts,
-        "expected": {rule: vars(values) for rule, values in expected.items()},
+        "expectations": {rule: vars(values) for rule, values in expectations.items()},
         "filters": describe_filters(recipe),
-        "others": others,
+        "alternatives": alternatives,
         "min_motion_px": keyframes.min_motion_px,
         "settings": {f"keyframes.{name}": value for name, value in keyframes.model_dump().items() if name != "rule"},
-        "unread": unread,
+        "failures": failures,
         **more,
     }

@@ -5,11 +5,9 @@
 
 VIDEOS is a folder, a quoted glob, a list or one file, local or remote, as annotate takes it. Within budget_s seconds
 clips from all over the set are read, and the page that opens in a browser shows what an annotation with these settings
-would make of them. The same command goes on with further clips; nothing is written among the videos.
+would make of them. The same command resumes with further clips; nothing is written among the videos.
 """
 
-import hashlib
-import json
 import os
 import re
 import shlex
@@ -25,15 +23,16 @@ import pyarrow as pa
 
 from jobs.annotate.shards import shard_size, sole_writer
 from jobs.annotate.tables import CLIPS_SCHEMA, PAIRS_SCHEMA, ListedVideo, clip_rows
-from jobs.look.cards import build_cards, build_page_data, count_other_settings, count_rule
+from jobs.look.cards import build_cards, build_page_data, count_alternatives, count_rule
+from jobs.look.folder import default_out
 from jobs.look.order import spread_rows
-from jobs.look.reading import Cut, LookedClip, load_looked, look_at
+from jobs.look.preview import PREVIEW_S, preview
+from jobs.look.reading import ShardRange, StoredClip, load_clips, look_at
 from jobs.look.recipe import LookRecipe
 from jobs.look.report import describe_result
-from jobs.look.verdicts import Judged, expect, judge
+from jobs.look.verdicts import Verdicts, expect, judge
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
-from wm.datasets.videos.folders import is_glob
 from wm.datasets.videos.listing import listing_digest, passed_over_of
 from wm.datasets.videos.passed_over import describe
 from wm.datasets.videos.videos import list_videos
@@ -66,16 +65,15 @@ def run(recipe: LookRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     listing = list_videos(recipe.videos, layout=recipe.dataset_layout, annotations=recipe.annotations)
     passed_over = passed_over_of(listing)
     if not listing.num_rows:
-        reasons = "; passed over: " + "; ".join(describe(passed_over)) if passed_over else ""
-        raise InputError(f"videos = {recipe.videos!r:.200} holds no video{reasons}")
+        raise InputError(f"videos = {recipe.videos!r:.200} holds no video")
     digest = listing_digest(listing)
     out = Path(recipe.out) if recipe.out else default_out(recipe, digest)
     rows = list(islice(spread_rows(listing.column("class_label").to_pylist()), recipe.max_clips))
     stage = Run(out, "look", recipe, {"videos": digest})
     is_complete = stage.is_complete()
-    looked = load_looked(out)
+    clips = load_clips(out)
     # 2. What earlier runs have left.
-    pending = _order_pending(listing, rows, looked)
+    pending = _order_pending(listing, rows, clips)
     for line in describe(passed_over):
         print(f"  {line}")
     if dry_run:
@@ -85,6 +83,7 @@ def run(recipe: LookRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if is_complete and not pending:
         print(f"look: already complete in {out}\n  open {out / 'index.html'}")
         return read_run(out) or {}
+    # A page of fewer clips is a complete run too: more of them are looked at.
     if is_complete:
         stage.reopen()
     stage.start()
@@ -92,54 +91,20 @@ def run(recipe: LookRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         (out / folder).mkdir(exist_ok=True)
     with sole_writer(out, "look"):
         # 3. Read, then write what is known by then.
-        cuts = _cut_rows(listing, recipe, {*rows, *looked})
+        shards = _find_shards(listing, recipe, {*rows, *clips})
         with stage.timed("read_s"):
-            _read(listing, cuts, pending, recipe, out, deadline, len(rows))
+            _read(listing, shards, pending, recipe, out=out, deadline=deadline, total=len(rows))
         with stage.timed("page_s"):
-            return _write(listing, cuts, recipe, out, stage, passed_over)
+            return _write(listing, shards, recipe, out, stage)
 
 
-def default_out(recipe: LookRecipe, digest: str) -> Path:
-    """Return the folder of a run whose recipe names none: other videos and other settings have other folders.
-
-    Args:
-        recipe: Its identity settings are part of the name.
-        digest: Of the listing.
-    """
-    settings = type(recipe).identity_settings(recipe.model_dump(mode="json"))
-    text = json.dumps([settings, digest], sort_keys=True)
-    spec = recipe.videos if is_remote(recipe.videos) else os.path.abspath(local_path(recipe.videos))  # noqa: PTH100
-    words = [part for part in spec.split("/") if part and not is_glob(part)] or ["videos"]
-    name = f"{safe_name(words[-1])}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-    if is_remote(recipe.videos) or not _is_among_videos(Path.cwd(), local_path(recipe.videos)):
-        return Path("runs", "look", name)
-    # Nothing is written among the videos, where the next listing would come across it.
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - stays if unknown
-    return Path(cache, "wm", "look", name)
-
-
-def _is_among_videos(folder: Path, videos: str) -> bool:
-    """Return whether a folder is one in which the specification looks for videos."""
-    fixed = Path(videos)
-    while is_glob(fixed.name) or fixed.is_file():
-        fixed = fixed.parent
-    goes_deeper = Path(videos).is_dir() or "**" in videos
-    here, there = folder.resolve(), fixed.resolve()
-    return here.is_relative_to(there) if goes_deeper else here == there
-
-
-def safe_name(text: str) -> str:
-    """Convert a text to a part of a file name: letters, digits, dot, dash and underscore, its last 60 characters."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[-60:] or "videos"
-
-
-def _order_pending(listing: pa.Table, rows: Sequence[int], looked: Mapping[int, LookedClip]) -> list[int]:
+def _order_pending(listing: pa.Table, rows: Sequence[int], clips: Mapping[int, StoredClip]) -> list[int]:
     """List the rows that are not finished: first those never begun, very large files last."""
-    pending = [row for row in rows if row not in looked or looked[row]["unfinished"]]
+    pending = [row for row in rows if row not in clips or clips[row]["unfinished"]]
     uris: list[str] = listing.column("uri").take(pa.array(pending, pa.int64())).to_pylist()
     sizes = [_file_size(uri) for uri in uris]
     limit = _HUGE * float(np.median(sizes)) if sizes else 0.0
-    order = sorted(range(len(pending)), key=lambda item: (pending[item] in looked, sizes[item] > limit))
+    order = sorted(range(len(pending)), key=lambda item: (pending[item] in clips, sizes[item] > limit))
     return [pending[item] for item in order]
 
 
@@ -150,7 +115,7 @@ def _file_size(uri: str) -> int:
         return 0
 
 
-def _cut_rows(listing: pa.Table, recipe: LookRecipe, rows: set[int]) -> dict[int, Cut]:
+def _find_shards(listing: pa.Table, recipe: LookRecipe, rows: set[int]) -> dict[int, ShardRange]:
     """Map rows to the shard in which an annotation has them."""
     size = shard_size(listing.num_rows, recipe.videos_per_shard)
     starts = {row: row // size * size for row in rows}
@@ -159,9 +124,10 @@ def _cut_rows(listing: pa.Table, recipe: LookRecipe, rows: set[int]) -> dict[int
 
 def _read(
     listing: pa.Table,
-    cuts: Mapping[int, Cut],
+    shards: Mapping[int, ShardRange],
     pending: Sequence[int],
     recipe: LookRecipe,
+    *,
     out: Path,
     deadline: float,
     total: int,
@@ -170,7 +136,8 @@ def _read(
         print(f"look: resuming, {total - len(pending):,} of {total:,} clips are finished")
     with progress_bar(total, "clip", "look", done=total - len(pending)) as bar:
 
-        def show(video: ListedVideo, clip: LookedClip) -> None:
+        def show(video: ListedVideo, clip: StoredClip) -> None:
+            # A failure is one of all rules.
             decoding = next(iter(clip["decodings"].values()), None)
             if decoding is None:
                 bar.write(f"  not finished within the time: {video['key']}", file=sys.stderr)
@@ -179,54 +146,91 @@ def _read(
                 bar.write(f"  not read: {decoding['reason']}: {decoding['detail']}", file=sys.stderr)
             bar.update()
 
-        look_at(listing, cuts, pending, recipe, out, deadline=deadline, on_clip=show)
+        look_at(listing, shards, pending, recipe, out, deadline=deadline, on_clip=show)
 
 
 def _write(
     listing: pa.Table,
-    cuts: Mapping[int, Cut],
+    shards: Mapping[int, ShardRange],
     recipe: LookRecipe,
     out: Path,
     stage: Run,
-    passed_over: Mapping[str, object],
 ) -> dict[str, Any]:
     """Write tables and page from all clips that are stored; returns the run's record."""
     # 1. Verdicts and counts by rule.
-    looked = load_looked(out)
-    cuts = {**cuts, **_cut_rows(listing, recipe, set(looked) - set(cuts))}
-    judged = {rule: judge(listing, cuts, looked, recipe, rule) for rule in recipe.rules()}
-    chosen = judged[recipe.keyframes.rule]
-    if not chosen.videos:
+    passed_over = passed_over_of(listing)
+    clips = load_clips(out)
+    listing, notices = _show_beginning(listing, recipe, out, clips)
+    shards = {**shards, **_find_shards(listing, recipe, set(clips) - set(shards))}
+    verdicts = {rule: judge(listing, shards, clips, recipe, rule) for rule in recipe.rules()}
+    own_verdicts = verdicts[recipe.keyframes.rule]
+    if not own_verdicts.videos:
         raise InputError(
             f"no clip was read within budget_s = {recipe.budget_s:g} s; give more, or 0 for no limit, or cut long "
             "videos into segments (a list with uri, start_s, end_s)"
         )
-    counts = {rule: count_rule(found, recipe) for rule, found in judged.items()}
-    expected = {rule: expect(listing, found) for rule, found in judged.items()}
+    counts = {rule: count_rule(own, recipe) for rule, own in verdicts.items()}
+    expectations = {rule: expect(listing, own) for rule, own in verdicts.items()}
     # 2. Tables of the chosen rule, as an annotation writes them.
-    _write_tables(chosen, recipe, out)
+    _write_tables(own_verdicts, recipe, out)
     # 3. The page.
-    cards, unread = build_cards(listing, looked, judged, recipe)
+    cards, failures = build_cards(listing, clips, verdicts, recipe)
     commands = [recipe.annotate_command(), _plan_command(recipe, out)]
-    more = {"commands": commands, "changed": recipe.changed_settings(), "passed_over": describe(passed_over)}
-    data = build_page_data(listing, recipe, counts, expected, unread, count_other_settings(chosen, recipe), more)
+    more = {
+        "commands": commands,
+        "changed": recipe.changed_settings(),
+        "passed_over": describe(passed_over),
+        "notices": notices,
+    }
+    data = build_page_data(
+        listing,
+        recipe,
+        counts=counts,
+        expectations=expectations,
+        failures=failures,
+        alternatives=count_alternatives(own_verdicts, recipe),
+        more=more,
+    )
     num_bytes = write_clips_page(out, _title(recipe), data, cards)
-    png_bytes = [size for clip in looked.values() for size in clip["png_bytes"]]
+    png_bytes = [size for clip in clips.values() for size in clip["png_bytes"]]
+    # 4. The record, from which a plan can start.
     totals = {
         "listed": listing.num_rows,
         **counts[recipe.keyframes.rule],
-        "unfinished": sum(clip["unfinished"] for clip in looked.values()),
+        "unfinished": sum(clip["unfinished"] for clip in clips.values()),
         "png_bytes_per_image": round(sum(png_bytes) / len(png_bytes)) if png_bytes else None,
         "page_bytes": num_bytes,
     }
     record = stage.finish(totals, passed_over=passed_over, page=str(out / "index.html"))
-    print(describe_result(recipe, totals, expected[recipe.keyframes.rule], commands, out))
+    for notice in notices:
+        print(f"  {notice}")
+    print(describe_result(recipe, totals, expectations[recipe.keyframes.rule], commands, out))
     return record
 
 
-def _write_tables(judged: Judged, recipe: LookRecipe, out: Path) -> None:
-    videos = [judged.videos[row] for row in sorted(judged.videos)]
-    pairs = [pair.row(recipe.dataset, recipe.filters) for pair in judged.all_pairs()]
+def _show_beginning(
+    listing: pa.Table, recipe: LookRecipe, out: Path, clips: dict[int, StoredClip]
+) -> tuple[pa.Table, list[str]]:
+    """Put the beginning of a clip in its place where none was read; returns the listing, and what the page says."""
+    if not clips or not all(clip["unfinished"] for clip in clips.values()):
+        return listing, []
+    row = min(clips)
+    beginning = preview(listing, row, recipe, out / "page")
+    if beginning is None:
+        return listing, []
+    # Not stored: the next run begins the clip anew.
+    listing, clips[row] = beginning
+    notice = (
+        f"No clip was read within {recipe.budget_s:g} s. This is a segment, the first {PREVIEW_S:g} s of one; "
+        "budget_s=0 reads all of it, and a list with uri, start_s, end_s takes it in segments."
+    )
+    return listing, [notice]
+
+
+def _write_tables(verdicts: Verdicts, recipe: LookRecipe, out: Path) -> None:
+    # One file each, written anew: a look is small.
+    videos = [verdicts.videos[row] for row in sorted(verdicts.videos)]
+    pairs = [pair.row(recipe.dataset, recipe.filters) for pair in verdicts.all_pairs()]
     write_table(clip_rows(videos), out / "clips" / "part-000000.parquet", CLIPS_SCHEMA)
     write_table(pairs, out / "pairs" / "part-000000.parquet", PAIRS_SCHEMA)
 
@@ -273,6 +277,7 @@ def _is_path(text: str) -> bool:
 
 def main() -> int:
     """Run the command line; return its exit status."""
+    # Before the recipe is parsed: a path alone is no setting.
     try:
         arguments = to_settings(sys.argv[1:])
     except InputError as error:

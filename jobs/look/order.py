@@ -24,6 +24,7 @@ def spread_rows(labels: Sequence[str]) -> Iterator[int]:
     while waiting:
         left = []
         for number in waiting:
+            # A class that has none left drops out; the others keep their turns.
             position = next(turns[number], None)
             if position is not None:
                 yield int(rows_by_class[number][position])
@@ -32,7 +33,7 @@ def spread_rows(labels: Sequence[str]) -> Iterator[int]:
 
 
 def halving_order(count: int) -> Iterator[int]:
-    """Order 0 to ``count`` - 1 so that any number of the first ones is evenly spread: 0, the middle, the quarters, …
+    """Order 0 to ``count`` - 1 so that any number of the first ones is evenly spread: 0, the middle, the quarters.
 
     Args:
         count: How many.

@@ -23,13 +23,13 @@ from wm.files.atomic import replace_file
 from wm.runs import write_text
 from wm.viewer.clips import ClipSheet, TimedCurve, build_sheet, encode_timed_curve
 
-Cut = tuple[int, int, int]
+ShardRange = tuple[int, int, int]
 """Number of a shard, its first row, its number of rows."""
 
 _STORE, _SHEETS = "looked", "page"
 
 
-class LookedClip(TypedDict):
+class StoredClip(TypedDict):
     """What is stored of a clip; ``decodings`` by key-frame rule, without images.
 
     Attributes:
@@ -45,19 +45,19 @@ class LookedClip(TypedDict):
     png_bytes: list[int]
 
 
-def load_looked(out: Path) -> dict[int, LookedClip]:
+def load_clips(out: Path) -> dict[int, StoredClip]:
     """Load what earlier runs have stored, by row of the listing; a damaged file counts as none."""
-    looked: dict[int, LookedClip] = {}
+    clips: dict[int, StoredClip] = {}
     for path in sorted((out / _STORE).glob("*.json")):
         try:
-            clip = cast(LookedClip, json.loads(path.read_text(encoding="utf-8")))
+            clip = cast(StoredClip, json.loads(path.read_text(encoding="utf-8")))
             sheet = clip["sheet"]
             # After a power cut: the clip is read again.
             if sheet is None or (out / _SHEETS / sheet["file"]).is_file():
-                looked[clip["row"]] = clip
+                clips[clip["row"]] = clip
         except (ValueError, KeyError, TypeError):
             continue
-    return looked
+    return clips
 
 
 @dataclass
@@ -79,19 +79,19 @@ class _Work:
 
 def look_at(
     listing: pa.Table,
-    cuts: Mapping[int, Cut],
+    shards: Mapping[int, ShardRange],
     rows: Sequence[int],
     recipe: LookRecipe,
     out: Path,
     *,
     deadline: float,
-    on_clip: Callable[[ListedVideo, LookedClip], object],
+    on_clip: Callable[[ListedVideo, StoredClip], object],
 ) -> None:
     """Read clips and store each.
 
     Args:
         listing: A row a video.
-        cuts: The shard of each row.
+        shards: The shard of each row.
         rows: Which clips, in this order.
         recipe: How they are read.
         out: Folder of the run.
@@ -105,16 +105,18 @@ def look_at(
     work = _Work(iter(rows), threading.Lock(), threading.Event(), deadline)
     annotate = recipe.to_annotate()
     num_workers = max(1, min(recipe.workers(), len(rows)))
+    # A process for each thread: native decoders hold their thread while they work.
     readers = [VideoReader(annotate.clip_settings(), annotate.download_settings()) for _ in range(num_workers)]
 
     def read(reader: VideoReader) -> None:
         reader.clips.deadline = deadline
         while (row := work.take()) is not None:
-            video, path = _list_one(listing, row, cuts[row])
-            clip = _look(reader, video, path, row, recipe.rules(), out / _SHEETS, recipe.image_px)
+            video, path = _list_one(listing, row, shards[row])
+            clip = read_clip(reader, video, path, row=row, recipe=recipe, sheets=out / _SHEETS)
             # Interrupted: what a killed process says of its clip is not true of the clip.
             if work.stopped.is_set():
                 return
+            # Its image is there already: a record without one would never be mended.
             write_text(out / _STORE / f"{row:08d}.json", json.dumps(clip))
             with work.lock:
                 on_clip(video, clip)
@@ -122,6 +124,7 @@ def look_at(
     with ThreadPoolExecutor(num_workers) as pool:
         futures = [pool.submit(read, reader) for reader in readers]
         try:
+            # The first trouble of the machine ends the others too.
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
@@ -136,21 +139,40 @@ def look_at(
         reader.clips.close()
 
 
-def _list_one(listing: pa.Table, row: int, cut: Cut) -> tuple[ListedVideo, str]:
+def _list_one(listing: pa.Table, row: int, shard: ShardRange) -> tuple[ListedVideo, str]:
     """Return a row as a decoding actor of ``annotate`` gets it, and the video's path."""
-    number, _, num_rows = cut
+    number, _, num_rows = shard
     table = shard_table(listing, number, row, 1)
     (path,) = table.column("path").to_pylist()
     (video,) = table.drop_columns(["path"]).to_pylist()
     return cast(ListedVideo, video | {"shard_rows": num_rows}), path
 
 
-def _look(
-    reader: VideoReader, video: ListedVideo, path: str, row: int, rules: Sequence[str], sheets: Path, image_px: int
-) -> LookedClip:
-    """Read one clip and write its images as one."""
+def read_clip(
+    reader: VideoReader,
+    video: ListedVideo,
+    path: str,
+    *,
+    row: int,
+    recipe: LookRecipe,
+    sheets: Path,
+) -> StoredClip:
+    """Read one clip and write its images as one.
+
+    Args:
+        reader: With the deadline.
+        video: As it is listed.
+        path: Where it is.
+        row: Of the listing.
+        recipe: Rules, and the size of images.
+        sheets: Folder for the images.
+
+    Returns:
+        What is stored of the clip.
+    """
+    rules = recipe.rules()
     decodings, times_T = reader.read(video, path, rules)
-    clip: LookedClip = {
+    clip: StoredClip = {
         "row": row, "unfinished": False, "decodings": decodings, "curve": None, "sheet": None, "png_bytes": [],
     }  # fmt: skip
     chosen = decodings[rules[0]]
@@ -164,7 +186,7 @@ def _look(
         for frame, png in zip(decoding.get("keyframes", []), decoding.pop("images", []), strict=False)
     }
     if images:
-        sheet, webp = build_sheet(images, f"clip-{row:08d}.webp", image_px)
+        sheet, webp = build_sheet(images, f"clip-{row:08d}.webp", recipe.image_px)
         with replace_file(sheets / sheet["file"]) as temporary:
             temporary.write_bytes(webp)
         clip["sheet"] = sheet

@@ -49,7 +49,7 @@ class LookRecipe(Recipe):
     out: OutputPath = ""
     """Folder for the page; empty: a folder in runs/look named after the videos and the settings."""
     budget_s: float = Field(default=40.0, ge=0)
-    """Seconds after which no further clip is begun and those under way are left out; the same command goes on with
+    """Seconds after which no further clip is begun and those under way are left out; the same command resumes with
     the next ones. 0: no limit."""
     max_clips: int = Field(default=200, ge=1)
     """Max number of clips, evenly spread over the classes and the list."""
@@ -66,7 +66,8 @@ class LookRecipe(Recipe):
     keyframes: KeyframeSettings = KeyframeSettings()
     """How key-frames are chosen; the page shows every rule, and begins with keyframes.rule."""
     filters: Filters = Filters()
-    """Which pairs are kept; those that need a model (unchanged, action, likelihood) only appear in annotate's command."""
+    """Which pairs are kept; filters that need a model (unchanged, action, likelihood) appear in annotate's command
+    only."""
     reader: Reader = "auto"
     """Who reads the chosen frames (see jobs.annotate)."""
     image_side_px: int = Field(default=512, ge=0)
@@ -91,6 +92,7 @@ class LookRecipe(Recipe):
 
     def changed_settings(self) -> list[str]:
         """List what differs from the defaults and means the same to ``annotate``, as ``key=value``."""
+        # Against the class, so that a new default is followed.
         values = self.model_dump(mode="json", include=set(SHARED_KEYS))
         defaults = {name: field.get_default() for name, field in type(self).model_fields.items()}
         defaults = {
@@ -106,6 +108,7 @@ class LookRecipe(Recipe):
 
 
 def _list_changes(values: Mapping[str, object], defaults: Mapping[str, object], table: str) -> list[str]:
+    # Numbers and lists as TOML, texts as they are.
     texts: list[str] = []
     for key, value in values.items():
         default = defaults[key]

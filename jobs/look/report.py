@@ -9,41 +9,42 @@ from jobs.look.verdicts import Expectation
 
 
 def describe_result(
-    recipe: LookRecipe, counts: Mapping[str, Any], expected: Expectation, commands: Sequence[str], out: Path
+    recipe: LookRecipe, counts: Mapping[str, Any], expectation: Expectation, commands: Sequence[str], out: Path
 ) -> str:
-    """Describe a run: clips, pairs, what the filters find, the whole set, the next commands, the page.
+    """Describe a run: clips, pairs, what the filters find, the complete set, the next commands, the page.
 
     Args:
         recipe: As it was given.
         counts: Of the chosen rule, with ``listed`` and ``unfinished``.
-        expected: For all videos.
+        expectation: For all videos.
         commands: What comes next.
         out: Folder of the page.
 
     Returns:
         Lines.
     """
-    # 1. What was looked at.
+    # 1. What was looked at; a mean over no clip is none.
     pairs, decoded = counts["pairs"], counts["decoded"]
     mean = f"{pairs / decoded:.2f} a clip" if decoded else "no clip was read"
     lines = [
         f"look: {counts['videos']:,} of {counts['listed']:,} clips, {pairs:,} pairs ({mean}), {counts['kept']:,} kept "
-        f"with these settings; {counts['failed']:,} clips could not be read"
+        f"with these settings; not read: {counts['failed']:,}"
     ]
     if counts["unfinished"]:
         lines.append(f"  not finished within {recipe.budget_s:g} s: {counts['unfinished']:,} (budget_s=0: no limit)")
     # 2. What the filters find, whether they take it out or not.
-    found = [
+    findings = [
         f"{reason} {number} of {counts['judged'][reason]} pairs"
         for reason, number in counts["findings"].items()
         if number
     ]
-    lines.append(f"  filters find: {', '.join(found) or 'nothing'}")
+    lines.append(f"  filters find: {', '.join(findings) or 'nothing'}")
     # 3. All videos.
     if counts["videos"] < counts["listed"]:
         left = min(counts["listed"], recipe.max_clips) - counts["videos"]
         more = f"the same command looks at {left:,} more" if left > 0 else f"max_clips = {recipe.max_clips} reached"
-        lines.append(f"  all {counts['listed']:,} clips: about {expected.kept:,.0f} pairs kept; {more}")
+        lines.append(f"  all {counts['listed']:,} clips: about {expectation.kept:,.0f} pairs kept; {more}")
+    # 4. What to do now; the page comes last, where the eye is.
     lines += [f"  next: {command}" for command in commands[:1]]
     lines.append(f"  open {out / 'index.html'}")
     return "\n".join(lines)

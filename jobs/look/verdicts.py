@@ -12,13 +12,16 @@ import pyarrow as pa
 
 from jobs.annotate.filtering import filter_images
 from jobs.annotate.pairs import Pair, propose_pairs
-from jobs.annotate.tables import DECODED_SCHEMA, DecodedVideo
-from jobs.look.reading import Cut, LookedClip
+from jobs.annotate.tables import DECODED_SCHEMA, DecodedVideo, DecodeStage, stage_seconds
+from jobs.look.reading import ShardRange, StoredClip
 from jobs.look.recipe import LookRecipe
+
+_READING: tuple[DecodeStage, ...] = ("scan", "fetch", "failed")
+"""Work of a core on a video; a download waits for others."""
 
 
 @dataclass
-class Judged:
+class Verdicts:
     """What one key-frame rule makes of the clips looked at.
 
     Attributes:
@@ -38,25 +41,26 @@ class Judged:
 
 
 def judge(
-    listing: pa.Table, cuts: Mapping[int, Cut], looked: Mapping[int, LookedClip], recipe: LookRecipe, rule: str
-) -> Judged:
+    listing: pa.Table, shards: Mapping[int, ShardRange], clips: Mapping[int, StoredClip], recipe: LookRecipe, rule: str
+) -> Verdicts:
     """Judge the pairs that a key-frame rule proposes.
 
     Args:
         listing: A row a video.
-        cuts: The shard of each row.
-        looked: What is stored of each clip, by row.
+        shards: The shard of each row.
+        clips: What is stored of each clip, by row.
         recipe: Filters and thresholds.
         rule: Name of the rule.
 
     Returns:
         Videos, pairs and verdicts.
     """
-    judged = Judged()
-    read = {row: clip for row, clip in looked.items() if not clip["unfinished"]}
-    by_shard: dict[Cut, list[int]] = {}
+    verdicts = Verdicts()
+    read = {row: clip for row, clip in clips.items() if not clip["unfinished"]}
+    # A shard's pairs are judged together, as an annotator does.
+    by_shard: dict[ShardRange, list[int]] = {}
     for row in sorted(read):
-        by_shard.setdefault(cuts[row], []).append(row)
+        by_shard.setdefault(shards[row], []).append(row)
     for (number, start, num_rows), rows in by_shard.items():
         entries = listing.take(pa.array(rows)).to_pylist()
         more = {"shard": number, "shard_rows": num_rows}
@@ -65,22 +69,22 @@ def judge(
         names = [name for name in DECODED_SCHEMA.names if name != "images"]
         schema = pa.schema([DECODED_SCHEMA.field(name) for name in names])
         videos = cast(list[DecodedVideo], pa.Table.from_pylist(raw, schema=schema).to_pylist())
-        judged.videos |= dict(zip(rows, videos, strict=True))
-        # A repeat is one of an earlier pair: from the first clip that is missing, none can be told.
-        missing = set(range(start, start + num_rows)) - set(rows)
-        first_missing = min(missing, default=start + num_rows)
-        known = [row for row in rows if row < first_missing]
-        judged.repeats_known |= set(known)
-        _judge_pairs(judged, known, recipe, with_repeats=True)
-        _judge_pairs(judged, rows[len(known) :], recipe, with_repeats=False)
-    return judged
+        verdicts.videos |= dict(zip(rows, videos, strict=True))
+        # A repeat is one of an earlier pair: from the first clip that is missing on, it is not known.
+        end = min(set(range(start, start + num_rows)) - set(rows), default=start + num_rows)
+        early_rows = [row for row in rows if row < end]
+        verdicts.repeats_known |= set(early_rows)
+        _judge_pairs(verdicts, early_rows, recipe, with_repeats=True)
+        _judge_pairs(verdicts, rows[len(early_rows) :], recipe, with_repeats=False)
+    return verdicts
 
 
-def _judge_pairs(judged: Judged, rows: list[int], recipe: LookRecipe, *, with_repeats: bool) -> None:
+def _judge_pairs(verdicts: Verdicts, rows: list[int], recipe: LookRecipe, *, with_repeats: bool) -> None:
     filters = recipe.filters if with_repeats else recipe.filters.model_copy(update={"near_duplicate": "off"})
-    pairs = {row: propose_pairs([judged.videos[row]]) for row in rows}
+    # Off, so that it neither finds nor filters.
+    pairs = {row: propose_pairs([verdicts.videos[row]]) for row in rows}
     filter_images([pair for row in rows for pair in pairs[row]], filters, recipe.keyframes.min_motion_px)
-    judged.pairs |= pairs
+    verdicts.pairs |= pairs
 
 
 @dataclass(frozen=True)
@@ -102,16 +106,16 @@ class Expectation:
     reading_s: float
 
 
-def expect(listing: pa.Table, judged: Judged) -> Expectation:
+def expect(listing: pa.Table, verdicts: Verdicts) -> Expectation:
     """Extend what was looked at to all videos, each class by its own clips.
 
     Args:
         listing: A row a video.
-        judged: At least one clip.
+        verdicts: At least one clip.
     """
     # Small classes have more than their share of the clips looked at: each clip counts for its share of its class.
     names, codes = np.unique(np.asarray(listing.column("class_label").to_pylist(), dtype=str), return_inverse=True)
-    rows = sorted(judged.videos)
+    rows = sorted(verdicts.videos)
     listed_C = np.bincount(codes, minlength=len(names))
     looked_C = np.bincount(codes[rows], minlength=len(names))
     weight_R = listed_C[codes[rows]] / looked_C[codes[rows]]
@@ -119,13 +123,13 @@ def expect(listing: pa.Table, judged: Judged) -> Expectation:
     weight_R *= listing.num_rows / weight_R.sum()
     sums = [0.0] * 5
     for row, weight in zip(rows, weight_R.tolist(), strict=True):
-        video, pairs = judged.videos[row], judged.pairs[row]
+        video, pairs = verdicts.videos[row], verdicts.pairs[row]
         values = (
             len(pairs),
             sum(not pair.reason for pair in pairs),
             video["num_frames"] or 0,
             video["duration_s"] or 0.0,
-            sum(video.get(name) or 0.0 for name in ("scan_s", "fetch_s", "failed_s")),
+            sum(stage_seconds(video, stage) for stage in _READING),
         )
         sums = [total + weight * value for total, value in zip(sums, values, strict=True)]
     return Expectation(*sums)

@@ -3,8 +3,8 @@
 The work comes from a list of videos (videos=, read as jobs.annotate reads it) or from hours= and mean_length_s=; the
 rates from what python -m jobs.benchmark measured (rates=FILE.json, or rates=["keyframes.json", "annotate.json"]); the
 cluster from nodes (in a recipe: one [[nodes]] table a kind of machine). from_run=DIR takes frame rate, key-frames,
-pairs and stored size from a finished annotation, such as one of the first 1,000 videos, or from a look. Time to start the cluster and
-to download videos is not in it.
+pairs and stored size from a finished annotation, such as one of the first 1,000 videos, or from a
+look. Time to start the cluster and to download videos is not in it.
 """
 
 from pathlib import Path

@@ -28,6 +28,7 @@ def write_triplet_storyboard(
     Returns:
         The image.
     """
+    # The first: limit spreads those that are predicted over the set.
     rows = range(min(num_rows, len(held_out)))
     shots: dict[str, list[Shot]] = {held_out.ids[row]: [] for row in rows}
     # Parts hold the candidates of a triplet best first.

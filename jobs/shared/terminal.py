@@ -25,6 +25,7 @@ _SIXEL_ROWS = 6
 """Rows of pixels that one line of sixels holds."""
 _HEIGHT_PX = 640
 _KITTY_TERMINALS = ("xterm-kitty", "xterm-ghostty")
+_ITERM2_PROGRAMS = ("iTerm.app", "WezTerm", "mintty")  # codespell:ignore iterm
 _SIXEL_TERMINALS = ("foot", "foot-extra", "mlterm")
 
 
@@ -44,7 +45,7 @@ def find_protocol(environment: Mapping[str, str]) -> Protocol | None:
     if "KITTY_WINDOW_ID" in environment or terminal in _KITTY_TERMINALS or program == "ghostty":
         return "kitty"
     # LC_TERMINAL is passed on by ssh.
-    if program in ("iTerm.app", "WezTerm", "mintty") or environment.get("LC_TERMINAL") == "iTerm2":
+    if program in _ITERM2_PROGRAMS or environment.get("LC_TERMINAL") == "iTerm2":
         return "iterm2"
     return "sixel" if terminal in _SIXEL_TERMINALS else None
 
@@ -73,7 +74,7 @@ def encode_image(png: bytes, protocol: Protocol) -> str:
         png: The image, a PNG file's content.
         protocol: Of the terminal.
     """
-    # Two take the file as it is; sixels are drawn here.
+    # Two take the file as it is; sixels are encoded here.
     if protocol == "iterm2":
         data = base64.b64encode(png).decode()
         return f"\x1b]1337;File=inline=1;size={len(png)};height={_ROWS};preserveAspectRatio=1:{data}\a"

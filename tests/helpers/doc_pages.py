@@ -14,6 +14,7 @@ from pathlib import Path
 from docs.generate.commands import recipe_class
 from jobs.__main__ import COMMANDS, main
 from jobs.bootstrap import BootstrapRecipe, plan
+from jobs.look.job import to_settings
 from wm.cli import load_recipe
 from wm.errors import InputError
 
@@ -67,6 +68,8 @@ def check_command(words: Sequence[str]) -> None:
         raise InputError(f"command {name!r}; expected one of {', '.join(COMMANDS)}")
     if name == "benchmark":
         name = f"benchmark {settings.pop(0)}"
+    if name == "look":
+        settings = to_settings(settings)
     recipe = load_recipe(recipe_class(name), [word for word in settings if not word.startswith("--")])
     if isinstance(recipe, BootstrapRecipe):
         assert len(plan(recipe)) > 5
@@ -100,7 +103,10 @@ def fill(word: str, values: Mapping[str, str]) -> str:
         KeyError: One has no replacement.
     """
     key, sign, value = word.partition("=")
-    return f"{key}{sign}{_PLACEHOLDER.sub(lambda match: values[match[0]], value)}" if sign else word
+    # The videos of wm look stand alone.
+    if not sign:
+        return values.get(word, word)
+    return f"{key}{sign}{_PLACEHOLDER.sub(lambda match: values[match[0]], value)}"
 
 
 def python_blocks(text: str) -> list[str]:

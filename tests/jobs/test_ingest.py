@@ -103,7 +103,8 @@ def test_rows_become_the_same_without_ray(
     here = run(recipe(world, codec=str(tiny_base), out=str(out), resources={"num_workers": 0}))
     assert here["counts"] == ingested["counts"]
     assert read_table(out / "triplets").equals(read_table(world.parent / "out" / "triplets"))
-    rejects = [read_table(folder / "rejects", REJECT_SCHEMA) for folder in (out, world.parent / "out")]
+    columns = [name for name in REJECT_SCHEMA.names if name != "detail"]  # it may name an object's address
+    rejects = [read_table(folder / "rejects", REJECT_SCHEMA, columns) for folder in (out, world.parent / "out")]
     assert rejects[0].equals(rejects[1])
 
 

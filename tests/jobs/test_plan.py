@@ -107,8 +107,15 @@ def test_a_finished_run_tells_what_videos_give(rates: list[str], tmp_path: Path)
     work = {"videos": 360, "length_s": 3600, "frames": 86_400, "images": 720, "pairs": 504, "triplets": 252}
     assert plan["work"] == work and plan["storage_gb"] == 0.0
     assert planned(rates, hours=1.0, from_run=str(tmp_path / "run"), bytes_per_triplet=10**6)["storage_gb"] == 0.252
+    # A look knows no triplets, but the pairs that the filters without a model keep, and the size of their images.
+    counts = {name: value for name, value in counts.items() if name != "triplets"}
+    counts |= {"kept": 7, "png_bytes_per_image": 500_000}
+    write_json_in(tmp_path / "run", {"stage": "look", "counts": counts})
+    plan = planned(rates, hours=1.0, from_run=str(tmp_path / "run"))
+    assert plan["work"] == work and plan["storage_gb"] == 0.252
+    assert "without the filters that need a model" in plan["notes"][0]
     write_json_in(tmp_path / "run", {"stage": "select", "counts": {}})
-    with pytest.raises(InputError, match="is no finished annotation"):
+    with pytest.raises(InputError, match="is no finished annotate or look"):
         planned(rates, hours=1.0, from_run=str(tmp_path / "run"))
 
 

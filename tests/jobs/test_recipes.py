@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 
+from jobs import train
 from jobs.annotate.job import AnnotateRecipe
 from jobs.bootstrap import BootstrapRecipe, plan, run
 from jobs.ingest.job import IngestRecipe
 from jobs.plan.job import PlanRecipe
+from jobs.predict.recipe import PredictRecipe
 from jobs.select.recipe import SelectRecipe
+from jobs.ship import ShipRecipe
 from wm.config import Recipe, read_toml
 from wm.errors import InputError
+from wm.packaged import resolve_packaged
 from wm.training import TrainRecipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "jobs" / "recipes"
@@ -41,8 +45,10 @@ KINDS: dict[str, type[Recipe]] = {
     "l-ft": TrainRecipe,
     "l-idm": TrainRecipe,
     "laptop": PlanRecipe,
+    "predict": PredictRecipe,
     "rounds": BootstrapRecipe,
     "select-7000": SelectRecipe,
+    "shipped": ShipRecipe,
     "something-v2": IngestRecipe,
 }
 """Which job reads a file, by its name."""
@@ -67,7 +73,7 @@ def test_every_recipe_is_read_by_its_job(path: Path) -> None:
         found = getattr(recipe, key)
         assert (found.model_dump() if isinstance(found, Recipe) else found) != {}, key
         if not isinstance(value, (dict, list)):
-            assert found == value
+            assert found == resolve_packaged(value) if isinstance(value, str) else found == value
     assert path.read_text().startswith("# "), "the first line says what the recipe is for"
 
 
@@ -98,11 +104,14 @@ def test_the_papers_training_recipes() -> None:
 
 @pytest.mark.parametrize("path", [file for file in FILES if KINDS.get(file.stem) is BootstrapRecipe], ids=name_of)
 def test_every_stage_of_a_loop_resolves(path: Path) -> None:
-    recipe = BootstrapRecipe.load(path)
+    # By default from the shipped base; with an empty base_model it is trained first.
+    shipped = plan(BootstrapRecipe.load(path))
+    assert {stage.recipe.base for stage in shipped if stage.run is train.run} == {resolve_packaged("nano:base")}
+    recipe = BootstrapRecipe.load(path, ["base_model="])
     stages = plan(recipe)
     names = [stage.name for stage in stages]
-    first = [] if recipe.base_model else ["base"]
-    assert len(set(names)) == len(names) and names[: len(first) + 4] == [*first, "world", "clips", "triplets", "test"]
+    assert [stage.name for stage in shipped] == names[1:]
+    assert len(set(names)) == len(names) and names[:5] == ["base", "world", "clips", "triplets", "test"]
     assert names[-3:] == ["preview", "evaluate", "report"]
     by_name = {stage.name: stage.recipe.model_dump() for stage in stages}
     for name, values in by_name.items():

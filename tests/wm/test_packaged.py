@@ -1,5 +1,6 @@
 """Names of what is installed with the package: ``nano:base`` and packaged recipes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,14 @@ def test_recipes_read_the_path_and_record_the_name():
 
 def test_loaders_take_names():
     assert load_model("nano:base").codec_id == load_codec("nano:base").codec_id
-    assert digest_of(SHIPPED / "base") == digest_of(resolve_packaged("nano:base"))
+
+
+def test_a_shipped_input_is_the_same_wherever_it_is_installed(tmp_path):
+    shutil.copytree(SHIPPED, tmp_path / "shipped", copy_function=shutil.copyfile)  # other file times
+    for name in shipped_names():
+        copy = tmp_path / "shipped" / name.removeprefix("nano:")
+        assert digest_of(copy) == digest_of(resolve_packaged(name))
+    assert len({digest_of(path) for path in (SHIPPED / "images").glob("*.png")}) == 6
 
 
 def test_packaged_recipes_are_found_from_any_folder(tmp_path, monkeypatch):

@@ -52,6 +52,8 @@ NO_PATHS = {
     # Labels of tables, and an entry of [models.NAME].
     *("Labels.zero_shot", "Labels.finetuned", "Labels.bootstrapped", "Labels.unweighted", "Labels.idm"),
     *("ModelEntry.idm", "EvaluateRecipe.idm"),
+    # Keys of another recipe, as on a command line.
+    "BenchmarkRecipe.overrides",
     # Relative to another key.
     *("IngestRecipe.file", "BootstrapData.train_file", "BootstrapData.test_file", "BootstrapData.tune_file"),
     # Of a model's manifest, which is no command.

@@ -3,6 +3,7 @@
 Not known here: how the models were trained and measured (``jobs.ship``).
 """
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +83,7 @@ def scene_state(name: str) -> State:
 
 
 def write_images(out: Path) -> list[str]:
-    """Write the shipped images as PNG and :data:`ACTIONS_FILE`; an existing folder is replaced.
+    """Write the shipped images as PNG, :data:`ACTIONS_FILE` and a record; an existing folder is replaced.
 
     Args:
         out: The folder to write.
@@ -91,10 +92,14 @@ def write_images(out: Path) -> list[str]:
         The images' names, without ``.png``.
     """
     with replace_folder(out) as folder:
+        digests = {}
         for number, name in enumerate(_SCENES):
             # A generator each: an image stays as it is when others are added.
             pixels_HWC = render(scene_state(name), Camera(), np.random.default_rng([7, number]))
-            (folder / f"{name}.png").write_bytes(encode_png(pixels_HWC))
+            (folder / f"{name}.png").write_bytes(png := encode_png(pixels_HWC))
+            digests[f"{name}.png"] = hashlib.sha256(png).hexdigest()[:16]
+        # By the record an image is the same input wherever and whenever the package was installed, not by file times.
+        write_json(folder / "run.json", {"stage": "images", "recipe": {}, "inputs": digests})
         write_json(folder / ACTIONS_FILE, {f"{name}.png": actions for name, (_, _, actions) in _SCENES.items()})
     return list(_SCENES)
 

@@ -132,6 +132,7 @@ class ClipReader:
             start_s=start_s,
             end_s=end_s,
         )
+        # 2. Each rule's key-frames are read in colour.
         scan_s = time.perf_counter() - begin_s
         clips: dict[str, Clip] = {}
         for rule, scan in scans.items():
@@ -155,7 +156,7 @@ class ClipReader:
         # Fewer than two key-frames make no pair: nothing is read in colour.
         if len(scan.keyframes) < 2:
             return Clip(scan, [], [], "", scan_s=scan_s)
-        # 2. Only those are read in colour.
+        # Only those are read in colour.
         begin_s = time.perf_counter()
         encoded, reader, fallback = self._fetch_images(path, scan)
         return Clip(

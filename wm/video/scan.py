@@ -149,9 +149,7 @@ def scan_rules(
     # 2. Exact motion only where it can change a rule's own choice; what one has measured serves the next.
     measure = _remember(walk.measure)
     refine = _remember(walk.refine) if walk.quarters is not None else None
-    curves = {
-        name: _measure_motion(walk, rule, limits, measure, refine) for name, rule in keyframe_rules.items()
-    }
+    curves = {name: _measure_motion(walk, rule, limits, measure, refine) for name, rule in keyframe_rules.items()}
     # 3. Choose; the decoded frames are no longer needed.
     walk.decoded = walk.quarters = None
     scans = {}

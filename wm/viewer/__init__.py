@@ -1,4 +1,4 @@
-"""A static page to look at a triplet data set: contact sheet, filters, motion curves, rejects by reason."""
+"""Static pages: triplets with filters, motion curves and rejects; and clips with the pairs proposed of them."""
 
 from wm.viewer.build import Limits, plan_page, write_page
 from wm.viewer.source import open_source

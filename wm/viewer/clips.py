@@ -55,7 +55,7 @@ class KeyframeMark(TypedDict):
 class PairCard(TypedDict):
     """A proposed pair, of a key-frame and the next one."""
 
-    numbers: Mapping[str, float | None]
+    numbers: Mapping[str, object]  # what the filters compare, null where it was not measured
     findings: list[str]
     reason: str
     repeats_known: bool
@@ -82,7 +82,7 @@ class ClipCard(TypedDict):
     rules: dict[str, RuleCard]
 
 
-class UnreadClip(TypedDict):
+class FailedClip(TypedDict):
     """A clip that could not be read, or not within the time."""
 
     key: str
@@ -105,6 +105,7 @@ def encode_timed_curve(
         The curve.
     """
     values_T = np.nan_to_num(np.asarray(motion_T, dtype=np.float64))
+    # A peak is what a key-frame is chosen for: it must not be averaged away.
     step = max(1, -(-len(values_T) // max_points))
     at = [begin + int(values_T[begin : begin + step].argmax()) for begin in range(0, len(values_T), step)]
     gaps_ms = np.diff(times_T) * 1000 if len(times_T) > 1 else np.zeros(1)
@@ -130,6 +131,7 @@ def build_sheet(images: Mapping[int, bytes], name: str, side_px: int) -> tuple[C
     Returns:
         Where each frame's image is, and the sheet as WebP.
     """
+    # Two cells a row, as the sprites of triplets have; the last may stay empty.
     frames = sorted(images)
     cells: list[bytes | None] = [images[frame] for frame in frames]
     cells += [None] * (len(cells) % 2)
@@ -156,7 +158,7 @@ def write_clips_page(out: Path, title: str, data: Mapping[str, object], clips: S
     Args:
         out: Folder of the page.
         title: Headline.
-        data: Summary, settings, unread clips.
+        data: Summary, settings, failures clips.
         clips: In the order in which they show.
 
     Returns:
@@ -168,6 +170,7 @@ def write_clips_page(out: Path, title: str, data: Mapping[str, object], clips: S
     for name in WEB_FILES:
         write_text(folder / name, (files("wm.viewer") / "web" / name).read_text(encoding="utf-8"))
     write_text(out / "index.html", render_template("wm.viewer", "web", "clips.html", title=title))
+    # Images of clips that are not on the page, such as those of other budgets, do not count.
     used = {clip["sheet"]["file"] for clip in clips if clip["sheet"]}
     names = [path for path in folder.iterdir() if path.name in used or not re.match(r"clip-\d+\.webp$", path.name)]
     return sum(path.stat().st_size for path in [*names, out / "index.html"])

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from jobs.annotate.recipe import AnnotateRecipe
-from jobs.curves import CurvesRecipe
+from jobs.look import LookRecipe
 from jobs.plan.recipe import PlanRecipe
 from wm.config import Recipe
 from wm.errors import InputError
@@ -72,8 +72,8 @@ def test_record_of_earlier_keys_is_the_same_run() -> None:
         (AnnotateRecipe, "num_workers=3", "resources.num_decoders"),
         (AnnotateRecipe, "idm_batch=3", "resources.idm_batch_size"),
         (AnnotateRecipe, "memory_limit_mb=3", "limits.memory_limit_mib"),
-        (CurvesRecipe, "motion=dis", "keyframes.motion"),
-        (CurvesRecipe, "time_limit_s=3", "limits.time_limit_s"),
+        (LookRecipe, "motion=dis", "keyframes.motion"),
+        (LookRecipe, "time_limit_s=3", "limits.time_limit_s"),
         (PlanRecipe, "annotate_on=cpu", "resources.annotate_on"),
     ],
 )

@@ -130,7 +130,6 @@ def test_the_loop_runs_goes_on_and_stands_still(tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     assert run(recipe(out, fdm=TRAINING | {"optim": {"lr": 1e-3}}), dry_run=True) == {}
     states = {line.split()[1]: line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()[1:]}
-    assert set(states) == STAGES | LATER
     assert {name for name, state in states.items() if "another recipe" in state} == LATER - {
         "preview",
         "evaluate",

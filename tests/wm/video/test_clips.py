@@ -2,6 +2,7 @@
 
 import io
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,3 +97,24 @@ def test_stored_images_have_the_short_side_and_suit_the_codec():
     assert limit_short_side(pixels, 90) is pixels
     assert limit_short_side(pixels, 32).shape == (32, 43, 3)
     assert np.array_equal(fit_square(limit_short_side(pixels, 32), 32), fit_square(pixels, 32))
+
+
+@pytest.mark.parametrize("motion", ["dis", "farneback"])
+def test_several_rules_after_one_pass_give_what_each_gives_alone(tmp_path, motion):
+    path = write_video(tmp_path / "c.mp4", [marked_frame(index, 96, 160) for index in range(50)])
+    rules = ["greedy_spacing", "top_then_spacing"]
+    settings = ClipSettings(motion=motion, min_interval_frames=9, max_keyframes=6)
+    one = ClipReader(settings)
+    together = one.read_rules(path, rules)
+    assert together["greedy_spacing"].scan.keyframes != together["top_then_spacing"].scan.keyframes
+    for rule in rules:
+        one.settings = replace(settings, rule=rule)
+        alone = one.read(path)
+        assert together[rule].images_png == alone.images_png and together[rule].scan.cuts == alone.scan.cuts
+        assert together[rule].scan.keyframes == alone.scan.keyframes
+        np.testing.assert_array_equal(together[rule].scan.motion, alone.scan.motion)
+        np.testing.assert_array_equal(together[rule].scan.measured, alone.scan.measured)
+    one.deadline = time.monotonic()
+    with pytest.raises(VideoError, match="time_out"):
+        one.read(path)
+    one.close()

@@ -30,10 +30,11 @@ wm.drawSummary = () => {
     [`${wm.grouped(counts.videos)} of ${wm.grouped(data.listed)}`, "clips looked at"], [wm.grouped(classes), "classes"],
     [counts.decoded ? wm.seconds(counts.video_s / counts.decoded) : "–", "mean length"], [mean(counts.keyframes), "key-frames a clip"],
     [mean(counts.pairs), "pairs a clip"], [`${wm.grouped(counts.kept)} of ${wm.grouped(counts.pairs)}`, "pairs kept"],
-    [wm.grouped(data.unread.length), "clips not read"],
+    [wm.grouped(data.failures.length), "clips not read"],
   ];
   wm.byId("summary").replaceChildren(
     ...figures.map(([value, name]) => wm.el("div", { class: "figure" }, wm.el("b", { text: value }), wm.el("span", { text: name }))),
+    ...data.notices.map((text) => wm.el("p", { class: "notice", text })),
     ...(counts.videos < data.listed ? [wm.el("p", { class: "notice", text: `A sample, evenly spread over classes and list: ${wm.grouped(counts.videos)} of ${wm.grouped(data.listed)} clips. The same command looks at more; budget_s and max_clips set how many.` })] : []),
   );
   wm.byId("panels").replaceChildren(wm.filterPanel(counts), wm.wholePanel(counts), wm.settingsPanel());
@@ -57,12 +58,12 @@ wm.filterPanel = (counts) => {
 wm.span = (seconds) => (seconds >= 5400 ? `${(seconds / 3600).toFixed(1)} h` : seconds >= 90 ? `${(seconds / 60).toFixed(1)} min` : `${seconds.toFixed(0)} s`);
 
 wm.wholePanel = (counts) => {
-  const { data, state } = wm, expected = data.expected[state.rule], about = counts.videos < data.listed ? "about " : "";
+  const { data, state } = wm, expected = data.expectations[state.rule], about = counts.videos < data.listed ? "about " : "";
   const list = wm.el("dl", {});
   const add = (name, value) => list.append(wm.el("dt", { text: name }), wm.el("dd", { text: value }));
   add("clips", `${wm.grouped(data.listed)}, ${about}${wm.span(expected.length_s)} of video`);
   add("pairs", `${about}${wm.grouped(Math.round(expected.pairs))}, of which ${wm.grouped(Math.round(expected.kept))} pass the filters above`);
-  add("reading them", `${about}${wm.span(expected.reading_s)} of one core of this machine, before the model's part`);
+  add("reading them", `${about}${wm.span(expected.reading_s)} of one core of this machine, as busy as it was; the model comes on top`);
   return wm.el("section", { class: "panel" }, wm.el("h2", { text: "An annotation of the whole set" }), list,
     wm.el("p", { class: "soft small", text: "The same settings, with an inverse model; then what it takes on a cluster:" }),
     ...data.commands.map((text) => wm.el("pre", { tabindex: "0", text: state.rule === data.rule ? text : wm.withRule(text) })));
@@ -86,10 +87,10 @@ wm.settingsPanel = () => {
 
 // Pairs a clip at other values of max_keyframes; null where they cannot be told without reading the clips again.
 wm.otherSettings = () => {
-  const { others, rules, rule, settings } = wm.data;
-  if (!others) return null;
-  const head = wm.el("tr", {}, ...["pairs a clip at K_f =", ...others.map((row) => row.max_keyframes)].map((text) => wm.el("th", { scope: "col", text })));
-  const body = rules.map((name) => wm.el("tr", {}, wm.el("td", { text: name.replaceAll("_", " ") }), ...others.map((row) =>
+  const { alternatives, rules, rule, settings } = wm.data;
+  if (!alternatives) return null;
+  const head = wm.el("tr", {}, ...["pairs a clip at K_f =", ...alternatives.map((row) => row.max_keyframes)].map((text) => wm.el("th", { scope: "col", text })));
+  const body = rules.map((name) => wm.el("tr", {}, wm.el("td", { text: name.replaceAll("_", " ") }), ...alternatives.map((row) =>
     wm.el("td", { class: name === wm.state.rule && row.max_keyframes === settings["keyframes.max_keyframes"] ? "here" : null, text: row.pairs[name].toFixed(2) }))));
   return wm.el("table", {}, wm.el("thead", {}, head), wm.el("tbody", {}, ...body));
 };
@@ -177,12 +178,12 @@ wm.clipCurve = (clip) => {
 };
 
 wm.drawUnread = () => {
-  const { unread } = wm.data;
-  if (!unread.length) return;
+  const { failures } = wm.data;
+  if (!failures.length) return;
   const head = wm.el("tr", {}, ...["clip", "class", "reason", "detail"].map((text) => wm.el("th", { scope: "col", text })));
-  const body = unread.map((clip) => wm.el("tr", {}, ...[clip.key, clip.class_label, clip.reason, clip.detail].map((text) => wm.el("td", { text: text || "–" }))));
+  const body = failures.map((clip) => wm.el("tr", {}, ...[clip.key, clip.class_label, clip.reason, clip.detail].map((text) => wm.el("td", { text: text || "–" }))));
   const table = wm.el("table", {}, wm.el("thead", {}, head), wm.el("tbody", {}, ...body));
-  wm.byId("unread").append(wm.el("h2", { text: `Clips not read (${wm.grouped(unread.length)})` }), wm.el("div", { class: "scroll" }, table));
+  wm.byId("unread").append(wm.el("h2", { text: `Clips not read (${wm.grouped(failures.length)})` }), wm.el("div", { class: "scroll" }, table));
 };
 
 // The address holds the view, so that it can be passed on.

@@ -15,9 +15,9 @@ import jobs.annotate.job
 from jobs.annotate.annotator import Annotator
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.shards import shard_table
-from jobs.curves import CurvesRecipe
-from jobs.curves import run as run_curves
 from jobs.ingest.job import IngestRecipe
+from jobs.look import LookRecipe
+from jobs.look import run as run_look
 from tests.helpers.annotate_data import recipe, rows
 from tests.helpers.video_files import marked_frame, write_video
 from wm.config import Recipe
@@ -137,9 +137,9 @@ def test_each_becomes_a_reject_and_the_others_are_annotated(
     assert json.loads((tmp_path / "out" / "run.json").read_text())["passed_over"]["not_unicode"]["count"] == 2
 
 
-def test_curves_skips_them_by_name(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = run_curves(CurvesRecipe(videos=str(tree), out=str(tmp_path / "out")))
-    assert record["counts"]["skipped_by_reason"] == {"bad_name": 2} and record["counts"]["drawn"] == 1
+def test_look_lists_them_by_name(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = run_look(LookRecipe(videos=str(tree), out=str(tmp_path / "out")))
+    assert record["counts"]["failed_by_reason"] == {"bad_name": 2} and record["counts"]["decoded"] == 1
     assert "caf\\xe9 100%.mp4" in capsys.readouterr().err
 
 
@@ -168,11 +168,11 @@ def test_aurora_lists_that_are_none_are_named_in_a_line(tmp_path: Path, text: st
 @pytest.mark.parametrize(
     ("kind", "overrides"),
     [
-        (CurvesRecipe, ["videos=caf\udce9", "out=x"]),
+        (LookRecipe, ["videos=caf\udce9", "out=x"]),
         (IngestRecipe, ["root=caf\udce9", "file=x.json", "out=x"]),
         (IngestRecipe, ["root=r", "file=caf\udce9.csv", "out=x", "dataset_layout=epic"]),
-        (CurvesRecipe, ["videos=v", "out=x", "limit=" + "1" * 5000]),
-        (CurvesRecipe, ["videos=v", "out=x", "limit=" + "[" * 100_000]),
+        (LookRecipe, ["videos=v", "out=x", "max_clips=" + "1" * 5000]),
+        (LookRecipe, ["videos=v", "out=x", "max_clips=" + "[" * 100_000]),
     ],
 )
 def test_recipes_name_such_values_in_a_line(kind: type[Recipe], overrides: list[str]) -> None:

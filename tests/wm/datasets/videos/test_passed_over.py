@@ -8,8 +8,8 @@ import imageio_ffmpeg
 import pytest
 
 from jobs.annotate.job import run as run_annotate
-from jobs.curves import CurvesRecipe
-from jobs.curves import run as run_curves
+from jobs.look import LookRecipe
+from jobs.look import run as run_look
 from jobs.plan.job import PlanRecipe
 from jobs.plan.job import run as run_plan
 from tests.helpers.storage_servers import s3_server
@@ -251,12 +251,12 @@ LINES = (
 )
 
 
-def test_curves_says_what_was_passed_over_and_keeps_it(clips, tmp_path, capsys):
-    recipe = CurvesRecipe(videos=str(clips), out=str(tmp_path / "out"))
-    run_curves(recipe, dry_run=True)
+def test_look_says_what_was_passed_over_and_keeps_it(clips, tmp_path, capsys):
+    recipe = LookRecipe(videos=str(clips), out=str(tmp_path / "out"))
+    run_look(recipe, dry_run=True)
     message = capsys.readouterr().out
     assert LINES in message
-    record = run_curves(recipe)
+    record = run_look(recipe)
     assert LINES in capsys.readouterr().out
     assert record["passed_over"] == passed_over_of(list_videos(str(clips)))
     assert json.loads((tmp_path / "out" / "run.json").read_text())["passed_over"].keys() == {"other_endings", "hidden"}
