@@ -54,20 +54,7 @@ def main(
         The exit status. 0: done, or nothing left to do. 1: the disk is full or not writable, or memory does not
         suffice. 2: bad input. 130: interrupted. Each of the last three is reported in one line.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog or f"python -m jobs.{name}",
-        description=description,
-        epilog=f"{_KEYS_HEADING}\n\n{describe_fields(recipe_class)}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "settings",
-        nargs="*",
-        metavar="recipe.toml | key=value",
-        help="one recipe at most: a file (any path that exists is one), or the name of an installed one, such as "
-        "nano/demo; then overrides",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
+    parser = _build_parser(recipe_class, prog or f"python -m jobs.{name}", description)
     arguments, options = parser.parse_known_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("wm.sampling").setLevel(logging.INFO)  # it reports which batch size it chose
@@ -96,6 +83,24 @@ def main(
         print(f"error: {cause}{folder}\nwhat is finished is kept, the same command resumes", file=sys.stderr)
         return 1
     return 0
+
+
+def _build_parser(recipe_class: type[Recipe], prog: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=f"{_KEYS_HEADING}\n\n{describe_fields(recipe_class)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="recipe.toml | key=value",
+        help="one recipe at most: a file (any path that exists is one), or the name of an installed one, such as "
+        "nano/demo; then overrides",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
+    return parser
 
 
 def load_recipe(recipe_class: type[RecipeT], settings: Sequence[str]) -> RecipeT:

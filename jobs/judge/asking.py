@@ -66,6 +66,7 @@ def spent_so_far(store: JudgementStore, recipe: JudgeRecipe) -> float:
         store: The replies.
         recipe: Prices.
     """
+    # Failed attempts cost as much as others.
     lines = [*store.judged.values(), *(line for failures in store.failures.values() for line in failures)]
     return recipe.cost(
         sum(line["input_tokens"] or 0 for line in lines), sum(line["output_tokens"] or 0 for line in lines)
@@ -105,6 +106,7 @@ def estimate_cost(
     Returns:
         Input tokens, and the price in the currency of the recipe's prices.
     """
+    # Replies are counted at their max length: an estimate that is too low would be found when the money is spent.
     tokens = sum(_count_tokens(question.item, bench, template, recipe) for question in pending)
     return tokens, recipe.cost(tokens, len(pending) * recipe.max_tokens)
 
@@ -146,6 +148,7 @@ class _Asker:
         self.session, self._on_judged = session, on_judged
         self.unanswered: list[Pending] = []
         self.stop: Exception | None = None
+        # The store may be shared: what other runs spent counts too.
         self._budget = _Budget(session.recipe, session.spent())
         self._waiting = deque(pending)
         self._running: dict[Future[Reply], tuple[Pending, float]] = {}
@@ -219,6 +222,7 @@ def build_line(key: str, reply: Reply) -> JudgementLine:
     Returns:
         The line, with scores or with the reason why there are none.
     """
+    # Filled in below; a line without scores is as valuable as one with them, since it is not asked again for ever.
     line: JudgementLine = {
         "key": key,
         "editing_success": None,
@@ -253,6 +257,7 @@ class _Budget:
 
     def reserve(self, price: float) -> bool:
         """Return whether a request of that price still fits, and count it."""
+        # What is on its way may cost its full estimate.
         if self._max_cost and self._spent + self._reserved + price > self._max_cost:
             return False
         self._reserved += price

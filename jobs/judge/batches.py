@@ -47,7 +47,7 @@ def ask_in_batches(session: JudgeSession, pending: Sequence[Pending], on_judged:
 
     Raises:
         CostReachedError: The questions may cost more than is left of ``max_cost``; none of them is sent.
-        InputError: No request can succeed, or a batch failed as a whole.
+        InputError: No request can succeed, or a batch failed.
     """
     path = session.store.folder / "batches.json"
     waiting, unanswered = {question.key: question for question in pending}, dict[str, Pending]()
@@ -80,7 +80,7 @@ def ask_in_batches(session: JudgeSession, pending: Sequence[Pending], on_judged:
 
 
 def _check_cost(session: JudgeSession, questions: Sequence[Pending]) -> None:
-    """Raise :class:`CostReachedError` if questions may cost too much: a batch is sent as a whole."""
+    """Raise :class:`CostReachedError` if questions may cost too much: a batch cannot be stopped halfway."""
     price, spent = sum(session.max_price(question.item) for question in questions), session.spent()
     max_cost = session.recipe.max_cost
     if max_cost and spent + price > max_cost:
@@ -117,6 +117,7 @@ def _write_files(session: JudgeSession, questions: Sequence[Pending]) -> Iterato
     with tempfile.TemporaryDirectory(prefix="wm-judge-") as folder:
         path, keys, size = Path(folder) / "requests.jsonl", list[str](), 0
         for question in questions:
+            # The key comes back with the reply, whatever the order.
             request = {"custom_id": question.key, "method": "POST", "url": _ENDPOINT}
             line = json.dumps(request | {"body": session.body(question.item)}) + "\n"
             if keys and (len(keys) == _MAX_REQUESTS or size + len(line) > _MAX_BYTES):
@@ -134,6 +135,7 @@ def _write_files(session: JudgeSession, questions: Sequence[Pending]) -> Iterato
 def _send(client: JudgeClient, path: Path) -> str:
     import openai
 
+    # OpenAI's client repeats both where that helps.
     try:
         file = client.client.files.create(file=path, purpose="batch")
         return client.client.batches.create(input_file_id=file.id, endpoint=_ENDPOINT, completion_window="24h").id
@@ -155,7 +157,7 @@ def _receive(client: JudgeClient, sent: SentBatch, poll_s: float) -> dict[str, R
             batch = client.client.batches.retrieve(sent["id"])
         if batch.status == "failed":
             problems = "; ".join(str(item.message) for item in (batch.errors.data or [])) if batch.errors else ""
-            raise _BatchFailedError(f"batch {sent['id']} failed as a whole: {problems:.300}")
+            raise _BatchFailedError(f"batch {sent['id']} failed: {problems:.300}")
         # Both files have a line a request: replies, and requests that were refused.
         for file_id in (batch.output_file_id, batch.error_file_id):
             data = client.client.files.content(file_id).content if file_id else b""
@@ -171,6 +173,7 @@ def _receive(client: JudgeClient, sent: SentBatch, poll_s: float) -> dict[str, R
 def _to_reply(line: dict[str, Any]) -> Reply | None:
     response = line.get("response") or {}
     body = response.get("body") or {}
+    # Each line has a status of its own, as a single request would.
     status = response.get("status_code")
     if status == 200:
         return to_reply(body)

@@ -81,6 +81,7 @@ class JudgeClient:
         """
         import openai
 
+        # A copy: the body is another request's too when structured output is given up.
         fields = dict(body)
         while True:
             if not self.is_structured:
@@ -100,6 +101,7 @@ class JudgeClient:
         """Convert an error of the client: :class:`InputError` where the run must end, else :class:`UnansweredError`."""
         import openai
 
+        # In the order from "nothing will ever succeed" to "later".
         detail = to_line(error, _SHOWN_CHARS)
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             return InputError(f"{self._where} refuses the key in {self._recipe.api_key_variable}: {detail}")
@@ -121,6 +123,7 @@ def to_reply(completion: Mapping[str, Any]) -> Reply:
     Returns:
         Text, refusal, model and tokens; absent ones are None.
     """
+    # Endpoints of one's own leave out what OpenAI's API always has.
     choice = (completion.get("choices") or [{}])[0] or {}
     message, usage = choice.get("message") or {}, completion.get("usage") or {}
     return Reply(

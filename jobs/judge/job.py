@@ -64,15 +64,7 @@ def run(recipe: JudgeRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """
     # 1. What is to be judged; everything that can be wrong is found before the first request.
     template = load_template(recipe.template)
-    sets = [(folder, list_predictions(folder)) for folder in recipe.predictions]
-    check_systems(sets)
-    bench = Bench(recipe.triplets, recipe.subset, recipe.limit, recipe.source_view)
-    facts = [row for _, rows in sets for row in rows]
-    items = choose_items(facts, bench.ids, recipe.num_candidates, recipe.systems)
-    if recipe.copy_baseline:
-        items += copy_items(bench.ids)
-    if not items:
-        raise InputError(f"no system has a prediction at num_candidates = {recipe.num_candidates}")
+    bench, items = _choose(recipe)
     inputs = {"template": template.digest, "triplets": digest_of(recipe.triplets)}
     inputs |= {f"predictions {number}": digest_of(folder) for number, folder in enumerate(recipe.predictions)}
     stage = Run(recipe.out, "judge", recipe, inputs)
@@ -107,9 +99,11 @@ def run(recipe: JudgeRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         )
     # 4. Figures.
     scores = _list_scores(keyed, bench, store)
+    # Every judgement by itself, so that others can pair and resample them.
     rows = [{**vars(score), "final": score.final, "key": key} for score, (key, _, _) in zip(scores, keyed, strict=True)]
     write_table(rows, Path(recipe.out) / "scores.parquet", SCORES_SCHEMA)
     table = compute_figures(scores, bench.subsets)
+    # Counted: a mean says by itself only what was judged.
     unjudged = sum(score.failure is not None for score in scores)
     counts = {
         "judgements": len(scores),
@@ -121,6 +115,21 @@ def run(recipe: JudgeRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     report.print_table(table)
     print(f"judge: {len(scores) - unjudged:,} of {len(scores):,} judged by {recipe.model}: {recipe.out}/scores.parquet")
     return record
+
+
+def _choose(recipe: JudgeRecipe) -> tuple[Bench, list[JudgeItem]]:
+    """Read the bench and choose the predictions that are judged, the source's own among them."""
+    sets = [(folder, list_predictions(folder)) for folder in recipe.predictions]
+    # Two systems of one name would share a row of the table.
+    check_systems(sets)
+    bench = Bench(recipe.triplets, recipe.subset, recipe.limit, recipe.source_view)
+    facts = [row for _, rows in sets for row in rows]
+    items = choose_items(facts, bench.ids, recipe.num_candidates, recipe.systems)
+    if recipe.copy_baseline:
+        items += copy_items(bench.ids)
+    if not items:
+        raise InputError(f"no system has a prediction at num_candidates = {recipe.num_candidates}")
+    return bench, items
 
 
 @contextmanager

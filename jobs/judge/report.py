@@ -30,6 +30,7 @@ def print_table(table: Sequence[SystemFigures]) -> None:
     Args:
         table: Figures of all systems.
     """
+    # The paper's order: the final score first, then what it is the minimum of.
     columns = _columns(table)
     for criterion in CRITERIA:
         rows = [
@@ -40,6 +41,7 @@ def print_table(table: Sequence[SystemFigures]) -> None:
             for row in table
         ]
         _print_rows([[criterion.replace("_", " "), *columns], *rows])
+    # What a figure is not of is said beside it.
     for row in table:
         for problem, counts in (("without a prediction", row["missing"]), ("not judged", row["unjudged"])):
             if counts:
@@ -50,6 +52,7 @@ def print_table(table: Sequence[SystemFigures]) -> None:
 
 
 def _columns(table: Sequence[SystemFigures]) -> list[str]:
+    # Subsets in the bench's order, averages last.
     names = dict.fromkeys(name for row in table for name in row["figures"]["final"])
     return [
         *(name for name in names if name not in (MACRO, MICRO)),

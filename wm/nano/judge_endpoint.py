@@ -57,6 +57,7 @@ def answer(body: bytes) -> str:
     Returns:
         The judge's text. Where it cannot judge it says so in words, as models do.
     """
+    # Whatever comes is answered: a judge that breaks off a connection would be asked again and again.
     try:
         parts = json.loads(body)["messages"][-1]["content"]
         text = "\n".join(part["text"] for part in parts if part["type"] == "text")
@@ -87,6 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer ``/v1/chat/completions``."""
+        # Bounded before anything is read.
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > _MAX_BODY_BYTES:
             self.close_connection = True
@@ -121,6 +123,7 @@ def serve_judge() -> Iterator[str]:
     Yields:
         The base URL for OpenAI's client.
     """
+    # Port 0: the system chooses a free one, so that two runs do not meet.
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, name="tabletop-judge", daemon=True)

@@ -85,9 +85,11 @@ def compute_figures(scores: Sequence[ItemScore], subsets: Mapping[str, str]) -> 
     groups: dict[tuple[str, int], list[ItemScore]] = defaultdict(list)
     for score in scores:
         groups[score.system, score.num_candidates].append(score)
+    # Sizes are the bench's, not those of what was judged.
     sizes = Counter(subsets.values())
     table: list[SystemFigures] = []
     for (system, num_candidates), group in groups.items():
+        # Without a prediction there is nothing to judge, which is another thing than a failure of the judge.
         present = Counter(subsets[triplet_id] for triplet_id in {score.triplet_id for score in group})
         runs = {(score.run, score.sampling_seed, score.repeat) for score in group}
         table.append(
@@ -158,6 +160,7 @@ def _figure(group: Sequence[ItemScore], criterion: Criterion, expected: int) -> 
         return None
     # Items are what the interval is over: several judgements of one item are no further items.
     items = [mean(values) for values in by_item.values()]
+    # Bounded by the scale, 0 to 10.
     low, high = mean_interval(np.array(items), top=TOP)
     return {
         "mean": mean(items),

@@ -49,6 +49,7 @@ class Bench:
         table = read_table(triplets_folder(folder), columns=["triplet_id", "source_image", "action", subset])
         if not table.num_rows:
             raise InputError(f"no triplet in {folder}")
+        # Images stay encoded: a bench of thousands fits into memory.
         rows = table.take(spread_rows(table.num_rows, limit or None)).to_pylist()
         self.folder, self._view = folder, view
         self.ids: list[str] = [row["triplet_id"] for row in rows]
@@ -103,6 +104,7 @@ class Bench:
         source_png = encode_png(pixels_HWC)
         if item.prediction is None:
             return source_png, source_png
+        # As it is stored: encoding anew would change nothing but cost time.
         return source_png, read_image_bytes(item.prediction["file"], [item.prediction["row"]])[0]
 
     def sizes_px(self, item: JudgeItem) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -141,11 +143,13 @@ def choose_items(
         is_known |= row["triplet_id"] in order
         if row["triplet_id"] in order and row["decoding"] != "greedy" and (not systems or row["system"] in systems):
             groups[row["triplet_id"], row["system"], row["run"], row["sampling_seed"]].append(row)
+    # A misspelt system would be an empty row of the table.
     missing = [name for name in systems if name not in names]
     if missing:
         raise InputError(f"systems = {missing[0]!r:.100}: the prediction sets hold {', '.join(sorted(names))}")
     if not is_known:
         raise InputError("no prediction belongs to a triplet of this bench; were they made for another one?")
+    # One item a group and K, where the group has as many candidates.
     items = []
     for (triplet_id, system, run, seed), rows in groups.items():
         for count in num_candidates:

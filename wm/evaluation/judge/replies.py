@@ -59,6 +59,7 @@ def parse_reply(text: str | None) -> Judgement:
     """
     if not text or not text.strip():
         raise ReplyError("refusal", "empty reply")
+    # Checked in steps, so that the reason says what the judge got wrong.
     value = _parse_dictionary(text[:_MAX_CHARS])
     if "score" not in value:
         raise ReplyError("no score", f"keys {', '.join(map(str, value))}")
@@ -84,6 +85,7 @@ def _parse_dictionary(text: str) -> dict[object, object]:
     """Parse the text itself, its code fence, or what is between the first and the last brace."""
     fence = re.search(r"```[a-zA-Z]*\s*\n(.*?)```", text, re.DOTALL)
     begin, end = text.find("{"), text.rfind("}")
+    # From the strictest reading to the loosest: words around a dictionary may hold braces of their own.
     candidates = [text, fence.group(1) if fence else "", text[begin : end + 1] if 0 <= begin < end else ""]
     for candidate in filter(None, (candidate.strip() for candidate in candidates)):
         # JSON first, for its true and null; then the paper's Python dictionary with single quotes.

@@ -59,6 +59,7 @@ class JudgementStore:
         self._file: TextIO | None = None
 
     def _read(self, path: Path) -> Iterator[JudgementLine]:
+        # Bytes: a line that was cut within a character is no UTF-8.
         lines = path.read_bytes().split(b"\n")
         for number, data in enumerate(lines, 1):
             if not data:
@@ -88,6 +89,7 @@ class JudgementStore:
         Raises:
             InputError: Another process writes.
         """
+        # The kernel frees the lock of a writer that was killed.
         folder = self.folder / LINES
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("a") as lock:
