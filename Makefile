@@ -5,6 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# PyTorch's own index has the build for CPUs; the one of PyPI brings several GB of CUDA on Linux. TORCH_INDEX= takes that.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
@@ -16,8 +18,9 @@ help:
 	@echo "make test   install, then lint, types and tests"
 	@echo "make full   the demo with 3 seeds and controls: runs/full/report/report.html"
 	@echo "make serve  serve the demo's models, or those of the package before it, at http://127.0.0.1:8000/v1"
-	@echo "make soak   the long versions of tests: more kills, thousands of requests, a real training (a quarter of an hour)"
+	@echo "make soak   the long versions of tests: more kills, thousands of requests, real trainings (half an hour)"
 	@echo "make docs   build the documentation: build/docs/index.html; make docs-serve shows it while it is written"
+	@echo "make install TORCH_INDEX=   the install alone, with torch for GPUs"
 	@echo "make clean  remove the virtual environment and caches; runs/ stays"
 
 install: $(VENV)/.installed
@@ -44,6 +47,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(MOVED)
 		|| { tail -n 1 $(VENV)/.reach.log; echo "error: pip does not reach its package index; check the network, https_proxy and PIP_INDEX_URL" >&2; exit 1; }
 	@rm -rf $(VENV)/.reach $(VENV)/.reach.log
 	@touch $(VENV)/.installing && rm -f $@
+	@# Without its dependencies, which the next step takes from the usual index: only torch is asked for here.
+	@[ -z "$(TORCH_INDEX)" ] \
+		|| $(PIP) install --quiet --no-deps --timeout 10 --retries 1 --index-url $(TORCH_INDEX) -c constraints.txt torch \
+		|| { rm -f $(VENV)/.installing; echo "error: no torch for CPUs from TORCH_INDEX = $(TORCH_INDEX), pip's reason is above; make $(GOAL) TORCH_INDEX= takes the usual index's, on Linux with CUDA" >&2; exit 1; }
 	@$(PIP) install --quiet -c constraints.txt -e '.[dev]' \
 		|| { rm -f $(VENV)/.installing; echo "error: the install did not finish, pip's reason is above; the same command resumes" >&2; exit 1; }
 	@rm -f $(VENV)/.installing

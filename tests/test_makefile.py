@@ -17,6 +17,7 @@ case "$*" in
     "-c import ensurepip"*) [ "$FAIL" != venv ] || exit 1 ;;
     "-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
     *" download "*) [ "$FAIL" != network ] || { echo "ERROR: no answer"; exit 1; } ;;
+    *" install "*" torch") [ "$FAIL" != torch ] || exit 1 ;;
     *" install "*) [ "$FAIL" != pip ] || exit 1; [ "$FAIL" != kill ] || kill -9 $PPID ;;
 esac
 """
@@ -34,13 +35,13 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def make(checkout: Path, fail: str = "", python: str | None = None) -> tuple[int, str, list[str]]:
+def make(checkout: Path, fail: str = "", python: str | None = None, *settings: str) -> tuple[int, str, list[str]]:
     """Status, what was printed, and what Python was asked, a word a request."""
     log = checkout.parent / "log"
     log.write_text("")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "PYTHON"))}
     ended = subprocess.run(
-        ["make", "install", f"PYTHON={python or checkout.parent / 'python3.11'}"],
+        ["make", "install", f"PYTHON={python or checkout.parent / 'python3.11'}", *settings],
         cwd=checkout,
         env=environment | {"LOG": str(log), "FAIL": fail},
         capture_output=True,
@@ -58,7 +59,7 @@ def make(checkout: Path, fail: str = "", python: str | None = None) -> tuple[int
 
 def test_an_install_is_done_once_and_again_where_it_is_needed(checkout: Path) -> None:
     code, text, asked = make(checkout)
-    assert code == 0 and asked[-3:] == ["venv", "download", "install"] and "anew" not in text
+    assert code == 0 and asked[-4:] == ["venv", "download", "install", "install"] and "anew" not in text
     assert make(checkout)[2] == []
     # Newer requirements are installed into what is there.
     os.utime(checkout / "pyproject.toml", (2**32, 2**32))
@@ -87,6 +88,7 @@ def test_an_install_that_was_killed_is_made_anew(checkout: Path) -> None:
         ("version", "error: Python 3.11 is needed", "check"),
         ("venv", "has no venv or no pip; install them (Debian, Ubuntu: apt install python3.11-venv)", "check"),
         ("network", "error: pip does not reach its package index; check the network, https_proxy", "download"),
+        ("torch", "error: no torch for CPUs from TORCH_INDEX = https://download.pytorch.org/whl/cpu, pip's", "install"),
         ("pip", "error: the install did not finish, pip's reason is above", "install"),
     ],
 )
@@ -97,6 +99,16 @@ def test_what_is_missing_is_said_in_one_line(checkout: Path, fail: str, message:
     # It is done the next time, and nothing half-made is taken for whole.
     code, text, asked = make(checkout)
     assert code == 0 and asked[-1] == "install" and "anew" not in text
+
+
+def test_torch_comes_from_the_index_for_cpus_or_from_the_usual_one(checkout: Path) -> None:
+    assert make(checkout)[0] == 0
+    requests = (checkout.parent / "log").read_text().splitlines()
+    first, second = [line for line in requests if line.startswith("-m pip ") and " install " in line]
+    assert "--no-deps" in first and "--index-url https://download.pytorch.org/whl/cpu -c constraints.txt" in first
+    assert "-c constraints.txt -e .[dev]" in second and "index" not in second
+    shutil.rmtree(checkout / ".venv")
+    assert make(checkout, "torch", None, "TORCH_INDEX=")[2].count("install") == 1
 
 
 def test_the_demos_models_are_served_once_they_are_there(checkout: Path) -> None:

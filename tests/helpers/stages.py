@@ -6,13 +6,13 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from jobs.bootstrap.graph import Demand, Graph, find_inputs
 from jobs.bootstrap.plan import Stage
 from wm.config import Recipe
 from wm.errors import InputError
-from wm.paths import InputPath, OutputPath
+from wm.paths import INPUT, OutputPath
 
 LIMIT_S = 60.0
 """Longest wait for another stage: far more than it takes."""
@@ -20,7 +20,7 @@ LIMIT_S = 60.0
 
 class FakeRecipe(Recipe):
     out: OutputPath
-    reads: list[InputPath] = []
+    reads: Annotated[list[str], INPUT] = []
     act: Literal["write", "meet", "fail", "hang", "interrupt", "die", "break"] = "write"
     other: str = ""
     """With meet, hang and fail: name of a stage that must have begun."""
