@@ -18,7 +18,7 @@ help:
 	@echo "make test   install, then lint, types and tests"
 	@echo "make full   the demo with 3 seeds and controls: runs/full/report/report.html"
 	@echo "make serve  serve the demo's models, or those of the package before it, at http://127.0.0.1:8000/v1"
-	@echo "make soak   the long versions of tests: more kills, thousands of requests, a real training (a quarter of an hour)"
+	@echo "make soak   the long versions of tests: more kills, thousands of requests, real trainings (half an hour)"
 	@echo "make docs   build the documentation: build/docs/index.html; make docs-serve shows it while it is written"
 	@echo "make install TORCH_BACKEND=auto   the install alone, with torch for this machine's GPU"
 	@echo "make clean  remove the virtual environment and caches; runs/ stays"

@@ -162,6 +162,8 @@ def _build_row(key: KeyHelp) -> str:
     kind = "list of " * is_list + " or ".join(values) if len(values) > 1 else key.type_words
     kind += f", {key.bounds}" if key.bounds else ""
     default = key.default if key.default in ("required", "optional") else f"`{key.default}`"
+    # A default path of the checkout is the same on every machine.
+    default = default.replace(f"{RECIPES.parents[1]}/", "")
     # Other pages link to a key by its name.
     cells = f'<a id="{key.path}"></a>`{key.path}`', kind, default, key.text
     return f"| {' | '.join(_escape(cell) for cell in cells)} |"
