@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from wm.interrupts import exit_on_interrupt
+
 GROUPS: dict[str, dict[str, str]] = {
     "the whole loop": {
         "bootstrap": "annotate, train, verify and report, by one recipe",
@@ -96,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # Imported under its own name, not as __main__: Ray's workers find its functions by it.
     sys.argv = [f"wm {name}", *rest]
-    status: int = import_module("serve_apps.__main__" if name == "serve" else f"jobs.{name}").main()
+    with exit_on_interrupt():
+        module = import_module("serve_apps.__main__" if name == "serve" else f"jobs.{name}")
+    status: int = module.main()
     return status
 
 

@@ -72,10 +72,12 @@ def run(recipe: JudgeRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         print(f"judge: already complete in {recipe.out}")
         return read_run(recipe.out) or {}
     # 2. The questions. Equal images are one question.
-    settings, keyed = recipe.settings(), list[tuple[str, JudgeItem, int]]()
-    for item in items:
-        for repeat in range(recipe.repeats):
-            keyed.append((judgement_key(bench.question(item, repeat), template, settings), item, repeat))
+    settings = recipe.settings()
+    keyed = [
+        (judgement_key(bench.question(item, repeat), template, settings), item, repeat)
+        for item in items
+        for repeat in range(recipe.repeats)
+    ]
     questions = {key: item for key, item, _ in keyed}
     store = JudgementStore(recipe.store or recipe.out)
     pending = list_pending(questions, store, recipe.max_attempts)
@@ -98,6 +100,13 @@ def run(recipe: JudgeRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             "command asks the rest"
         )
     # 4. Figures.
+    return _write_figures(recipe, stage, keyed, bench, store)
+
+
+def _write_figures(
+    recipe: JudgeRecipe, stage: Run, keyed: Sequence[tuple[str, JudgeItem, int]], bench: Bench, store: JudgementStore
+) -> dict[str, Any]:
+    """Write every judgement and the means of them, and print the table; returns the run's record."""
     scores = _list_scores(keyed, bench, store)
     # Every judgement by itself, so that others can pair and resample them.
     rows = [{**vars(score), "final": score.final, "key": key} for score, (key, _, _) in zip(scores, keyed, strict=True)]
@@ -105,13 +114,12 @@ def run(recipe: JudgeRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     table = compute_figures(scores, bench.subsets)
     # Counted: a mean says by itself only what was judged.
     unjudged = sum(score.failure is not None for score in scores)
-    counts = {
-        "judgements": len(scores),
-        "questions": len(questions),
-        "unjudged": unjudged,
-        "torn_lines": store.num_torn,
-    }
-    record = stage.finish(counts, figures=table, cost=round(spent_so_far(store, recipe), 6), template=template.digest)
+    counts = {"judgements": len(scores), "questions": len({key for key, _, _ in keyed}), "unjudged": unjudged}
+    record = stage.finish(
+        counts | {"torn_lines": store.num_torn},
+        figures=table,
+        cost=round(spent_so_far(store, recipe), 6),
+    )
     report.print_table(table)
     print(f"judge: {len(scores) - unjudged:,} of {len(scores):,} judged by {recipe.model}: {recipe.out}/scores.parquet")
     return record
