@@ -21,6 +21,7 @@ GUIDES = {
     "gate": "evaluate",
     "imagine": "train",
     "ingest": "train",
+    "judge": "evaluate",
     "look": "look",
     "plan": "annotate",
     "predict": "predict",

@@ -39,7 +39,7 @@ def serve(settings: Mapping[str, object]) -> Iterator[str]:
             # It says so when the models are loaded and requests are taken.
             for line in process.stdout:
                 lines.append(line.rstrip())
-                if line.startswith("serving at"):
+                if line.startswith("open http"):
                     break
             else:
                 raise InputError(f"the server did not start: {' '.join(lines)[-600:]}")

@@ -216,6 +216,8 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
     ]
     if not shards:
         return
+    if recipe.resources.num_workers:
+        connect()  # before the bar, which what Ray's session has to say would break
     # Counts alone come back; rows are written where they are made.
     ingest = _ingest_on_ray if recipe.resources.num_workers else _ingest_here
     num_finished = num_rows - sum(shard["stop"] - shard["start"] for shard in shards)
@@ -239,8 +241,7 @@ def _ingest_here(recipe: IngestRecipe, shards: Sequence[ShardRange]) -> Iterator
 
 
 def _ingest_on_ray(recipe: IngestRecipe, shards: Sequence[ShardRange]) -> Iterator[ShardReport]:
-    """Write the shards in actors of Ray Data."""
-    connect()
+    """Write the shards in actors of Ray Data; its session is there."""
     import ray
 
     quiet_data()

@@ -1,13 +1,13 @@
 """Define what ``judge`` is asked: whose predictions, which judge, how much of it."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.judge.requests import Detail, JudgeSettings
-from wm.paths import InputPath, OptionalInputPath, OutputPath
+from wm.paths import INPUT, InputPath, OptionalInputPath, OutputPath
 
 NANO_JUDGE = "nano:oracle"
 """Name of the judge that reads images of the nano world back into states."""
@@ -23,7 +23,7 @@ class JudgeRecipe(Recipe):
         }
     )
 
-    predictions: list[InputPath] = Field(min_length=1)
+    predictions: Annotated[list[str], INPUT] = Field(min_length=1)
     """Prediction sets: output folders of jobs.evaluate or jobs.collect."""
     triplets: InputPath
     """Folder of the bench's triplets, which have sources and actions."""
@@ -53,7 +53,7 @@ class JudgeRecipe(Recipe):
     served on loopback while the command runs and costs nothing."""
     base_url: str = ""
     """Of an endpoint that speaks OpenAI's chat API; empty: OpenAI's own."""
-    api_key_variable: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    api_key_variable: str = Field(default="OPENAI_API_KEY", min_length=1)
     """Environment variable with the API key; an endpoint of your own (base_url) may need none."""
     template: OptionalInputPath = None
     """Text file with {instruction} in it; left out: ours, with the parts of the paper's Figure 10."""

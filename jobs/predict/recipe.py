@@ -30,9 +30,9 @@ class PredictRecipe(RolesRecipe):
     """Instead of image: folder of triplets, whose actions are done in their source images."""
     limit: int = Field(default=0, ge=0)
     """With triplets: use so many, spread evenly over the set; 0: all."""
-    storyboard_triplets: int = Field(default=0, ge=0, le=16)
-    """With triplets: draw so many of them, each with its best distinct candidates (search.num_return) and their scores:
-    out/storyboard.png; 0: none."""
+    storyboard_triplets: int | None = Field(default=None, ge=1, le=16)
+    """With triplets: show so many of them, each with its best distinct candidates (search.num_return) and their scores,
+    in out/storyboard.png; left out: none."""
     out: OutputPath
     """Output folder."""
     search: Search = Search()

@@ -30,7 +30,8 @@ def test_a_page_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     }
     files = sorted(path.name for path in (tmp_path / "view" / "page").iterdir())
     assert files == [
-        "detail.js", "grid.js", "index.js", "main.js", "pictures-00000.webp", "pictures-00001.webp",
+        "curve.js", "detail.js", "elements.js", "grid.js", "index.js", "main.js",
+        "pictures-00000.webp", "pictures-00001.webp",
         "pictures-00002.webp", "rejects.js", "rows-00000.js", "rows-00001.js", "rows-00002.js", "state.js",
         "viewer.css",
     ]  # fmt: skip

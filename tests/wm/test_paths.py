@@ -48,10 +48,14 @@ NO_PATHS = {
         "zero_shot_label",
         "dataset_layout",
         "rule",
+        "system",
+        "systems",
     ),
     # Labels of tables, and an entry of [models.NAME].
     *("Labels.zero_shot", "Labels.finetuned", "Labels.bootstrapped", "Labels.unweighted", "Labels.idm"),
     *("ModelEntry.idm", "EvaluateRecipe.idm"),
+    # Relative to CollectRecipe.folder; of the judge's endpoint.
+    *("CollectRecipe.pattern", "JudgeRecipe.model", "JudgeRecipe.base_url", "JudgeRecipe.api_key_variable"),
     # Keys of another recipe, as on a command line.
     "BenchmarkRecipe.overrides",
     # Relative to another key.

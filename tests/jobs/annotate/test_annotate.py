@@ -243,7 +243,7 @@ def test_trouble_of_the_machine_ends_the_run_and_is_no_reject(videos, tiny_base,
         answer = annotator(clips)
     assert answer["errno"] == [errno.ENOSPC] and "No space left" in answer["problem"][0]
     decoder = Decoder(one.clip_settings(), one.download_settings(), one.dataset)
-    monkeypatch.setattr(decoder.reader, "read", full)
+    monkeypatch.setattr(decoder.reader, "read_rules", full)
     listing = list_videos(one.videos)
     answer = annotator(decoder(shard_table(listing, 0, 0, listing.num_rows)))
     assert "on this machine" in answer["problem"][0] and answer["errno"] == [errno.ENOSPC]

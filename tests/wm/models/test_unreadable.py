@@ -87,7 +87,7 @@ def test_a_judge_of_the_authors_own_layout_is_told_too(tmp_path):
 @pytest.mark.parametrize(
     ("folder_name", "command"),
     [
-        ("leloy/Anole-7b-v0.1-hf", "hf download leloykun/Anole-7b-v0.1-hf --local-dir Anole-7b-v0.1-hf"),
+        ("leloy/Anole-7b-v0.1-hf", "hf download leloy/Anole-7b-v0.1-hf --local-dir Anole-7b-v0.1-hf"),
         ("deepseek-ai/Janus-Pro-7B", "hf download deepseek-community/Janus-Pro-7B --local-dir Janus-Pro-7B"),
         ("deepseek-ai/Janus-Pro-1B", "hf download deepseek-community/Janus-Pro-1B --local-dir Janus-Pro-1B"),
         ("BAAI/Emu3-Gen", "hf download BAAI/Emu3-Gen-hf --local-dir Emu3-Gen"),
@@ -125,7 +125,7 @@ def test_folders_of_other_programs_are_told(tiny_base, tmp_path):
         (tmp_path / name / file).write_text("{}")
         with pytest.raises(InputError, match=message):
             load_model(tmp_path / name)
-    cached = tmp_path / "models--leloykun--Anole-7b-v0.1-hf"
+    cached = tmp_path / "models--leloy--Anole-7b-v0.1-hf"
     shutil.copytree(tiny_base, cached / "snapshots" / "0123abcd")
     with pytest.raises(
         InputError, match=rf"repository of the Hugging Face cache; give its snapshot: {cached}/snap.*abcd"

@@ -97,8 +97,8 @@ class JudgementStore:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise InputError(f"{self.folder}: another run is judging into this folder; wait for it") from error
-            name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}.jsonl"
-            # A torn line stays the last one of its own file.
+            # A new file for every writer: a torn line stays the last one of its own.
+            name = f"{time.time_ns()}-{os.getpid()}.jsonl"
             with (folder / name).open("a", encoding="utf-8") as file:
                 self._file = file
                 try:
