@@ -18,7 +18,6 @@ from pydantic import Field
 
 from jobs.benchmark.harness import CommonRecipe, Figures, check_out, write_record
 from wm.errors import InputError
-from wm.paths import InputPath
 from wm.runs import read_run
 
 PACKAGES = ("wm", "deepspeed", "numpy", "ray", "torch", "transformers")
@@ -46,8 +45,8 @@ _TINY = [
 class BenchmarkRecipe(CommonRecipe):
     """What is run."""
 
-    demo: InputPath = str(ROOT / "jobs" / "recipes" / "nano" / "demo.toml")
-    """Recipe of jobs.bootstrap."""
+    demo: str = Field(default="nano/demo", min_length=1)
+    """Recipe of jobs.bootstrap: a file, or the name of one in the package."""
     overrides: list[str] = []
     """Keys of that recipe as key=value, which override it."""
     install: bool = False

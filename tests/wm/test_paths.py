@@ -57,7 +57,7 @@ NO_PATHS = {
     # Relative to CollectRecipe.folder; of the judge's endpoint.
     *("CollectRecipe.pattern", "JudgeRecipe.model", "JudgeRecipe.base_url", "JudgeRecipe.api_key_variable"),
     # Keys of another recipe, as on a command line.
-    "BenchmarkRecipe.overrides",
+    *("BenchmarkRecipe.overrides", "BenchmarkRecipe.demo"),
     # Relative to another key.
     *("IngestRecipe.file", "BootstrapData.train_file", "BootstrapData.test_file", "BootstrapData.tune_file"),
     # Of a model's manifest, which is no command.
