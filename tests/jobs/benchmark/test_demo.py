@@ -61,7 +61,7 @@ def test_the_record_has_every_stage_and_the_command(
     monkeypatch.setattr(demo, "_run_demo", run_demo)
     out = tmp_path / "demo.json"
     assert benchmark.main(["demo", f"out={out}", "quick=true", 'overrides=["seeds=[1]"]']) == 0
-    assert words[:3] == ["-m", "jobs.bootstrap", str(demo.ROOT / "jobs/recipes/nano/demo.toml")]
+    assert words[:3] == ["-m", "jobs.bootstrap", "nano/demo"]
     assert words[3:-1] == [*demo._TINY, "seeds=[1]"]
     record: dict[str, Any] = json.loads(out.read_text())
     assert record["stages"] == TIMES["stages"] and record["timeline"] == TIMES["timeline"]
