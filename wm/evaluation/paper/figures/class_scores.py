@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 from wm.evaluation.metrics.stats import Floats
+from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.figures.style import (
     COLOURS,
     GREY,
@@ -19,11 +22,16 @@ from wm.evaluation.paper.figures.style import (
     wrap,
     write_csv,
 )
+from wm.evaluation.paper.sources import Source, Sources
+from wm.runs import read_run
+from wm.tables import read_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SET_TITLES: Final = {"moments": "MIT", "ucf101": "UCF-101", "kinetics700": "Kinetics700"}
+"""Data set of an annotation → its name in the paper."""
 MAX_BOXES: Final = 40
 """Classes that get a labelled box each; more are drawn as bands of quantiles."""
 _QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -137,3 +145,45 @@ def class_scores_csv(data: ClassScores) -> str:
         for name, values in sort_classes(scores, log=data.log)
     ]
     return write_csv(("set", "class", "n", *(f"q{quantile:g}" for quantile in _QUANTILES)), lines)
+
+
+def read_class_scores(sources: Sources) -> ClassScores | Absent:
+    """Gather the scores of the chosen triplets of every selection that ranked by the mean log-likelihood.
+
+    Args:
+        sources: The results.
+
+    Returns:
+        The data; absent without such a selection, or where none chose a triplet.
+    """
+    command = "wm select triplets=ANNOTATION k=7000 out=SELECTION"
+    selections = [source for source in sources.of("select") if source.recipe("score", "mean") == "mean"]
+    if not selections:
+        is_summed = bool(sources.of("select"))
+        return Absent("selections by the sum of log-likelihoods only" if is_summed else "no selection", command)
+    sets = [VideoSetScores(_name_set(source), _read_selection(source)) for source in selections]
+    sets = [scores for scores in sets if scores.by_class]
+    if not sets:
+        return Absent("no selection chose a triplet", command)
+    # In the paper's order, then in that of the folders.
+    order = list(SET_TITLES.values())
+    sets.sort(key=lambda scores: order.index(scores.title) if scores.title in order else len(order))
+    return ClassScores(tuple(sets), sources.options.log_scores, sources.is_toy)
+
+
+def _name_set(source: Source) -> str:
+    """Name a selection by the data set of its annotation, or by its folder."""
+    triplets = Path(str(source.recipe("triplets")))
+    # The annotation's folder, or that of its triplets.
+    record = read_run(triplets) or read_run(triplets.parent) or {}
+    dataset = str(record.get("recipe", {}).get("dataset") or source.folder.name)
+    return SET_TITLES.get(dataset, dataset)
+
+
+def _read_selection(source: Source) -> dict[str, Floats]:
+    table = read_table(source.folder / "selection", SELECTION_SCHEMA, ["class_label", "score"])
+    scores = table.column("score").to_numpy()
+    # As codes: a loop over rows would take seconds for a million.
+    labels = table.column("class_label").combine_chunks().dictionary_encode()
+    codes = labels.indices.to_numpy(zero_copy_only=False)
+    return {str(name or ""): scores[codes == code] for code, name in enumerate(labels.dictionary.to_pylist())}

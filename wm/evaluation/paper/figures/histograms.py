@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from wm.evaluation.aurora_bench import subset_title
+from wm.evaluation.judge.figures import ItemScore
 from wm.evaluation.metrics.stats import Floats
+from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.figures.style import (
     COLOURS,
     GREY,
@@ -18,6 +21,7 @@ from wm.evaluation.paper.figures.style import (
     style_axes,
     write_csv,
 )
+from wm.evaluation.paper.sources import Sources
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +31,8 @@ EDGES: Final = np.arange(12) - 0.5
 """Of 11 bins around the scores 0, 1, …, 10; a half point counts to the higher one."""
 TOTAL: Final = "total"
 """Panel of all subsets together."""
+VARIANTS: Final = (("C-FDM w/o LW", "Standard loss"), ("C-FDM", "Weighted loss"))
+"""Systems of the paper's figure and what their panels are called."""
 _PANEL_IN: Final = (1.55, 1.35)
 
 
@@ -146,3 +152,40 @@ def _add_total(subsets: Sequence[JudgedSubset]) -> list[JudgedSubset]:
         sum(subset.unjudged for subset in subsets),
     )
     return [*subsets, total]
+
+
+def read_histograms(sources: Sources) -> ScoreHistograms | Absent:
+    """Gather the judgements of both losses at one candidate a prediction, those of all runs and seeds.
+
+    Args:
+        sources: The results.
+
+    Returns:
+        The data, of one loss where only one was judged; absent where none was.
+    """
+    variants = []
+    for system, title in VARIANTS:
+        label = sources.label(system)
+        own = [score for score in sources.judgements if score.system == label and score.num_candidates == 1]
+        if own:
+            subsets = (_gather_subset(name, own) for name in sources.subset_order)
+            variants.append(JudgedVariant(f"{title}: {system}", tuple(subsets)))
+    if not variants:
+        names = " and ".join(sources.label(system) for system, _ in VARIANTS)
+        return Absent(
+            f"no judgement of {names}",
+            f"wm judge predictions='[\"EVALUATION\"]' triplets={sources.triplets or 'BENCH'} out=JUDGED",
+        )
+    return ScoreHistograms(tuple(variants), str(sources.of("judge")[0].recipe("model")), sources.is_toy)
+
+
+def _gather_subset(name: str, scores: Sequence[ItemScore]) -> JudgedSubset:
+    own = [score for score in scores if score.subset == name]
+    pairs = [
+        (score.editing_success, score.minimal_editing)
+        for score in own
+        if score.editing_success is not None and score.minimal_editing is not None
+    ]
+    pairs_P2 = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    # A judgement that failed is no score of 0.
+    return JudgedSubset(subset_title(name), pairs_P2[:, 0], pairs_P2[:, 1], len(own) - len(pairs))

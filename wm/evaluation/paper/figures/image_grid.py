@@ -6,13 +6,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from wm.errors import InputError
-from wm.evaluation.aurora_bench import order_subsets
+from wm.evaluation.aurora_bench import order_subsets, subset_title
+from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.figures.style import SMALL_PT, TEXT_PT, TITLE_PT, draw_image, mark_toy, new_figure, wrap
-from wm.images import Pixels
+from wm.evaluation.paper.sources import Sources
+from wm.evaluation.predictions import PredictionFacts, read_image_bytes
+from wm.images import Pixels, decode_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_ORDER: Final = ("PixInst", "GoT", "SE", "C-ZS", "C-FT", "C-FDM", "L-ZS", "L-FT", "L-FDM")
+"""Columns as the paper has them; other systems follow."""
 INPUT, OUTPUT = "Input", "Output"
 """Columns of the source and of the true target."""
 _CELL_IN: Final = 1.25
@@ -112,3 +117,58 @@ def build_image_grid(data: ImageGrid) -> "Figure":
             axes = figure.add_axes((left, bottom_in / height_in, *cell))
             draw_image(axes, image.pixels, reason=image.reason)
     return figure
+
+
+def read_image_grid(sources: Sources) -> ImageGrid | Absent:
+    """Gather one triplet a subset with the prediction of every system that has a prediction set.
+
+    Of a system's candidates the first one of its first run and seed is shown: nobody has chosen it.
+
+    Args:
+        sources: The results.
+
+    Returns:
+        The data; absent without a prediction set.
+    """
+    if not sources.predictions:
+        return Absent(
+            "no prediction set", "wm evaluate paper/evaluate-aurora-bench, and wm collect for other systems' images"
+        )
+    # Options may name triplets of other data sets too, for other figures.
+    wanted = [triplet_id for triplet_id in sources.options.triplets if triplet_id in sources.subsets]
+    chosen = choose_triplets(sources.subsets, wanted, sources.options.seed)
+    first = _find_first(sources.predictions, chosen)
+    systems = sorted(
+        dict.fromkeys(row["system"] for row in sources.predictions),
+        key=lambda label: _ORDER.index(sources.title(label)) if sources.title(label) in _ORDER else len(_ORDER),
+    )
+    bench = {row.triplet_id: row for row in sources.rows}
+    rows = []
+    for triplet_id in chosen:
+        row = bench[triplet_id]
+        cells = [GridCell(_read_image(row.file, row.row, f"{side}_image")) for side in ("source", "target")]
+        for label in systems:
+            facts = first.get((label, triplet_id))
+            cells.append(
+                GridCell(None, "no prediction") if facts is None else GridCell(_read_image(facts["file"], facts["row"]))
+            )
+        rows.append(GridRow(subset_title(sources.subsets[triplet_id]), row.action, tuple(cells)))
+    titles = [sources.title(label) for label in systems]
+    return ImageGrid((INPUT, OUTPUT, *titles), tuple(rows), sources.is_toy)
+
+
+def _find_first(facts: Sequence[PredictionFacts], chosen: Sequence[str]) -> dict[tuple[str, str], PredictionFacts]:
+    """Find the first prediction of each system and triplet; a greedy one where nothing was sampled."""
+    first: dict[tuple[str, str], PredictionFacts] = {}
+    members = set(chosen)
+    own = [row for row in facts if row["triplet_id"] in members]
+    order = sorted(
+        own, key=lambda row: (row["decoding"] == "greedy", row["run"], row["sampling_seed"], min(row["candidates"]))
+    )
+    for row in order:
+        first.setdefault((row["system"], row["triplet_id"]), row)
+    return first
+
+
+def _read_image(file: str, row: int, column: str = "image") -> Pixels:
+    return decode_image(read_image_bytes(file, [row], column)[0], f"{column} of row {row} in {file}")

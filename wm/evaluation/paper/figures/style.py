@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+from PIL import Image
+
 from wm.images import Pixels
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ TITLE_PT: Final = 10.0
 TOY: Final = "toy world"
 """Mark of results of the nano world, which must not be taken for those of the benchmark."""
 _DPI: Final = 150
+_CELL_PX: Final = 400
 _NEAREST_PX: Final = 128
 """Images up to this side are enlarged without smoothing: their pixels are what the codec gave."""
 
@@ -139,7 +143,23 @@ def draw_image(axes: "Axes", pixels_HWC: Pixels | None, *, reason: str = "", fra
         )  # fmt: skip
         return
     few = max(pixels_HWC.shape[:2]) <= _NEAREST_PX
-    axes.imshow(pixels_HWC, interpolation="nearest" if few else "antialiased")
+    axes.imshow(shrink(pixels_HWC), interpolation="nearest" if few else "antialiased")
+
+
+def shrink(pixels_HWC: Pixels) -> Pixels:
+    """Shrink an image to what a cell can show, so that a page of many stays small; smaller ones stay as they are.
+
+    Args:
+        pixels_HWC: uint8 RGB.
+
+    Returns:
+        uint8 RGB with a longer side of 400 px at most.
+    """
+    if max(pixels_HWC.shape[:2]) <= _CELL_PX:
+        return pixels_HWC
+    image = Image.fromarray(pixels_HWC)
+    image.thumbnail((_CELL_PX, _CELL_PX), Image.Resampling.LANCZOS)
+    return np.array(image)
 
 
 def grid_shape(panels: Sequence[object], max_columns: int) -> tuple[int, int]:

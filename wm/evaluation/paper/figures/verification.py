@@ -8,6 +8,7 @@ from wm.evaluation.paper.figures.style import (
     COLOURS,
     GREY,
     MARKERS,
+    SMALL_PT,
     TEXT_PT,
     TITLE_PT,
     grid_shape,
@@ -57,12 +58,13 @@ class Level:
 
 @dataclass(frozen=True)
 class Panel:
-    """A subset, or :data:`AVERAGE`. ``num_items``: triplets of it."""
+    """A subset, or :data:`AVERAGE`. ``num_items``: triplets of it; ``note``: of whom there are fewer."""
 
     title: str
     curves: tuple[Curve, ...]
     levels: tuple[Level, ...] = ()
     num_items: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ def build_verification(data: Verification) -> "Figure":
             continue
         panel = data.panels[number]
         size = "" if panel.num_items is None else f"  (n {panel.num_items:,})"
-        axes.set_title(f"{panel.title}{size}", fontsize=TITLE_PT)
+        axes.set_title(f"{panel.title}{size}", fontsize=TITLE_PT, pad=16 if panel.note else 6)
+        if panel.note:
+            axes.text(0.5, 1.02, panel.note, transform=axes.transAxes, ha="center", fontsize=SMALL_PT, color=GREY)
         style_axes(axes)
         for curve in panel.curves:
             handles |= _draw_curve(axes, curve, labels.index(curve.label))
