@@ -2,14 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypedDict, cast
 
+from wm.errors import InputError
+from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.figures.style import GREY, SMALL_PT, TEXT_PT, TITLE_PT, draw_image, mark_toy, new_figure, wrap
-from wm.images import Pixels
+from wm.evaluation.paper.sources import Sources
+from wm.images import Pixels, decode_image
+from wm.runs import parse_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TREE_FILE: Final = "tree.json"
+"""What ``predict`` writes of a tree of actions."""
 _CELL_IN: Final = 1.3
 _GAP_IN: Final = 0.75
 """Room between two levels, for the edges."""
@@ -18,6 +25,15 @@ _ROW_IN: Final = 1.95
 _RIGHT_IN: Final = 0.5
 """Room right of the last level, over which its actions may reach."""
 _LETTERS: Final = 20
+
+
+class StoredBranch(TypedDict):
+    """What the figure needs of a branch of :data:`TREE_FILE`."""
+
+    parent: int
+    action: str
+    image: str
+    mean_logprob: float
 
 
 @dataclass(frozen=True)
@@ -30,16 +46,24 @@ class TreeNode:
     children: tuple["TreeNode", ...] = ()
 
 
-def build_action_tree(root: TreeNode, *, is_toy: bool = False) -> "Figure":
+@dataclass(frozen=True)
+class ActionTree:
+    """Figure 5."""
+
+    root: TreeNode
+    is_toy: bool = False
+
+
+def build_action_tree(data: ActionTree) -> "Figure":
     """Draw the tree from left to right.
 
     Args:
-        root: The source.
-        is_toy: Whether its world is the nano world.
+        data: The source and what follows it.
 
     Returns:
         The figure.
     """
+    root, is_toy = data.root, data.is_toy
     placed = list(_place(root, 0, [0]))
     depth, leaves = max(level for _, level, _, _ in placed), sum(not node.children for node, _, _, _ in placed)
     head_in = 0.35 if is_toy else 0.05
@@ -96,3 +120,62 @@ def _draw_edge(figure: "Figure", start_in: Sequence[float], end_in: Sequence[flo
     xs = [start_in[0] + 0.04, middle_in, middle_in, end_in[0] - 0.04]
     ys = [start_in[1], start_in[1], end_in[1], end_in[1]]
     figure.add_artist(Line2D([x / size_in[0] for x in xs], [y / size_in[1] for y in ys], color=GREY, linewidth=1.2))
+
+
+def load_action_tree(folder: Path, *, is_toy: bool = False) -> ActionTree:
+    """Load the tree that ``predict`` wrote, with the likelihood of each action below its image.
+
+    Args:
+        folder: Its output folder.
+        is_toy: Whether its world is the nano world.
+
+    Returns:
+        The tree.
+
+    Raises:
+        InputError: A file is missing or damaged.
+    """
+    path = folder / TREE_FILE
+    try:
+        record = parse_json(path.read_bytes(), str(path))
+        levels = cast(list[list[StoredBranch]], record["levels"])
+        # From the leaves on: a node is complete when its children are.
+        children: dict[int, list[TreeNode]] = {}
+        for level in reversed(levels):
+            nodes: dict[int, list[TreeNode]] = {}
+            for number, branch in enumerate(level):
+                below = f"{branch['mean_logprob']:.3f} nats/token"
+                node = TreeNode(
+                    _load_image(folder / branch["image"]), branch["action"], below, tuple(children.get(number, ()))
+                )
+                nodes.setdefault(branch["parent"], []).append(node)
+            children = nodes
+        return ActionTree(
+            TreeNode(_load_image(folder / record["source"]["image"]), children=tuple(children.get(0, ()))), is_toy
+        )
+    except (OSError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no tree of actions, or lacks an image: {error!r:.100}") from error
+
+
+def _load_image(path: Path) -> Pixels:
+    return decode_image(path.read_bytes(), str(path))
+
+
+def read_action_tree(sources: Sources) -> ActionTree | Absent:
+    """Load the first prediction of a tree among the results.
+
+    Args:
+        sources: The results.
+
+    Returns:
+        The tree; absent without one.
+    """
+    for source in sources.of("predict"):
+        if source.recipe("tree"):
+            is_toy = sources.is_toy or str(source.recipe("fdm", "")).startswith("nano:")
+            return load_action_tree(source.folder, is_toy=is_toy)
+    return Absent(
+        "no prediction of a tree of actions",
+        """wm predict fdm=FDM idm=IDM image=IMAGE tree='[["cut the onion", "whisk the egg"], ["whisk the egg", "cut """
+        """the onion"]]' out=TREE""",
+    )
