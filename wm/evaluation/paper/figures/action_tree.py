@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 TREE_FILE: Final = "tree.json"
 """What ``predict`` writes of a tree of actions."""
 _CELL_IN: Final = 1.3
-_GAP_IN: Final = 0.75
+_GAP_IN: Final = 1.0
 """Room between two levels, for the edges."""
-_ROW_IN: Final = 1.95
+_ROW_IN: Final = 2.1
 """A leaf with its action above and its score below."""
-_RIGHT_IN: Final = 0.5
+_RIGHT_IN: Final = 0.85
 """Room right of the last level, over which its actions may reach."""
-_LETTERS: Final = 20
+_LETTERS: Final = 24
 
 
 class StoredBranch(TypedDict):
@@ -82,7 +82,7 @@ def build_action_tree(data: ActionTree) -> "Figure":
         # People's own words: no mathematics in them.
         figure.text(
             left_in / width_in, (middle_in + _CELL_IN / 2 + 0.05) / height_in,
-            wrap(node.action or "source", _LETTERS, 2), fontsize=TEXT_PT, fontweight="bold", va="bottom",
+            wrap(node.action or "source", _LETTERS, 3), fontsize=TEXT_PT, fontweight="bold", va="bottom",
             parse_math=False,
         )  # fmt: skip
         figure.text(
