@@ -5,13 +5,11 @@ from typing import TYPE_CHECKING
 
 from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.figures import FIGURES
-from wm.evaluation.paper.page import DrawnFigure
+from wm.evaluation.paper.page import PNG_DPI, DrawnFigure
 from wm.evaluation.paper.sources import Sources
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-PNG_DPI = 150
 
 
 def draw_figure(number: str, sources: Sources) -> tuple[DrawnFigure, str]:
