@@ -40,7 +40,9 @@ def run(recipe: PaperRecipe, *, dry_run: bool = False) -> RunRecord:
     if job.is_complete():
         print(f"{recipe.out} is complete: nothing to do")
         return read_run(recipe.out) or {}
-    sources = read_sources(recipe.results, names=recipe.names, triplets=recipe.triplets, subset=recipe.subset)
+    sources = read_sources(
+        recipe.results, names=recipe.names, triplets=recipe.triplets, subset=recipe.subset, options=recipe.figures
+    )
     report.print_sources(sources)
     if dry_run:
         tables, figures, _ = _make(recipe, sources)

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from wm.config import Recipe
 from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.paper.figures import FIGURES
+from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.paper.systems import SYSTEMS
 from wm.evaluation.paper.tables import TABLES
 from wm.paths import INPUT, InputPath, OutputPath
@@ -37,6 +38,8 @@ class PaperRecipe(Recipe):
     three."""
     caption_of: Literal["target", "prediction"] = "target"
     """Whose BLIP caption CLIP-T of table 6 compares a prediction with."""
+    figures: FigureOptions = FigureOptions()
+    """Choices of single figures: figures.log_scores=true."""
     title: str = "Tables and figures of the paper"
     """Headline of the page."""
 
