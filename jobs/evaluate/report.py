@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.evaluate.recipe import EvaluateRecipe
+from wm.evaluation.counterfactuals import Counterfactuals
 from wm.evaluation.report.summary import format_tables
 from wm.evaluation.rows import Tables
 
@@ -39,6 +40,16 @@ def print_crossing(recipe: EvaluateRecipe, labels: Sequence[str]) -> None:
         f"warning: subset = {recipe.subset!r} is one subset, but class_label has {len(labels)} values ({examples}): "
         "the probe's negatives cross them, and no figure is given by subset; is subset = 'class_label' meant?"
     )
+
+
+def print_counterfactuals(counterfactuals: Counterfactuals | None) -> None:
+    """Print which triplets have no counterfactual action, if others have one."""
+    if counterfactuals is not None and counterfactuals.num_absent:
+        same = f" ({counterfactuals.num_same:,} because theirs reads as the true action)"
+        print(
+            f"probe: {counterfactuals.num_absent:,} of {len(counterfactuals.actions):,} triplets have no counterfactual "
+            f"action{same if counterfactuals.num_same else ''}, from {counterfactuals.source}"
+        )
 
 
 def print_tables(tables: Tables, counts: dict[str, int], path: Path) -> None:
