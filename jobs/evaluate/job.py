@@ -49,7 +49,8 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     units = list_units(entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe)
     inputs = {"triplets": digest_of(recipe.triplets)}
     # The column itself is recorded: an earlier run under another one keeps its figures, and is not resumed.
-    if recipe.subset == "auto":
+    is_auto = recipe.subset == "auto"
+    if is_auto:
         recipe = recipe.model_copy(update={"subset": choose_subset(recipe.triplets)})
     inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
     if recipe.probe and recipe.counterfactuals:
@@ -64,6 +65,8 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     counts = {"triplets": len(bench.held_out), "models": len(entries), "units": len(units)}
     if len(set(bench.held_out.subsets)) == 1 and len(labels := _list_classes(recipe)) > 1:
         report.print_crossing(recipe, labels)
+    if is_auto and recipe.subset == "class_label":
+        report.print_choice(recipe, _list_classes(recipe))
     if recipe.probe:
         report.print_counterfactuals(bench.counterfactuals)
     # Everything that can fail without a model has been checked by now.

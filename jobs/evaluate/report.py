@@ -34,12 +34,28 @@ def print_crossing(recipe: EvaluateRecipe, labels: Sequence[str]) -> None:
         recipe: Its subset has one value in all triplets.
         labels: The different class labels.
     """
-    # A few names are enough to recognise the set.
-    examples = ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
     print(
-        f"warning: subset = {recipe.subset!r} is one subset, but class_label has {len(labels)} values ({examples}): "
+        f"warning: subset = {recipe.subset!r} is one subset, but class_label has {len(labels)} values ({_join_few(labels)}): "
         "the probe's negatives cross them, and no figure is given by subset; is subset = 'class_label' meant?"
     )
+
+
+def print_choice(recipe: EvaluateRecipe, labels: Sequence[str]) -> None:
+    """Print which column separates the subsets, where the recipe left it open.
+
+    Args:
+        recipe: With the column.
+        labels: Its different values.
+    """
+    print(
+        f"subset = {recipe.subset!r} ({len(labels)} values: {_join_few(labels)}): figures by subset, and the probe's "
+        "negatives, keep to them; subset=dataset does not"
+    )
+
+
+def _join_few(names: Sequence[str]) -> str:
+    # A few names are enough to recognise the set.
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def print_counterfactuals(counterfactuals: Counterfactuals | None) -> None:
