@@ -1,4 +1,4 @@
-"""Build the judge of the tabletop world for a held-out set, and the opposite of its actions. Knows nothing of models."""
+"""Build the judge of the tabletop world for a held-out set, and the opposites of its actions. Knows no model."""
 
 from typing import NamedTuple
 

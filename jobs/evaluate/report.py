@@ -35,8 +35,9 @@ def print_crossing(recipe: EvaluateRecipe, labels: Sequence[str]) -> None:
         labels: The different class labels.
     """
     print(
-        f"warning: subset = {recipe.subset!r} is one subset, but class_label has {len(labels)} values ({_join_few(labels)}): "
-        "the probe's negatives cross them, and no figure is given by subset; is subset = 'class_label' meant?"
+        f"warning: subset = {recipe.subset!r} is one subset, but class_label has {len(labels)} values "
+        f"({_join_few(labels)}): the probe's negatives cross them, and no figure is given by subset; is "
+        "subset = 'class_label' meant?"
     )
 
 
@@ -63,8 +64,8 @@ def print_counterfactuals(counterfactuals: Counterfactuals | None) -> None:
     if counterfactuals is not None and counterfactuals.num_absent:
         same = f" ({counterfactuals.num_same:,} because theirs reads as the true action)"
         print(
-            f"probe: {counterfactuals.num_absent:,} of {len(counterfactuals.actions):,} triplets have no counterfactual "
-            f"action{same if counterfactuals.num_same else ''}, from {counterfactuals.source}"
+            f"probe: {counterfactuals.num_absent:,} of {len(counterfactuals.actions):,} triplets have no "
+            f"counterfactual action{same if counterfactuals.num_same else ''}, from {counterfactuals.source}"
         )
 
 

@@ -103,9 +103,7 @@ def probe(
         InputError: On lengths that differ.
     """
     return compare_all(
-        score_probe(
-            scorer, source_BN, target_BN, actions, subsets, ids=ids, counterfactuals=counterfactuals, seed=seed
-        )
+        score_probe(scorer, source_BN, target_BN, actions, subsets, ids=ids, counterfactuals=counterfactuals, seed=seed)
     )
 
 

@@ -21,7 +21,9 @@ def two_tasks(triplets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two_tasks")
     table = pq.read_table(triplets / "part-0.parquet")
     labels = pa.array(["a"] * 3 + ["b"] * 3)
-    pq.write_table(table.set_column(table.schema.names.index("class_label"), "class_label", labels), folder / "p.parquet")
+    pq.write_table(
+        table.set_column(table.schema.names.index("class_label"), "class_label", labels), folder / "p.parquet"
+    )
     return folder
 
 

@@ -1,6 +1,5 @@
 """Counterfactual actions of a bench: from a file, from a column, matched by id."""
 
-import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +18,7 @@ from wm.tables import table_files
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    actions = {"a": "öffne die Tür", "b": "move \"it\"\u2028 left"}
+    actions = {"a": "öffne die Tür", "b": 'move "it"\u2028 left'}
     write_counterfactuals(actions, tmp_path / "counterfactuals.jsonl")
     assert read_counterfactuals(tmp_path) == read_counterfactuals(tmp_path / "counterfactuals.jsonl") == actions
 

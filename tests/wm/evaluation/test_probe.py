@@ -3,8 +3,7 @@ import pytest
 import torch
 
 from wm.errors import InputError
-from wm.evaluation.metrics.stats import build_figure, pearson, sample_std
-from wm.evaluation.metrics.stats import mean_interval
+from wm.evaluation.metrics.stats import build_figure, mean_interval, pearson, sample_std
 from wm.evaluation.probe import (
     NEGATIVES,
     Likelihoods,
