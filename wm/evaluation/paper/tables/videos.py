@@ -54,7 +54,7 @@ def build_video_table(layout: Layout) -> Table:
             own_cells = tuple(_cell(layout, counts, column, name, Absent("not counted")) for column in _COLUMNS)
             shared = sum(other == name for other, *_ in counted) > 1
             rows.append(Row(f"{name} ({source.folder.name})" if shared else name, own_cells))
-    no_counts = None if counted else Absent("no annotation", "wm annotate paper/annotate-ucf101 and the like")
+    no_counts = None if rows else Absent("no annotation", "wm annotate paper/annotate-ucf101 and the like")
     return Table(
         key="table-7",
         title="Videos and the triplets of their annotation",
