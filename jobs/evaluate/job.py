@@ -124,7 +124,7 @@ def _complete_tables(recipe: EvaluateRecipe, collected: Collected) -> Tables:
         "seeds": recipe.seeds,
         "sampling": recipe.sampling.model_dump(mode="json"),
         "max_unchanged": search.max_unchanged,
-        "adaptive": adaptive_rows(collected.banks, search.min_gains_nats, search.min_candidates)
+        "adaptive": adaptive_rows(collected.banks, search.min_gains_nats, search.min_candidates, collected.subsets)
         if search.min_gains_nats
         else [],
     }

@@ -22,6 +22,7 @@ from wm.evaluation.rows import (
     MeasuredTables,
     ProbeRow,
 )
+from wm.evaluation.subset_means import average_subsets
 from wm.evaluation.verification import verification_curve
 
 BankKey: TypeAlias = tuple[str, int, int]
@@ -244,25 +245,8 @@ def _gather(gathered: dict[Choice, Samples], key: Choice, run: int, metrics: Map
 
 def _build_row(label: str, choice: str, k: int, samples: Samples, subsets: Sequence[str], *, over: str) -> ForwardRow:
     """Build the row of one choice of one label."""
-    figures: dict[str, Figure] = {}
-    by_subset: dict[str, dict[str, float]] = defaultdict(dict)
-    # Once for all metrics.
-    members = {name: np.array([subset == name for subset in subsets]) for name in sorted(set(subsets))}
-    for metric, runs in samples.items():
-        values_B = average_runs(runs)
-        figures[metric] = summarise_runs(metric, runs, values_B, over=over)
-        for name, inside_B in members.items():
-            by_subset[name][metric] = float(values_B[inside_B].mean())
-    macro = {metric: float(np.mean([means[metric] for means in by_subset.values()])) for metric in samples}
-    return {
-        "label": label,
-        "choice": choice,
-        "k": k,
-        "metrics": figures,
-        # One subset would repeat the figures of the set.
-        "by_subset": dict(by_subset) if len(members) > 1 else {},
-        "macro": macro if len(members) > 1 else {},
-    }
+    figures = {metric: summarise_runs(metric, runs, average_runs(runs), over=over) for metric, runs in samples.items()}
+    return {"label": label, "choice": choice, "k": k, "metrics": figures, **average_subsets(samples, subsets)}
 
 
 def average_runs(runs: Mapping[int, Sequence[Floats]]) -> Floats:
