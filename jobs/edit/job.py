@@ -79,7 +79,7 @@ def load_editor(recipe: EditRecipe) -> ImageEditor:
         scheduler=recipe.scheduler,
         safety_checker=recipe.safety_checker,
     )
-    return ImageEditor(pipeline, recipe.settings, recipe.resolution, resources.batch_size)
+    return ImageEditor(pipeline, recipe.settings, recipe.resolution, resources.batch_size, recipe.fit)
 
 
 def _write_images(recipe: EditRecipe, shards: Sequence[Shard], editor: ImageEditor) -> None:

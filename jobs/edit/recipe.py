@@ -5,6 +5,7 @@ from typing import ClassVar
 from pydantic import Field, field_validator
 
 from wm.config import Recipe
+from wm.dynamics.editor import Fit
 from wm.models.pipelines import Precision
 from wm.paths import InputPath, OutputPath
 
@@ -45,6 +46,9 @@ class EditRecipe(Recipe):
     resolution: int = Field(default=512, ge=0, le=4096)
     """Pixels of the long side that sources are scaled to, both sides to multiples of 64, as InstructPix2Pix's authors
     do; 0: sources as they are, for pipelines that scale by themselves."""
+    fit: Fit = "crop"
+    """crop: what multiples of 64 leave over is cropped from the centre, as the authors do, so that a prediction may show
+    a little less than its target, which image metrics see; stretch: the full frame, a little out of shape."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Sampling seeds, each of which gives every triplet num_candidates images."""
     num_candidates: int = Field(default=1, ge=1, le=1024)

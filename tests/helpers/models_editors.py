@@ -57,4 +57,7 @@ def write_pix2pix(folder: Path, *, checked: bool = False) -> Path:
             requires_safety_checker=checked,
         )  # fmt: skip
     pipeline.save_pretrained(folder)
+    # As the release: its index was written where torchvision was installed.
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
     return folder

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from wm.models.folder_checks import refusing
 
 Setting: TypeAlias = bool | int | float | str
 """An argument of a pipeline's call."""
+Fit: TypeAlias = Literal["crop", "stretch"]
 
 BATCHED = ("StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline")
 """Pipelines that take an image for each prompt; others read a list of images as several references of one prompt."""
@@ -57,7 +58,7 @@ def candidate_seed(seed: int, triplet_id: str, candidate: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def fit_resolution(image: Image.Image, resolution: int) -> Image.Image:
+def fit_resolution(image: Image.Image, resolution: int, fit: Fit = "crop") -> Image.Image:
     """Scale an image as InstructPix2Pix's authors do: long side to about ``resolution``, both to multiples of 64.
 
     The short side is rounded up to a multiple, the long side follows and is rounded down; what then is too wide is
@@ -66,6 +67,7 @@ def fit_resolution(image: Image.Image, resolution: int) -> Image.Image:
     Args:
         image: RGB of any size.
         resolution: Pixels; 0: the image as it is.
+        fit: ``crop``, as above; ``stretch``: to the same size, with the full frame in it.
 
     Returns:
         The scaled image.
@@ -77,6 +79,8 @@ def fit_resolution(image: Image.Image, resolution: int) -> Image.Image:
     factor = resolution / long
     factor = math.ceil(short * factor / _SIDE_STEP_PX) * _SIDE_STEP_PX / short
     width_px, height_px = (int(side * factor) // _SIDE_STEP_PX * _SIDE_STEP_PX for side in image.size)
+    if fit == "stretch":
+        return image.resize((width_px, height_px), Image.Resampling.LANCZOS)
     return ImageOps.fit(image, (width_px, height_px), method=Image.Resampling.LANCZOS)
 
 
@@ -88,6 +92,7 @@ class ImageEditor:
     settings: Mapping[str, Setting]
     resolution: int = 512
     batch_size: int = 1
+    fit: Fit = "crop"
 
     def __post_init__(self) -> None:
         """Check the settings against the pipeline's call.
@@ -129,7 +134,7 @@ class ImageEditor:
         Raises:
             InputError: The pipeline cannot be called with these settings.
         """
-        images = [fit_resolution(Image.fromarray(source), self.resolution) for source in sources]
+        images = [fit_resolution(Image.fromarray(source), self.resolution, self.fit) for source in sources]
         # A batch has images of one size: a pipeline would stretch the others to that of the first.
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for row, image in enumerate(images):

@@ -142,7 +142,8 @@ def find_editor_class(class_name: str) -> Any:
 
 def _import_diffusers() -> Any:
     try:
-        with warnings.catch_warnings():
+        # Its import says which optional packages are not there.
+        with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import diffusers
     except ImportError as error:
