@@ -58,7 +58,7 @@ def write_bench(folder: Path, num_pairs: int, side_px: int) -> Path:
 
 
 def write_candidates(folder: Path, num_pairs: int, num_candidates: int, side_px: int) -> Path:
-    """Write a prediction set with so many different images for each triplet of :func:`write_bench`; return its folder."""
+    """Write a prediction set with so many images for each triplet of :func:`write_bench`; return its folder."""
     for number, begin in enumerate(range(0, num_pairs, _ROWS_PER_FILE)):
         rows = range(begin, min(begin + _ROWS_PER_FILE, num_pairs))
         file = folder / "predictions" / f"part-{number:05d}.parquet"
@@ -104,9 +104,7 @@ def write_encoders(folder: Path, size: EncoderSize) -> dict[str, Path]:
         torch.manual_seed(0)
         for part in (
             CLIPModel(CLIPConfig(text_config=clip_text, vision_config=clip_vision, projection_dim=512)),
-            CLIPImageProcessorPil(
-                size={"shortest_edge": side_px}, crop_size={"height": side_px, "width": side_px}
-            ),
+            CLIPImageProcessorPil(size={"shortest_edge": side_px}, crop_size={"height": side_px, "width": side_px}),
             PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>"),
         ):
             part.save_pretrained(folder / "clip")

@@ -1,5 +1,5 @@
-"""Have an image editor of diffusers, such as InstructPix2Pix or Qwen-Image-Edit, predict the targets of a bench from its
-sources and actions. Every image is a row of one prediction set, or a reject with the reason.
+"""Have an image editor of diffusers, such as InstructPix2Pix or Qwen-Image-Edit, predict the targets of a bench from
+its sources and actions. Every image is a row of one prediction set, or a reject with the reason.
 
 Needs the packages of pip install 'wm[baselines]'.
 """
@@ -14,6 +14,7 @@ from jobs.shared.devices import check_device
 from wm import cli
 from wm.datasets.card import write_dataset_card
 from wm.dynamics.editor import ImageEditor
+from wm.evaluation.aspects import describe_stretched, find_stretched
 from wm.evaluation.bench_rows import BenchRow, read_bench_rows
 from wm.evaluation.heldout import spread_rows
 from wm.evaluation.predictions import PREDICTION_SCHEMA
@@ -59,8 +60,12 @@ def run(recipe: EditRecipe, *, dry_run: bool = False) -> RunRecord:
     # 3. Count what was written.
     fill_empty_tables(recipe.out, {"rejects": REJECT_SCHEMA}, "part-00000.parquet")
     write_dataset_card(recipe.out, title=f"predictions of {recipe.system_name()}", split="test")
-    record = stage.finish(_count(recipe, rows), settings=editor.list_settings())
+    stretched = find_stretched(recipe.out, rows)
+    counts = _count(recipe, rows) | {"stretched_images": len(stretched)}
+    record = stage.finish(counts, settings=editor.list_settings())
     _print_result(recipe, record)
+    if stretched:
+        print(f"warning: {describe_stretched(stretched, record['counts']['distinct_images'])}")
     return record
 
 

@@ -47,8 +47,8 @@ class EditRecipe(Recipe):
     """Pixels of the long side that sources are scaled to, both sides to multiples of 64, as InstructPix2Pix's authors
     do; 0: sources as they are, for pipelines that scale by themselves."""
     fit: Fit = "crop"
-    """crop: what multiples of 64 leave over is cropped from the centre, as the authors do, so that a prediction may show
-    a little less than its target, which image metrics see; stretch: the full frame, a little out of shape."""
+    """crop: what multiples of 64 leave over is cropped from the centre, as the authors do, so that a prediction may
+    show a little less than its target, which image metrics see; stretch: the full frame, a little out of shape."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Sampling seeds, each of which gives every triplet num_candidates images."""
     num_candidates: int = Field(default=1, ge=1, le=1024)

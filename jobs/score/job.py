@@ -196,7 +196,11 @@ def _to_csv(table: Sequence[ScoreRow]) -> str:
             for subset, mean in means.items():
                 value = "" if mean is None else repr(mean)
                 head = [row["system"], row["choice"], row["k"], metric, subset, value]
-                writer.writerow([*head, figure["num_items"], row["num_missing"]])
+                # A subset's mean is of its own items, of which its own may be missing.
+                is_subset = subset in figure["by_subset"]
+                num_items = figure["num_items_by_subset"][subset] if is_subset else figure["num_items"]
+                num_missing = row["missing_by_subset"].get(subset, 0) if is_subset else row["num_missing"]
+                writer.writerow([*head, num_items, num_missing])
     return text.getvalue()
 
 

@@ -25,6 +25,7 @@ def write_pix2pix(folder: Path, *, checked: bool = False) -> Path:
     )
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         letters = "abcdefghijklmnopqrstuvwxyz"
@@ -51,7 +52,7 @@ def write_pix2pix(folder: Path, *, checked: bool = False) -> Path:
             checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=16))
         pipeline = StableDiffusionInstructPix2PixPipeline(
             vae=vae, text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet,
-            scheduler=EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+            scheduler=EulerAncestralDiscreteScheduler(**betas),
             safety_checker=checker,
             feature_extractor=CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
             requires_safety_checker=checked,

@@ -111,7 +111,7 @@ class ImageEditor:
 
     def list_settings(self) -> dict[str, object]:
         """Return all settings, the pipeline's own defaults among them."""
-        defaults = {
+        defaults: dict[str, object] = {
             name: default
             for name, default in _list_settings(self.pipeline).items()
             if default is None or isinstance(default, bool | int | float | str)
@@ -143,13 +143,13 @@ class ImageEditor:
         for rows in groups.values():
             for begin in range(0, len(rows), self.batch_size):
                 batch = rows[begin : begin + self.batch_size]
-                edited = self._call(*([values[row] for row in batch] for values in (images, actions, seeds)))
+                edited = self._call(
+                    [images[row] for row in batch], [actions[row] for row in batch], [seeds[row] for row in batch]
+                )
                 results |= zip(batch, edited, strict=True)
         return [results[row] for row in range(len(sources))]
 
-    def _call(
-        self, images: list[Image.Image], actions: list[str], seeds: list[int]
-    ) -> Iterator[Pixels | EditFailure]:
+    def _call(self, images: list[Image.Image], actions: list[str], seeds: list[int]) -> Iterator[Pixels | EditFailure]:
         # On the CPU: the noise is the same on every device.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         single = len(images) == 1

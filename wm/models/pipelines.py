@@ -7,6 +7,7 @@ How an editor is called is not known here.
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -63,7 +64,7 @@ def load_pipeline(
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "local_files_only": True, "use_safetensors": True}
     options |= {"trust_remote_code": False}
     with refusing(f"{path} holds no {class_name} that can be read"), _quiet_libraries():
-        given = {name: _load_part(path / name, part, options) for name, part in _models(parts, diffusers).items()}
+        given = {name: _load_part(path / name, part, options) for name, part in _find_models(parts, diffusers).items()}
         if not safety_checker and "safety_checker" in parts:
             given |= {"safety_checker": None, "requires_safety_checker": False}
         pipeline = pipeline_class.from_pretrained(path, **given, **options)
@@ -129,12 +130,12 @@ def find_editor_class(class_name: str) -> Any:
         InputError: diffusers is not installed, or has no such class that edits images.
     """
     diffusers = _import_diffusers()
-    pipeline_class = getattr(diffusers, class_name, None)
+    pipeline_class: Any = getattr(diffusers, class_name, None)
     is_pipeline = isinstance(pipeline_class, type) and issubclass(pipeline_class, diffusers.DiffusionPipeline)
     # Connected pipelines fetch what the folder's README names.
     if not is_pipeline or getattr(pipeline_class, "_load_connected_pipes", False):
         raise InputError(f"pipeline = {class_name!r:.80}: diffusers {diffusers.__version__} has no such pipeline")
-    arguments = signature(pipeline_class.__call__).parameters  # type: ignore[union-attr]
+    arguments = signature(pipeline_class.__call__).parameters
     if not {"image", "prompt", "generator"} <= set(arguments):
         raise InputError(f"pipeline = {class_name!r:.80} makes no image of an image and a text")
     return pipeline_class
@@ -145,27 +146,27 @@ def _import_diffusers() -> Any:
         # Its import says which optional packages are not there.
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import diffusers
+            # By name: an optional package, which nothing else of the library needs.
+            return import_module("diffusers")
     except ImportError as error:
         raise InputError(f"image editors need diffusers: {INSTALL}") from error
-    return diffusers
 
 
-def _models(parts: Mapping[str, tuple[str, str]], diffusers: Any) -> dict[str, Any]:
+def _find_models(parts: Mapping[str, tuple[str, str]], diffusers: Any) -> dict[str, Any]:
     """Return the classes of those parts that are models of transformers."""
     import transformers
-    from diffusers import pipelines
 
-    found = {}
+    libraries = {"transformers": transformers, "diffusers": diffusers}
+    classes = {}
     for name, (library, class_name) in parts.items():
         # Such as the safety checker, whose library is the pipeline's own module.
-        module = {"transformers": transformers, "diffusers": diffusers}.get(library) or getattr(pipelines, library, None)
+        module = libraries.get(library) or getattr(diffusers.pipelines, library, None)
         if module is None:
             raise InputError(f"{INDEX}: {name} is of {library!r:.80}, code that is never run")
         part_class = getattr(module, class_name, None)
         if isinstance(part_class, type) and issubclass(part_class, transformers.PreTrainedModel):
-            found[name] = part_class
-    return found
+            classes[name] = part_class
+    return classes
 
 
 def _load_part(folder: Path, part_class: Any, options: Mapping[str, Any]) -> Any:
@@ -186,8 +187,7 @@ def _find_scheduler(diffusers: Any, name: str) -> Any:
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Leave out the bars and advice of both libraries: what matters is an error here."""
-    from diffusers.utils import logging
-
+    logging: Any = import_module("diffusers.utils.logging")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

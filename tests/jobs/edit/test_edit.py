@@ -58,6 +58,8 @@ def test_images_are_those_of_diffusers(bench, model, tmp_path, capsys):
     assert record["counts"] == {
         "rows": 2, "rows_with_images": 2, "rows_without_images": 0, "rows_without_images_by_class": {}, "images": 4,
         "distinct_images": 4, "rejects_by_reason": {},
+        # 64 x 64 pixels for 24 x 16: what is cropped away is said.
+        "stretched_images": 4,
     }  # fmt: skip
     # The pipeline's own defaults are recorded beside what was given.
     assert record["settings"] == QUICK | {"guidance_scale": 7.5, "negative_prompt": None, "eta": 0.0}
@@ -165,7 +167,10 @@ def pickle_the_weights(folder):
     ("damage", "message"),
     [
         (lambda f: (f / "model_index.json").unlink(), "no model_index.json in .*; expected a folder of a StableDiff"),
-        (lambda f: change_index(f, _class_name="FluxPipeline"), "names the pipeline 'FluxPipeline', not StableDiffusionI"),
+        (
+            lambda f: change_index(f, _class_name="FluxPipeline"),
+            "names the pipeline 'FluxPipeline', not StableDiffusionI",
+        ),
         (lambda f: change_index(f, _class_name=["my", "Own"]), "names the pipeline .*'my', 'Own'"),
         (lambda f: change_index(f, unet=["my_unet", "UNet"]), "unet is of 'my_unet', code that is never run"),
         (lambda f: change_index(f, unet=["../x", "UNet"]), "unet is of '../x', code that is never run"),
@@ -188,7 +193,10 @@ def test_bad_recipes_are_one_line_and_write_nothing(bench, model, tmp_path, monk
     for changes, message in (
         ({"model": "timbrooks/instruct-pix2pix"}, "no such file or folder: timbrooks/instruct-pix2pix"),
         ({"pipeline": "NoSuchPipeline"}, "names the pipeline 'StableDiff.*', not NoSuchPipeline; give pipeline="),
-        ({"settings": {"steps": 5}}, "settings.steps: StableDiffusion.* takes no such argument; expected one of eta, g"),
+        (
+            {"settings": {"steps": 5}},
+            "settings.steps: StableDiffusion.* takes no such argument; expected one of eta, g",
+        ),
         ({"scheduler": "Fast"}, "scheduler = 'Fast': diffusers .* has no such scheduler"),
         ({"seeds": [1, 1]}, "expected different whole numbers"),
         ({"resources": {"device": "cuda:99"}}, "device = 'cuda:99'"),

@@ -17,7 +17,7 @@ class QwenImageEditPipeline:
     def __init__(self):
         self.calls = []
 
-    def __call__(
+    def __call__(  # noqa: PLR0917 - as pipelines of diffusers have it
         self, image=None, prompt=None, num_inference_steps=50, true_cfg_scale=4.0, height=None, generator=None,
         output_type="pil", callback_on_step_end=None, prompt_embeds=None,
     ):  # fmt: skip
