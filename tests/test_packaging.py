@@ -78,7 +78,7 @@ def test_all_extras_bring_what_the_code_imports():
     assert missing_from(imported_modules("wm", "jobs", "serve_apps"), names) == set()
 
 
-@pytest.mark.parametrize("extra", ["annotate", "train", "serve", "eval"])
+@pytest.mark.parametrize("extra", ["annotate", "baselines", "train", "serve", "eval"])
 def test_dev_and_all_hold_every_extra(extra):
     assert distributions(EXTRAS[extra]) <= distributions(EXTRAS["all"]) <= distributions(EXTRAS["dev"])
 

@@ -36,6 +36,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation to the transposition that makes such an image upright."""
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""
 _LANCZOS = Image.Resampling.LANCZOS
 _TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 """From version 13 on Pillow scales along the height first where this shrinks more than twice as many pixels as the
@@ -90,6 +92,25 @@ def count_pixels(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> int:
     """
     with _open_image(data, name, max_pixels) as image:
         return image.width * image.height
+
+
+def read_size(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Read width and height of an image, upright, without decoding it.
+
+    Args:
+        data: The file's bytes.
+        name: Name of the image in errors.
+        max_pixels: Max width x height.
+
+    Returns:
+        Pixels of both sides.
+
+    Raises:
+        InputError: The bytes are no such image, or one of more pixels.
+    """
+    with _open_image(data, name, max_pixels) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+        return (image.height, image.width) if turned else (image.width, image.height)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ FILES = {
     "sampling": "Sampling and scoring",
     "training": "Training",
     "serve": "Serving",
+    "score": "Scoring images",
     "keyframes-made": "Key-frames, rendered clips",
     "keyframes-real": "Key-frames, real clips",
     "annotate": "Annotation: memory, broken runs, rates",

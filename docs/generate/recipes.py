@@ -17,6 +17,7 @@ GUIDES = {
     "collect": "evaluate",
     "contradict": "evaluate",
     "convert": "checkpoints",
+    "edit": "evaluate",
     "evaluate": "evaluate",
     "export": "data-format",
     "gate": "evaluate",
@@ -47,12 +48,14 @@ EXAMPLES = {
     "benchmark gpu": "wm benchmark gpu out=gpu.json",
     "benchmark keyframes": "wm benchmark keyframes out=keyframes.json",
     "benchmark sampling": "wm benchmark sampling out=sampling.json",
+    "benchmark score": "wm benchmark score out=score.json",
     "benchmark serve": "wm benchmark serve out=serve.json",
     "benchmark training": "wm benchmark training out=training.json",
     "bootstrap": "wm bootstrap nano/demo",
     "collect": "wm collect folder=OUTPUTS system=GoT triplets=BENCH pattern='{task}/{row}.png' out=data/got",
     "contradict": "wm contradict triplets=data/bench base_url=http://127.0.0.1:8001/v1 out=data/contradictions",
     "convert": "wm convert release=DIR out=MODEL",
+    "edit": "wm edit model=models/instruct-pix2pix triplets=BENCH out=data/pix2pix resources.device=cuda",
     "evaluate": "wm evaluate triplets=data/test/triplets idm=verifier"
     ' models.verifier=\'{ role = "idm", path = "runs/c-idm/model", label = "C-IDM" }\''
     ' models.fdm=\'{ role = "fdm", path = "runs/c-fdm/model", label = "C-FDM" }\''

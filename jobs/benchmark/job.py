@@ -12,6 +12,7 @@ BENCHMARKS = {
     "gpu": "jobs.benchmark.gpu",
     "keyframes": "jobs.benchmark.keyframes",
     "sampling": "jobs.benchmark.sampling",
+    "score": "jobs.benchmark.scoring",
     "serve": "jobs.benchmark.serving",
     "training": "jobs.benchmark.training",
 }

@@ -12,6 +12,7 @@ from jobs.shared.tasks import each
 from wm import cli
 from wm.datasets.card import write_dataset_card
 from wm.errors import InputError
+from wm.evaluation.aspects import describe_stretched, find_stretched
 from wm.evaluation.bench_rows import BenchRow, add_list_rows, read_bench_rows
 from wm.evaluation.output_files import Matches, match_outputs
 from wm.evaluation.predicted_actions import ACTION_SCHEMA, ActionRow, read_actions
@@ -64,8 +65,13 @@ def run(recipe: CollectRecipe, *, dry_run: bool = False) -> RunRecord:
     write_dataset_card(recipe.out, title=f"predictions of {recipe.system}", split="test")
     counts = _count(recipe, rows, actions)
     counts |= {"extra_files": len(matches.extra), "extra_lines": extra_lines}
+    stretched = find_stretched(recipe.out, rows) if recipe.folder else []
+    counts |= {"stretched_images": len(stretched)}
     record = stage.finish(counts, extra_file_names=matches.extra[:20])
     print_result(recipe, record)
+    if stretched:
+        advice = "; if they show the centre square alone, collect them with view=square"
+        print(f"warning: {describe_stretched(stretched, record['counts']['distinct_images'])}{advice}")
     return record
 
 

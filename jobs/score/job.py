@@ -83,12 +83,15 @@ def run(recipe: ScoreRecipe, *, dry_run: bool = False) -> RunRecord:
         return {}
     # 2. Score batch by batch: a killed run resumes at those that are missing.
     job.start()
+    counts = _count(rows, facts, actions)
     with job.timed("images"):
-        _score(recipe, recipe_json, batches, len(facts))
+        _score(recipe, recipe_json, batches, counts["images"])
+    # All that is known of 100,000 images takes hundreds of MB: it makes room for their values.
+    del facts, batches
     # 3. Make the tables of the files alone.
     with job.timed("tables"):
         subsets = order_subsets(row.subset(recipe.subset) for row in rows)
-        table = _build_table(recipe, rows, len(facts))
+        table = _build_table(recipe, rows, counts["images"])
         texts = score_actions(recipe, actions, rows) if actions else None
         note = footnote(len(rows), (row.class_label for row in rows))
         scores = {
@@ -97,10 +100,10 @@ def run(recipe: ScoreRecipe, *, dry_run: bool = False) -> RunRecord:
         }  # fmt: skip
         write_json(job.out / "scores.json", scores)
         write_text(job.out / "scores.csv", _to_csv([*table, *(texts["rows"] if texts else [])]))
-    record = job.finish(_count(rows, facts, actions))
+    record = job.finish(counts)
     print_scores(table, texts, subsets, absent, note)
     print(
-        f"scored {len(facts):,} images and {len(actions):,} actions of {len(rows):,} triplets: "
+        f"scored {counts['images']:,} images and {len(actions):,} actions of {len(rows):,} triplets: "
         f"{job.out / 'scores.json'}"
     )
     return record
@@ -174,7 +177,7 @@ def _score(recipe: ScoreRecipe, recipe_json: str, batches: Sequence[ScoreBatch],
 def _build_table(recipe: ScoreRecipe, rows: list[BenchRow], num_images: int) -> list[ScoreRow]:
     if not num_images:
         return []
-    columns = [name for name in VALUE_SCHEMA.names if name not in ("caption", "target_caption")]
+    columns = [name for name in VALUE_SCHEMA.names if name not in ("pixels_sha256", "caption", "target_caption")]
     values = read_table(Path(recipe.out) / "values", VALUE_SCHEMA, columns).to_pylist()
     # Every image has a value, or something was lost in silence.
     if len(values) != num_images:
@@ -193,7 +196,11 @@ def _to_csv(table: Sequence[ScoreRow]) -> str:
             for subset, mean in means.items():
                 value = "" if mean is None else repr(mean)
                 head = [row["system"], row["choice"], row["k"], metric, subset, value]
-                writer.writerow([*head, figure["num_items"], row["num_missing"]])
+                # A subset's mean is of its own items, of which its own may be missing.
+                is_subset = subset in figure["by_subset"]
+                num_items = figure["num_items_by_subset"][subset] if is_subset else figure["num_items"]
+                num_missing = row["missing_by_subset"].get(subset, 0) if is_subset else row["num_missing"]
+                writer.writerow([*head, num_items, num_missing])
     return text.getvalue()
 
 

@@ -9,6 +9,7 @@ import pytest
 from jobs import train
 from jobs.annotate.job import AnnotateRecipe
 from jobs.bootstrap import BootstrapRecipe, plan, run
+from jobs.edit import EditRecipe
 from jobs.evaluate import EvaluateRecipe
 from jobs.ingest.job import IngestRecipe
 from jobs.paper import PaperRecipe
@@ -39,6 +40,7 @@ KINDS: dict[str, type[Recipe]] = {
     "c-idm": TrainRecipe,
     "cluster": PlanRecipe,
     "demo": BootstrapRecipe,
+    "edit-instruct-pix2pix": EditRecipe,
     "evaluate-aurora-bench": EvaluateRecipe,
     "evaluate-aurora-bench-liquid": EvaluateRecipe,
     "epic-kitchens": IngestRecipe,

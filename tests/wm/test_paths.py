@@ -54,6 +54,8 @@ NO_PATHS = {
     # Labels of tables, and an entry of [models.NAME].
     *("Labels.zero_shot", "Labels.finetuned", "Labels.bootstrapped", "Labels.unweighted", "Labels.idm"),
     *("ModelEntry.idm", "EvaluateRecipe.idm"),
+    # Classes of diffusers, and arguments of their call.
+    *("EditRecipe.pipeline", "EditRecipe.scheduler", "EditRecipe.settings"),
     # Relative to CollectRecipe.folder; of the judge's endpoint.
     *("ContradictRecipe.model", "ContradictRecipe.base_url", "ContradictRecipe.api_key_variable"),
     *("CollectRecipe.pattern", "JudgeRecipe.model", "JudgeRecipe.base_url", "JudgeRecipe.api_key_variable"),

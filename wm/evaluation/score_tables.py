@@ -30,6 +30,7 @@ class ScoreFigure(TypedDict):
     num_runs: int  # values that std is of
     num_items: int
     by_subset: dict[str, float | None]
+    num_items_by_subset: dict[str, int]
 
 
 class ScoreRow(TypedDict):
@@ -128,6 +129,7 @@ def _build_figure(metric: str, rows: _Weighted, subsets: Mapping[str, str]) -> S
         "num_runs": len(means),
         "num_items": len(items),
         "by_subset": by_subset,
+        "num_items_by_subset": {name: len(values) for name, values in members.items()},
     }
 
 

@@ -57,6 +57,7 @@ def test_rows_are_found_missing_or_rejects(bench, tmp_path, capsys):
         "rows_with_images": 3, "rows_without_images": 2,
         "rows_without_images_by_class": {"kubric": 1, "something": 1},
         "images": 3, "distinct_images": 3, "runs": 1, "extra_files": 1, "extra_lines": 0,
+        "stretched_images": 0,
     }  # fmt: skip
     assert reasons_of(tmp_path / "set") == {rows[4].triplet_id: "missing_file", "something/003.png": "not_an_image"}
     table = read_table(tmp_path / "set/predictions", PREDICTION_SCHEMA).to_pylist()
@@ -74,6 +75,21 @@ def test_rows_are_found_missing_or_rejects(bench, tmp_path, capsys):
     (tmp_path / "set/predictions/part-00001.parquet").unlink()
     assert collect.run(recipe)["counts"] == counts
     assert read_table(tmp_path / "set/predictions", PREDICTION_SCHEMA).to_pylist() == table
+
+
+def test_predictions_of_another_aspect_ratio_are_warned_of(bench, tmp_path, capsys):
+    write_outputs(tmp_path / "got")
+    # Targets have 24 x 16 pixels: a square, one row too many of 20 (5 %), and one of 48 (2 %).
+    for number, size in ((0, (16, 16)), (1, (30, 21)), (2, (72, 49))):
+        Image.new("RGB", size).save(tmp_path / "got" / TASKS[number] / f"{number:03}.png")
+    counts = collect.run(recipe_of(bench, tmp_path, pattern="{task}/{row:03}.png"))["counts"]
+    first = read_bench_rows(bench)[0].triplet_id
+    assert counts["stretched_images"] == 2 and counts["images"] == NUM_ROWS
+    assert (
+        f"warning: 2 of 5 images have another aspect ratio than their targets, by more than 3% (16 x 16 pixels for "
+        f"24 x 16 of triplet {first} the first): metrics of the full frame stretch them; if they show the centre "
+        "square alone, collect them with view=square"
+    ) in capsys.readouterr().out
 
 
 def test_runs_and_equal_candidates_of_a_row(bench, tmp_path):

@@ -114,10 +114,14 @@ def test_figures_are_those_made_by_hand(bench, got, models, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "GoT: 1 triplets have no prediction (Kubric 1)" in out and "macro mean" in out
     lines = list(csv.DictReader((tmp_path / "out/scores.csv").read_text().splitlines()))
-    line = next(
-        line for line in lines if (line["system"], line["metric"], line["subset"]) == ("GoT", "l1", "magicbrush")
-    )
-    assert float(line["mean"]) == figure["by_subset"]["magicbrush"] and line["num_missing"] == "1"
+    by_name = {line["subset"]: line for line in lines if (line["system"], line["metric"]) == ("GoT", "l1")}
+    assert float(by_name["magicbrush"]["mean"]) == figure["by_subset"]["magicbrush"]
+    # Each mean with the items that it is of; a subset without data has none, and neither has the macro mean.
+    assert {name: (line["num_items"], line["num_missing"]) for name, line in by_name.items()} == {
+        "magicbrush": ("2", "0"), "something": ("2", "0"), "kubric": ("0", "1"), "macro mean": ("4", "1"),
+        "micro mean": ("4", "1"),
+    }  # fmt: skip
+    assert by_name["kubric"]["mean"] == by_name["macro mean"]["mean"] == ""
 
 
 def test_a_killed_run_resumes_with_equal_figures(bench, got, models, tmp_path, monkeypatch):
@@ -212,10 +216,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(bench, got, models, tmp_path):
     shutil.copytree(got, other)
     (tmp_path / "half").mkdir()
     alien = write_triplets(tmp_path / "alien", noise_pair, ACTIONS)
+    # Not its own: a text is passed over, a table of other columns is not.
+    mixed = tmp_path / "mixed"
+    shutil.copytree(got, mixed)
+    (mixed / "predictions" / "notes.txt").write_text("none")
+    assert score.run(recipe_for(bench, tmp_path / "dry", [mixed]), dry_run=True) == {}
+    shutil.copy(bench / "triplets" / "part-00000.parquet", mixed / "predictions" / "other.parquet")
     for sets, changes, message in (
         ([got, other], {}, "both hold a system named 'GoT'; give another system"),
         ([tmp_path / "half"], {}, "half is not complete: expected a folder with run.json"),
         ([tmp_path / "none"], {}, "none does not exist"),
+        ([mixed], {}, "predictions/other.parquet lacks the column 'system'"),
         ([bench], {}, "has no predictions/: expected a folder of jobs.collect"),
         ([], {"with_copy": False}, "nothing to score"),
         ([got, got], {}, "expected different folders"),
