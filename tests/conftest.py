@@ -30,6 +30,11 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("repeatable")
 
+# A run in the background of a shell that has no job control begins with Ctrl-C ignored, and so would all that it starts:
+# tests of what Ctrl-C does need it as it is at a terminal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 torch.set_num_threads(1)  # the tests run many small operations; threads that wait for each other cost more
 
 _LONGEST_FILES = (
@@ -54,21 +59,36 @@ _LONGEST_FILES = (
 """Ends of their paths. Most wait for processes of Ray, which several workers do better than one after the other."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first: a worker that began one last would end alone."""
+_FILES_ON_RAY = pytest.StashKey[set[Path]]()
+_LAST_FILE = pytest.StashKey[Path]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the files that take longest first: a worker that began one last would end alone.
+
+    Those with a test in the shared Ray session follow, so that sessions end early: an idle one takes a twentieth of a
+    core.
+    """
     rank = {end: number for number, end in enumerate(_LONGEST_FILES)}
+    on_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
+    config.stash[_FILES_ON_RAY] = on_ray
 
     def rank_of(item: pytest.Item) -> int:
         path = item.path.as_posix()
-        return next((number for end, number in rank.items() if path.endswith(f"/{end}")), len(rank))
+        others = len(rank) + (item.path not in on_ray)
+        return next((number for end, number in rank.items() if path.endswith(f"/{end}")), others)
 
     items.sort(key=rank_of)  # stable: all else stays in its order
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
-    """Seed torch before any fixture: no test depends on what another has drawn."""
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seed torch before any fixture: no test depends on what another has drawn. End a session that nobody needs."""
     torch.manual_seed(0)
+    stash = item.config.stash
+    if item.path != stash.get(_LAST_FILE, None) and item.path not in stash[_FILES_ON_RAY]:
+        _end_ray_session()
+    stash[_LAST_FILE] = item.path
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +103,8 @@ def shared_data() -> Path:
 @pytest.fixture
 def ray_session() -> None:
     """A Ray session of this process. It takes 10 s to start, so that all tests share one, as jobs of one process do:
-    it starts when the first test or job asks for it, and again after a test that ended it."""
+    it starts when the first test or job asks for it, and again after a test that ended it. It ends before the first file
+    none of whose tests has this fixture."""
     from jobs.shared import ray_session as shared_ray_session
 
     shared_ray_session.connect()
@@ -92,6 +113,10 @@ def ray_session() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _ray_session_ends_with_the_tests() -> Iterator[None]:
     yield
+    _end_ray_session()
+
+
+def _end_ray_session() -> None:
     if "ray" in sys.modules:
         from jobs.shared import ray_session as shared_ray_session
 

@@ -156,7 +156,7 @@ def test_any_files_give_the_selection_of_one_table(
 
 
 @pytest.mark.slow
-def test_tasks_on_ray_write_the_same_files(tmp_path: Path) -> None:
+def test_tasks_on_ray_write_the_same_files(tmp_path: Path, ray_session: None) -> None:
     rows = made_rows(3000)
     annotation(tmp_path / "a", rows, list(range(0, 3000, 250)))
     pairs(tmp_path / "a", [row | {"source_hash": n % 50, "target_hash": n % 40} for n, row in enumerate(rows)])

@@ -19,7 +19,7 @@ def test_in_process_results_come_in_order() -> None:
 
 
 @pytest.mark.slow
-def test_on_ray_a_killed_worker_costs_time_only(tmp_path: Path) -> None:
+def test_on_ray_a_killed_worker_costs_time_only(tmp_path: Path, ray_session: None) -> None:
     # Inside the test, so that Ray sends them along: its workers cannot import this file.
     def square(number: int, offset: int) -> int:
         return number * number + offset

@@ -148,7 +148,7 @@ def test_dry_run_writes_nothing(tiny_base, triplets, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_tables(tiny_base, triplets, tmp_path):
+def test_ray_gives_the_same_tables(tiny_base, triplets, tmp_path, ray_session):
     for num_workers in (0, 2):
         recipe = recipe_of(
             tiny_base,
