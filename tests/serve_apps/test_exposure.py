@@ -1,4 +1,4 @@
-"""Keys wherever other machines reach the server: in a YAML deployment, and on a cluster whose Serve was started before."""
+"""Keys wherever other machines reach the server: in a YAML deployment, and where a Serve ran before."""
 
 import hashlib
 from concurrent.futures import Future
