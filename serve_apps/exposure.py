@@ -1,6 +1,6 @@
 """Refuse to answer other machines without keys, however the server was started.
 
-``python -m serve_apps`` knows its own ``host``. A YAML file (``serve deploy``, ``serve run FILE``, a RayService) gives it
+``python -m serve_apps`` knows its own ``host``. A YAML file (``serve deploy``, ``serve run FILE``, RayService) gives it
 to Ray Serve as ``http_options.host``, and a cluster may have had one before: then Serve's controller is asked.
 Not known here: what the keys may do.
 """

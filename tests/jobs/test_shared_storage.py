@@ -6,7 +6,8 @@ import ray
 from jobs.evaluate import EvaluateRecipe
 from jobs.shared import shared_storage
 from jobs.shared.shared_storage import Node, check_shared, find_local_outputs, find_other_nodes, is_seen
-from jobs.tabletop import main
+from jobs.tabletop import TabletopRecipe, run
+from wm.cli import main
 from wm.errors import InputError
 from wm.paths import SUBMITTED_JOB
 from wm.training import TrainRecipe
@@ -91,14 +92,14 @@ def test_every_command_of_a_submitted_job_is_checked(tmp_path, monkeypatch, caps
     command = [f"out={tmp_path}/x", "--dry-run"]
     # 1. Not submitted, or in a session of one machine: nothing is asked.
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert main(command) == 0
+    assert main(TabletopRecipe, run, name="tabletop", description="", argv=command) == 0
     monkeypatch.setenv(SUBMITTED_JOB, "{}")
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    assert main(command) == 0 and calls == []
+    assert main(TabletopRecipe, run, name="tabletop", description="", argv=command) == 0 and calls == []
     # 2. Submitted to a cluster.
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     capsys.readouterr()
-    assert main(command) == 2
+    assert main(TabletopRecipe, run, name="tabletop", description="", argv=command) == 2
     error = capsys.readouterr().err
     assert (
         error.startswith(f"error: out = '{tmp_path}/x': the node 10.0.0.3 of this cluster") and error.count("\n") == 1
