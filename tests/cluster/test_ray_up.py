@@ -45,7 +45,8 @@ ip link set lo up
 cd "$1"
 for number in 1 2 3; do
     # A process namespace each: `ray stop` ends every Ray of its own.
-    HOME=$4 unshare -m -p -u --fork --mount-proc --kill-child bash machine.sh $number "$1" "$2" "$3" > sshd$number.log 2>&1 &
+    HOME=$4 unshare -m -p -u --fork --mount-proc --kill-child \\
+        bash machine.sh $number "$1" "$2" "$3" > sshd$number.log 2>&1 &
 done
 step() { name=$1; shift; "$@" < /dev/null > $name.log 2>&1; echo $? > $name.rc; }
 step up ray up -y --no-config-cache cluster.yaml
