@@ -113,9 +113,9 @@ def check_shared(name: str, path: str, nodes: Sequence[Node], look: Look) -> Non
     blind = [node.address for node, sees in answers.items() if not sees]
     if blind:
         raise InputError(
-            f"{name} = {path!r:.200}: the node {' and '.join(blind)} of this cluster does not see what is written to "
-            f"{folder} on the node of the submitted command, where the output would be lost with the node; give a path "
-            f"on storage that all nodes share, such as {name}=/mnt/shared/run"
+            f"{name} = {path!r:.200}: what the submitted command writes to {folder} is on its own node alone, not on "
+            f"{' and '.join(blind)} of this cluster, and the output would be lost with the node; give a path on storage "
+            f"that all nodes share, such as {name}=/mnt/shared/run"
         )
     silent = [node.address for node in nodes if node not in answers]
     if silent:

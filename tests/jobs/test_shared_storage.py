@@ -28,9 +28,9 @@ def test_a_folder_that_another_node_does_not_see_is_refused(tmp_path, capsys):
     with pytest.raises(InputError) as caught:
         check_shared("out", out, [NEAR, FAR], look)
     assert str(caught.value) == (
-        f"out = {out!r}: the node 10.0.0.3 of this cluster does not see what is written to {tmp_path} on the node of "
-        "the submitted command, where the output would be lost with the node; give a path on storage that all nodes "
-        "share, such as out=/mnt/shared/run"
+        f"out = {out!r}: what the submitted command writes to {tmp_path} is on its own node alone, not on 10.0.0.3 of "
+        "this cluster, and the output would be lost with the node; give a path on storage that all nodes share, such "
+        "as out=/mnt/shared/run"
     )
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().err == ""
 
@@ -102,7 +102,7 @@ def test_every_command_of_a_submitted_job_is_checked(tmp_path, monkeypatch, caps
     assert main(TabletopRecipe, run, name="tabletop", description="", argv=command) == 2
     error = capsys.readouterr().err
     assert (
-        error.startswith(f"error: out = '{tmp_path}/x': the node 10.0.0.3 of this cluster") and error.count("\n") == 1
+        error.startswith(f"error: out = '{tmp_path}/x': what the submitted command writes") and error.count("\n") == 1
     )
     assert calls == ["connect", "shutdown"]
 
