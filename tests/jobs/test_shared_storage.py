@@ -35,7 +35,7 @@ def test_a_folder_that_another_node_does_not_see_is_refused(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().err == ""
 
 
-def test_a_node_that_is_silent_is_noted_and_a_failure_leaves_nothing(tmp_path, capsys):
+def test_a_silent_node_is_noted_and_nothing_is_left(tmp_path, capsys):
     check_shared("out", str(tmp_path), [NEAR, FAR], lambda marker, nodes: {NEAR: True})
     assert capsys.readouterr().err == (
         f"note: 10.0.0.3 did not say within 60 s whether out = {str(tmp_path)!r} is seen there\n"
