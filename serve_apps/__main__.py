@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
@@ -22,6 +21,7 @@ with exit_on_interrupt():
     from pydantic import Field, model_validator
 
     from serve_apps.checks import check_models, is_toy
+    from serve_apps.exposure import is_loopback
     from serve_apps.interrupts import Interrupts
     from serve_apps.middleware.proxy import IMPORT_PATH, has_middlewares, set_environment
     from serve_apps.ports import check_port
@@ -67,26 +67,17 @@ class StartRecipe(ServeRecipe):
     package."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in: that needs keys = FILE, or open = true."""
-    open: bool = False
-    """Whether other machines may ask without a key."""
     port: int = Field(8000, ge=1, le=65535)
     """TCP port."""
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
-        if not (self.keys or self.open or _is_loopback(self.host)):
+        if not (self.keys or self.open or is_loopback(self.host)):
             raise ValueError(
                 f"host = {self.host!r} lets other machines in, and nobody would be asked for a key: give keys=FILE "
                 "(`python -m serve_apps.keys` makes keys), or open=true"
             )
         return self
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def start(recipe: StartRecipe, interrupts: Interrupts | None = None) -> str:
@@ -111,7 +102,7 @@ def start(recipe: StartRecipe, interrupts: Interrupts | None = None) -> str:
         from serve_apps.world_model import bind
     settings = recipe.model_dump(exclude=set(StartRecipe.model_fields) - set(ServeRecipe.model_fields))
     application = bind(ServeRecipe(**settings), codec_id)
-    set_environment(recipe.keys and str(Path(recipe.keys).resolve()), recipe.cors_origins)
+    set_environment(recipe.keys and str(Path(recipe.keys).absolute()), recipe.cors_origins)
     # 2. The session and the proxy, then the application.
     for begin in (_connect, partial(_start_proxy, recipe)):
         with interrupts.hold() if interrupts else nullcontext():
@@ -188,7 +179,7 @@ def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
         print(f"would serve {models} at {_url(recipe)}" + (f"\n{TOY_NOTICE}" if is_of_toy else ""))
         return
     print(f"starting {models}", flush=True)
-    if recipe.open and not recipe.keys and not _is_loopback(recipe.host):
+    if recipe.open and not recipe.keys and not is_loopback(recipe.host):
         print(f"warning: whoever reaches {recipe.host} port {recipe.port} may ask: no keys are given", file=sys.stderr)
     with without_ray_threads():
         _serve_until_interrupted(recipe)

@@ -7,6 +7,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.middleware import Middleware
 
 from serve_apps.examples import load_examples
+from serve_apps.exposure import check_guarded, find_proxy_host
 from serve_apps.graph import Graph
 from serve_apps.http import create_app
 from serve_apps.keys import KeyRing
@@ -63,6 +64,8 @@ class Ingress:
     def __init__(self, recipe: ServeRecipe, fdm: DeploymentHandle, idm: DeploymentHandle) -> None:
         # Before Ray opens the port: it does so once this is built.
         keep_replica_local(ray.util.get_node_ip_address())
+        # Whatever started it: a cluster may have had a Serve before that listens on every address.
+        check_guarded(recipe, find_proxy_host())
         self._graph = Graph(recipe, fdm, idm)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -104,6 +104,8 @@ class ServeRecipe(Recipe):
     """Key file: every request needs `Authorization: Bearer KEY`; the pages and /health do not. Asks for no key if left
     out. `python -m serve_apps.keys name=NAME` makes a key, `--help` says what an entry can hold. The file is read again
     when it changes."""
+    open: bool = False
+    """Whether other machines may ask without a key. If not, a server that listens beyond this machine needs keys."""
     key_names_in_metrics: bool = False
     """Whether metrics call a key by its name. If not, by the first 8 digits of its sha256 in the key file: whoever can
     read the metrics then learns no names."""
@@ -232,6 +234,8 @@ class ServeRecipe(Recipe):
         num_requests = self.max_requests + REFUSALS
         # It waits more than it computes: no core is reserved, so that two cores serve both models.
         defaults: DeploymentOptions = {
+            # What it refuses, it refuses again: a missing key file, or keys that are left out.
+            "max_constructor_retry_count": 2,
             "max_ongoing_requests": num_requests,
             "max_queued_requests": num_requests,
             "ray_actor_options": {"num_cpus": 0},

@@ -12,13 +12,14 @@ from ray import serve
 
 from serve_apps.checks import check_models, is_toy
 from serve_apps.deployment_options import DeploymentOptions
+from serve_apps.exposure import check_guarded, find_proxy_host
 from serve_apps.ingress import Ingress
 from serve_apps.names import FDM, IDM
 from serve_apps.recipe import ServeRecipe
 from wm.packaged import resolve_packaged
 
 SHIPPED = Path(__file__).with_name("world_model.yaml")
-PATHS = ("fdm", "idm", "base", "adapters", "keys", "examples")
+PATHS = ("fdm", "idm", "base", "adapters", "examples")
 TOY_EXAMPLES = "nano:images"
 
 
@@ -26,8 +27,11 @@ def build(args: ServeRecipe) -> serve.Application:
     """Build the application of a recipe: what ``serve run`` and the YAML file name.
 
     Raises:
-        InputError: For models that are not there or do not go together (see :func:`check_models`).
+        InputError: For models that are not there or do not go together (see :func:`check_models`); or where Serve
+            listens beyond this machine already, without keys. The ingress checks that again: here Serve may not run
+            yet.
     """
+    check_guarded(args, find_proxy_host())
     return bind(args, check_models(args))
 
 
@@ -42,6 +46,10 @@ def bind(args: ServeRecipe, codec_id: str) -> serve.Application:
         args = args.model_copy(update={"examples": resolve_packaged(TOY_EXAMPLES)})
     # Workers may run in another folder.
     paths = {key: str(Path(value).resolve()) for key in PATHS if (value := getattr(args, key))}
+    if args.keys:
+        # Links stay: Kubernetes leads the file of a Secret through one that is set anew when its keys change, and that
+        # leads elsewhere on every node.
+        paths["keys"] = str(Path(args.keys).absolute())
     args = args.model_copy(update=paths)
     ingress = serve.deployment(Ingress, name="Ingress").options(**args.ingress_options())
     if args.base_sharing != "separate":

@@ -19,6 +19,7 @@ BASE = {
     "interrupts",
     "packaged",
     "paths",
+    "preflight",
     "private_session",
     "recipe_errors",
     "recipe_fields",

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.preflight import run_checks
 from wm.recipe_help import describe_fields
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
@@ -65,6 +66,7 @@ def main(
             raise InputError(f"no such option: {options[0]:.200}; keys are given without dashes, as key=value")
         recipe = load_recipe(recipe_class, arguments.settings)
         out = str(getattr(recipe, "out", ""))
+        run_checks(recipe)
         run(recipe, dry_run=arguments.dry_run)
     except KeyboardInterrupt:
         print("interrupted; what is finished is kept, the same command resumes", file=sys.stderr)

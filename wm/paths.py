@@ -30,6 +30,8 @@ class PathKey:
     """True if something is written there."""
     takes_uri: bool = False
     """True if an output may be in an object store; inputs are checked by who reads them."""
+    is_cache: bool = False
+    """True if what is written there can be made again: a disk of one node does."""
 
 
 INPUT: Final = PathKey(is_output=False)
@@ -40,6 +42,7 @@ OptionalInputPath = Annotated[
     str | None, INPUT, AfterValidator(resolve_packaged), PlainSerializer(to_packaged_name, when_used="json")
 ]
 OutputPath = Annotated[str, PathKey(is_output=True)]
+CachePath = Annotated[str, PathKey(is_output=True, is_cache=True)]
 OutputPathOrUri = Annotated[str, PathKey(is_output=True, takes_uri=True)]
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from wm.config import Recipe
 from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.metrics.encoders import DinoPreparation
-from wm.paths import INPUT, InputPath, OutputPath
+from wm.paths import INPUT, CachePath, InputPath, OutputPath
 
 
 class BertScoreSettings(Recipe):
@@ -66,7 +66,7 @@ class ScoreRecipe(Recipe):
     absent."""
     bertscore: BertScoreSettings = BertScoreSettings()
     """The model of BERTScore: bertscore.model=models/roberta-large."""
-    cache: OutputPath = ""
+    cache: CachePath = ""
     """Folder of what the models gave, by hash of image and digest of model, which several runs may share; empty:
     out/features."""
     images_per_task: int = Field(default=64, ge=1)

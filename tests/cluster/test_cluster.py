@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 import ray.autoscaler
 import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.local_nodes import main
@@ -34,6 +35,23 @@ def cluster_specs():
 def test_ray_up_config_passes_rays_schema():
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
     jsonschema.validate(load("cluster.yaml"), schema)
+
+
+def test_ray_up_takes_the_file_as_it_is():
+    """By what ``ray up`` itself does first: the schema alone lets pass a file that it refuses."""
+    config = prepare_config(load("cluster.yaml"))
+    validate_config(config)
+    (node_type,) = config["available_node_types"].values()
+    num_workers = len(config["provider"]["worker_ips"])
+    assert (node_type["min_workers"], node_type["max_workers"], config["max_workers"]) == (num_workers,) * 3
+    head = config["head_start_ray_commands"][-1]
+    assert "RAY_enable_autoscaler_v2=0 ray start --head" in head and "--disable-usage-stats" in head
+    # The container's user may read the token, which the ssh user brings.
+    (token,) = config["file_mounts"]
+    name = config["docker"]["container_name"]
+    assert config["setup_commands"] == [
+        f"docker exec --user 0 {name} {command} {token}" for command in ("chgrp 1000", "chmod 640")
+    ]
 
 
 def test_ray_version_and_authentication():

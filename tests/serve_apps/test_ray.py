@@ -20,6 +20,7 @@ import ray
 from jobs.shared import ray_session
 from serve_apps import metrics
 from serve_apps.__main__ import StartRecipe, start, stop
+from serve_apps.exposure import find_proxy_host
 from serve_apps.middleware.proxy import has_middlewares
 from tests.helpers.serve_local import HALF_A_CORE
 from wm.images import encode_png
@@ -252,6 +253,7 @@ def test_a_request_id_is_in_the_answer_and_in_every_log(client):
 
 def test_the_proxy_has_our_middlewares(port):
     assert has_middlewares("127.0.0.1", port) is True
+    assert find_proxy_host() == "127.0.0.1"
 
 
 def test_no_process_of_the_session_listens_beyond_loopback(client):

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.files.uris import OBJECT_STORES, scheme_of
-from wm.paths import InputPath, OutputPath, OutputPathOrUri
+from wm.paths import CachePath, InputPath, OutputPathOrUri
 
 MAX_STEPS = 10**12
 """More than any run has, and still exact as a float."""
@@ -53,7 +53,7 @@ class OptimSettings(Recipe):
 class DataSettings(Recipe):
     """How triplets are prepared for training."""
 
-    token_cache: OutputPath = ""
+    token_cache: CachePath = ""
     """Folder that keeps tokenised triplets for other runs, better on a disk of the node than on a network; empty:
     ``out/.tokens``, which is removed when the run is complete."""
 
