@@ -6,7 +6,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.annotate.budget import report_of
 from jobs.annotate.recipe import AnnotateRecipe
+from wm.datasets.videos.budget import describe_budget
 from wm.datasets.videos.listing import passed_over_of
 from wm.datasets.videos.passed_over import describe
 
@@ -44,7 +46,10 @@ def _list_settings(settings: Mapping[str, Any], table: str = "") -> list[str]:
 
 
 def print_passed_over(listing: pa.Table) -> None:
-    """Print what the listing passed over."""
+    """Print which part of the videos a budget took, and what the listing passed over."""
+    budget = report_of(listing)
+    if budget is not None:
+        print(f"  {describe_budget(budget)}")
     for line in describe(passed_over_of(listing)):
         print(f"  {line}")
 

@@ -5,7 +5,6 @@ Not known here: how the frames of a video are read.
 
 import os
 from collections.abc import MutableMapping
-from glob import glob
 from pathlib import Path
 
 from wm.datasets.layouts import LAYOUTS, load_layout, recognise_table
@@ -75,9 +74,11 @@ def find_tables(root: str | Path, file: str) -> list[Path]:
     path = Path(root) / file
     if os.path.isfile(path):  # noqa: PTH113 - of a name that is too long, pathlib raises
         return [path]
-    # Sharded tables: data/train-*.parquet.
-    paths = sorted(map(Path, glob(str(path), recursive=True))) if is_glob(file) else []
-    paths = [match for match in paths if match.is_file()]
+    # Sharded tables: data/train-*.parquet. A pattern is relative to the fixed part before it.
+    paths: list[Path] = []
+    if is_glob(file):
+        fixed = next(folder for folder in path.parents if not is_glob(str(folder.relative_to(root))))
+        paths = sorted(match for match in fixed.glob(str(path.relative_to(fixed))) if match.is_file())
     if not paths:
         raise InputError(f"no such file: {path!s:.400} (the data set's own table, relative to root)")
     return paths
