@@ -13,7 +13,6 @@ from wm.video.errors import VideoError
 from wm.video.isolation import IsolatedProcess
 from wm.video.length import read_length_s
 
-
 MAX_LENGTH_S = 24 * 3600
 """A header that says more is taken for a damaged one: the length is then not known."""
 
@@ -40,8 +39,8 @@ def take_budget(listing: pa.Table, budget: VideoBudget, limit_s: float) -> pa.Ta
             if end_s is None:
                 if is_remote(uris[row]):
                     raise InputError(
-                        f"budget.hours = {budget.hours:g} needs the length of {uris[row]!r:.200}, and headers of remote "
-                        "videos are not read; give budget.videos_per_class, or a list with start_s and end_s"
+                        f"budget.hours = {budget.hours:g} needs the length of {uris[row]!r:.200}, and remote headers "
+                        "are not read; give budget.videos_per_class, or a list with start_s and end_s"
                     )
                 try:
                     end_s = process.call(limit_s, read_length_s, local_path(uris[row]))

@@ -88,7 +88,8 @@ def propose_actions(
         runner: Runs ``idm`` as it is now, to be used for many calls; built here without it.
 
     Returns:
-        One action a pair, with its log-probability under the model as it is, whatever the temperature. Its text may be empty: an untrained model may end at once.
+        One action a pair, with its log-probability under the model as it is, whatever the temperature. Its text may be
+        empty: an untrained model may end at once.
     """
     sources, targets = code_lists("source", source_BN), code_lists("target", target_BN)
     check_equal_lengths(sources=len(sources), targets=len(targets))

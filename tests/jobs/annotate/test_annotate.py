@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -303,6 +304,19 @@ def test_dry_run_lists_and_touches_nothing(videos, tiny_base, tmp_path, capsys):
     message = capsys.readouterr().out
     assert "6 videos of 2 classes" in message
     assert "keyframes.min_interval_frames = 8" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_forward_model_is_no_annotator(videos, tiny_base, tmp_path):
+    adapter = {"family": "chameleon", "kind": "adapter", "base_id": "b", "codec_id": "c"}
+    for name, manifest in (("adapter", adapter), ("full", adapter | {"kind": "full"})):
+        folder = tmp_path / name / "model"
+        folder.mkdir(parents=True)
+        (folder / ("config.json" if name == "full" else "adapter_config.json")).write_text("{}")
+        (folder / "wm_model.json").write_text(json.dumps(manifest | {"task": "fdm"}))
+        # By the run's folder too, and before a base is looked at.
+        with pytest.raises(InputError, match=r"idm = .* was trained as fdm; expected an inverse model \(idm\)$"):
+            run(recipe(videos, folder.parent, tmp_path / "out", base="nowhere"))
     assert not (tmp_path / "out").exists()
 
 

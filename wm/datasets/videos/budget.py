@@ -136,7 +136,7 @@ def describe_budget(report: BudgetReport) -> str:
     if report["short_classes"]:
         text += f" (all of {report['short_classes']:,} classes that have fewer than was asked for)"
     if report["hours"] is not None:
-        text += f"; {report['hours']:.2f} h of the {report['budget']['hours']:g} h asked for"
+        text += f"; {report['hours']:.4g} h of the {report['budget']['hours']:.4g} h asked for"
         text += "" if report["is_full"] else ": there are no more, all are taken"
     if report["unknown_lengths"]:
         text += f"; the length of {report['unknown_lengths']:,} cannot be read"
