@@ -34,6 +34,7 @@ from jobs.shared.ray_session import check_available, connect, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
+from wm.datasets.statistics import markdown_table
 from wm.datasets.videos.listing import listing_digest, passed_over_of
 from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
@@ -137,7 +138,8 @@ def _annotate_missing(
         accounted = f"{counts['videos']:,} of {listing.num_rows:,} videos"
         raise InputError(f"{recipe.out} accounts for {accounted}; run the command again")
     fill_empty_tables(out, TABLES, f"{shard_name(0)}.parquet")  # before the card, which names every table
-    write_dataset_card(out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
+    title, notes = f"{recipe.dataset}: triplets", markdown_table(counts["table7"])
+    write_dataset_card(out, title=title, license=recipe.license, split=recipe.split, notes=notes)
     budget = report_of(listing)
     more = {} if budget is None else {"budget": budget}
     record = stage.finish(counts, annotated_now=num_pending, passed_over=passed_over_of(listing), **more)
