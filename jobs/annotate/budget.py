@@ -49,7 +49,7 @@ def take_budget(listing: pa.Table, budget: VideoBudget, limit_s: float) -> pa.Ta
                 # A damaged header would fill the budget with one file.
                 if end_s > MAX_LENGTH_S:
                     return None
-            seconds = max(0.0, end_s - start_s)
+            seconds = max(0.0, float(end_s) - start_s)
             bar.update(round(seconds))
             return seconds
 

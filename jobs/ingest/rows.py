@@ -100,10 +100,10 @@ def _pair_of(images: tuple[Pixels, Pixels] | Problem, names: tuple[str, str]) ->
     if isinstance(images, Problem):
         return images
     # As PNG, whatever the file's format: every reader of the table decodes it.
-    stored: list[StoredImage] = [
-        {"bytes": encode_png(image), "path": name} for image, name in zip(images, names, strict=True)
-    ]
-    return LoadedPair(*images, *stored, {})
+    source, target = (
+        StoredImage(bytes=encode_png(image), path=name) for image, name in zip(images, names, strict=True)
+    )
+    return LoadedPair(*images, source, target, {})
 
 
 def _load_ends(recipe: IngestRecipe, process: IsolatedProcess, segment: VideoSegment) -> LoadedPair | Problem:
