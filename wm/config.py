@@ -165,6 +165,7 @@ def _drop_later_keys(table: type[BaseModel], values: Mapping[str, Any]) -> dict[
             default = table.model_fields[name].get_default(call_default_factory=True)
             if value == (default.model_dump(mode="json") if isinstance(default, BaseModel) else default):
                 continue
+        # Tables in it have later keys of their own.
         annotation = field_annotation(table, name)
         inner, item = table_class(annotation), item_class(annotation)
         if inner is not None and isinstance(value, Mapping):

@@ -28,6 +28,7 @@ def take_budget(listing: pa.Table, budget: VideoBudget, limit_s: float) -> pa.Ta
     Raises:
         InputError: Hours are asked for of videos that are remote.
     """
+    # Nothing is opened, and no note written, where there is no limit.
     if not budget.is_limited:
         return listing
     uris, starts, ends = (listing.column(name).to_pylist() for name in ("uri", "start_s", "end_s"))
@@ -44,6 +45,7 @@ def take_budget(listing: pa.Table, budget: VideoBudget, limit_s: float) -> pa.Ta
                     )
                 try:
                     end_s = process.call(limit_s, read_length_s, local_path(uris[row]))
+                # Taken all the same: it becomes a reject with its reason.
                 except VideoError:
                     return None
                 # A damaged header would fill the budget with one file.

@@ -38,6 +38,7 @@ class ActionSampling(Recipe):
         """Convert to the settings of a text's sampling."""
         from wm.sampling.noise import Sampling
 
+        # 0 cannot divide logits: it stands for the limit, the likeliest token.
         if not self.temperature:
             return Sampling(greedy=True)
         return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)

@@ -89,6 +89,7 @@ def count_table7(folder: str | Path, selection: str | Path | None = None) -> Tab
     Raises:
         InputError: The folder has no such tables, or a file of them cannot be read.
     """
+    # Ids of the chosen triplets alone: 24 bytes each.
     chosen: pa.Array | None = None
     if selection is not None:
         inner = Path(selection) / "selection"
@@ -101,6 +102,7 @@ def count_table7(folder: str | Path, selection: str | Path | None = None) -> Tab
         decoded = clips.filter(pc.greater(pc.fill_null(clips.column("num_frames"), 0), 0))
         sums.decoded += decoded.num_rows
         sums.video_s += pc.sum(decoded.column("duration_s")).as_py() or 0.0
+    # A pair that became no triplet is no observation either.
     for file in _files_of(folder, "pairs"):
         pairs = _read_columns(file, _PAIRS)
         pairs = pairs.filter(pc.equal(pairs.column("outcome"), "ok"))
@@ -112,6 +114,7 @@ def count_table7(folder: str | Path, selection: str | Path | None = None) -> Tab
 
 def markdown_table(table: Mapping[str, float | None]) -> list[str]:
     """Build the lines of a Markdown table of the columns."""
+    # A mean over nothing is a dash, never 0.
     values = [f"{value:g}" if value is not None else "–" for value in (table.get(name) for name in TITLES)]
     return [f"| {' | '.join(TITLES.values())} |", f"|{' --- |' * len(TITLES)}", f"| {' | '.join(values)} |"]
 
@@ -138,6 +141,7 @@ def _read_columns(file: Path, columns: Sequence[str]) -> pa.Table:
         names = parquet.schema_arrow.names
         if missing := [name for name in columns if name not in names]:
             raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(names)}")
+        # The motion curves and hashes beside them stay on the disk.
         return parquet.read(columns=list(columns))
 
 

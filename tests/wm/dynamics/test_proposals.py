@@ -119,7 +119,7 @@ def test_greedy_is_the_action_that_is_proposed_and_scored(vlm, runner):
     assert len(kinds) == 2, "the test sees both ends"
 
 
-def test_a_sampled_action_is_its_pairs_own_and_scored_without_the_temperature(vlm, runner):
+def test_a_sampled_action_is_scored_without_its_temperature(vlm, runner):
     hot, seeds = Sampling(temperature=1.5), [11, 12]
     pairs = [np.concatenate([side, side[:1]]) for side in PAIRS[:, :2]]
     # The third pair is the first one with another seed: other noise, another text.

@@ -205,7 +205,7 @@ def test_a_warmup_that_makes_no_sense_is_refused(values: dict[str, Any], problem
     assert problem in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_raw_recognition_weights_are_said_to_change_the_learning_rate() -> None:
+def test_raw_weights_are_said_to_change_the_learning_rate() -> None:
     raw = {"task": "fdm", "recognition": {"normalise": False}, "checkpoint": {"every_steps": 9}}
     lines = schedule_warnings(recipe_of(**raw), 100)
     assert len(lines) == 1 and lines[0].startswith("recognition.normalise = false multiplies the loss")

@@ -44,10 +44,12 @@ def list_segments(path: Path, name: str, videos: VideoIndex) -> list[VideoSegmen
 def _read_row(row: object, uri: str, task: str, videos: VideoIndex, uris: set[str]) -> VideoSegment | Problem:
     if not isinstance(row, dict):
         return Problem(uri, task, "not_a_row", f"{uri}: {row!r:.60}; expected an object")
+    # Neither path is looked at: what they name is in no release.
     instruction = read_instruction(row)
     video_id = _find_id(row)
     if problem := check_fields(row, {"instruction": instruction, "id": video_id}, uri, task):
         return problem
+    # A name with a folder would find a video that the row does not name.
     if "/" in str(video_id) or "\0" in str(video_id):
         return Problem(uri, task, "bad_field", f"{uri}: id = {video_id!r:.60}; expected a plain name")
     # The row is named by its video: as in Something-Something itself, one video is one row.
@@ -62,6 +64,7 @@ def _find_id(row: dict[str, object]) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     frame = row.get("input")
+    # Without an id the folder of the frames is one: AURORA's script names it after the video.
     if value is None and isinstance(frame, str):
         return PurePosixPath(frame).parent.name or None
     return value

@@ -42,6 +42,7 @@ def list_stored_pairs(paths: Sequence[Path], root: Path) -> list[StoredPair | Pr
 
 
 def _check_columns(schema: pa.Schema, name: str) -> None:
+    # The footer alone says whether this is the release's form.
     missing = [column for column in (SOURCE, TARGET, ACTION) if column not in schema.names]
     if missing:
         raise InputError(
@@ -55,6 +56,7 @@ def _check_columns(schema: pa.Schema, name: str) -> None:
 
 
 def _read_row(text: object, path: Path, number: int, uri: str) -> StoredPair | Problem:
+    # As with AURORA's JSON: a row without words cannot be a triplet.
     if text is None:
         return Problem(uri, TASK, "missing_field", f"{uri}: no {ACTION!r}")
     if not isinstance(text, str) or not text.strip():

@@ -39,8 +39,10 @@ class StoredImages:
             # What was read so far is of no use after an error in the middle of a file.
             self.close()
             return Problem(pair.uri, pair.task, "unreadable_file", f"cannot read {pair.uri}: {error}")
+        # A broken image is this row's reject; the file is read on.
         images = []
         for column in pair.columns:
+            # A row may be null, or an image without bytes that names a file elsewhere.
             data = (row[column] or {}).get("bytes")
             if not data:
                 return Problem(pair.uri, pair.task, "missing_file", f"{pair.uri}: {column} holds no image")

@@ -73,6 +73,7 @@ def random_order(keys: Iterable[str], seed: int) -> npt.NDArray[np.int64]:
     Returns:
         Row numbers, int64.
     """
+    # A hash of each key, not a shuffle of all: a video's turn does not depend on which others there are.
     prefix = f"{seed}\x1f".encode()
     hashes = [
         int.from_bytes(hashlib.sha256(prefix + key.encode(errors="surrogateescape")).digest()[:8]) for key in keys
@@ -130,6 +131,7 @@ def apply_budget(
 
 def describe_budget(report: BudgetReport) -> str:
     """Describe in a line what a budget took."""
+    # Evenness in a few words: the report itself has every class.
     counts = report["by_class"].values()
     each = f"{min(counts)} to {max(counts)}" if counts and min(counts) < max(counts) else f"{max(counts, default=0)}"
     text = f"budget: {report['taken']:,} of {report['listed']:,} videos, {each} of each of {len(counts):,} classes"

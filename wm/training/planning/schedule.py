@@ -105,6 +105,7 @@ def _scale_warnings(recipe: TrainRecipe) -> list[str]:
     """Warn of a loss whose scale is not that of a mean over tokens, for which the learning rate was chosen."""
     if recipe.task != "fdm" or not recipe.recognition.enabled or recipe.recognition.normalise:
         return []
+    # AdamW takes a constant factor out; clipping, and rows that count unequally, it does not.
     limit = recipe.optim.max_grad_norm
     clipping = f"optim.max_grad_norm = {limit:g} clips another share of the steps" if limit else "nothing is clipped"
     return [
