@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from wm.interrupts import exit_on_interrupt
+from wm.interrupts import exit_on_interrupt, quiet_when_unread
 
 GROUPS: dict[str, dict[str, str]] = {
     "the whole loop": {
@@ -87,7 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The command's exit status; 2 for an unknown command.
     """
-    name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    with quiet_when_unread():
+        return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: Sequence[str]) -> int:
+    name, *rest = [*argv] or ["--help"]
     if name in ("-h", "--help", "help"):
         print(describe_commands())
         return 0

@@ -34,6 +34,7 @@ from wm.datasets.export import (
 from wm.errors import InputError
 from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.runs import Run, RunRecord, digest_of, read_run
+from wm.tables import triplets_folder
 
 SMALL_BYTES = 2**30
 """An export of fewer bytes is written by this process: Ray takes seconds to start."""
@@ -56,7 +57,7 @@ class ExportRecipe(Recipe):
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"num_workers": "resources.num_workers"}
 
     triplets: InputPath
-    """Folder of triplets (such as out/triplets of jobs.annotate or jobs.ingest)."""
+    """Folder of triplets, or the output folder of the stage that wrote them (jobs.annotate, jobs.ingest, …)."""
     out: OutputPath
     """Folder for the export, new or empty; out/run.json says what was exported."""
     format: Literal["aurora", "webdataset", "lerobot"]
@@ -90,7 +91,7 @@ def run(recipe: ExportRecipe, *, dry_run: bool = False) -> RunRecord:
         InputError: The triplets cannot be exported so, or the folder is another run's.
         OSError: The disk is full or may not be written.
     """
-    inputs = {"triplets": digest_of(recipe.triplets)}
+    inputs = {"triplets": digest_of(triplets_folder(recipe.triplets))}
     if recipe.selection:
         inputs["selection"] = digest_of(recipe.selection)
     stage = Run(recipe.out, "export", recipe, inputs)
@@ -150,7 +151,7 @@ def _build_plan(recipe: ExportRecipe, rows: RowFilter) -> Plan:
     try:
         # Only footers and small columns: the plan is made before a dry run ends.
         return plan_export(
-            recipe.triplets,
+            triplets_folder(recipe.triplets),
             rows,
             max_bytes=recipe.shard_mb * 2**20,
             max_rows=recipe.shard_rows,

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.preflight import run_checks
+from wm.interrupts import quiet_when_unread
 from wm.recipe_help import describe_fields
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
@@ -55,6 +56,20 @@ def main(
         The exit status. 0: done, or nothing left to do. 1: the disk is full or not writable, or memory does not
         suffice. 2: bad input. 130: interrupted. Each of the last three is reported in one line.
     """
+    with quiet_when_unread():
+        return _run(recipe_class, run, name=name, description=description, argv=argv, prog=prog)
+
+
+def _run(
+    recipe_class: type[RecipeT],
+    run: Callable[..., object],
+    *,
+    name: str,
+    description: str,
+    argv: Sequence[str] | None,
+    prog: str | None,
+) -> int:
+    """Parse, load and run; returns the exit status, errors being printed in one line."""
     parser = _build_parser(recipe_class, prog or f"python -m jobs.{name}", description)
     arguments, options = parser.parse_known_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

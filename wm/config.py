@@ -37,6 +37,10 @@ class Recipe(BaseModel):
     """Keys of earlier versions: old name (dotted in a table that is gone) to today's dotted name, from this class on.
     A recipe that uses one is refused with the new name; a record of an earlier run is read under it."""
 
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
+    """Keys of this table that earlier versions did not have and whose default is what these did: at its default such a
+    key is no part of what a run is, so that a run begun before is still the same run."""
+
     @model_validator(mode="after")
     def _check_texts(self) -> Self:
         # An empty path would silently mean the current folder.
@@ -109,7 +113,7 @@ class Recipe(BaseModel):
             are then empty: not to give a key is the same as not to know it, so that a run begun before a key was added
             is still the same run.
         """
-        return _drop_keys(_rename_keys(cls, values), cls.RESUMABLE_KEYS)
+        return _drop_keys(_drop_later_keys(cls, _rename_keys(cls, values)), cls.RESUMABLE_KEYS)
 
     def digest(self) -> str:
         """Compute 16 hexadecimal digits of the resolved recipe: what ``run.json`` compares."""
@@ -150,6 +154,27 @@ def _rename_in_value(annotation: object, value: Any) -> Any:
     if item is not None and isinstance(value, list):
         return [_rename_in_value(item, entry) for entry in value]
     return value
+
+
+def _drop_later_keys(table: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recorded values without the later keys that have their default, in tables and lists of tables too."""
+    later: frozenset[str] = getattr(table, "LATER_KEYS", frozenset())
+    rest: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in later:
+            default = table.model_fields[name].get_default(call_default_factory=True)
+            if value == (default.model_dump(mode="json") if isinstance(default, BaseModel) else default):
+                continue
+        # Tables in it have later keys of their own.
+        annotation = field_annotation(table, name)
+        inner, item = table_class(annotation), item_class(annotation)
+        if inner is not None and isinstance(value, Mapping):
+            rest[name] = _drop_later_keys(inner, value)
+        elif isinstance(item, type) and issubclass(item, BaseModel) and isinstance(value, list):
+            rest[name] = [_drop_later_keys(item, entry) if isinstance(entry, Mapping) else entry for entry in value]
+        else:
+            rest[name] = value
+    return rest
 
 
 def _drop_keys(values: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:

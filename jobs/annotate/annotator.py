@@ -6,7 +6,6 @@ Not known here: how a video is decoded, and which shards there are.
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
@@ -17,12 +16,13 @@ from jobs.annotate.counts import ShardRows
 from jobs.annotate.filtering import filter_codes, filter_images
 from jobs.annotate.metrics import Metrics
 from jobs.annotate.pairs import Pair, Seconds, even_chunks, halve_when_full, propose_pairs
+from jobs.annotate.settings import AnnotatorSettings
 from jobs.annotate.shards import write_shard
 from jobs.annotate.tables import DECODE_STAGES, DecodedVideo, report_problem, stage_seconds, to_batch
-from wm.datasets.filters import Filters, action_findings, reason_of
+from wm.datasets.filters import action_findings, reason_of
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
-from wm.records import Outcome, RejectRow, TripletRow, reject_row, stable_id, triplet_row
+from wm.records import Outcome, RejectRow, TripletRow, derive_seed, reject_row, stable_id, triplet_row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,26 +39,6 @@ class EncodedFrame(TypedDict):
 
 Frames: TypeAlias = dict[tuple[str, int], EncodedFrame]
 """Encoded key-frames by their video's key and their row in its lists."""
-
-
-@dataclass(frozen=True)
-class AnnotatorSettings:
-    """Settings of an annotator; paths are absolute, because a worker's folder is not the driver's."""
-
-    out: str
-    idm: str
-    base: str | None
-    dataset: str
-    split: str
-    license: str
-    min_motion_px: float
-    filters: Filters
-    max_new_tokens: int
-    codec_batch_size: int
-    idm_batch_size: int
-    threads: int
-    device: str
-    dtype: str
 
 
 class Annotator:
@@ -191,18 +171,27 @@ class Annotator:
         from wm.dynamics import propose_actions
 
         filters, max_new_tokens = self.settings.filters, self.settings.max_new_tokens
+        sampling = self.settings.sampling.to_sampling()
         # All prompts have one length (two images), so that chunks of one size are equal work.
         for chunk in even_chunks(pairs, self.settings.idm_batch_size):
             encoded = [_frames_of(pair, frames) for pair in chunk]
             sources, targets = ([pair[side]["codes"] for pair in encoded] for side in (0, 1))
+            # By the pair's own id: its neighbours in the batch must not change what is sampled.
+            seeds = [derive_seed(self.settings.sampling.seed, self._triplet_id(pair)) for pair in chunk]
 
             def propose(
-                start: int, stop: int, sources: list[list[int]] = sources, targets: list[list[int]] = targets
+                start: int,
+                stop: int,
+                sources: list[list[int]] = sources,
+                targets: list[list[int]] = targets,
+                seeds: list[int] = seeds,
             ) -> "list[ScoredAction]":
                 return propose_actions(
                     self.idm,
                     sources[start:stop],
                     targets[start:stop],
+                    sampling=sampling,
+                    seed=seeds[start:stop],
                     max_new_tokens=max_new_tokens,
                     batch_size=stop - start,
                     runner=self.runner,
@@ -217,6 +206,9 @@ class Annotator:
                 pair.reason = reason_of(findings, filters)
                 pair.detail = f"action {action.text!r:.200}, {action.mean_logprob:.3f} nats/token"
 
+    def _triplet_id(self, pair: Pair) -> str:
+        return stable_id(self.settings.dataset, *pair.id_parts())
+
     def _triplet(self, pair: Pair, frames: Frames) -> TripletRow:
         from wm.models import change_map
 
@@ -227,7 +219,7 @@ class Annotator:
         change_N = change_map(source["features"][None], target["features"][None])[0]
         positions, times_s = video["keyframes"], video["times_s"]
         return triplet_row(
-            triplet_id=stable_id(settings.dataset, *pair.id_parts()),
+            triplet_id=self._triplet_id(pair),
             dataset=settings.dataset,
             split=settings.split,
             class_label=video["class_label"],

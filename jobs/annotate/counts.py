@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from jobs.annotate.tables import DecodedVideo, PairRow
+from wm.datasets.statistics import Table7, VideoSums
 from wm.records import RejectRow, TripletRow
 from wm.words import count_words
 
@@ -119,29 +120,20 @@ def summarise(out: Path) -> dict[str, Any]:
     return total
 
 
-def table7(counts: Mapping[str, Any]) -> dict[str, float | None]:
-    """Compute the columns of the paper's Table 7.
-
-    Lengths are those of all videos that decode; observations (key-frames in a triplet), actions and words are counted
-    over the samples, which are videos with a triplet (the paper's 2.05 observations a video on average cannot be over
-    all videos, as reading (a) leaves many with one). Where no filter took a pair out, observations are all key-frames
-    and one more than actions, as in the paper.
+def table7(counts: Mapping[str, Any]) -> Table7:
+    """Compute the columns of the paper's Table 7 from a run's sums: :meth:`wm.datasets.statistics.VideoSums.to_table7`.
 
     Args:
         counts: Sums over the shards.
-
-    Returns:
-        Seconds, hours, and means a video or action; a mean over nothing is None.
     """
-    # Videos without a triplet are no samples, as in the paper.
-    return {
-        "mean_length_s": _ratio(counts["video_s"], counts["decoded"]),
-        "total_length_h": round(counts["video_s"] / 3600, 4),
-        "samples": counts["videos_with_triplets"],
-        "observations_per_video": _ratio(counts["observations"], counts["videos_with_triplets"]),
-        "actions_per_video": _ratio(counts["triplets"], counts["videos_with_triplets"]),
-        "words_per_action": _ratio(counts["words"], counts["triplets"]),
-    }
+    return VideoSums(
+        video_s=counts["video_s"],
+        decoded=counts["decoded"],
+        samples=counts["videos_with_triplets"],
+        observations=counts["observations"],
+        triplets=counts["triplets"],
+        words=counts["words"],
+    ).to_table7()
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.annotate.annotator import Annotator
+from jobs.annotate.budget import report_of, take_budget
 from jobs.annotate.counts import summarise
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.recipe import AnnotateRecipe
@@ -33,6 +34,7 @@ from jobs.shared.ray_session import check_available, connect, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
+from wm.datasets.statistics import markdown_table
 from wm.datasets.videos.listing import listing_digest, passed_over_of
 from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
@@ -54,9 +56,10 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         InputError: Videos, models or the machine do not allow it.
         OSError: The disk is full or not writable.
     """
-    listing, videos_digest = _list_or_resume(recipe)
+    # Models first: a budget of hours opens files to list them.
     _check_model("idm", recipe.idm)
     _check_manifest(recipe.idm)
+    listing, videos_digest = _list_or_resume(recipe)
     inputs = {"videos": videos_digest, "idm": digest_of(recipe.idm)}
     # The base decides what the codes mean: it is an input like the videos.
     if recipe.base:
@@ -91,11 +94,20 @@ def _list_or_resume(recipe: AnnotateRecipe) -> tuple[pa.Table, str]:
     digest = listing_digest(listing)
     stored = load_listing(Path(recipe.out))
     resumes = recipe.retry or read_run(recipe.out) is None
+    # The digest is that of all videos; with a budget, the part of them that was taken is not looked for again.
+    if stored is not None and stored[1] == digest and _is_budget_of(recipe, stored[0]):
+        return stored
     if stored is None or stored[1] == digest or not resumes:
-        return listing, digest
+        return take_budget(listing, recipe.budget, recipe.limits.time_limit_s), digest
     videos = f"the {stored[0].num_rows:,} videos that were listed then"
     print(f"annotate: {recipe.videos} has changed since the run in {recipe.out} began; it resumes with {videos}")
     return stored
+
+
+def _is_budget_of(recipe: AnnotateRecipe, listing: pa.Table) -> bool:
+    """Return whether a stored listing is what the recipe's budget took."""
+    report = report_of(listing)
+    return report is not None and report["budget"] == recipe.budget.model_dump()
 
 
 def _annotate_missing(
@@ -126,8 +138,11 @@ def _annotate_missing(
         accounted = f"{counts['videos']:,} of {listing.num_rows:,} videos"
         raise InputError(f"{recipe.out} accounts for {accounted}; run the command again")
     fill_empty_tables(out, TABLES, f"{shard_name(0)}.parquet")  # before the card, which names every table
-    write_dataset_card(out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
-    record = stage.finish(counts, annotated_now=num_pending, passed_over=passed_over_of(listing))
+    title, notes = f"{recipe.dataset}: triplets", markdown_table(counts["table7"])
+    write_dataset_card(out, title=title, license=recipe.license, split=recipe.split, notes=notes)
+    budget = report_of(listing)
+    more = {} if budget is None else {"budget": budget}
+    record = stage.finish(counts, annotated_now=num_pending, passed_over=passed_over_of(listing), **more)
     print_result(recipe, record)
     return record
 
@@ -209,11 +224,13 @@ def _check_model(key: str, folder: str) -> None:
 
 
 def _check_manifest(idm: str) -> None:
-    """Refuse an adapter without a manifest here: with ``base`` given, only the annotators would read it."""
-    from wm.models import is_adapter, read_adapter_manifest
+    """Refuse a forward model, and an adapter without a manifest: with ``base`` given, only annotators would read it."""
+    from wm.models import is_adapter, read_adapter_manifest, read_manifest
 
-    if is_adapter(idm):
-        read_adapter_manifest(idm)
+    manifest = read_adapter_manifest(idm) if is_adapter(idm) else read_manifest(idm)
+    # A base has no task: without fine-tuning it is nobody's role yet, but may annotate.
+    if manifest is not None and manifest.task not in (None, "idm"):
+        raise InputError(f"idm = {idm!r} was trained as {manifest.task}; expected an inverse model (idm)")
 
 
 def _check_codec(recipe: AnnotateRecipe) -> None:

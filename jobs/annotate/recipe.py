@@ -6,11 +6,12 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.annotate.annotator import AnnotatorSettings
 from jobs.annotate.decoder import DownloadSettings
+from jobs.annotate.settings import ActionSampling, AnnotatorSettings
 from wm.config import Recipe
 from wm.datasets.filters import Filters
 from wm.datasets.layouts import DatasetLayout
+from wm.datasets.videos.budget import VideoBudget
 from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.video import REASONS, ClipSettings, Reader
 from wm.video.settings import DecodeLimits, KeyframeSettings
@@ -72,6 +73,7 @@ class AnnotateRecipe(Recipe):
     """Which videos, which IDM, how key-frames are chosen."""
 
     RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources", "retry"})
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"budget", "sampling"})
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
         "layout": "dataset_layout",
         "max_keyframes": "keyframes.max_keyframes",
@@ -116,6 +118,8 @@ class AnnotateRecipe(Recipe):
     """Licence of the videos, kept in every row; a list's own license column comes first."""
     limit: int | None = Field(default=None, ge=1)
     """Take the first videos only."""
+    budget: VideoBudget = VideoBudget()
+    """Take a random part of the videos: budget.hours=15, budget.videos_per_class=100."""
     retry: list[str] = []
     """Try again what failed so in an earlier run into out, e.g. retry='["time_out", "unreadable"]' after an outage."""
     keyframes: KeyframeSettings = KeyframeSettings()
@@ -130,6 +134,8 @@ class AnnotateRecipe(Recipe):
     """Precision of the IDM's weights; the codec stays in float32."""
     videos_per_shard: int = Field(default=32, ge=1)
     """Videos annotated together and written as one file; a killed run loses at most those under way."""
+    sampling: ActionSampling = ActionSampling()
+    """How an action is taken from the IDM: greedy, or sampled with sampling.temperature=1."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Longest action, in tokens."""
     limits: Limits = Limits()
@@ -167,6 +173,7 @@ class AnnotateRecipe(Recipe):
             license=self.license,
             min_motion_px=self.keyframes.min_motion_px,
             filters=self.filters,
+            sampling=self.sampling,
             max_new_tokens=self.max_new_tokens,
             codec_batch_size=self.resources.codec_batch_size,
             idm_batch_size=self.resources.idm_batch_size,

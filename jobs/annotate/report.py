@@ -1,12 +1,16 @@
 """Print what ``annotate`` would do and has done. Knows nothing of how it is done."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.annotate.budget import report_of
 from jobs.annotate.recipe import AnnotateRecipe
+from wm.datasets.statistics import count_table7
+from wm.datasets.videos.budget import describe_budget
 from wm.datasets.videos.listing import passed_over_of
 from wm.datasets.videos.passed_over import describe
 
@@ -29,7 +33,11 @@ def print_plan(recipe: AnnotateRecipe, listing: pa.Table, is_complete: bool) -> 
         f"{listing.num_rows:,} videos of {classes:,} classes from {recipe.videos}, IDM {recipe.idm}"
     )
     print_passed_over(listing)
-    if not is_complete:
+    if is_complete:
+        # From the tables: a run of an earlier version may not have counted it, or has no such tables at all.
+        if all((Path(recipe.out) / name).is_dir() for name in ("clips", "pairs")):
+            print_table7(count_table7(recipe.out))
+    else:
         settings = recipe.model_dump(exclude={"videos", "idm", "out"}, exclude_none=True)
         print(f"  {', '.join(_list_settings(settings))}")
     return {"videos": listing.num_rows, "whole": is_complete}
@@ -44,7 +52,10 @@ def _list_settings(settings: Mapping[str, Any], table: str = "") -> list[str]:
 
 
 def print_passed_over(listing: pa.Table) -> None:
-    """Print what the listing passed over."""
+    """Print which part of the videos a budget took, and what the listing passed over."""
+    budget = report_of(listing)
+    if budget is not None:
+        print(f"  {describe_budget(budget)}")
     for line in describe(passed_over_of(listing)):
         print(f"  {line}")
 
@@ -71,15 +82,19 @@ def print_result(recipe: AnnotateRecipe, record: Mapping[str, Any]) -> None:
     readers = ", ".join(f"{reader} {count}" for reader, count in counts["readers"].items())
     print(f"  frames read by: {readers or 'none'}; decord gave up on {counts['decord_fallbacks']}")
     # 2. The columns of the paper's Table 7.
-    table = counts["table7"]
-    print("  mean length   total length   samples   observations/video   actions/video   words/action")
-    # A mean over nothing is a dash, never 0.
-    means = {name: "–" if table[name] is None else f"{table[name]:.2f}" for name in table}
-    per_video = f"{means['observations_per_video']:>20} {means['actions_per_video']:>15}"
-    print(
-        f"  {means['mean_length_s']:>9} s {table['total_length_h']:>12.4f} h {table['samples']:>9,} {per_video} "
-        f"{means['words_per_action']:>14}"
-    )
+    print_table7(counts["table7"])
     # 3. Where the time went, summed over actors.
     stages = ", ".join(f"{stage} {value:,.1f} s" for stage, value in counts["stage_s"].items() if value)
     print(f"  time of all actors: {stages}")
+
+
+def print_table7(table: Mapping[str, float | None]) -> None:
+    """Print the columns of the paper's Table 7."""
+    print("  mean length   total length   samples   observations/video   actions/video   words/action")
+    # A mean over nothing is a dash, never 0.
+    means = {name: "–" if value is None else f"{value:.2f}" for name, value in table.items()}
+    per_video = f"{means['observations_per_video']:>20} {means['actions_per_video']:>15}"
+    print(
+        f"  {means['mean_length_s']:>9} s {table['total_length_h'] or 0:>12.4f} h {table['samples'] or 0:>9,.0f} "
+        f"{per_video} {means['words_per_action']:>14}"
+    )

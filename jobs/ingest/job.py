@@ -1,22 +1,24 @@
 """Turn a human-labelled set into triplets, with image codes and change weights if a codec is given: pairs of images in
-AURORA's layout, EPIC-Kitchens' narrated segments, the labelled videos of Something-Something v2."""
+AURORA's layout, MagicBrush's Parquet files, EPIC-Kitchens' narrated segments, the labelled videos of
+Something-Something v2, and the instructions that AURORA gives some of these."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 
 from jobs.ingest.recipe import IngestRecipe
 from jobs.ingest.report import print_passed_over, print_plan, print_result
-from jobs.ingest.rows import LoadedPair, list_rows, load_row
+from jobs.ingest.rows import LoadedPair, digest_rows, list_rows, load_row
 from jobs.shared.ray_session import connect, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import count_changes
-from wm.datasets.layouts.base import ImagePair, Problem, VideoSegment
+from wm.datasets.layouts.base import ImagePair, Problem, StoredPair, VideoSegment
+from wm.datasets.layouts.stored_images import StoredImages
 from wm.errors import InputError
 from wm.images import Pixels, fit_square
 from wm.records import (
@@ -33,6 +35,8 @@ from wm.runs import Run, digest_of, read_run
 from wm.tables import fill_empty_tables, read_table, write_table
 from wm.video.isolation import IsolatedProcess
 
+ListedPair: TypeAlias = ImagePair | StoredPair | VideoSegment
+"""A row whose images can be looked for."""
 ENCODE_BATCH = 32
 """Pairs of images encoded at once: bounds the memory at 512 px."""
 
@@ -70,6 +74,7 @@ class Ingestor:
         # Once an actor: shards name ranges of these rows.
         self.rows = list_rows(recipe)
         self.process = IsolatedProcess()
+        self.stored = StoredImages()
         self.codec = None
         if recipe.codec:
             import torch
@@ -87,9 +92,9 @@ class Ingestor:
         problems: list[Problem] = []
         # Batches bound the memory; decoding and encoding alternate in one actor.
         for start in range(0, len(rows), ENCODE_BATCH):
-            loaded: list[tuple[ImagePair | VideoSegment, LoadedPair]] = []
+            loaded: list[tuple[ListedPair, LoadedPair]] = []
             for row in rows[start : start + ENCODE_BATCH]:
-                pair = load_row(self.recipe, self.process, row)
+                pair = load_row(self.recipe, self.process, row, self.stored)
                 if isinstance(pair, Problem):
                     problems.append(pair)
                 elif not isinstance(row, Problem):
@@ -128,7 +133,7 @@ class Ingestor:
             for source_N, target_N, change_N in zip(*columns, strict=True)
         ]
 
-    def _triplets(self, rows: list[tuple[ImagePair | VideoSegment, LoadedPair]]) -> list[TripletRow]:
+    def _triplets(self, rows: list[tuple[ListedPair, LoadedPair]]) -> list[TripletRow]:
         # Ids are made of the row's name, so that every run gives the same.
         codes = self._codes([pair.source for _, pair in rows], [pair.target for _, pair in rows])
         return [
@@ -177,7 +182,7 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     # 1. Read the list before anything is written: a wrong one costs nothing.
     passed_over: dict[str, Any] = {}
     rows = list_rows(recipe, passed_over)
-    inputs = {"file": digest_of(Path(recipe.root) / recipe.file)}
+    inputs = {"file": digest_rows(recipe)}
     if recipe.codec:
         inputs["codec"] = digest_of(recipe.codec)
     stage = Run(recipe.out, "ingest", recipe, inputs)

@@ -33,12 +33,13 @@ class IngestRecipe(Recipe):
     """Folder of the images or videos: what the paths and names in file are relative to."""
     file: str
     """The set's own table: AURORA's JSON list, EPIC-Kitchens' CSV of segments, Something-Something v2's JSON labels, …;
-    relative to root, or an absolute path."""
+    relative to root, or an absolute path; a glob where the rows are in several files (data/train-*.parquet)."""
     out: OutputPath
     """Folder for out/triplets, out/rejects and out/run.json."""
     dataset_layout: DatasetLayout = "auto"
-    """auto: recognised by how file begins; aurora: pairs of images with an instruction; epic: narrated segments, first
-    and last frame of each; something: labelled videos, first and last frame of each."""
+    """auto: recognised by how file begins; aurora: pairs of images with an instruction; aurora_something: instructions
+    for videos of Something-Something v2, first and last frame of each; magicbrush: Parquet files that hold the images;
+    epic: narrated segments, first and last frame of each; something: labelled videos, first and last frame of each."""
     codec: OptionalInputPath = None
     """Model folder whose codec makes source_codes, target_codes and change; without it these columns are null."""
     dataset: str = "aurora"

@@ -1,5 +1,6 @@
 """List the rows that ``ingest`` takes, and load the two images of a row."""
 
+import hashlib
 from collections.abc import MutableMapping
 from typing import NamedTuple, TypedDict
 
@@ -7,9 +8,11 @@ import numpy as np
 
 from jobs.ingest.recipe import IngestRecipe
 from wm.datasets.layouts.base import ImagePair, LabelledRow, Problem, VideoSegment
-from wm.datasets.layouts.labelled import list_labelled, load_images
+from wm.datasets.layouts.labelled import find_tables, list_labelled, load_images
+from wm.datasets.layouts.stored_images import StoredImages
 from wm.images import Pixels, decode_image, encode_png
 from wm.records import StoredImage
+from wm.runs import digest_of
 from wm.video.ends import segment_ends
 from wm.video.errors import VideoError
 from wm.video.isolation import IsolatedProcess
@@ -59,35 +62,48 @@ def list_rows(recipe: IngestRecipe, passed_over: MutableMapping[str, object] | N
     return [rows[number] for number in np.sort(numbers)]
 
 
-def load_row(recipe: IngestRecipe, process: IsolatedProcess, row: LabelledRow) -> LoadedPair | Problem:
+def digest_rows(recipe: IngestRecipe) -> str:
+    """Compute the digest of the file, or files, that hold the rows."""
+    paths = find_tables(recipe.root, recipe.file)
+    if len(paths) == 1:
+        return digest_of(paths[0])
+    digests = "\n".join(f"{path.name} {digest_of(path)}" for path in paths)
+    return hashlib.sha256(digests.encode()).hexdigest()[:16]
+
+
+def load_row(
+    recipe: IngestRecipe, process: IsolatedProcess, row: LabelledRow, stored: StoredImages | None = None
+) -> LoadedPair | Problem:
     """Load the two images of a row.
 
     Args:
         recipe: Root of the files, and limits.
         process: Reads videos, whose decoders crash and hang.
         row: A row of the set.
+        stored: Reads images out of Parquet rows; one for many calls reads each of them once.
 
     Returns:
         The images, or a :class:`Problem` if they cannot be read or the row is one.
     """
     if isinstance(row, Problem):
         return row
-    return _load_files(recipe, row) if isinstance(row, ImagePair) else _load_ends(recipe, process, row)
+    if isinstance(row, VideoSegment):
+        return _load_ends(recipe, process, row)
+    if isinstance(row, ImagePair):
+        return _pair_of(load_images(recipe.root, row), (row.source, row.target))
+    return _pair_of(
+        (stored or StoredImages()).load(row), (f"{row.uri}/{row.columns[0]}", f"{row.uri}/{row.columns[1]}")
+    )
 
 
-def _load_files(recipe: IngestRecipe, pair: ImagePair) -> LoadedPair | Problem:
-    # As PNG, whatever the file's format: every reader of the table decodes it.
-    images = load_images(recipe.root, pair)
+def _pair_of(images: tuple[Pixels, Pixels] | Problem, names: tuple[str, str]) -> LoadedPair | Problem:
     if isinstance(images, Problem):
         return images
-    source, target = images
-    return LoadedPair(
-        source,
-        target,
-        {"bytes": encode_png(source), "path": pair.source},
-        {"bytes": encode_png(target), "path": pair.target},
-        {},
+    # As PNG, whatever the file's format: every reader of the table decodes it.
+    source, target = (
+        StoredImage(bytes=encode_png(image), path=name) for image, name in zip(images, names, strict=True)
     )
+    return LoadedPair(*images, source, target, {})
 
 
 def _load_ends(recipe: IngestRecipe, process: IsolatedProcess, segment: VideoSegment) -> LoadedPair | Problem:

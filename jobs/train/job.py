@@ -23,6 +23,7 @@ from jobs.train.worker import fit_worker
 from wm.cli import cause_to_report
 from wm.cli import main as command_line
 from wm.errors import InputError
+from wm.models import hub_hint, model_folder
 from wm.runs import Run, digest_of
 from wm.training import MODEL, DivergedError, RankInfo, TrainRecipe, fit
 from wm.training.checkpoint.identity import check_newest, check_writable
@@ -49,6 +50,8 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         InputError: The recipe, the data or the machine does not allow it.
         DivergedError: The loss became non-finite.
     """
+    if not model_folder(recipe.base).is_dir():
+        raise InputError(f"base = {recipe.base!r}: no such model folder{hub_hint(recipe.base)}")
     stage = Run(recipe.out, "train", recipe, _inputs(recipe))
     if stage.is_complete():
         print(f"{recipe.out} is complete: nothing to do (model in {Path(recipe.out) / MODEL})")

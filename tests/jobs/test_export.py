@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -66,6 +67,18 @@ def test_aurora_is_read_back_by_its_own_reader(world: Path, tmp_path: Path) -> N
         ):
             np.testing.assert_array_equal(pixels, picture(2 * number + seed))
             assert (out / path).read_bytes() == triplet(number)[f"{side}_image"]["bytes"]
+
+
+def test_a_stages_own_folder_is_its_triplets(world: Path, tmp_path: Path) -> None:
+    stage = tmp_path / "stage"
+    shutil.copytree(world / "triplets", stage / "triplets")
+    (stage / "rejects").mkdir()
+    (stage / "rejects" / "part-00000.parquet").write_bytes((next((world / "triplets").glob("*.parquet"))).read_bytes())
+    for name, triplets in (("a", stage), ("b", stage / "triplets")):
+        run(recipe(world, tmp_path / name, format="aurora", triplets=str(triplets)))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    with pytest.raises(InputError, match="is in triplets"):
+        run(recipe(world, stage / "export", format="aurora", triplets=str(stage)))
 
 
 def test_aurora_has_a_file_a_split_and_keeps_jpeg(tmp_path: Path) -> None:

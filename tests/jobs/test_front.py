@@ -51,6 +51,14 @@ def test_a_command_is_the_module_of_its_name(name, prog, tmp_path):
     assert wrong.returncode == 2 and "unknown key 'nokey'" in wrong.stderr
 
 
+def test_a_closed_pipe_ends_quietly():
+    for words in ("--help", "select --help"):
+        command = f"{sys.executable} -m jobs {words} | true; echo ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+        # true may have left before or after all was written.
+        assert done.stdout in ("0\n", "1\n") and done.stderr == ""
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes_the_names(capsys):
     assert main(["completion", "bash"]) == 0

@@ -199,3 +199,27 @@ def test_an_old_or_misspelt_key_is_told_its_name(override: str, message: str) ->
 )
 def test_an_old_record_is_read_under_new_names(record: dict[str, object]) -> None:
     assert Renamed.identity_settings(record) == {"num_steps": 5, "optim": {"lr": 0.1}}
+
+
+class Grown(Recipe):
+    LATER_KEYS = frozenset({"mode", "lora"})
+    out: str = "x"
+    mode: str = "plain"
+    lora: Inner = Inner()
+    parts: list["GrownPart"] = Field(default_factory=list)
+
+
+class GrownPart(Recipe):
+    LATER_KEYS = frozenset({"scale"})
+    scale: float = 1.0
+    path: str = ""
+
+
+def test_a_later_key_at_its_default_is_no_part_of_a_run() -> None:
+    values = Grown(parts=[GrownPart(path="a")]).model_dump()
+    assert Grown.identity_settings(values) == {"out": "x", "parts": [{"path": "a"}]}
+    assert Grown.identity_settings({"out": "x", "parts": [{"path": "a"}]}) == Grown.identity_settings(values)
+    changed = Grown(mode="other", lora=Inner(rank=3), parts=[GrownPart(scale=2.0)]).model_dump()
+    settings = Grown.identity_settings(changed)
+    assert settings["mode"] == "other" and settings["lora"]["rank"] == 3
+    assert settings["parts"] == [{"scale": 2.0, "path": ""}]

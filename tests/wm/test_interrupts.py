@@ -1,4 +1,5 @@
-"""Ctrl-C while modules are imported: one line and the shell's status, whatever the import makes of an exception."""
+"""Ctrl-C while modules are imported: one line and the shell's status, whatever the import makes of an exception; and a
+reader of the output that has left."""
 
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import threading
 
 import pytest
 
-from wm.interrupts import exit_on_interrupt
+from wm.interrupts import exit_on_interrupt, quiet_when_unread
 
 SWALLOWED = """
 import os, signal
@@ -53,3 +54,37 @@ def test_ignored_interrupts_stay_ignored_and_threads_set_none(monkeypatch):
     thread.start()
     thread.join()
     assert handlers == [before]
+
+
+UNREAD = """
+import os, sys
+from wm.interrupts import quiet_when_unread
+reader, writer = os.pipe()
+os.dup2(writer, 1)
+os.close(writer)
+os.close(reader)
+with quiet_when_unread():
+    {body}
+print("reached", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "last"),
+    [
+        ("print('few words: they fail when they are flushed')", 1, ""),
+        ("print('many words' * 10000)", 1, ""),
+        ("print('help'); sys.exit(0)", 1, ""),
+        ("sys.exit(3)", 3, ""),
+        ("pass", 0, "reached"),
+    ],
+)
+def test_nobody_reads_the_output_any_more(body, status, last):
+    command = [sys.executable, "-c", UNREAD.format(body=body)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.strip().rpartition("\n")[2]) == (status, last)
+
+
+def test_a_connection_that_broke_is_still_an_error(capsys):
+    with pytest.raises(BrokenPipeError), quiet_when_unread():
+        raise BrokenPipeError

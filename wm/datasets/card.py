@@ -44,7 +44,13 @@ _SPLIT = re.compile(r"\w+(\.\w+)*")
 
 
 def write_dataset_card(
-    out: str | Path, *, title: str, license: str = "", split: str = "train", rows: Mapping[str, int] | None = None
+    out: str | Path,
+    *,
+    title: str,
+    license: str = "",
+    split: str = "train",
+    rows: Mapping[str, int] | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write ``out/README.md``, so that ``datasets.load_dataset(out)`` gives the triplets, ``load_dataset(out,
     "rejects")`` what was left out, and so on for each of :data:`TABLES` that has a file.
@@ -55,6 +61,7 @@ def write_dataset_card(
         license: Of the images and texts, "" = not given.
         split: Name of the one split.
         rows: Rows by table, where the caller has counted them; the other tables are counted from their files' footers.
+        notes: Further lines of Markdown, after the list of tables.
 
     Returns:
         The path.
@@ -75,7 +82,9 @@ def write_dataset_card(
         head += [f"- config_name: {name}", *["  default: true"] * (number == 0), "  data_files:"]
         head += [f"  - split: {split if _SPLIT.fullmatch(split) else 'train'}", f"    path: {name}/*.parquet"]
     path = folder / "README.md"
-    write_text(path, "\n".join(["---", *head, "---", "", *_body(folder, title, license, tables, counts)]) + "\n")
+    write_text(
+        path, "\n".join(["---", *head, "---", "", *_body(folder, title, license, tables, counts, notes=notes)]) + "\n"
+    )
     return path
 
 
@@ -120,11 +129,13 @@ def license_sentence(counts: Mapping[str, int]) -> str:
     return f"Licences: {', '.join([*texts, *more])}."
 
 
-def _body(folder: Path, title: str, license: str, tables: Sequence[str], counts: Mapping[str, int]) -> list[str]:
+def _body(
+    folder: Path, title: str, license: str, tables: Sequence[str], counts: Mapping[str, int], *, notes: Sequence[str]
+) -> list[str]:
     # 1. What each table holds.
     lines = [f"# {' '.join(title.split())}", "", "| table | rows | what |", "| --- | --- | --- |"]
     lines += [f"| `{name}` | {counts[name]:,} | {TABLES[name]} |" for name in tables]
-    lines.append("")
+    lines += ["", *notes, *[""] * bool(notes)]
     if "triplets" in tables:
         licence = " ".join(license.split()) or "not given"
         lines += [f"Licence: {licence}. Every triplet carries its own in `license`.", ""]

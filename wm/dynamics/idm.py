@@ -69,27 +69,40 @@ def propose_actions(
     source_BN: Codes,
     target_BN: Codes,
     *,
+    sampling: Sampling = GREEDY,
+    seed: int | Sequence[int] = 0,
     max_new_tokens: int = 32,
     batch_size: int | None = None,
     runner: ModelRunner | None = None,
 ) -> list[ScoredAction]:
-    """Propose the greedy action of each (source, target) pair.
+    """Propose one action of each (source, target) pair: the greedy one, or one sampled from the model.
 
     Args:
         idm: The inverse model.
         source_BN: Codebook ids of the source images.
         target_BN: Codebook ids of the target images.
+        sampling: How a token is sampled; greedy without it.
+        seed: One for all pairs, which then share their noise, or one a pair.
         max_new_tokens: Tokens after which an action is ended.
         batch_size: Bound on the rows of a pass; what memory holds without it.
         runner: Runs ``idm`` as it is now, to be used for many calls; built here without it.
 
     Returns:
-        One action a pair. Its text may be empty: an untrained model may end at once.
+        One action a pair, with its log-probability under the model as it is, whatever the temperature. Its text may be
+        empty: an untrained model may end at once.
     """
     sources, targets = code_lists("source", source_BN), code_lists("target", target_BN)
     check_equal_lengths(sources=len(sources), targets=len(targets))
     prefixes = [_prefix(idm, source, target) for source, target in zip(sources, targets, strict=True)]
-    completions = generate_texts(idm, prefixes, max_new_tokens=max_new_tokens, batch_size=batch_size, runner=runner)
+    completions = generate_texts(
+        idm,
+        prefixes,
+        sampling=sampling,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        runner=runner,
+    )
     return [ScoredAction(idm.detokenize(item.ids), item.logprob, item.num_tokens) for item in completions]
 
 

@@ -183,23 +183,27 @@ def generate_texts(
     vlm: UnifiedVLM,
     prefixes: Sequence[Sequence[int]],
     *,
+    sampling: Sampling = GREEDY,
+    seed: int | Sequence[int] = 0,
     max_new_tokens: int = 32,
     batch_size: int | None = None,
     runner: ModelRunner | None = None,
 ) -> list[Completion]:
-    """Generate the greedy text after each prefix, among ``vlm.text_rows``, up to end-of-sequence.
+    """Generate one text after each prefix, among ``vlm.text_rows``, up to end-of-sequence.
 
     Args:
         vlm: The model.
         prefixes: Vocabulary ids, one or more each; they may differ in length.
+        sampling: How a token is sampled; greedy without it.
+        seed: One for all prefixes, which then share their noise, or one a prefix.
         max_new_tokens: Tokens of a text before its end, at most. A text that reaches it is ended there, so that
             scoring the same text gives the same number.
         batch_size: Bound on the rows of a pass; what memory holds without it.
         runner: Runs this model as it is now, to be used for many calls; built here without it.
 
     Returns:
-        One completion a prefix. Its log-probability, in nats, is normalised over the complete vocabulary and includes
-        the end token.
+        One completion a prefix. Its log-probability, in nats, is that of the model as it is, whatever the temperature:
+        normalised over the complete vocabulary, the end token included.
 
     Raises:
         InputError: For settings and prefixes that cannot be, and for a model that gives non-finite numbers.
@@ -209,6 +213,7 @@ def generate_texts(
         return []
     # By row: a batch that was halved comes again, and replaces what was there.
     completions: dict[int, Completion] = {}
+    seeds = expand_seeds(seed, len(prefixes))
     at_once = rows_at_once(max(map(len, prefixes)) + max_new_tokens, batch_size, positions_at_once(vlm))
     runner = runner or build_model_runner(vlm, rows=min(at_once, len(prefixes)))
     check_prefixes(prefixes, runner.vocabulary_size)
@@ -217,7 +222,14 @@ def generate_texts(
 
     def complete(start: int, stop: int) -> None:
         rows = order[start:stop]
-        batch = TextBatch(vlm, runner, [prefixes[row] for row in rows], max_new_tokens=max_new_tokens)
+        batch = TextBatch(
+            vlm,
+            runner,
+            [prefixes[row] for row in rows],
+            sampling=sampling,
+            seed=[seeds[row] for row in rows],
+            max_new_tokens=max_new_tokens,
+        )
         completions.update(zip(rows, _complete_batch(runner, batch), strict=True))
 
     halving(complete, len(prefixes), at_once)

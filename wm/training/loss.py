@@ -3,6 +3,8 @@
 Not known here: where rows come from, optimisers, workers.
 """
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -15,12 +17,19 @@ from wm.training.kernels.chunked_loss import weighted_nll
 class RecognitionWeights(Recipe):
     """Recognition weights of the target's image tokens; an inverse model completes no image and has none."""
 
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"normalise"})
+
     enabled: bool = True
     """Weight each target token by how much the image changed there (the paper's C-FDM); off: the plain loss
     (C-FT)."""
+    normalise: bool = True
+    """Divide an image's weights by their mean, so that every image weighs as much as without weights. False: the
+    squared distances as they are, equation 2 of the paper to the letter: images that change more count more, those
+    that do not change count nothing, and the loss, its gradients and what optim.max_grad_norm clips have another
+    scale."""
     floor: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Weight of a token that did not change at all: floor + (1 - floor) * w, w having mean 1 over the
-    image."""
+    """Weight of a token that did not change at all: floor + (1 - floor) * w; w has mean 1 over the image if
+    normalised."""
     clip: float = Field(default=0.0, ge=0.0)
     """Largest weight after the floor; 0: no limit. Clipping lowers the mean below 1."""
 
@@ -30,19 +39,21 @@ def recognition_weights(change_RN: Tensor, settings: RecognitionWeights) -> Tens
 
     w = change / mean(change) over the image, so an image weighs as much as without weights and a video's overall
     contrast does not matter; then ``floor + (1 - floor) * w``; then the clip. Two equal images (change all 0) get ones:
-    there is nothing to emphasise.
+    there is nothing to emphasise. Without ``normalise`` w = change, as in equation 2; two equal images then get zeros.
 
     Args:
         change_RN: Squared L2 distances of features, each 0 or more.
-        settings: Floor and clip.
+        settings: Scale, floor and clip.
 
     Returns:
         (R, N) float32.
     """
     change_RN = change_RN.float()
-    mean_R1 = change_RN.mean(dim=1, keepdim=True)
-    # An image without change has no mean to divide by: plain weights.
-    relative_RN = torch.where(mean_R1 > 0, change_RN / mean_R1.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
+    relative_RN = change_RN
+    if settings.normalise:
+        mean_R1 = change_RN.mean(dim=1, keepdim=True)
+        # An image without change has no mean to divide by: plain weights.
+        relative_RN = torch.where(mean_R1 > 0, change_RN / mean_R1.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
     weights_RN = settings.floor + (1 - settings.floor) * relative_RN
     return weights_RN.clamp_max(settings.clip) if settings.clip > 0 else weights_RN
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -19,6 +20,7 @@ from jobs.annotate.decoder import Decoder
 from jobs.annotate.job import AnnotateRecipe, _show_progress, run
 from jobs.annotate.metrics import Metrics
 from jobs.annotate.pairs import even_chunks, halve_when_full
+from jobs.annotate.settings import ActionSampling
 from jobs.annotate.shards import shard_table
 from jobs.annotate.tables import DECODED_SCHEMA, PAIRS_SCHEMA
 from tests.helpers.annotate_data import decode, recipe, write_videos
@@ -69,6 +71,32 @@ def test_actors_make_triplets_whose_columns_belong_together(videos, tiny_base, t
         assert (row["class_label"], row["origin"], row["codec"]) == ("wave", "idm", annotator.codec.codec_id)
         assert row["annotator"] == annotator.idm.base_id
     assert len({row["triplet_id"] for row in triplets}) == len(triplets)
+
+
+def test_sampled_actions_do_not_depend_on_batches_or_neighbours(videos, tiny_base, tmp_path):
+    """Equation 1's sampled action: its seed is made of the pair's id, so that shards and batches change nothing."""
+
+    one = recipe(videos / "wave", tiny_base, tmp_path / "out", max_new_tokens=12)
+    annotator = Annotator(one.annotator_settings())
+
+    def actions(clips, batch=64, **sampling):
+        changes = {"sampling": ActionSampling(**sampling), "idm_batch_size": batch}
+        annotator.settings = replace(annotator.settings, **changes)
+        rows = annotator.annotate(clips)["triplets"]
+        return {row["triplet_id"]: (row["action"], row["action_logprob"]) for row in rows}
+
+    clips = decode(one).to_pylist()
+    greedy, sampled = actions(clips), actions(clips, temperature=1.0)
+    assert greedy.keys() == sampled.keys() and len(sampled) > 2
+    apart = [actions([clip], batch=1, temperature=1.0) for clip in reversed(clips)]
+    for name, (text, logprob) in {key: row for part in apart for key, row in part.items()}.items():
+        assert sampled[name] == (text, pytest.approx(logprob, abs=1e-4))
+    texts = [[row[0] for row in rows.values()] for rows in (greedy, sampled, actions(clips, temperature=1.0, seed=1))]
+    assert texts[0] != texts[1] != texts[2] != texts[0]
+    # Almost no temperature is the greedy action, with the same likelihood: that of the model as it is.
+    cold = actions(clips, temperature=1e-6)
+    assert {name: row[0] for name, row in cold.items()} == {name: row[0] for name, row in greedy.items()}
+    assert all(row[1] == pytest.approx(greedy[name][1], abs=1e-4) for name, row in cold.items())
 
 
 def test_every_video_is_in_a_triplet_or_a_reject_with_its_reason(videos, tiny_base, tmp_path):
@@ -276,6 +304,19 @@ def test_dry_run_lists_and_touches_nothing(videos, tiny_base, tmp_path, capsys):
     message = capsys.readouterr().out
     assert "6 videos of 2 classes" in message
     assert "keyframes.min_interval_frames = 8" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_forward_model_is_no_annotator(videos, tiny_base, tmp_path):
+    adapter = {"family": "chameleon", "kind": "adapter", "base_id": "b", "codec_id": "c"}
+    for name, manifest in (("adapter", adapter), ("full", adapter | {"kind": "full"})):
+        folder = tmp_path / name / "model"
+        folder.mkdir(parents=True)
+        (folder / ("config.json" if name == "full" else "adapter_config.json")).write_text("{}")
+        (folder / "wm_model.json").write_text(json.dumps(manifest | {"task": "fdm"}))
+        # By the run's folder too, and before a base is looked at.
+        with pytest.raises(InputError, match=r"idm = .* was trained as fdm; expected an inverse model \(idm\)$"):
+            run(recipe(videos, folder.parent, tmp_path / "out", base="nowhere"))
     assert not (tmp_path / "out").exists()
 
 

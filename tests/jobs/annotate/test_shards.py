@@ -17,9 +17,11 @@ from jobs.annotate.shards import (
     write_shard,
 )
 from jobs.annotate.tables import CLIPS_SCHEMA, PAIRS_SCHEMA
+from wm.datasets.selection.algorithm import SELECTION_SCHEMA
+from wm.datasets.statistics import count_table7, markdown_table
 from wm.errors import InputError
 from wm.records import reject_row, triplet_row
-from wm.tables import fill_empty_tables, read_table
+from wm.tables import fill_empty_tables, read_table, write_table
 
 
 def video(key, keyframes=2):
@@ -191,6 +193,26 @@ def test_segments_count_as_samples_and_filtered_frames_do_not(tmp_path):
     assert summary["videos_with_triplets"] == 2
     table = summary["table7"]
     assert (table["samples"], table["observations_per_video"], table["actions_per_video"]) == (2, 2.5, 1.5)
+
+
+def test_table_7_is_counted_from_the_tables_too(tmp_path):
+    """As of a run that did not count it, by hand: a (two triplets of three frames), b (one of two), c (none)."""
+    videos = [video("a", 3), video("b"), video("c", 1), video("d", 0)]
+    pairs = [pair("a"), pair("a", 2), pair("b")]
+    pairs = [row | {"action": text} for row, text in zip(pairs, ("push it", "put the cup down", "go"), strict=True)]
+    pairs = [row | {"triplet_id": name} for row, name in zip(pairs, "xyz", strict=True)]
+    rejects = [reject("c", "too_few_keyframes"), reject("d", "time_out")]
+    write_shard(tmp_path, 0, videos, rows([triplet("a"), triplet("a", 2), triplet("b")], rejects, pairs), {})
+    expected = {"mean_length_s": 0.5, "total_length_h": round(1.5 / 3600, 4), "samples": 2}
+    expected |= {"observations_per_video": 2.5, "actions_per_video": 1.5, "words_per_action": round(7 / 3, 3)}
+    assert count_table7(tmp_path) == expected
+    chosen = [{"triplet_id": name, "class_label": "c", "score": 0.0, "rank_in_class": 0, "order": 0} for name in "yz"]
+    write_table(chosen, tmp_path / "chosen" / "selection" / "part-00000.parquet", SELECTION_SCHEMA)
+    selected = count_table7(tmp_path, tmp_path / "chosen")
+    assert selected == expected | {"observations_per_video": 2.0, "actions_per_video": 1.0, "words_per_action": 2.5}
+    assert markdown_table(expected | {"words_per_action": None})[-1] == "| 0.5 | 0.0004 | 2 | 2.5 | 1.5 | – |"
+    with pytest.raises(InputError, match="has no table 'clips': Table 7 is counted from the output folder"):
+        count_table7(tmp_path / "triplets")
 
 
 @pytest.mark.parametrize("damage", ["mark", "empty mark", *TABLES])

@@ -49,6 +49,18 @@ def nothing_but_tokens(out: Path) -> None:
     assert [path.name for path in out.iterdir()] == [".tokens"]
 
 
+def test_a_base_that_is_no_folder_says_how_to_get_it(
+    triplets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for more in ([], ["--dry-run"]):
+        assert main([*to_arguments(arguments(Path("leloy/Anole-7b-v0.1-hf"), triplets, out)), *more]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: base = 'leloy/Anole-7b-v0.1-hf': no such model folder; models are read from ")
+        assert "hf download leloy/Anole-7b-v0.1-hf" in error and error.count("\n") == 1
+    assert "nothing is downloaded" not in refused(capsys, out, arguments(tmp_path / "gone", triplets, out))
+
+
 def test_an_empty_set_is_refused(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = write_triplets([], tmp_path), tmp_path / "out"
     error = refused(capsys, out, arguments(tiny_base, folder, out))

@@ -119,6 +119,26 @@ def test_greedy_is_the_action_that_is_proposed_and_scored(vlm, runner):
     assert len(kinds) == 2, "the test sees both ends"
 
 
+def test_a_sampled_action_is_scored_without_its_temperature(vlm, runner):
+    hot, seeds = Sampling(temperature=1.5), [11, 12]
+    pairs = [np.concatenate([side, side[:1]]) for side in PAIRS[:, :2]]
+    # The third pair is the first one with another seed: other noise, another text.
+    together = propose_actions(vlm, *pairs, sampling=hot, seed=[*seeds, 13], max_new_tokens=8, runner=runner)
+    for source, target, seed, expected in zip(*pairs, [*seeds, 13], together, strict=True):
+        (alone,) = propose_actions(
+            vlm, [source], [target], sampling=hot, seed=[seed], max_new_tokens=8, batch_size=1, runner=runner
+        )
+        assert alone.text == expected.text and alone.logprob == pytest.approx(expected.logprob, abs=1e-9)
+        (stream,) = propose(vlm, runner, source, target, sampling=hot, seed=seed, max_new_tokens=8)
+        assert stream.action.text == expected.text
+        (score,) = score_actions(vlm, [source], [target], [expected.text], runner=runner)
+        if score.num_tokens == expected.num_tokens:  # else the text has another, shorter spelling
+            assert expected.logprob == pytest.approx(score.logprob, abs=1e-9)
+    assert together[0].text != together[2].text
+    with pytest.raises(InputError, match="expected one seed or 3, got 2"):
+        propose_actions(vlm, *pairs, sampling=hot, seed=seeds)
+
+
 def test_end_sampled_as_last_token_is_not_cut(vlm, runner):
     for source, target in zip(*PAIRS, strict=True):
         (free,) = propose(vlm, runner, source, target, max_new_tokens=20)

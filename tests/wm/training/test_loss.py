@@ -17,6 +17,8 @@ from wm.training.loss import RecognitionWeights, completion_loss, recognition_we
         RecognitionWeights(floor=0.8),
         RecognitionWeights(floor=0.5, clip=1.5),
         RecognitionWeights(clip=2.0),
+        RecognitionWeights(normalise=False),
+        RecognitionWeights(normalise=False, floor=0.5, clip=30.0),
     ],
 )
 def test_recognition_weights_equal_a_plain_loop(settings: RecognitionWeights) -> None:
@@ -24,18 +26,27 @@ def test_recognition_weights_equal_a_plain_loop(settings: RecognitionWeights) ->
     change_RN[3] = 0
     weights_RN = recognition_weights(change_RN, settings)
     for row in range(5):
-        mean = sum(change_RN[row].tolist()) / 9
+        mean = sum(change_RN[row].tolist()) / 9 if settings.normalise else 1.0
         for position in range(9):
             weight = change_RN[row, position].item() / mean if mean > 0 else 1.0
             weight = settings.floor + (1 - settings.floor) * weight
             weight = min(weight, settings.clip) if settings.clip else weight
             assert weights_RN[row, position].item() == pytest.approx(weight, rel=1e-5)
-    if not settings.clip:
+    if not settings.clip and settings.normalise:
         torch.testing.assert_close(weights_RN.mean(1), torch.ones(5))
 
 
 def test_equal_images_weigh_as_without_weights() -> None:
     assert recognition_weights(torch.zeros(2, 4), RecognitionWeights()).tolist() == [[1.0] * 4] * 2
+    # Equation 2 to the letter: where nothing changes there is nothing to learn.
+    assert recognition_weights(torch.zeros(2, 4), RecognitionWeights(normalise=False)).tolist() == [[0.0] * 4] * 2
+
+
+def test_normalised_weights_are_the_bits_that_they_were() -> None:
+    change_RN = torch.rand(64, 33, generator=torch.Generator().manual_seed(3)) ** 6 * 1e3
+    mean_R1 = change_RN.mean(dim=1, keepdim=True)
+    expected = 0.8 + (1 - 0.8) * torch.where(mean_R1 > 0, change_RN / mean_R1, 1.0)
+    assert torch.equal(recognition_weights(change_RN, RecognitionWeights(floor=0.8)), expected)
 
 
 def test_a_change_near_the_smallest_number_stays_finite() -> None:

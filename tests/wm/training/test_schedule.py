@@ -205,6 +205,20 @@ def test_a_warmup_that_makes_no_sense_is_refused(values: dict[str, Any], problem
     assert problem in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_raw_weights_are_said_to_change_the_learning_rate() -> None:
+    raw = {"task": "fdm", "recognition": {"normalise": False}, "checkpoint": {"every_steps": 9}}
+    lines = schedule_warnings(recipe_of(**raw), 100)
+    assert len(lines) == 1 and lines[0].startswith("recognition.normalise = false multiplies the loss")
+    assert "max_grad_norm = 1 clips" in lines[0]
+    for other in ({"task": "idm"}, {"recognition": {"normalise": False, "enabled": False}}, {"recognition": {}}):
+        assert schedule_warnings(recipe_of(**(raw | other)), 100) == []
+    # Runs of before the key are the runs that they were.
+    old, new = recipe_of(task="fdm").model_dump(), recipe_of(**raw).model_dump()
+    del old["recognition"]["normalise"]
+    assert TrainRecipe.identity_settings(old) == TrainRecipe.identity_settings(recipe_of(task="fdm").model_dump())
+    assert TrainRecipe.identity_settings(new)["recognition"]["normalise"] is False
+
+
 def test_dry_run_and_start_print_the_same_warnings(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,8 @@ LAYOUTS: dict[str, str] = {
     "epic": "wm.datasets.layouts.epic",
     "something": "wm.datasets.layouts.something",
     "aurora": "wm.datasets.layouts.aurora",
+    "aurora_something": "wm.datasets.layouts.aurora_something",
+    "magicbrush": "wm.datasets.layouts.magicbrush",
 }
 """Every layout's name → the module that ends in its ``LAYOUT``. Recognition asks them in this order."""
 

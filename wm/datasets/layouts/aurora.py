@@ -4,6 +4,7 @@ Paths are relative to the root. Rows of AURORA-Bench also carry ``task``; those 
 target image carry no ``output``. The tabletop's supervised set is written in the same layout.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from wm.datasets.layouts.base import ImagePair, Layout, Problem
@@ -37,12 +38,33 @@ def _read_row(row: object, uri: str, default_task: str) -> ImagePair | Problem:
     # Without a task of its own a row is of the file's folder, which is the subset.
     task = row.get("task", default_task)
     task = task if isinstance(task, str) and task and is_text(task) else default_task
+    instruction = read_instruction(row)
+    values = {"instruction": instruction, "input": row.get("input"), "output": row.get("output")}
+    if problem := check_fields(row, values, uri, task):
+        return problem
+    return ImagePair(uri, task, str(row["input"]), str(row["output"]), str(instruction).strip())
+
+
+def read_instruction(row: Mapping[str, object]) -> object:
+    """Return a row's instruction; of several annotators' words for one edit the first, so a row stays one triplet."""
     instruction = row.get("instruction")
     if isinstance(instruction, list):
-        # Several annotators' words for one edit: the first is taken, so a row stays one triplet.
-        instruction = instruction[0] if instruction else None
-    # A row that lacks one of the three cannot be a triplet.
-    values = {"instruction": instruction, "input": row.get("input"), "output": row.get("output")}
+        return instruction[0] if instruction else None
+    return instruction
+
+
+def check_fields(row: Mapping[str, object], values: Mapping[str, object], uri: str, task: str) -> Problem | None:
+    """Check the texts without which a row cannot be a triplet.
+
+    Args:
+        row: As the file has it, for messages.
+        values: The texts by the name of their field.
+        uri: Name of the row.
+        task: Its class label.
+
+    Returns:
+        What is wrong with the first bad one; None if all are texts.
+    """
     for name, value in values.items():
         if value is None:
             fields = escape_text(", ".join(map(str, row)))
@@ -51,7 +73,7 @@ def _read_row(row: object, uri: str, default_task: str) -> ImagePair | Problem:
             return Problem(uri, task, "bad_field", f"{uri}: {name} = {value!r:.60}; expected non-empty text")
         if not is_text(value):
             return Problem(uri, task, "bad_field", f"{uri}: {name} = {value!r:.60} is no Unicode text")
-    return ImagePair(uri, task, str(row["input"]), str(row["output"]), str(instruction).strip())
+    return None
 
 
 LAYOUT = Layout(

@@ -34,6 +34,27 @@ class ImagePair:
 
 
 @dataclass(frozen=True)
+class StoredPair:
+    """Two images that a Parquet file holds itself, and the action between them.
+
+    Attributes:
+        uri: Unique name of the row, ``file.parquet#row``.
+        task: Class label.
+        file: Path of the file.
+        row: Number of the row in it.
+        columns: Of the source and of the target image.
+        action: The annotator's words.
+    """
+
+    uri: str
+    task: str
+    file: str
+    row: int
+    columns: tuple[str, str]
+    action: str
+
+
+@dataclass(frozen=True)
 class VideoSegment:
     """A video, or a segment of one, and the action in it: between its first and its last frame.
 
@@ -71,7 +92,7 @@ class Problem:
     detail: str
 
 
-LabelledRow: TypeAlias = ImagePair | VideoSegment | Problem
+LabelledRow: TypeAlias = ImagePair | StoredPair | VideoSegment | Problem
 
 
 @dataclass(frozen=True)
@@ -86,6 +107,7 @@ class Layout:
         table_example: What that table holds, for messages.
         list_videos: Reads the table (path, name for messages, videos that are there) as entries of a listing.
         list_image_pairs: Reads the table (path, name) as human-labelled pairs of image files.
+        list_stored_pairs: Reads the tables (paths, root) as human-labelled pairs of images that they hold themselves.
         list_segments: Reads the table (path, name, videos that are there) as human-labelled videos or segments.
     """
 
@@ -96,6 +118,7 @@ class Layout:
     table_example: str = ""
     list_videos: Callable[[Path, str, VideoIndex], Iterator[Entry]] | None = None
     list_image_pairs: Callable[[Path, str], list[ImagePair | Problem]] | None = None
+    list_stored_pairs: Callable[[Sequence[Path], Path], list[StoredPair | Problem]] | None = None
     list_segments: Callable[[Path, str, VideoIndex], list[VideoSegment | Problem]] | None = None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wm.datasets.layouts import LAYOUTS, load_layout, recognise_table
 from wm.datasets.layouts.base import ImagePair, LabelledRow, Problem
-from wm.datasets.videos.folders import find_videos
+from wm.datasets.videos.folders import find_videos, is_glob
 from wm.datasets.videos.index import VideoIndex
 from wm.errors import InputError
 from wm.images import Pixels, decode_image
@@ -24,7 +24,7 @@ def list_labelled(
 
     Args:
         root: Folder of the images or videos.
-        file: The set's own table, relative to ``root`` or absolute.
+        file: The set's own table, relative to ``root`` or absolute; a glob where the set's rows are in several.
         layout: Name of the layout; ``auto``: it is recognised.
         passed_over: Updated with the record of videos that no row names, and of rows without a video
             (:meth:`wm.datasets.videos.passed_over.PassedOver.record`).
@@ -32,21 +32,23 @@ def list_labelled(
     Raises:
         InputError: Root or file is missing, the file is no such table, or the layout has no labelled rows.
     """
-    path = Path(root) / file
     if not os.path.isdir(root):  # noqa: PTH112 - of a name that is too long, pathlib raises
         raise InputError(f"no such folder: root = {root!s:.200}")
-    if not os.path.isfile(path):  # noqa: PTH113
-        raise InputError(f"no such file: {path!s:.400} (the data set's own table, relative to root)")
+    paths = find_tables(root, file)
+    path = paths[0]
     # An explicit layout is not held against the file's beginning: its own reader says what is wrong.
-    name = recognise_table(path, "file", file) if layout == "auto" else layout
+    name = _recognise(path, file) if layout == "auto" else layout
     reader = load_layout(name)
+    if reader.list_stored_pairs is not None:
+        return [*reader.list_stored_pairs(paths, Path(root))]
+    if len(paths) > 1:
+        raise InputError(f"file = {file!r} matches {len(paths)} files; dataset_layout = {name!r} reads one table")
     if reader.list_image_pairs is not None:
         return [*reader.list_image_pairs(path, file)]
     if reader.list_segments is None:
-        labelled = [
-            other for other in LAYOUTS if load_layout(other).list_image_pairs or load_layout(other).list_segments
-        ]
-        raise InputError(f"dataset_layout = {name!r} has no human labels; those that do: {', '.join(labelled)}")
+        raise InputError(
+            f"dataset_layout = {name!r} has no human labels; those that do: {', '.join(_layouts_with_labels())}"
+        )
     # Of videos it is known which are there: the others are counted now, and rejected when they are read.
     videos = find_videos(str(root))
     index = VideoIndex(videos)
@@ -57,6 +59,47 @@ def list_labelled(
     if passed_over is not None:
         passed_over.update(videos.passed_over.record())
     return [*rows]
+
+
+def find_tables(root: str | Path, file: str) -> list[Path]:
+    """Find the files that hold a set's rows: one, or those that a glob matches, in the order of their names.
+
+    Args:
+        root: Folder of the set.
+        file: A file or a glob, relative to ``root`` or absolute.
+
+    Raises:
+        InputError: There is none.
+    """
+    path = Path(root) / file
+    if os.path.isfile(path):  # noqa: PTH113 - of a name that is too long, pathlib raises
+        return [path]
+    # Sharded tables: data/train-*.parquet. A pattern is relative to the fixed part before it.
+    paths: list[Path] = []
+    if is_glob(file):
+        fixed = next(folder for folder in path.parents if not is_glob(str(folder.relative_to(root))))
+        paths = sorted(match for match in fixed.glob(str(path.relative_to(fixed))) if match.is_file())
+    if not paths:
+        raise InputError(f"no such file: {path!s:.400} (the data set's own table, relative to root)")
+    return paths
+
+
+def _recognise(path: Path, file: str) -> str:
+    """Recognise the layout of a table; a Parquet file is that of the one layout which keeps its images in such."""
+    with path.open("rb") as stream:
+        is_parquet = stream.read(4) == b"PAR1"
+    if is_parquet:
+        return next(name for name in LAYOUTS if load_layout(name).list_stored_pairs)
+    return recognise_table(path, "file", file)
+
+
+def _layouts_with_labels() -> list[str]:
+    layouts = {name: load_layout(name) for name in LAYOUTS}
+    return [
+        name
+        for name, layout in layouts.items()
+        if layout.list_image_pairs or layout.list_stored_pairs or layout.list_segments
+    ]
 
 
 def load_images(root: str | Path, pair: ImagePair) -> tuple[Pixels, Pixels] | Problem:

@@ -51,7 +51,7 @@ def schedule_warnings(recipe: TrainRecipe, num_steps: int) -> list[str]:
         recipe: The schedule.
         num_steps: Length of the run.
     """
-    return [*_warmup_warnings(recipe, num_steps), *_interval_warnings(recipe, num_steps)]
+    return [*_warmup_warnings(recipe, num_steps), *_interval_warnings(recipe, num_steps), *_scale_warnings(recipe)]
 
 
 def warmup_warning(warmup_steps: int, num_steps: int, peak: float, *, name: str, remedy: str) -> str:
@@ -99,6 +99,19 @@ def _warmup_warnings(recipe: TrainRecipe, num_steps: int) -> list[str]:
     peak = peak_share(recipe, num_steps)
     line = warmup_warning(warmup_steps, num_steps, peak, name=name, remedy=remedy)
     return [line] if line else []
+
+
+def _scale_warnings(recipe: TrainRecipe) -> list[str]:
+    """Warn of a loss whose scale is not that of a mean over tokens, for which the learning rate was chosen."""
+    if recipe.task != "fdm" or not recipe.recognition.enabled or recipe.recognition.normalise:
+        return []
+    # AdamW takes a constant factor out; clipping, and rows that count unequally, it does not.
+    limit = recipe.optim.max_grad_norm
+    clipping = f"optim.max_grad_norm = {limit:g} clips another share of the steps" if limit else "nothing is clipped"
+    return [
+        "recognition.normalise = false multiplies the loss and its gradients by the raw squared distances: the "
+        f"effective learning rate is not that of optim.lr = {recipe.optim.lr:g} with normalised weights, and {clipping}"
+    ]
 
 
 def _interval_warnings(recipe: TrainRecipe, num_steps: int) -> list[str]:

@@ -57,9 +57,9 @@ def test_every_row_is_its_layout_with_its_weights(
         with pytest.raises(InputError, match="janus cannot serve as an inverse model"):
             opened(base, tmp_path / "tokens", Source(path=str(folder)), task=task)
         return
-    tokens = opened(
-        base, tmp_path / "tokens", Source(path=str(folder)), task=task, recognition=RecognitionWeights(floor=0.5)
-    )
+    # One family with equation 2's raw weights, the others with normalised ones.
+    recognition = RecognitionWeights(floor=0.5, normalise=family != "slots")
+    tokens = opened(base, tmp_path / "tokens", Source(path=str(folder)), task=task, recognition=recognition)
     assert len(tokens) == 9
     by_name = {row["triplet_id"]: row for row in rows}
     ids_BT, is_completion_BT, weight_BT = tokens.batch(np.arange(9))
@@ -78,7 +78,8 @@ def test_every_row_is_its_layout_with_its_weights(
         assert tokens.num_completion_tokens(np.array([number])) == sum(learned)
         weights = weight_BT[number][is_completion_BT[number]]
         if task == "fdm":
-            expected = recognition_weights(torch.tensor([row["change"]]), RecognitionWeights(floor=0.5))[0]
+            expected = recognition_weights(torch.tensor([row["change"]]), recognition)[0]
+            assert recognition.normalise or torch.equal(expected, 0.5 + 0.5 * torch.tensor(row["change"]))
             assert torch.equal(weights, expected)
         else:
             assert weights.tolist() == [1.0] * len(weights)
