@@ -1,0 +1,1 @@
+"""The paper's tables and figures from result folders, the published numbers beside one's own."""

@@ -1,0 +1,55 @@
+"""Draw figures as SVG and PNG whose bytes depend on the data alone."""
+
+import io
+from typing import TYPE_CHECKING
+
+from wm.evaluation.paper.cells import Absent
+from wm.evaluation.paper.figures import FIGURES
+from wm.evaluation.paper.page import DrawnFigure
+from wm.evaluation.paper.sources import Sources
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PNG_DPI = 150
+
+
+def draw_figure(number: str, sources: Sources) -> tuple[DrawnFigure, str]:
+    """Draw one figure.
+
+    Args:
+        number: Of the paper, a key of ``FIGURES``.
+        sources: The results.
+
+    Returns:
+        The figure, absent where the results lack what it needs, and its data as CSV, empty where it has none.
+
+    Raises:
+        InputError: A result is damaged.
+    """
+    kind = FIGURES[number]
+    data = kind.read(sources)
+    if isinstance(data, Absent):
+        return DrawnFigure(f"figure-{number}", kind.title, kind.caption, absent=data), ""
+    figure = kind.build(data)
+    svg, png = save_svg(figure), save_png(figure)
+    text = "" if kind.to_csv is None else kind.to_csv(data)
+    return DrawnFigure(f"figure-{number}", kind.title, kind.caption, svg, png), text
+
+
+def save_svg(figure: "Figure") -> bytes:
+    """Save a figure as SVG; the same figure gives the same bytes."""
+    import matplotlib as mpl
+
+    buffer = io.BytesIO()
+    # Names of clip paths come of the salt, which else is random.
+    with mpl.rc_context({"svg.hashsalt": "wm"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def save_png(figure: "Figure") -> bytes:
+    """Save a figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=PNG_DPI, bbox_inches="tight", metadata={"Software": None})
+    return buffer.getvalue()

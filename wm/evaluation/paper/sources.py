@@ -1,0 +1,288 @@
+"""Read what result folders hold for the paper's tables and figures: by stage, by system, of one bench.
+
+Files are read when they are first asked for. Not known here: tables, figures.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from wm.errors import InputError
+from wm.evaluation.aurora_bench import order_subsets
+from wm.evaluation.bench_rows import BenchRow, read_bench_rows
+from wm.evaluation.heldout import SubsetColumn
+from wm.evaluation.image_scoring import VALUE_SCHEMA, Values
+from wm.evaluation.judge.figures import ItemScore
+from wm.evaluation.paper.cells import Absent
+from wm.evaluation.predicted_actions import ActionRow, list_actions
+from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
+from wm.evaluation.rows import Tables
+from wm.evaluation.units import CEILING, COPY
+from wm.runs import RunRecord, parse_json, read_run
+from wm.tables import read_table
+
+__all__ = ["REFERENCES", "Absent", "Source", "Sources", "read_sources"]
+
+T = TypeVar("T")
+
+BENCH_STAGES = ("evaluate", "score", "judge", "collect")
+"""Stages whose results are of a bench: all of them must be of the same one."""
+TOY_DATASETS = ("tabletop", "tabletop-videos")
+"""Data sets of the toy world, whose figures never stand beside published ones."""
+_TOY_JUDGE = "nano:oracle"
+REFERENCES = (COPY, CEILING)
+"""Systems that every scoring measures of the bench itself, so that several folders may hold them."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finished result folder."""
+
+    folder: Path
+    stage: str
+    """The command that wrote it: ``evaluate``, ``score``, ``judge``, ``collect``, ``annotate``, ``select``, …"""
+    record: RunRecord
+
+    def recipe(self, key: str, default: Any = None) -> Any:
+        """Return a key of its recipe."""
+        return self.record.get("recipe", {}).get(key, default)
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Return what the stage counted."""
+        return cast(dict[str, Any], self.record.get("counts", {}))
+
+    def load_json(self, name: str) -> Any:
+        """Load a JSON file of the folder.
+
+        Raises:
+            InputError: It is missing or damaged.
+        """
+        path = self.folder / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing, though its stage is complete")
+        return parse_json(path.read_bytes(), str(path))
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the folders hold.
+
+    Attributes:
+        folders: In the order in which they were given.
+        names: System of the paper → its label in the results, where they differ.
+        triplets: Folder of the bench; empty where no result is of one.
+        rows: Rows of the bench.
+        subset: Column that separates subsets.
+    """
+
+    folders: tuple[Source, ...]
+    names: Mapping[str, str] = field(default_factory=dict)
+    triplets: str = ""
+    rows: tuple[BenchRow, ...] = ()
+    subset: SubsetColumn = "class_label"
+
+    def of(self, *stages: str) -> list[Source]:
+        """List the folders of some stages, in their order."""
+        return [source for source in self.folders if source.stage in stages]
+
+    def label(self, system: str) -> str:
+        """Return the label that the results have for a system of the paper, such as ``C-FT``."""
+        return self.names.get(system, system)
+
+    def title(self, label: str) -> str:
+        """Return the paper's name for a label of the results; the label itself where the paper has none."""
+        return next((system for system, own in self.names.items() if own == label), label)
+
+    @cached_property
+    def subsets(self) -> dict[str, str]:
+        """Subset of each triplet of the bench."""
+        return {row.triplet_id: row.subset(self.subset) for row in self.rows}
+
+    @cached_property
+    def subset_order(self) -> list[str]:
+        """The bench's subsets, those of the paper in its order."""
+        return order_subsets(self.subsets.values())
+
+    @cached_property
+    def is_toy(self) -> bool:
+        """Whether any result is of the toy world: nothing published stands beside it then."""
+        datasets = {row.dataset for row in self.rows} | {str(source.recipe("dataset", "")) for source in self.folders}
+        judges = [source.recipe("model") for source in self.of("judge")]
+        oracles = [source for source in self.of("evaluate") if source.recipe("judge") == "oracle"]
+        return bool(datasets & set(TOY_DATASETS)) or _TOY_JUDGE in judges or bool(oracles)
+
+    @cached_property
+    def judgements(self) -> list[ItemScore]:
+        """All judgements of the ``judge`` folders, failed ones with their reason; Copy's of the first folder."""
+        return _gather(self.of("judge"), self._load_judgements, lambda score: score.system)
+
+    def _load_judgements(self, source: Source) -> list[ItemScore]:
+        names = list(ItemScore.__annotations__)
+        rows = read_table(source.folder / "scores.parquet", columns=names).to_pylist()
+        self._check_ids(source, [row["triplet_id"] for row in rows])
+        # Subsets go by this bench and column, whatever the judging's table showed.
+        return [ItemScore(**{**row, "subset": self.subsets[row["triplet_id"]]}) for row in rows]
+
+    @cached_property
+    def values(self) -> list[Values]:
+        """Image metrics of every prediction in the ``score`` folders: rows of ``VALUE_SCHEMA``."""
+        return _gather(self.of("score"), self._load_values, lambda row: str(row["system"]))
+
+    def _load_values(self, source: Source) -> list[Values]:
+        if not (source.folder / "values").is_dir():
+            return []
+        rows = read_table(source.folder / "values", VALUE_SCHEMA).to_pylist()
+        self._check_ids(source, [row["triplet_id"] for row in rows])
+        return cast(list[Values], rows)
+
+    @cached_property
+    def predictions(self) -> list[PredictionFacts]:
+        """Rows of all prediction sets (``evaluate``, ``collect``), images not read: ``read_image_bytes(file, [row])``
+        of :mod:`wm.evaluation.predictions` gives one."""
+        sources = [source for source in self.of("evaluate", "collect") if predictions_folder(source.folder).is_dir()]
+        return _gather(sources, self._load_predictions, lambda row: row["system"])
+
+    def _load_predictions(self, source: Source) -> list[PredictionFacts]:
+        facts = list_predictions(source.folder)
+        self._check_ids(source, [row["triplet_id"] for row in facts])
+        return facts
+
+    @cached_property
+    def actions(self) -> list[ActionRow]:
+        """Actions that inverse models wrote, of ``evaluate`` and ``collect``."""
+        return _gather(self.of("evaluate", "collect"), lambda source: list_actions(source.folder), _system_of)
+
+    @cached_property
+    def tables(self) -> list[tuple[Source, Tables]]:
+        """``tables.json`` of every evaluation."""
+        return [(source, cast(Tables, source.load_json("tables.json"))) for source in self.of("evaluate")]
+
+    def list_systems(self) -> list[str]:
+        """List the labels that the results hold, of images and of actions, in the order of the folders."""
+        labels = [row["system"] for row in self.predictions] + [score.system for score in self.judgements]
+        labels += [str(row["system"]) for row in self.values] + [row["system"] for row in self.actions]
+        for _, tables in self.tables:
+            labels += [row["label"] for row in (*tables["fdm"], *tables["idm"], *tables["probe"])]
+        return list(dict.fromkeys(labels))
+
+    def _check_ids(self, source: Source, ids: Sequence[str]) -> None:
+        unknown = sorted({triplet_id for triplet_id in ids if triplet_id not in self.subsets})
+        if unknown:
+            raise InputError(
+                f"{source.folder} is of another bench: {len(unknown)} of its triplets, {unknown[0]!r:.60} the first, "
+                f"are not among the {len(self.rows)} of {self.triplets}"
+            )
+
+
+def _system_of(row: ActionRow) -> str:
+    return row["system"]
+
+
+def _gather(sources: Sequence[Source], load: Callable[[Source], list[T]], system_of: Callable[[T], str]) -> list[T]:
+    """Join the rows of several folders, no system being of two; of references the first folder's rows are taken."""
+    owners: dict[str, Source] = {}
+    rows: list[T] = []
+    for source in sources:
+        own_rows = load(source)
+        for system in dict.fromkeys(map(system_of, own_rows)):
+            owner = owners.setdefault(system, source)
+            if owner is not source and system not in REFERENCES:
+                raise InputError(
+                    f"{owner.folder} and {source.folder} both hold a system named {system!r}: give one of them"
+                )
+        rows += [row for row in own_rows if owners[system_of(row)] is source]
+    return rows
+
+
+def read_sources(
+    folders: Sequence[str],
+    *,
+    names: Mapping[str, str] | None = None,
+    triplets: str = "",
+    subset: SubsetColumn = "class_label",
+) -> Sources:
+    """Read which results some folders hold, and check that those of a bench are of one.
+
+    Args:
+        folders: Output folders of any stages.
+        names: System of the paper → its label in the results, where they differ.
+        triplets: Folder of the bench; empty: the one that the results name.
+        subset: Column that separates subsets.
+
+    Returns:
+        The results.
+
+    Raises:
+        InputError: A folder is no finished result, two are of different benches or judges, hold one system both, or the
+            bench cannot be read.
+    """
+    sources = tuple(_read_source(folder) for folder in folders)
+    of_bench = [source for source in sources if source.stage in BENCH_STAGES]
+    bench = triplets or (str(of_bench[0].recipe("triplets")) if of_bench else "")
+    if not bench:
+        return Sources(sources, dict(names or {}), subset=subset)
+    if not Path(bench).is_dir():
+        raise InputError(
+            f"the bench {bench} of {of_bench[0].folder if of_bench else 'triplets'} is not there; give triplets=FOLDER"
+        )
+    rows = tuple(read_bench_rows(bench))
+    _check_benches(of_bench, bench, rows)
+    _check_judges([source for source in sources if source.stage == "judge"])
+    result = Sources(sources, dict(names or {}), bench, rows, subset)
+    _check_labels(result)
+    labels = result.list_systems()
+    for system, label in result.names.items():
+        if label not in labels:
+            raise InputError(f"names: {system} = {label!r:.100}; the results hold {', '.join(labels) or 'no system'}")
+    return result
+
+
+def _read_source(folder: str) -> Source:
+    path = Path(folder)
+    record = read_run(path) if path.is_dir() else None
+    if record is not None and isinstance(record.get("stage"), str):
+        return Source(path, record["stage"], record)
+    if not path.is_dir():
+        raise InputError(f"from = {folder!r:.300}: no such folder")
+    if read_run(path, "run.unfinished.json") is not None:
+        raise InputError(f"from = {folder!r:.300} is not complete: the command that writes it resumes it")
+    raise InputError(f"from = {folder!r:.300} is no result of wm: expected a folder with run.json")
+
+
+def _check_benches(of_bench: Sequence[Source], bench: str, rows: Sequence[BenchRow]) -> None:
+    """Check that no result is of another bench. Benches are known by their triplets, as folders may be copied."""
+    ids = {row.triplet_id for row in rows}
+    for other in dict.fromkeys(str(source.recipe("triplets")) for source in of_bench):
+        if other == bench or not Path(other).is_dir():
+            continue
+        if (other_ids := {row.triplet_id for row in read_bench_rows(other)}) != ids:
+            owner = next(source.folder for source in of_bench if str(source.recipe("triplets")) == other)
+            raise InputError(
+                f"{owner} is of another bench: {other} and {bench} share {len(ids & other_ids)} triplets of "
+                f"{len(other_ids)} and {len(ids)}"
+            )
+
+
+def _check_judges(judgings: Sequence[Source]) -> None:
+    """Check that one judge gave all scores: those of two are no figures of one table."""
+    first = judgings[0] if judgings else None
+    for source in judgings:
+        if first is not None and source.recipe("model") != first.recipe("model"):
+            raise InputError(
+                f"{first.folder} was judged by {first.recipe('model')}, {source.folder} by {source.recipe('model')}: "
+                "a table is of one judge"
+            )
+
+
+def _check_labels(sources: Sources) -> None:
+    """Check that no two evaluations hold one label."""
+    owners: dict[str, Source] = {}
+    for source, tables in sources.tables:
+        rows = [*tables["fdm"], *tables["idm"], *tables["probe"]]
+        for label in dict.fromkeys(row["label"] for row in rows if row["label"] not in REFERENCES):
+            owner = owners.setdefault(label, source)
+            if owner is not source:
+                raise InputError(f"{owner.folder} and {source.folder} both hold the label {label!r}: give one of them")
