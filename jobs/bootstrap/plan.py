@@ -11,24 +11,21 @@ from jobs import (
     gate,
     imagine,
     ingest,
-    judge,
     predict,
     pretrain,
     relabel,
     report,
-    score,
     select,
     tabletop,
     train,
 )
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.bootstrap.recipe import BootstrapRecipe, Settings
+from jobs.bootstrap.scores import complete_evaluation, list_score_stages
 from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.imagine.recipe import ImagineRecipe
 from jobs.ingest.recipe import IngestRecipe
-from jobs.judge.recipe import NANO_JUDGE, JudgeRecipe
 from jobs.predict.recipe import PredictRecipe
-from jobs.score.recipe import ScoreRecipe
 from jobs.select.recipe import SelectRecipe
 from jobs.tabletop import TabletopRecipe
 from wm.config import Recipe
@@ -36,8 +33,6 @@ from wm.errors import InputError
 from wm.training import TrainRecipe
 
 _PREVIEW_TRIPLETS = 4
-_IMAGES_PER_TASK = 512
-"""Images of the nano world that are scored at a time: they are tiny, and each batch is a file."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +98,15 @@ class _Plan:
         # 3. What comes of them: first a look at some predictions, then the figures.
         self.add_preview(f"{test}/triplets")
         evaluated = self.add(
-            "evaluate", evaluate.run, EvaluateRecipe, "evaluate", self.evaluation_keys(),
+            "evaluate", evaluate.run, EvaluateRecipe, "evaluate", complete_evaluation(recipe),
             triplets=f"{test}/triplets", base=self.base, models=self.models, idm="idm",
         )  # fmt: skip
         # The first image is there before the longest stage begins.
         self.stages[-1] = replace(self.stages[-1], after=frozenset({"preview"}))
-        self.add_scores(f"{test}/triplets", evaluated)
+        evaluation = self.stages[-1].recipe
+        assert isinstance(evaluation, EvaluateRecipe)
+        for stage in list_score_stages(recipe, evaluation, f"{test}/triplets", evaluated):
+            self.add(stage.name, stage.run, stage.kind, stage.name, stage.keys, **stage.fixed)
         self.add("report", report.run, report.ReportRecipe, "report", run=str(self.out))
 
     def add(
@@ -186,37 +184,6 @@ class _Plan:
             keys["resources"] = {key: value for key, value in resources.items() if key != "num_workers"}
         models = {role: f"{self.out}/{role}/model" for role in ("fdm", "idm")}
         self.add("preview", predict.run, PredictRecipe, "preview", keys, triplets=triplets, **models)
-
-    def is_wanted(self, value: bool | None) -> bool:
-        """Return whether a stage of the predicted images is run: as asked, else by itself in the nano world."""
-        by_itself = self.recipe.data.supervised_root is None and self.recipe.evaluate.get("keep_images") is not False
-        return by_itself if value is None else value
-
-    def evaluation_keys(self) -> Settings:
-        """Return the user's keys of the evaluation; its images are kept where a later stage reads them."""
-        keys, names = self.recipe.evaluate, self.recipe.scoring.model_dump()
-        wanted = [name for name, value in names.items() if self.is_wanted(value)]
-        if wanted and keys.get("keep_images") is False:
-            raise InputError(f"scoring.{wanted[0]} = true needs the images that evaluate.keep_images = false drops")
-        # Said, as a large bench's are not kept otherwise, and an evaluation of an earlier version has none.
-        return {**keys, "keep_images": True} if wanted else keys
-
-    def add_scores(self, triplets: str, evaluated: str) -> None:
-        """Add what is made of the predicted images, by the same subsets as the evaluation."""
-        evaluation, wanted = self.stages[-1].recipe, self.recipe.scoring
-        assert isinstance(evaluation, EvaluateRecipe)
-        is_nano = self.recipe.data.supervised_root is None
-        data: Settings = {"predictions": [evaluated], "triplets": triplets}
-        if self.is_wanted(wanted.judge):
-            # Single predictions, and those for which evaluation and judge both choose once among all candidates.
-            ks = sorted({1, max(evaluation.search.num_candidates)})
-            keys: Settings = {"num_candidates": ks, "subset": evaluation.subset, **self.recipe.judge}
-            model: Settings = {"model": NANO_JUDGE} if is_nano else {}
-            self.add("judge", judge.run, JudgeRecipe, "judge", {**model, **keys}, **data)
-        if self.is_wanted(wanted.score):
-            keys = {"subset": evaluation.subset, **self.recipe.score}
-            nano: Settings = {"images_per_task": _IMAGES_PER_TASK} if is_nano else {}
-            self.add("score", score.run, ScoreRecipe, "score", {**nano, **keys}, **data)
 
     def add_seed(self, seed: int) -> None:
         """Add all rounds of a training seed."""

@@ -11,6 +11,7 @@ from jobs.gate import GateRecipe
 from jobs.imagine.recipe import ImagineRecipe
 from jobs.ingest.recipe import IngestRecipe
 from jobs.judge.recipe import JudgeRecipe
+from jobs.paper.recipe import PaperRecipe
 from jobs.predict.recipe import PredictRecipe
 from jobs.pretrain import PretrainRecipe
 from jobs.relabel import RelabelRecipe
@@ -42,6 +43,7 @@ STAGE_RECIPES: Mapping[str, type[Recipe]] = {
     "evaluate": EvaluateRecipe,
     "judge": JudgeRecipe,
     "score": ScoreRecipe,
+    "paper": PaperRecipe,
     "report": ReportRecipe,
 }
 """Whose keys a table of the recipe takes."""
@@ -82,6 +84,8 @@ class BootstrapScoring(Recipe):
     """Have them judged (jobs.judge): in the nano world by its own judge, else by the model that [judge] names."""
     score: bool | None = None
     """Score them as images and actions as texts (jobs.score): L1 and text metrics, others by the models of [score]."""
+    paper: bool | None = None
+    """Make the paper's tables and figures of all this (jobs.paper); in the nano world they are marked as a toy's."""
 
 
 class BootstrapRecipe(Recipe):
@@ -149,6 +153,8 @@ class BootstrapRecipe(Recipe):
     """Keys of jobs.judge; without num_candidates, single predictions and those of the largest K."""
     score: Settings = {}
     """Keys of jobs.score."""
+    paper: Settings = {}
+    """Keys of jobs.paper; in the nano world without items, tables 2 to 6 and figures 2, 4, 7 and 11."""
     report: Settings = {}
     """Keys of jobs.report."""
 

@@ -96,17 +96,17 @@ def _find_systems(recipe: CompareRecipe) -> tuple[list[list[Result]], list[tuple
         split_choice(name.label, labels, default) if name.label else ("", default)
         for name, labels in zip(names, known, strict=True)
     ]
-    labels = [label for label, _ in chosen]
-    for index, (label, of) in enumerate(zip(labels, known, strict=True)):
+    chosen_labels = [label for label, _ in chosen]
+    for index, (label, of) in enumerate(zip(tuple(chosen_labels), known, strict=True)):
         # Without a label: the other one's, or the only system that is no reference.
         own = [name for name in of if name not in (COPY, CEILING)]
-        other = labels[1 - index]
+        other = chosen_labels[1 - index]
         guess = other if other in of and folders[0] != folders[1] else own[0] if len(own) == 1 else ""
-        labels[index] = label or guess
-        if labels[index] not in of:
+        chosen_labels[index] = label or guess
+        if chosen_labels[index] not in of:
             where = f"{folders[index][0]}:{label or 'LABEL'}"
             raise InputError(f"{where!r:.300}: name one of the systems there: {', '.join(of) or 'none'}")
-    return results, [(label, choice) for label, (_, choice) in zip(labels, chosen, strict=True)]
+    return results, [(label, choice) for label, (_, choice) in zip(chosen_labels, chosen, strict=True)]
 
 
 def _join_benches(first: SystemValues, second: SystemValues) -> list[BenchRow]:
@@ -119,7 +119,7 @@ def _join_benches(first: SystemValues, second: SystemValues) -> list[BenchRow]:
             f"triplets they share {len(shared):,}"
         )
     # In the order of the larger one, whose other triplets the smaller one lacks.
-    return list(max(first.bench, second.bench, key=len))
+    return list(first.bench if len(first.bench) >= len(second.bench) else second.bench)
 
 
 def _describe(

@@ -109,9 +109,9 @@ def _list_missing(setting: Setting, comparisons: Sequence[Comparison]) -> list[s
     """Name the triplets that a system lacks: metrics that lack the same share a line."""
     lines: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for entry in comparisons:
-        for name, ids in zip(setting.names, entry.missing, strict=True):
-            if ids:
-                lines.setdefault((name, tuple(ids)), []).append(_title(entry))
+        for name, lacking in zip(setting.names, entry.missing, strict=True):
+            if lacking:
+                lines.setdefault((name, tuple(lacking)), []).append(_title(entry))
     texts = []
     for (name, ids), titles in lines.items():
         more = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
