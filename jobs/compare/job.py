@@ -97,15 +97,15 @@ def _find_systems(recipe: CompareRecipe) -> tuple[list[list[Result]], list[tuple
         for name, labels in zip(names, known, strict=True)
     ]
     chosen_labels = [label for label, _ in chosen]
-    for index, (label, of) in enumerate(zip(tuple(chosen_labels), known, strict=True)):
+    for index, (label, systems) in enumerate(zip(tuple(chosen_labels), known, strict=True)):
         # Without a label: the other one's, or the only system that is no reference.
-        own = [name for name in of if name not in (COPY, CEILING)]
+        own = [name for name in systems if name not in (COPY, CEILING)]
         other = chosen_labels[1 - index]
-        guess = other if other in of and folders[0] != folders[1] else own[0] if len(own) == 1 else ""
+        guess = other if other in systems and folders[0] != folders[1] else own[0] if len(own) == 1 else ""
         chosen_labels[index] = label or guess
-        if chosen_labels[index] not in of:
+        if chosen_labels[index] not in systems:
             where = f"{folders[index][0]}:{label or 'LABEL'}"
-            raise InputError(f"{where!r:.300}: name one of the systems there: {', '.join(of) or 'none'}")
+            raise InputError(f"{where!r:.300}: name one of the systems there: {', '.join(systems) or 'none'}")
     return results, [(label, choice) for label, (_, choice) in zip(chosen_labels, chosen, strict=True)]
 
 

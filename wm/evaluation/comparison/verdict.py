@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from wm.evaluation.aurora_bench import subset_title
-from wm.evaluation.comparison.figures import Comparison, Scope
+from wm.evaluation.comparison.figures import ALPHA, Comparison, Scope
 from wm.evaluation.comparison.measures import Measure
 
 METHOD = (
@@ -61,9 +61,11 @@ def _describe_gain(scope: Scope, measure: Measure) -> str:
 
 
 def _explain_doubt(comparison: Comparison) -> str:
-    """Say what stands against a difference whose interval excludes 0."""
+    """Say what stands against a difference that one of interval, test and runs would call sure."""
+    p = comparison.micro.p
     if not comparison.headline.excludes_zero:
-        return ""
+        # Ranks leave the size of a few large differences out of account, the mean does not.
+        return f" (though p {format_p(p)}: more items differ this way)" if p is not None and p < ALPHA else ""
     if comparison.num_agreeing < len(comparison.gaps):
         return f" (so in {comparison.num_agreeing} of {len(comparison.gaps)} runs)"
     return f" (p {format_p(comparison.micro.p)} over all items)"
