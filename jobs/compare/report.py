@@ -7,9 +7,9 @@ from typing import Any
 from wm.evaluation.aurora_bench import subset_title
 from wm.evaluation.comparison.figures import Comparison, Scope
 from wm.evaluation.comparison.measures import Measure
-from wm.evaluation.comparison.verdict import METHOD, describe, format_p
+from wm.evaluation.comparison.verdict import METHOD, describe
 from wm.evaluation.heldout import SubsetColumn
-from wm.evaluation.report.summary import format_grid
+from wm.evaluation.report.summary import format_grid, format_p
 
 _SIDES = ("first", "second")
 _NAME_CHARS = 20

@@ -3,14 +3,13 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from wm.evaluation.bank import Bank
-from wm.evaluation.metrics.paired import PairedResult, compare_paired
-from wm.evaluation.metrics.stats import Floats, build_figure, mean_interval, sample_std
+from wm.evaluation.item_differences import PROPOSED, compare_choices
+from wm.evaluation.metrics.stats import Floats, build_figure
 from wm.evaluation.metrics.text import TextReport
 from wm.evaluation.probe import NEGATIVES, NO_NEGATIVE, Preference
 from wm.evaluation.rows import (
@@ -19,7 +18,6 @@ from wm.evaluation.rows import (
     Figure,
     ForwardRow,
     InverseRow,
-    ItemDifference,
     MeasuredTables,
     ProbeRow,
 )
@@ -40,8 +38,6 @@ TOPS = {
 """Max value of metrics that have bounds, the min being 0."""
 COMPARED = ("final", "editing_success", "minimal_editing", "right", "copied", "l1")
 """Metrics whose differences between models are kept, item by item."""
-PROPOSED = "propose"
-"""``choice`` of an inverse model's greedy action among :func:`difference_rows`."""
 
 Samples: TypeAlias = dict[str, dict[int, list[Floats]]]
 """Metric → training seed → one (B,) a sampling seed."""
@@ -141,59 +137,7 @@ def difference_rows(collected: Collected) -> list[DifferenceRow]:
         if "state_equivalent" in by_item:
             of_label = values.setdefault((label, PROPOSED, 1), {"right": {}})
             of_label["right"][run] = by_item["state_equivalent"]
-    # Pairs that say something: other labels at the same choice, more candidates of one label, inverse and forward.
-    top = max(collected.ks)
-    pairs: list[tuple[Choice, Choice, str, _ItemGaps]] = []
-    for first, second in combinations(values, 2):
-        same_choice = first[1:] == second[1:] and first[2] in (1, top)
-        by_k = first[0] == second[0] and first[1] == second[1] and (first[2], second[2]) == (1, top)
-        crossed = PROPOSED in (first[1], second[1]) and second[2] == first[2] == 1
-        if same_choice or by_k or crossed:
-            for name, runs in values[first].items():
-                if name in values[second]:
-                    pairs.append((first, second, name, _pair_items(runs, values[second][name])))
-    # All at once: they are of the same items, and share their resamples.
-    results = compare_paired([gaps.items_B for *_, gaps in pairs])
-    return [
-        DifferenceRow(metric=name, first=list(first), second=list(second), **_describe_gaps(gaps, result))
-        for (first, second, name, gaps), result in zip(pairs, results, strict=True)
-    ]
-
-
-class _ItemGaps(NamedTuple):
-    """First minus second of each item, (B,), the runs that it is of, and the mean of each run that both have."""
-
-    items_B: Floats
-    runs: list[list[int]]
-    by_run: list[float]
-
-
-def _pair_items(first: Mapping[int, Floats], second: Mapping[int, Floats]) -> _ItemGaps:
-    """Subtract two (B,) a training seed item by item."""
-    # Runs of the same training seed share data order and start, which their difference cancels.
-    common = sorted(set(first) & set(second))
-    is_paired = len(common) > 1
-    runs = [common, common] if is_paired else [sorted(first), sorted(second)]
-    first_B, second_B = (
-        np.mean([of_run[run] for run in seeds], axis=0) for of_run, seeds in zip((first, second), runs, strict=True)
-    )
-    by_run = [float((first[run] - second[run]).mean()) for run in common] if is_paired else []
-    return _ItemGaps(first_B - second_B, runs, by_run)
-
-
-def _describe_gaps(gaps: _ItemGaps, result: PairedResult) -> ItemDifference:
-    low, high = mean_interval(gaps.items_B)
-    return {
-        "mean": float(gaps.items_B.mean()),
-        "ci_low": low,
-        "ci_high": high,
-        "items": len(gaps.items_B),
-        "runs": gaps.runs,
-        "bootstrap_low": result.low,
-        "bootstrap_high": result.high,
-        "p": result.p,
-        "std": sample_std(gaps.by_run),
-    }
+    return compare_choices(values, max(collected.ks))
 
 
 def idm_rows(collected: Collected) -> list[InverseRow]:

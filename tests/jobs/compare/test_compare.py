@@ -186,7 +186,7 @@ def test_what_cannot_be_compared_is_one_line(bench, tmp_path):
     stranger = write_judged(tmp_path / "s", strange, {"A": [[1.0]]})
     with pytest.raises(InputError, match="of 16 and 3 triplets they share 0"):
         compare(f"{judged}:A", str(stranger))
-    with pytest.raises(InputError, match="metrics = 'l1': both have judge.final"):
+    with pytest.raises(InputError, match=r"metrics = 'l1': both have judge\.final"):
         compare(f"{judged}:A", "B", metrics=["l1"])
 
 

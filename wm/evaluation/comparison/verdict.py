@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from wm.evaluation.aurora_bench import subset_title
 from wm.evaluation.comparison.figures import ALPHA, Comparison, Scope
 from wm.evaluation.comparison.measures import Measure
+from wm.evaluation.report.summary import format_p
 
 METHOD = (
     "Intervals: 95 %, paired bootstrap over the items that both have (BCa), runs taken as they are; of the macro "
@@ -92,13 +93,6 @@ def _describe_subsets(comparison: Comparison, names: tuple[str, str], leader: st
     if open_names:
         parts.append(f"on {_join(open_names)} not told apart" if won or lost else "on no subset told apart")
     return ", ".join(parts)
-
-
-def format_p(p: float | None) -> str:
-    """Format a p: ``.012``, ``< .001``; a dash for None."""
-    if p is None:
-        return "–"
-    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def _count(number: int, word: str) -> str:

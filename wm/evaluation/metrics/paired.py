@@ -52,7 +52,7 @@ def compare_paired(differences: Sequence[Floats], *, seed: int = 0) -> list[Pair
     if not differences:
         return []
     values_BM = np.stack(differences, axis=1)
-    intervals = bootstrap_intervals([values_BM], seed=seed)
+    intervals = bootstrap_intervals([values_BM], seed=seed, num_resamples=NUM_RESAMPLES)
     return [
         PairedResult(float(column.mean()), low, high, signed_rank_p(column), len(column))
         for column, (low, high) in zip(values_BM.T, intervals, strict=True)
