@@ -4,7 +4,7 @@ Files are read when they are first asked for. Not known here: tables, figures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,6 +15,7 @@ from wm.evaluation.bench_rows import BenchRow, read_bench_rows
 from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.image_scoring import VALUE_SCHEMA, Values
 from wm.evaluation.judge.figures import ItemScore
+from wm.evaluation.judge.score_files import read_scores
 from wm.evaluation.paper.cells import Absent
 from wm.evaluation.predicted_actions import ActionRow, list_actions
 from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
@@ -120,11 +121,10 @@ class Sources:
         return _gather(self.of("judge"), self._load_judgements, lambda score: score.system)
 
     def _load_judgements(self, source: Source) -> list[ItemScore]:
-        names = list(ItemScore.__annotations__)
-        rows = read_table(source.folder / "scores.parquet", columns=names).to_pylist()
-        self._check_ids(source, [row["triplet_id"] for row in rows])
+        scores = read_scores(source.folder)
+        self._check_ids(source, [score.triplet_id for score in scores])
         # Subsets go by this bench and column, whatever the judging's table showed.
-        return [ItemScore(**{**row, "subset": self.subsets[row["triplet_id"]]}) for row in rows]
+        return [replace(score, subset=self.subsets[score.triplet_id]) for score in scores]
 
     @cached_property
     def values(self) -> list[Values]:
@@ -149,6 +149,22 @@ class Sources:
         facts = list_predictions(source.folder)
         self._check_ids(source, [row["triplet_id"] for row in facts])
         return facts
+
+    @cached_property
+    def predicted_in(self) -> dict[str, str]:
+        """Folder of the prediction set of each system."""
+        # FOLDER/predictions/part.parquet
+        return {row["system"]: str(Path(row["file"]).parents[1]) for row in self.predictions}
+
+    @cached_property
+    def judged_systems(self) -> frozenset[str]:
+        """Labels that have judgements, failed ones too."""
+        return frozenset(score.system for score in self.judgements)
+
+    @cached_property
+    def scored_systems(self) -> frozenset[str]:
+        """Labels that have image metrics."""
+        return frozenset(str(row["system"]) for row in self.values)
 
     @cached_property
     def actions(self) -> list[ActionRow]:

@@ -69,21 +69,21 @@ def explain_unscored(sources: Sources, system: str, command: Literal["judge", "s
     """
     label = sources.label(system)
     bench = sources.triplets or BENCH
-    predicted = {row["system"]: row["file"] for row in sources.predictions}
-    scored = {str(row["system"]) for row in sources.values} if command == "score" else set()
-    # 1. Scored, but not by this metric: the models of the metric were not given.
-    if label in scored and key:
-        return Absent(f"scored without {key.partition('=')[0]}", _score(_folder(predicted.get(label, "")), bench, key))
+    folder = sources.predicted_in.get(label, "PREDICTIONS")
+    # 1. Looked at, but without this figure: the models of the metric were not given, or nothing of the subset is there.
+    if command == "score" and key and label in sources.scored_systems:
+        return Absent(f"scored without {key.partition('=')[0]}", _score(folder, bench, key))
+    if command == "judge" and label in sources.judged_systems:
+        return Absent(f"no judgement of {system} on a subset: without predictions, or all failed", "")
     # 2. Not predicted: somebody has to make the images.
-    if label not in predicted and label not in (COPY, CEILING):
+    if label not in sources.predicted_in and label not in (COPY, CEILING):
         return explain_unpredicted(sources, system)
     # 3. Predicted, but nobody looked at it.
     if command == "judge":
-        folder = _folder(predicted.get(label, ""))
+        if label == CEILING:
+            return Absent("targets through the codec are no predictions, which alone are judged")
         return Absent("not judged", f"wm judge predictions='[\"{folder}\"]' triplets={bench} out=JUDGED")
-    if label == CEILING:
-        key = f"codec=MODEL {key}".strip()
-    return Absent("not scored", _score(_folder(predicted.get(label, "")), bench, key))
+    return Absent("not scored", _score(folder, bench, f"codec=MODEL {key}" if label == CEILING else key))
 
 
 def explain_unpredicted(sources: Sources, system: str) -> Absent:
@@ -120,11 +120,6 @@ def explain_unread(sources: Sources, system: str) -> Absent:
 
 def _score(folder: str, bench: str, key: str) -> str:
     return " ".join(f"wm score predictions='[\"{folder}\"]' triplets={bench} out=SCORED {key}".split())
-
-
-def _folder(file: str) -> str:
-    # FOLDER/predictions/part.parquet
-    return file.rsplit("/", 2)[0] if file else "PREDICTIONS"
 
 
 def _quote(text: str) -> str:
