@@ -46,11 +46,11 @@ def complete_evaluation(recipe: BootstrapRecipe) -> Settings:
     Raises:
         InputError: The images are asked for, and dropped.
     """
-    wanted = [name for name, value in recipe.scoring.model_dump().items() if _is_wanted(recipe, value)]
-    if wanted and recipe.evaluate.get("keep_images") is False:
-        raise InputError(f"scoring.{wanted[0]} = true needs the images that evaluate.keep_images = false drops")
+    names = [name for name, value in recipe.scoring.model_dump().items() if _is_wanted(recipe, value)]
+    if names and recipe.evaluate.get("keep_images") is False:
+        raise InputError(f"scoring.{names[0]} = true needs the images that evaluate.keep_images = false drops")
     # Said, as a large bench's are not kept otherwise, and an evaluation of an earlier version has none.
-    return {**recipe.evaluate, "keep_images": True} if wanted else recipe.evaluate
+    return {**recipe.evaluate, "keep_images": True} if names else recipe.evaluate
 
 
 def list_score_stages(
@@ -67,19 +67,20 @@ def list_score_stages(
     Returns:
         The stages that are wanted, in order.
     """
-    wanted, is_nano = recipe.scoring, _is_nano(recipe)
+    switches, is_nano = recipe.scoring, _is_nano(recipe)
     subset: Settings = {"subset": evaluation.subset}
     data: Settings = {"predictions": [evaluated], "triplets": triplets}
     stages = []
-    if _is_wanted(recipe, wanted.judge):
+    if _is_wanted(recipe, switches.judge):
         # Single predictions, and those for which evaluation and judge both choose once among all candidates.
         own: Settings = {"num_candidates": sorted({1, max(evaluation.search.num_candidates)})}
         own |= {"model": NANO_JUDGE} if is_nano else {}
+        own |= {"limit": evaluation.limit}
         stages.append(ScoreStage("judge", judge.run, JudgeRecipe, {**own, **subset, **recipe.judge}, data))
-    if _is_wanted(recipe, wanted.score):
+    if _is_wanted(recipe, switches.score):
         own = {"images_per_task": _IMAGES_PER_TASK} if is_nano else {}
         stages.append(ScoreStage("score", score.run, ScoreRecipe, {**own, **subset, **recipe.score}, data))
-    if _is_wanted(recipe, wanted.paper):
+    if _is_wanted(recipe, switches.paper):
         results = [evaluated, *(f"{recipe.out}/{stage.name}" for stage in stages)]
         # Under the paper's names what this run has trained.
         names = {"C-IDM": "IDM"} | ({"C-FDM w/o LW": "C-FDM, no weights"} if recipe.variants.unweighted else {})

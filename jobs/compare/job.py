@@ -90,14 +90,14 @@ def _find_systems(recipe: CompareRecipe) -> tuple[list[list[Result]], list[tuple
         if not of:
             raise InputError(f"{text!r:.200} is no folder; expected FOLDER:LABEL, or results=[…] with the folders")
     results = [find_results(of) for of in folders]
-    known = [list_labels(of) for of in results]
+    labels_there = [list_labels(of) for of in results]
     default = Choice(recipe.k)
     chosen = [
         split_choice(name.label, labels, default) if name.label else ("", default)
-        for name, labels in zip(names, known, strict=True)
+        for name, labels in zip(names, labels_there, strict=True)
     ]
     chosen_labels = [label for label, _ in chosen]
-    for index, (label, systems) in enumerate(zip(tuple(chosen_labels), known, strict=True)):
+    for index, (label, systems) in enumerate(zip(tuple(chosen_labels), labels_there, strict=True)):
         # Without a label: the other one's, or the only system that is no reference.
         own = [name for name in systems if name not in (COPY, CEILING)]
         other = chosen_labels[1 - index]
@@ -130,9 +130,11 @@ def _describe(
     bench: Sequence[BenchRow],
 ) -> Setting:
     """Describe what is compared: names that differ, and the column of the subsets."""
-    named = [str(result.key("subset")) for of in results for result in of if result.key("subset")]
-    columns = [column for name in dict.fromkeys(named) for column in _COLUMNS if column == name] or list(_COLUMNS)
+    # 1. The subsets, by the first column that separates some.
+    columns_of = [str(result.key("subset")) for of in results for result in of if result.key("subset")]
+    columns = [column for name in dict.fromkeys(columns_of) for column in _COLUMNS if column == name] or list(_COLUMNS)
     several = [column for column in columns if len({row.subset(column) for row in bench}) > 1]
+    # 2. Names that differ: by label, else by choice, else by folder.
     names = [system.label for system in (first, second)]
     if names[0] == names[1] and first.choice != second.choice:
         names = [f"{system.label}, {system.choice}" for system in (first, second)]
@@ -150,6 +152,7 @@ def _describe(
 
 def _choose_metrics(recipe: CompareRecipe, first: SystemValues, second: SystemValues) -> list[tuple[str, str]]:
     """List the metrics that both have, measured with the same."""
+    # In the order of the list, unknown ones last.
     order = list(MEASURES)
     both = [key for key in first.metrics if key in second.metrics]
     both.sort(key=lambda key: order.index(key[0]) if key[0] in order else len(order))

@@ -53,6 +53,7 @@ def print_comparisons(setting: Setting, comparisons: Sequence[Comparison], only:
     header = ["metric", *_short_names(setting), "difference", "95 % interval", "p", "n", "runs", "± runs"]
     rows = [_build_row(_title(entry), entry.headline, entry) for entry in comparisons]
     print(format_grid(header, rows), end="\n\n")
+    # The verdicts come last but for the notes: they are what is read first.
     for entry in comparisons:
         arrow = " (lower is better)" if entry.measure.lower_is_better else ""
         print(f"{_title(entry)}{arrow}: {describe(entry, setting.names)}")
@@ -78,6 +79,7 @@ def _head(setting: Setting) -> str:
 
 
 def _title(entry: Comparison) -> str:
+    # The template's digest is for the file, not for a screen.
     judge = entry.basis.partition(",")[0] if entry.measure.key.startswith("judge.") else entry.basis
     return f"{entry.measure.title} ({judge})" if judge else entry.measure.title
 
@@ -91,7 +93,7 @@ def _build_row(title: str, scope: Scope, entry: Comparison) -> list[str]:
         measure.text(scope.second),
         measure.text(scope.difference, signed=True),
         _format_interval(scope, measure),
-        # The mean over subsets has no test of its own: that over all items stands beside it.
+        # The mean over subsets has no test of its own: that over all items is shown.
         format_p(scope.p if scope.p is not None else entry.micro.p),
         f"{scope.num_items:,}",
         str(first) if first == second else f"{first} / {second}",
@@ -107,6 +109,7 @@ def _format_interval(scope: Scope, measure: Measure) -> str:
 
 def _list_missing(setting: Setting, comparisons: Sequence[Comparison]) -> list[str]:
     """Name the triplets that a system lacks: metrics that lack the same share a line."""
+    # By system and triplets, as metrics of one command lack the same.
     lines: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for entry in comparisons:
         for name, lacking in zip(setting.names, entry.missing, strict=True):
@@ -174,6 +177,7 @@ def to_markdown(setting: Setting, comparisons: Sequence[Comparison]) -> str:
     first, second = setting.names
     lines = [f"# {first} against {second}", "", _head(setting).replace(" | ", "; ") + ".", ""]
     lines += [f"- **{_title(entry)}**: {describe(entry, setting.names)}" for entry in comparisons]
+    # Every metric by subset, for which the screen has no room.
     for entry in comparisons:
         note = "lower is better" if entry.measure.lower_is_better else "higher is better"
         lines += ["", f"## {_title(entry)} ({note})", ""]

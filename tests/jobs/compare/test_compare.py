@@ -10,10 +10,10 @@ import pytest
 from jobs.__main__ import main as wm
 from jobs.compare import CompareRecipe, run
 from jobs.compare.job import to_settings
-from jobs.judge.job import SCORES_SCHEMA
 from tests.helpers.evaluate_data import noise_pair, write_triplets
 from wm.errors import InputError
 from wm.evaluation.image_scoring import VALUE_SCHEMA
+from wm.evaluation.judge.score_files import SCORES_SCHEMA
 from wm.runs import write_json
 from wm.tables import write_table
 
@@ -73,7 +73,7 @@ def test_a_known_difference_by_subset(bench, tmp_path, capsys):
     assert entry["micro"]["low"] < entry["macro"]["low"] and entry["micro"]["num_items"] == COUNT
     assert entry["verdict"] == (
         f"A is better by 1.44 [{entry['macro']['low']:.2f}, {entry['macro']['high']:.2f}], macro average, 16 items, "
-        "1 run; surely on even, on odd not told apart"
+        "1 run; surely on even, on odd undecided"
     )
     text = capsys.readouterr().out
     assert "One training run" in text and "Holm" in text and f"judge's score (m): {entry['verdict']}" in text
@@ -104,7 +104,7 @@ def test_runs_are_paired_by_their_seed(bench, tmp_path):
     # B and C differ in two of three runs: an interval over items alone would call that sure.
     entry = compare(f"{judged}:C", "B")["judge.final"]
     assert entry["macro"]["low"] > 0 and not entry["is_sure"]
-    assert "not told apart: C is ahead by 0.96" in entry["verdict"] and "(so in 2 of 3 runs)" in entry["verdict"]
+    assert "undecided: C is ahead by 0.96" in entry["verdict"] and "(so in 2 of 3 runs)" in entry["verdict"]
 
 
 def test_ties_and_equal_systems(bench, tmp_path):
@@ -113,8 +113,8 @@ def test_ties_and_equal_systems(bench, tmp_path):
     entry = compare(f"{judged}:A", "B")["judge.final"]
     assert entry["verdict"] == "equal on every item, 16 items, 1 run" and not entry["is_sure"]
     entry = compare(f"{judged}:A", "C")["judge.final"]
-    assert entry["micro"]["p"] == 1.0 and entry["verdict"].startswith("not told apart: difference 0.00 [-")
-    assert entry["verdict"].endswith("on no subset told apart")
+    assert entry["micro"]["p"] == 1.0 and entry["verdict"].startswith("undecided: difference 0.00 [-")
+    assert entry["verdict"].endswith("undecided on every subset")
 
 
 def test_less_is_better_where_it_is(bench, tmp_path, capsys):

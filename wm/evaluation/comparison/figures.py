@@ -123,6 +123,7 @@ def compare_metric(
     shared = sorted(set(first) & set(second))
     runs = (shared, shared) if len(shared) > 1 else (sorted(first), sorted(second))
     values = [_average([system[run] for run in of]) for system, of in zip((first, second), runs, strict=True)]
+    # In the bench's order: what one lacks counts for neither.
     common = [key for key in subsets if key in values[0] and key in values[1]]
     if not common:
         return None
@@ -139,6 +140,7 @@ def compare_metric(
         if is_complete
         else None
     )
+    # One run has no spread, which is not a spread of 0.
     gaps = {}
     for run in shared if len(shared) > 1 else []:
         gaps[run] = _difference_of_run(
@@ -184,6 +186,7 @@ def _compare_macro(members: Sequence[tuple[np.ndarray, np.ndarray]], seed: int) 
 
 def _correct(by_subset: Mapping[str, Scope]) -> dict[str, Scope]:
     """Correct the tests of several subsets: of many, some differ by chance."""
+    # A subset of a single item has no test, and counts as none.
     tested = {name: scope.p for name, scope in by_subset.items() if scope.p is not None}
     if len(by_subset) < 2:
         return dict(by_subset)

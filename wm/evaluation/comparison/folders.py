@@ -52,7 +52,12 @@ class Result:
     record: dict[str, Any]
 
     def key(self, name: str, default: object = None) -> Any:
-        """Return a key of its recipe."""
+        """Return a key of its recipe.
+
+        Args:
+            name: The key.
+            default: Where the recipe has none.
+        """
         return self.record.get("recipe", {}).get(name, default)
 
 
@@ -104,6 +109,7 @@ def split_choice(label: str, labels: Sequence[str], default: Choice) -> tuple[st
         InputError: What follows the sign is neither.
     """
     head, sign, tail = label.rpartition("@")
+    # A system may have the sign in its own name.
     if label in labels or not sign:
         return label, default
     if tail == GREEDY:
@@ -133,6 +139,7 @@ def find_results(folders: Sequence[str]) -> list[Result]:
                 f"{folder} holds no result of single items; expected a finished folder of wm evaluate, wm judge or wm "
                 "score, or one that has some below it"
             )
+        # A folder that is named twice, or below another one, counts once.
         for result in own:
             results.setdefault(result.folder.resolve(), result)
     return list(results.values())
@@ -174,6 +181,7 @@ def read_bench(result: Result, triplets: str) -> tuple[BenchRow, ...]:
     if not Path(folder).is_dir():
         raise InputError(f"{result.folder}: its bench {folder} is not there; give triplets=FOLDER")
     rows = _read_rows(folder)
+    # What was scored has no limit of its own: its predictions may be of a part.
     limit = result.key("limit", 0) if result.stage != "score" else 0
     return tuple(rows[index] for index in spread_rows(len(rows), limit or None))
 

@@ -25,6 +25,7 @@ class Measure:
 JUDGE_PARTS = ("final", "editing_success", "minimal_editing")
 """Scores of a judge and of the oracle, 0 to 10."""
 
+# The judge first, as it is the paper's figure; what only a toy world can measure behind it.
 _MEASURES = (
     Measure("judge.final", "judge's score", digits=2),
     Measure("judge.editing_success", "judge's editing success", digits=2),
@@ -34,6 +35,7 @@ _MEASURES = (
     Measure("oracle.minimal_editing", "oracle's minimal editing", digits=2),
     Measure("right", "right, %", scale=100, digits=1),
     Measure("copied", "copies, %", scale=100, digits=1, lower_is_better=True),
+    # Image distances and similarities.
     Measure("l1", "L1", digits=4, lower_is_better=True),
     Measure("l1_square", "L1 of the square", digits=4, lower_is_better=True),
     Measure("lpips", "LPIPS", digits=4, lower_is_better=True),
@@ -42,6 +44,7 @@ _MEASURES = (
     Measure("clip_t_target", "CLIP-T, target's caption", digits=4),
     Measure("clip_t_prediction", "CLIP-T, own caption", digits=4),
     Measure("dino", "DINO", digits=4),
+    # Actions of inverse models.
     Measure("right_action", "right actions, %", scale=100, digits=1),
     Measure("rouge1", "ROUGE-1"),
     Measure("rouge2", "ROUGE-2"),
@@ -55,5 +58,13 @@ MEASURES = {measure.key: measure for measure in _MEASURES}
 
 
 def find_measure(key: str) -> Measure:
-    """Return the metric of a key; an unknown one is shown by its key, more being better."""
+    """Find the metric of a key.
+
+    Args:
+        key: Such as ``judge.final``.
+
+    Returns:
+        The metric; an unknown one is shown by its key, more being better.
+    """
+    # Results of a later version may hold metrics that are not listed here.
     return MEASURES.get(key, Measure(key, key.replace("_", " "), digits=4))

@@ -15,6 +15,7 @@ from wm.evaluation.bench_rows import BenchRow
 from wm.evaluation.comparison.folders import Choice, Result, read_bench
 from wm.evaluation.comparison.measures import JUDGE_PARTS, MEASURES
 from wm.evaluation.image_scoring import Values
+from wm.evaluation.judge.score_files import read_scores
 from wm.evaluation.score_tables import average_by_run, choices_of
 from wm.evaluation.units import build_bank, load_part
 from wm.evaluation.verification import chosen_values
@@ -49,7 +50,16 @@ class SystemValues:
     origins: dict[MetricKey, Result] = field(default_factory=dict)
 
     def add(self, key: MetricKey, runs: RunValues, result: Result) -> None:
-        """Add a metric; of the same one from two commands the first is taken."""
+        """Add a metric; of the same one from two commands the first is taken.
+
+        Args:
+            key: Metric and basis.
+            runs: Its values; without any, nothing is added.
+            result: Where they are from.
+
+        Raises:
+            InputError: Two results of one command hold it.
+        """
         origin = self.origins.get(key)
         if origin is not None and origin.stage == result.stage:
             raise InputError(
@@ -66,7 +76,7 @@ def list_labels(results: Sequence[Result]) -> list[str]:
         if result.stage == "evaluate":
             labels += [label for _, label, _, _ in _list_models(result)]
         elif result.stage == "judge":
-            labels += _read_columns(result.folder / "scores.parquet", ["system"])["system"].unique().to_pylist()
+            labels += [score.system for score in read_scores(result.folder)]
         else:
             for folder in _value_folders(result):
                 labels += _read_columns(folder, ["system"])["system"].unique().to_pylist()
@@ -106,30 +116,28 @@ def read_values(results: Sequence[Result], label: str, choice: Choice, triplets:
 
 def _join_bench(values: SystemValues, bench: tuple[BenchRow, ...], result: Result) -> None:
     """Keep the larger of two benches, one of which must be a part of the other."""
-    known, own = ({row.triplet_id for row in rows} for rows in (values.bench, bench))
-    if len(known & own) < min(len(known), len(own)):
+    before, own = ({row.triplet_id for row in rows} for rows in (values.bench, bench))
+    # Part of it: one of them may have been limited.
+    if len(before & own) < min(len(before), len(own)):
         raise InputError(f"{result.folder} is of another bench than the other results of {values.label!r:.100}")
     values.bench = max(values.bench, bench, key=len)
 
 
 def _add_judgements(values: SystemValues, result: Result) -> None:
-    columns = ["triplet_id", "system", "run", "num_candidates", *JUDGE_PARTS]
-    rows = _read_columns(result.folder / "scores.parquet", columns).to_pylist()
     # A judge never judges greedy predictions.
     if values.choice.is_greedy:
         return
-    own = [row for row in rows if row["system"] == values.label and row["num_candidates"] == values.choice.k]
+    scores = [score for score in read_scores(result.folder) if score.system == values.label]
     template = str(result.record.get("inputs", {}).get("template", ""))
     basis = ", ".join(part for part in (str(result.key("model", "")), template and f"template {template}") if part)
     for name in JUDGE_PARTS:
         gathered: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         # What was not judged has no value: it is missing, never 0.
-        for row in own:
-            if row[name] is not None:
-                gathered[row["run"]][row["triplet_id"]].append(row[name])
-        runs = {
-            run: {key: float(np.mean(of_item)) for key, of_item in items.items()} for run, items in gathered.items()
-        }
+        for score in scores:
+            value: float | None = getattr(score, name)
+            if value is not None and score.num_candidates == values.choice.k:
+                gathered[score.run][score.triplet_id].append(value)
+        runs = {run: {key: float(np.mean(of)) for key, of in items.items()} for run, items in gathered.items()}
         values.add((f"judge.{name}", basis), runs, result)
 
 
@@ -143,10 +151,11 @@ def _add_scores(values: SystemValues, result: Result) -> None:
         with open_parquet(table_files(folder)[0]) as parquet:
             stored = parquet.schema_arrow.names
         metrics = [name for name in MEASURES if name in stored]
-        known = [name for name in _VALUE_COLUMNS if name in stored]
+        columns = [name for name in _VALUE_COLUMNS if name in stored]
         # An action is the only one of its run: there is nothing to choose.
         single: Values = {"sampling_seed": 0, "decoding": "unknown", "candidates": [0], "chosen_at": []}
-        rows: list[Values] = [single | row for row in _read_columns(folder, [*known, *metrics]).to_pylist()]
+        rows: list[Values] = [single | row for row in _read_columns(folder, [*columns, *metrics]).to_pylist()]
+        # Candidates of an item count as often as the verifier chose them.
         weighted = [
             (row, weight)
             for row in rows
@@ -159,6 +168,7 @@ def _add_scores(values: SystemValues, result: Result) -> None:
 
 
 def _describe_basis(result: Result, metric: str) -> str:
+    # Names without their folders, which differ from machine to machine.
     if metric == "bertscore":
         settings = result.key("bertscore", {}) or {}
         return ", ".join(str(Path(str(value)).name) for value in settings.values() if value not in (None, ""))
@@ -179,6 +189,7 @@ def _add_evaluation(values: SystemValues, result: Result, bench: Sequence[BenchR
             _check_size(result, len(bank.codes), len(ids))
             for metric, value_B in _choose(bank, values.choice).items():
                 seeds[_ORACLE_NAMES[metric]].append(value_B)
+        # Sampling seeds are no runs: their mean is the item's value.
         for metric, arrays in seeds.items():
             gathered[metric][run] = dict(zip(ids, np.mean(arrays, axis=0).tolist(), strict=True))
         # The actions of an inverse model are greedy whatever is compared of images.
@@ -191,14 +202,14 @@ def _add_evaluation(values: SystemValues, result: Result, bench: Sequence[BenchR
 
 def _choose(bank: Bank, choice: Choice) -> Mapping[str, np.ndarray]:
     """Return the metrics of the chosen candidates, (B,) each; none where so many were not sampled or verified."""
-    known = {name: value for name, value in bank.metrics.items() if name in _ORACLE_NAMES}
+    metrics = {name: value for name, value in bank.metrics.items() if name in _ORACLE_NAMES}
     if choice.is_greedy:
-        return {name: value[:, 0] for name, value in known.items()}
+        return {name: value[:, 0] for name, value in metrics.items()}
     if choice.k > bank.codes.shape[1] or (choice.k > 1 and bank.ranking is None):
         return {}
     # Of single candidates all are averaged: which order the choice has does not matter.
     ranking = bank.best if bank.ranking is None else bank.ranking
-    return {name: chosen_values(value, ranking, choice.k) for name, value in known.items()}
+    return {name: chosen_values(value, ranking, choice.k) for name, value in metrics.items()}
 
 
 def _score_proposals(result: Result, file: Path, bench: Sequence[BenchRow]) -> dict[str, dict[str, float]]:
@@ -208,6 +219,7 @@ def _score_proposals(result: Result, file: Path, bench: Sequence[BenchRow]) -> d
     texts: list[str] = facts["texts"]
     _check_size(result, len(texts), len(bench))
     ids = [row.triplet_id for row in bench]
+    # Where a world can check actions, however they are worded; then as texts.
     columns: dict[str, Iterable[float | None]] = {}
     if "right" in arrays:
         columns["right_action"] = arrays["right"].astype(float).tolist()
@@ -243,6 +255,7 @@ def _read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
         raise InputError(f"{path} holds no values, though its stage is complete")
     with open_parquet(files[0]) as parquet:
         schema = parquet.schema_arrow
+    # Only these columns are checked: later versions may have others beside them.
     missing = [name for name in columns if name not in schema.names]
     if missing:
         raise InputError(f"{files[0]} lacks the column {missing[0]!r}")

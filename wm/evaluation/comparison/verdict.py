@@ -25,8 +25,7 @@ def describe(comparison: Comparison, names: tuple[str, str]) -> str:
         names: Of the first and of the second system.
 
     Returns:
-        Such as ``C-FDM is better by 0.41 [0.12, 0.70], 248 items, 3 runs; surely on AG and Kubric, on WhatsUp not told
-        apart``.
+        Such as ``C-FDM is better by 0.41 [0.12, 0.70], 248 items, 3 runs; surely on AG, on WhatsUp undecided``.
     """
     scope, measure = comparison.headline, comparison.measure
     facts = f"{_count(comparison.micro.num_items, 'item')}, {_describe_runs(comparison)}"
@@ -35,14 +34,15 @@ def describe(comparison: Comparison, names: tuple[str, str]) -> str:
         return f"one item says nothing: difference {measure.text(scope.difference, signed=True)}"
     if scope.difference == 0 and scope.low == scope.high:
         return f"equal on every item, {facts}"
+    # Whichever is ahead is named, so that no reader has to turn a sign.
     leader = names[0] if _gain(scope, measure) > 0 else names[1]
     by = _describe_gain(scope, measure)
     if comparison.is_sure:
         text = f"{leader} is better by {by}, {average}{facts}"
     elif scope.difference == 0:
-        text = f"not told apart: difference {by}, {average}{facts}"
+        text = f"undecided: difference {by}, {average}{facts}"
     else:
-        text = f"not told apart: {leader} is ahead by {by}, {average}{facts}{_explain_doubt(comparison)}"
+        text = f"undecided: {leader} is ahead by {by}, {average}{facts}{_explain_doubt(comparison)}"
     subsets = _describe_subsets(comparison, names, leader)
     return f"{text}; {subsets}" if subsets else text
 
@@ -83,6 +83,7 @@ def _describe_subsets(comparison: Comparison, names: tuple[str, str], leader: st
     """Say on which subsets the leader is surely better, on which the other one, and on which neither."""
     if len(comparison.subsets) < 2:
         return ""
+    # In this order: the leader's, the other one's, and what neither has for sure.
     groups: dict[str, list[str]] = {leader: [], names[1] if leader == names[0] else names[0]: [], "": []}
     for name, scope in comparison.subsets.items():
         winner = names[0] if _gain(scope, comparison.measure) > 0 else names[1]
@@ -91,7 +92,7 @@ def _describe_subsets(comparison: Comparison, names: tuple[str, str], leader: st
     parts = [f"surely on {_join(won)}"] if won else []
     parts += [f"{other} surely on {_join(lost)}"] if lost else []
     if open_names:
-        parts.append(f"on {_join(open_names)} not told apart" if won or lost else "on no subset told apart")
+        parts.append(f"on {_join(open_names)} undecided" if won or lost else "undecided on every subset")
     return ", ".join(parts)
 
 

@@ -1,5 +1,6 @@
 """Format the tables as plain text, for the terminal."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 from wm.evaluation.rows import DifferenceRow, Figure, ForwardRow, InverseRow, ItemDifference, Tables
@@ -135,6 +136,19 @@ def _format_probe(tables: Tables) -> str:
         [f"{label} ({role})", *(by_kind.get(kind, "–") for kind in kinds)] for (role, label), by_kind in shares.items()
     ]
     return "\n".join([format_grid(["preference for the truth", *kinds], rows), *probe_notes(tables)])
+
+
+def suggest_comparison(folder: str, labels: Sequence[str]) -> str:
+    """Name the command that says which of two systems of a result is better; empty for fewer than two.
+
+    Args:
+        folder: The result.
+        labels: Its systems, references left out; the first two are the example.
+    """
+    if len(labels) < 2:
+        return ""
+    words = shlex.join([f"{folder}:{labels[0]}", labels[1]])
+    return f"which of two is better, and how sure that is: wm compare {words}"
 
 
 def text_notes(rows: Sequence[InverseRow], words: Mapping[str, str]) -> list[str]:
