@@ -37,7 +37,7 @@ def to_markdown(table: Table) -> str:
         cells = [_escape_markdown(row.group)] if has_groups else []
         cells += [_escape_markdown(row.title), *(_markdown_cell(cell) for cell in row.cells)]
         lines.append(_markdown_row(cells))
-    lines += ["", *(f"{_escape_markdown(note)}\n" for note in list_notes(table))]
+    lines += ["", *(f"{_escape_markdown(note)}\n" for note in list_notes(table, word="“paper”"))]
     if reasons := table.list_absent():
         lines += ["Empty cells:", ""]
         lines += [
@@ -52,9 +52,17 @@ def name_of(table: Table) -> str:
     return table.key.replace("-", " ", 1).capitalize().replace("v3-", "V3-")
 
 
-def list_notes(table: Table) -> list[str]:
-    """List the notes below a table, where the published numbers are printed first."""
-    source = [f"Grey, behind “paper”: {table.source}."] if table.source else []
+def list_notes(table: Table, *, word: str = "Grey") -> list[str]:
+    """List the notes below a table, where the published numbers are printed first.
+
+    Args:
+        table: The table.
+        word: How they are told from ours.
+
+    Returns:
+        Sentences.
+    """
+    source = [f"{word}: {table.source}. Brackets: 95 % interval over items."] if table.source else []
     return [*source, *table.notes]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from wm.evaluation.image_scoring import Values
 from wm.evaluation.judge.figures import MACRO, TOP, Criterion, ItemScore, SystemFigures, compute_figures
+from wm.evaluation.metrics.paired import bootstrap_intervals
 from wm.evaluation.metrics.stats import sample_std, student_quantile
 from wm.evaluation.paper.cells import Cell
 from wm.evaluation.paper.sources import Sources
@@ -191,7 +192,8 @@ class Measured:
     def difference_cell(self, first: str, second: str, subset: str, *, digits: int = 2) -> Cell | None:
         """Build the cell of first - second in the judge's final score, paired over items.
 
-        The interval is over the items that both have; the spread is that of the differences of equal runs.
+        The interval is the bootstrap's over the items that both have; the spread is that of the differences of equal
+        runs.
 
         Args:
             first: Label of a system.
@@ -213,7 +215,8 @@ class Measured:
         # A mean over fewer subsets would be another figure.
         if not groups or not all(groups):
             return None
-        low, high = stratified_interval(groups)
+        # Resampled within each subset, as the average weighs subsets and not items.
+        [(low, high)] = bootstrap_intervals([np.array(group)[:, None] for group in groups])
         by_run = self._differences_by_run(first, second, names)
         return Cell(
             mean=mean(mean(group) for group in groups), std=sample_std(by_run), num_runs=len(by_run), ci_low=low,
@@ -243,14 +246,15 @@ def stratified_interval(groups: Sequence[Sequence[float]]) -> tuple[float | None
         groups: Values of each group, such as those of a subset's items.
 
     Returns:
-        Lower and upper bound; ``(None, None)`` if a group has fewer than two values.
+        Lower and upper bound; ``(None, None)`` if a group has fewer than two values, or none varies, which by chance
+        happens on a bound.
     """
     if not groups or any(len(group) < 2 for group in groups):
         return None, None
     variances = [float(np.var(group, ddof=1)) / len(group) for group in groups]
     centre = mean(mean(group) for group in groups)
     if not sum(variances):
-        return centre, centre
+        return None, None
     spread = sum(variance**2 / (len(group) - 1) for variance, group in zip(variances, groups, strict=True))
     quantile = student_quantile(0.95, max(1, int(sum(variances) ** 2 / spread)))
     half = quantile * math.sqrt(sum(variances)) / len(groups)

@@ -98,7 +98,7 @@ def explain_unpredicted(sources: Sources, system: str) -> Absent:
     if known.origin == "base":
         return Absent(f"no images of {system}", f"wm evaluate {known.recipe}")
     family = _LIQUID if system.startswith("L-") else _CHAMELEON
-    return Absent(f"no images of {system}", f"wm train {known.recipe}, then wm evaluate {family}")
+    return Absent(f"no images of {system}", f"wm train {known.recipe} && wm evaluate {family}")
 
 
 def explain_unread(sources: Sources, system: str) -> Absent:
@@ -109,13 +109,13 @@ def explain_unread(sources: Sources, system: str) -> Absent:
         label = _quote(sources.label(system))
         return Absent(
             f"no actions of {system}",
-            f"wm collect actions=ACTIONS.jsonl system={label} triplets={bench} out=COLLECTED, then wm score "
+            f"wm collect actions=ACTIONS.jsonl system={label} triplets={bench} out=COLLECTED && wm score "
             f"predictions='[\"COLLECTED\"]' triplets={bench} out=SCORED",
         )
     if known.origin == "base":
         return Absent(f"no actions of {system}", f"wm evaluate {known.recipe}")
     family = _LIQUID if system.startswith("L-") else _CHAMELEON
-    return Absent(f"no actions of {system}", f"wm train {known.recipe}, then wm evaluate {family}")
+    return Absent(f"no actions of {system}", f"wm train {known.recipe} && wm evaluate {family}")
 
 
 def _score(folder: str, bench: str, key: str) -> str:

@@ -50,7 +50,7 @@ class Layout:
     def notes(self, key: str) -> tuple[str, ...]:
         """Return the notes below a table: rows that the bench lacks, and contradictions in the paper's numbers."""
         classes = [row.class_label for row in self.sources.rows]
-        bench = [note] if (note := footnote(len(classes), classes)) else []
+        bench = [f"{note}."] if (note := footnote(len(classes), classes)) else []
         return (*bench, *(list_contradictions(key) if self.is_published else ()))
 
     def add_published(self, cell: Cell, *places: tuple[PublishedTable, str, str]) -> Cell:

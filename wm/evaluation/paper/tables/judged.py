@@ -6,7 +6,7 @@ from wm.evaluation.aurora_bench import subset_title
 from wm.evaluation.judge.figures import Criterion
 from wm.evaluation.paper.cells import Absent, Cell, Column, Row, Table, mark_best
 from wm.evaluation.paper.measured import AVERAGE, NUM_BEST_OF
-from wm.evaluation.paper.systems import explain_unscored
+from wm.evaluation.paper.systems import BENCH, explain_unscored
 from wm.evaluation.paper.tables.common import BLANK, Layout, cell_or, column_of, drop_empty
 from wm.evaluation.published import load_published
 from wm.evaluation.units import COPY
@@ -18,7 +18,8 @@ _SPATIAL_ABSENT = Absent("no results on spatial questions; this version has no c
 
 _ABSENT_BEST = (
     f"fewer than {NUM_BEST_OF} judged samples a prediction: evaluate with seeds=[0,1,2]",
-    "wm evaluate paper/evaluate-aurora-bench seeds='[0, 1, 2]', then wm judge",
+    "wm evaluate paper/evaluate-aurora-bench seeds='[0, 1, 2]' && "
+    f"wm judge predictions='[\"runs/paper/evaluate-aurora-bench\"]' triplets={BENCH} out=JUDGED",
 )
 
 
@@ -156,8 +157,8 @@ def build_ablation_table(layout: Layout) -> Table:
         rows=tuple(rows),
         source=printed.source if layout.is_published else "",
         notes=(
-            "Δ is paired: over items that both have (interval), and over runs of equal number and seed (±). "
-            "All: unweighted mean of the subsets' means.",
+            "Δ is paired: over items that both have (95 % interval of the bootstrap), and over runs of equal number "
+            "and seed (±). All: unweighted mean of the subsets' means.",
             *layout.notes("table-4"),
         ),
         is_toy=sources.is_toy,
