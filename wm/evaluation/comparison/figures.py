@@ -143,9 +143,9 @@ def compare_metric(
     # One run has no spread, which is not a spread of 0.
     gaps = {}
     for run in shared if len(shared) > 1 else []:
-        gaps[run] = _difference_of_run(
-            first[run], second[run], {key: subsets[key] for key in common}, macro is not None
-        )
+        gap = _difference_of_run(first[run], second[run], {key: subsets[key] for key in common}, macro is not None)
+        if gap is not None:
+            gaps[run] = gap
     return Comparison(
         measure=measure,
         basis=basis,
@@ -196,10 +196,13 @@ def _correct(by_subset: Mapping[str, Scope]) -> dict[str, Scope]:
 
 def _difference_of_run(
     first: Mapping[str, float], second: Mapping[str, float], subsets: Mapping[str, str], is_macro: bool
-) -> float:
-    """Compute the headline difference of one run, over the items that both have in it; NaN without any."""
-    by_subset: dict[str, list[float]] = {}
+) -> float | None:
+    """Compute the headline difference of one run over the items that both have in it; None where a subset has none."""
+    by_subset: dict[str, list[float]] = {name if is_macro else "": [] for name in subsets.values()}
     for key, name in subsets.items():
         if key in first and key in second:
-            by_subset.setdefault(name if is_macro else "", []).append(first[key] - second[key])
-    return float(np.mean([np.mean(values) for values in by_subset.values()])) if by_subset else float("nan")
+            by_subset[name if is_macro else ""].append(first[key] - second[key])
+    # Over fewer subsets it would be another average.
+    if not all(by_subset.values()):
+        return None
+    return float(np.mean([np.mean(values) for values in by_subset.values()]))
