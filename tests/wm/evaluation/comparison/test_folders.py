@@ -13,13 +13,12 @@ def test_a_text_is_a_folder_a_label_or_both(tmp_path):
     assert parse_system(str(folder), []) == SystemName((str(folder),), "")
     assert parse_system(f"{folder}:C-FDM", []) == SystemName((str(folder),), "C-FDM")
     assert parse_system(f"{folder}:w/o: LW", []) == SystemName((str(folder),), "w/o: LW")
-    assert (
-        parse_system("C-FDM", ["r"]) == SystemName(("r",), "C-FDM") and parse_system("w/o LW", ["r"]).label == "w/o LW"
-    )
+    assert parse_system("C-FDM", ["r"]) == SystemName(("r",), "C-FDM")
+    assert parse_system("w/o LW", ["r"]).label == "w/o LW"
     assert parse_system(":C-FDM", []).label == "C-FDM"
-    with pytest.raises(InputError, match="no such folder: runs/none"):
+    with pytest.raises(InputError, match="no such folder: 'runs/none'"):
         parse_system("runs/none:C-FDM", [])
-    with pytest.raises(InputError, match="no such folder: runs/none"):
+    with pytest.raises(InputError, match="no such folder: 'runs/none'"):
         parse_system("runs/none", [])
 
 
