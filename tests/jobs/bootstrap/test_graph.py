@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bootstrap import BootstrapRecipe, plan
+from jobs.bootstrap import BootstrapRecipe, plan, run
 from jobs.bootstrap.graph import Demand, GpuPool, Graph, build_graph, find_demand, find_inputs
 from jobs.bootstrap.times import Times, digest_of_settings, load_expected
 from tests.helpers.recipes import ROOT
@@ -58,7 +58,7 @@ def test_independent_stages_start_together() -> None:
     assert all(len(step) == 1 for step in order(build_graph(plan(load()), Path("o/demo"), max_stages=1)))
 
 
-def test_what_is_made_of_the_predicted_images_can_be_switched() -> None:
+def test_what_is_made_of_the_predicted_images_can_be_switched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def names(*settings: str) -> set[str]:
         return {stage.name for stage in plan(load(*settings))}
 
@@ -76,6 +76,10 @@ def test_what_is_made_of_the_predicted_images_can_be_switched() -> None:
     recipes = {stage.name: stage.recipe for stage in plan(load(own, "scoring.judge=true"))}
     assert recipes["judge"].model_dump()["model"] == "gpt-4o-2024-11-20"
     assert recipes["evaluate"].model_dump()["keep_images"] is True
+    # Its key is looked for before the first stage, not when the judge's turn comes.
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(InputError, match="OPENAI_API_KEY is not set, and the judge 'm' asks OpenAI's API"):
+        run(load(f"out={tmp_path}", "base_model=nano:base", "judge.model=m"), dry_run=True)
     with pytest.raises(InputError, match=r"scoring\.score = true needs the images"):
         plan(load("scoring.score=true", "evaluate.keep_images=false"))
 
