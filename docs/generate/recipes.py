@@ -16,6 +16,7 @@ GUIDES = {
     "bootstrap": "quickstart",
     "collect": "evaluate",
     "compare": "evaluate",
+    "contradict": "evaluate",
     "convert": "checkpoints",
     "evaluate": "evaluate",
     "export": "data-format",
@@ -52,6 +53,7 @@ EXAMPLES = {
     "bootstrap": "wm bootstrap nano/demo",
     "collect": "wm collect folder=OUTPUTS system=GoT triplets=BENCH pattern='{task}/{row}.png' out=data/got",
     "compare": "wm compare runs/evaluate:C-FDM runs/evaluate:C-FT",
+    "contradict": "wm contradict triplets=data/bench base_url=http://127.0.0.1:8001/v1 out=data/contradictions",
     "convert": "wm convert release=DIR out=MODEL",
     "evaluate": "wm evaluate triplets=data/test/triplets idm=verifier"
     ' models.verifier=\'{ role = "idm", path = "runs/c-idm/model", label = "C-IDM" }\''

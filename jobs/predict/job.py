@@ -5,6 +5,9 @@ With the models and images that are installed with the package:
 
   wm predict nano/predict
   wm predict nano/predict image=nano:images/three-squares.png actions='["remove the green square"]' out=runs/squares
+
+With tree='[["…", "…"], ["…", "…"]]' instead of actions, each action of a level is done in every image of the level
+before.
 """
 
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import torch
 
 from jobs.predict import report
+from jobs.predict.action_tree import write_tree
 from jobs.predict.recipe import PredictRecipe
 from jobs.predict.rollout_image import write_rollout
 from jobs.predict.triplet_storyboard import STORYBOARD, write_triplet_storyboard
@@ -19,7 +23,7 @@ from jobs.predict.triplets import count_parts, parts_of, predict_triplets
 from jobs.shared.roles import check_actions, check_roles, load_recipe_roles
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
-from wm.dynamics import Roles, StepDone, check_draft_length, roll_out
+from wm.dynamics import Roles, StepDone, check_draft_length, grow_tree, roll_out
 from wm.errors import InputError
 from wm.evaluation.heldout import HeldOut, read_held_out
 from wm.images import Pixels, decode_image, fit_square
@@ -65,6 +69,8 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> RunRecord:
     with stage.timed("load"):
         roles = load_recipe_roles(recipe, codec)
     # 3. The predictions.
+    if source is not None and recipe.tree:
+        return _predict_tree(recipe, stage, source, codec, roles)
     if source is not None:
         return _predict_image(recipe, stage, source, codec, roles)
     assert held_out is not None
@@ -91,6 +97,23 @@ def _predict_image(recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec:
         counts = write_rollout(rollout, source_HWC, codec, stage.out, num_return=recipe.search.num_return)
     record = stage.finish(counts)
     report.print_rollout(rollout, counts, stage.out)
+    return record
+
+
+def _predict_tree(recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec: ImageCodec, roles: Roles) -> RunRecord:
+    source_1N = codec.encode(source_HWC[None])
+    check_actions(roles, source_1N[0].tolist(), [action for level in recipe.tree for action in level])
+    stage.start()
+    with stage.timed("predict"), progress_bar(recipe.num_branches, "image", "predict") as bar, torch.inference_mode():
+        tree = grow_tree(
+            roles.fdm.model, roles.idm.model, source_1N, recipe.tree, search=recipe.search,
+            sampling=recipe.sampling, seed=recipe.seed, batch_size=recipe.resources.batch_size,
+            fdm_runner=roles.fdm.runner, idm_runner=roles.idm.runner, on_level=lambda level: bar.update(len(level)),
+        )  # fmt: skip
+    with stage.timed("write"):
+        counts = write_tree(tree, tuple(source_1N[0].tolist()), source_HWC, codec, stage.out)
+    record = stage.finish(counts)
+    report.print_tree(tree, counts, stage.out)
     return record
 
 

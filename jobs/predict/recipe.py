@@ -1,6 +1,8 @@
 """Define what ``predict`` is asked: models, source, search."""
 
 from collections.abc import Mapping
+from itertools import accumulate
+from operator import mul
 from typing import ClassVar
 
 from pydantic import Field, model_validator
@@ -11,6 +13,8 @@ from wm.paths import InputPath, OutputPath
 
 _ACTION_CHARS = 1000
 """Of an action, as on the server."""
+_MAX_BRANCHES = 64
+"""Images of a tree: their number multiplies from level to level."""
 
 
 class PredictRecipe(RolesRecipe):
@@ -26,6 +30,9 @@ class PredictRecipe(RolesRecipe):
     """The source image (PNG, JPEG, WebP, BMP), cut to the models' square."""
     actions: list[str] = []
     """With image: what is done, one action after the other."""
+    tree: list[list[str]] = []
+    """With image, instead of actions: a tree of actions, level by level. Each action of a level is done in every image
+    of the level before; the images are in out/tree.png."""
     triplets: InputPath = ""
     """Instead of image: folder of triplets, whose actions are done in their source images."""
     limit: int = Field(default=0, ge=0)
@@ -43,8 +50,10 @@ class PredictRecipe(RolesRecipe):
     @model_validator(mode="after")
     def _check_source(self) -> "PredictRecipe":
         if bool(self.image) == bool(self.triplets):
-            raise ValueError("give image=FILE with actions=[…], or triplets=FOLDER, and not both")
-        if self.image and not self.actions:
+            raise ValueError("give image=FILE with actions=[…] or tree=[[…], …], or triplets=FOLDER, and not both")
+        if self.tree:
+            self._check_tree()
+        if self.image and not self.actions and not self.tree:
             raise ValueError("actions = []: expected one action or more to be done in the image")
         if self.triplets and self.actions:
             raise ValueError("actions belong to image; triplets have their own")
@@ -60,10 +69,32 @@ class PredictRecipe(RolesRecipe):
                 "a triplet has one action"
             )
         # The server's limits, so that what is predicted here can be asked there.
-        for action in self.actions:
+        for action in (*self.actions, *(action for level in self.tree for action in level)):
             if not action.strip() or len(action) > _ACTION_CHARS:
                 problem = "is empty" if not action.strip() else f"has {len(action)} letters"
                 raise ValueError(
                     f"action {action!r:.60} {problem}; expected some words, {_ACTION_CHARS} letters at most"
                 )
         return self
+
+    def _check_tree(self) -> None:
+        if self.triplets or self.actions:
+            other = "triplets" if self.triplets else "actions"
+            raise ValueError(f"tree belongs to image, without {other}")
+        if self.search.num_beams > 1:
+            raise ValueError(
+                f"search.num_beams = {self.search.num_beams} belongs to actions; a tree keeps one sequence for each of "
+                "its paths"
+            )
+        for number, level in enumerate(self.tree, 1):
+            if not level or len(set(level)) < len(level):
+                problem = "has one action twice" if level else "is empty"
+                raise ValueError(f"level {number} of tree {problem}; expected different actions, one or more")
+        if (count := self.num_branches) > _MAX_BRANCHES:
+            raise ValueError(f"tree has {count:,} images; expected {_MAX_BRANCHES} at most")
+
+    @property
+    def num_branches(self) -> int:
+        """Return the images of the tree, the source not counted."""
+        sizes = list(accumulate(map(len, self.tree), mul))
+        return sum(sizes)

@@ -1,10 +1,10 @@
 """Print what ``predict`` would do and has done. Knows nothing of how it is done."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.predict.recipe import PredictRecipe
-from wm.dynamics import Rollout
+from wm.dynamics import Branch, Rollout
 
 
 def print_complete(recipe: PredictRecipe) -> None:
@@ -19,7 +19,8 @@ def print_plan(recipe: PredictRecipe, num_triplets: int) -> None:
         recipe: As it was given.
         num_triplets: Triplets to predict for; not used where the source is an image.
     """
-    source = f"{len(recipe.actions)} actions in {recipe.image}" if recipe.image else f"{num_triplets} triplets"
+    work = f"{recipe.num_branches} images of a tree" if recipe.tree else f"{len(recipe.actions)} actions"
+    source = f"{work} in {recipe.image}" if recipe.image else f"{num_triplets} triplets"
     print(f"predict: would predict {source}, best of {recipe.search.num_candidates}, into {recipe.out}")
 
 
@@ -38,6 +39,25 @@ def print_rollout(rollout: Rollout, counts: Mapping[str, int], out: Path) -> Non
             f"{candidate.unchanged_share:.0%} of tokens unchanged, best of {num_candidates}"
         )
     print(f"predict: {counts['steps']} steps, {counts['draws']} candidates: {out / 'storyboard.png'}")
+
+
+def print_tree(tree: Sequence[Sequence[Branch]], counts: Mapping[str, int], out: Path) -> None:
+    """Print the paths of the tree with the score of each action, and where its image is.
+
+    Args:
+        tree: Branches of each level.
+        counts: As they are in ``run.json``.
+        out: Folder of the run.
+    """
+    for number in range(len(tree[-1])):
+        # From the leaf back to the source.
+        steps, index = [], number
+        for level in reversed(tree):
+            branch = level[index]
+            steps.append(f"{branch.action} ({branch.prediction.best.score.mean_logprob:.3f} nats/token)")
+            index = branch.parent
+        print("  " + " → ".join(reversed(steps)))
+    print(f"predict: {counts['branches']} images, {counts['draws']} candidates: {out / 'tree.png'}")
 
 
 def print_triplets(counts: Mapping[str, int | float], out: Path) -> None:

@@ -7,12 +7,14 @@ from wm.dynamics.roles import BaseSharing, Role, Roles, find_shared_base, load_r
 from wm.dynamics.rollout import Rollout, RolloutState, Start, Step, StepDone, Trajectory, roll_out
 from wm.dynamics.search import Prediction, SearchState, predict_observations
 from wm.dynamics.settings import Search, check_draft_length, check_search
+from wm.dynamics.tree import Branch, grow_tree
 from wm.dynamics.verify import Candidate, verify, verify_batch
 from wm.dynamics.world_model import WorldModel
 from wm.sampling.noise import Sampling
 
 __all__ = [
     "BaseSharing",
+    "Branch",
     "Candidate",
     "ImagePrediction",
     "ImageRollout",
@@ -34,6 +36,7 @@ __all__ = [
     "check_draft_length",
     "check_search",
     "find_shared_base",
+    "grow_tree",
     "load_role",
     "load_roles",
     "predict_observations",

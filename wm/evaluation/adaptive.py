@@ -17,6 +17,7 @@ from wm.evaluation.bank import Bank
 from wm.evaluation.metrics.images import Codes
 from wm.evaluation.metrics.stats import Floats
 from wm.evaluation.rows import AdaptiveRow
+from wm.evaluation.subset_means import average_subsets
 from wm.evaluation.tables import BankKey, Samples, average_runs, summarise_runs
 
 
@@ -95,7 +96,10 @@ def _replay(bank: Bank, stops_BK: Codes) -> Replay:
 
 
 def adaptive_rows(
-    banks: Mapping[BankKey, Bank], min_gains_nats: Sequence[float], min_candidates: int
+    banks: Mapping[BankKey, Bank],
+    min_gains_nats: Sequence[float],
+    min_candidates: int,
+    subsets: Sequence[str] = (),
 ) -> list[AdaptiveRow]:
     """Build rows for ``tables.json``: of each label fixed N from 1 to K, then each minimum gain, falling.
 
@@ -103,6 +107,7 @@ def adaptive_rows(
         banks: The candidates; those without a verifier are left out.
         min_gains_nats: Minimum gains of the rule, nats an action token.
         min_candidates: Candidates of its first round.
+        subsets: Subset of each item; without them a row has no figures by subset.
 
     Returns:
         The rows; ``fixed`` of a minimum gain is between whole numbers of candidates in a straight line.
@@ -115,13 +120,14 @@ def adaptive_rows(
         own = {key: bank for key, bank in verified.items() if key[0] == label}
         counts = range(1, next(iter(own.values())).codes.shape[1] + 1)
         fixed = [
-            _build_row(label, None, {key: replay_fixed(bank, count) for key, bank in own.items()}) for count in counts
+            _build_row(label, None, {key: replay_fixed(bank, count) for key, bank in own.items()}, subsets)
+            for count in counts
         ]
         rows += fixed
         # With one candidate there is nothing to adapt.
         for min_gain_nats in sorted(min_gains_nats, reverse=True) if len(counts) > 1 else []:
             replays = {key: replay_adaptive(bank, min_gain_nats, min_candidates) for key, bank in own.items()}
-            row = _build_row(label, min_gain_nats, replays)
+            row = _build_row(label, min_gain_nats, replays, subsets)
             count_mean = row["metrics"]["draws"]["mean"]
             row["fixed"] = {
                 name: float(np.interp(count_mean, counts, [other["metrics"][name]["mean"] for other in fixed]))
@@ -132,10 +138,21 @@ def adaptive_rows(
     return rows
 
 
-def _build_row(label: str, min_gain_nats: float | None, replays: Mapping[BankKey, Replay]) -> AdaptiveRow:
+def _build_row(
+    label: str, min_gain_nats: float | None, replays: Mapping[BankKey, Replay], subsets: Sequence[str]
+) -> AdaptiveRow:
     samples: Samples = {}
     for (_, run, _), replay in replays.items():
         for name, values_B in {"draws": replay.num_candidates, **replay.metrics}.items():
             samples.setdefault(name, {}).setdefault(run, []).append(values_B)
     figures = {name: summarise_runs(name, runs, average_runs(runs)) for name, runs in samples.items()}
-    return {"label": label, "margin": min_gain_nats, "metrics": figures}
+    means = average_subsets(samples, subsets)
+    return {
+        "label": label,
+        "margin": min_gain_nats,
+        "metrics": figures,
+        "by_subset": means["by_subset"],
+        "by_subset_std": means["by_subset_std"],
+        "macro": means["macro"],
+        "macro_std": means["macro_std"],
+    }

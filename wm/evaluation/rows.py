@@ -30,7 +30,9 @@ class ForwardRow(TypedDict):
     k: int
     metrics: dict[str, Figure]
     by_subset: dict[str, dict[str, float]]  # subset → metric → mean; empty for a single subset
+    by_subset_std: NotRequired[dict[str, dict[str, float]]]  # spread over runs, where there are two or more
     macro: NotRequired[dict[str, float]]  # metric → mean of the subsets' means, each counting alike; as by_subset
+    macro_std: NotRequired[dict[str, float]]
 
 
 class InverseRow(TypedDict):
@@ -91,6 +93,10 @@ class AdaptiveRow(TypedDict):
     margin: float | None  # the minimum gain, nats an action token; None for a fixed N
     metrics: dict[str, Figure]  # the mean number of candidates among them: draws
     fixed: NotRequired[dict[str, float]]  # metric → what a fixed N gives for as many candidates
+    by_subset: NotRequired[dict[str, dict[str, float]]]  # as in ForwardRow
+    by_subset_std: NotRequired[dict[str, dict[str, float]]]
+    macro: NotRequired[dict[str, float]]
+    macro_std: NotRequired[dict[str, float]]
 
 
 class MeasuredTables(TypedDict):

@@ -11,7 +11,7 @@ from wm.evaluation.bank import Bank
 from wm.evaluation.item_differences import PROPOSED, compare_choices
 from wm.evaluation.metrics.stats import Floats, build_figure
 from wm.evaluation.metrics.text import TextReport
-from wm.evaluation.probe import NEGATIVES, NO_NEGATIVE, Preference
+from wm.evaluation.probe import NEGATIVES, NO_NEGATIVE, Preference, ProbeScores, preferences_by_pair
 from wm.evaluation.rows import (
     Choice,
     DifferenceRow,
@@ -21,6 +21,7 @@ from wm.evaluation.rows import (
     MeasuredTables,
     ProbeRow,
 )
+from wm.evaluation.subset_means import average_subsets
 from wm.evaluation.verification import verification_curve
 
 BankKey: TypeAlias = tuple[str, int, int]
@@ -59,6 +60,8 @@ class Collected:
     """(label, training seed) → how its text metrics were computed, and which could not be."""
     probes: dict[tuple[str, str, int], dict[str, Preference]] = field(default_factory=dict)
     """(role, label, training seed) → kind of negative → preference."""
+    probe_scores: dict[tuple[str, str, int], ProbeScores] = field(default_factory=dict)
+    """(role, label, training seed) → log-likelihoods item by item; parts of earlier versions have none."""
 
 
 def build_tables(collected: Collected) -> MeasuredTables:
@@ -173,9 +176,16 @@ def probe_rows(collected: Collected) -> list[ProbeRow]:
             gathered[role, label, kind][run] = preference
     rows: list[ProbeRow] = []
     for (role, label, kind), runs in sorted(gathered.items(), key=lambda item: NEGATIVES.index(item[0][2])):
+        # The interval of the share is over items, averaged over the runs, which all have the same pairs.
+        scores = [collected.probe_scores.get((role, label, run)) for run in runs]
+        wins = [preferences_by_pair(*score.pairs(kind)) for score in scores if score is not None]
+        share_P = np.mean(wins, axis=0) if len(wins) == len(runs) else None
         figures = {
             name: build_figure(
-                {run: [float(getattr(preference, name))] for run, preference in runs.items()}, over="one run"
+                {run: [float(getattr(preference, name))] for run, preference in runs.items()},
+                share_P if name == "share" else None,
+                over="one run",
+                top=1.0,
             )
             for name in ("share", "share_per_token", "pearson_r")
             if all(getattr(preference, name) is not None for preference in runs.values())
@@ -202,25 +212,8 @@ def _gather(gathered: dict[Choice, Samples], key: Choice, run: int, metrics: Map
 
 def _build_row(label: str, choice: str, k: int, samples: Samples, subsets: Sequence[str], *, over: str) -> ForwardRow:
     """Build the row of one choice of one label."""
-    figures: dict[str, Figure] = {}
-    by_subset: dict[str, dict[str, float]] = defaultdict(dict)
-    # Once for all metrics.
-    members = {name: np.array([subset == name for subset in subsets]) for name in sorted(set(subsets))}
-    for metric, runs in samples.items():
-        values_B = average_runs(runs)
-        figures[metric] = summarise_runs(metric, runs, values_B, over=over)
-        for name, inside_B in members.items():
-            by_subset[name][metric] = float(values_B[inside_B].mean())
-    macro = {metric: float(np.mean([means[metric] for means in by_subset.values()])) for metric in samples}
-    return {
-        "label": label,
-        "choice": choice,
-        "k": k,
-        "metrics": figures,
-        # One subset would repeat the figures of the set.
-        "by_subset": dict(by_subset) if len(members) > 1 else {},
-        "macro": macro if len(members) > 1 else {},
-    }
+    figures = {metric: summarise_runs(metric, runs, average_runs(runs), over=over) for metric, runs in samples.items()}
+    return {"label": label, "choice": choice, "k": k, "metrics": figures, **average_subsets(samples, subsets)}
 
 
 def average_runs(runs: Mapping[int, Sequence[Floats]]) -> Floats:

@@ -95,6 +95,16 @@ def test_rows_hold_fixed_and_adaptive_figures_of_a_label():
         assert row["fixed"]["l1"] == pytest.approx(below + (draws - low) * (above - below))
 
 
+def test_rows_go_by_subset_too():
+    bank, subsets = bank_of(1), ["x", "y", "x", "x", "y", "x"]
+    rows = adaptive_rows({("A", 0, 0): bank}, [0.05], 1, subsets)
+    items = replay_adaptive(bank, 0.05, 1)
+    of_subset = rows[-1]["by_subset"]["y"]
+    assert of_subset == {"draws": items.num_candidates[[1, 4]].mean()} | {
+        name: pytest.approx(values[[1, 4]].mean()) for name, values in items.metrics.items()
+    }
+
+
 def test_the_report_shows_every_margin():
     rows = adaptive_rows({("A & B", 0, 0): bank_of(1)}, [0.05, 0.3], min_candidates=1)
     html = adaptive_part(rows, ["l1"])

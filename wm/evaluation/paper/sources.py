@@ -17,6 +17,7 @@ from wm.evaluation.image_scoring import VALUE_SCHEMA, Values
 from wm.evaluation.judge.figures import ItemScore
 from wm.evaluation.judge.score_files import read_scores
 from wm.evaluation.paper.cells import Absent
+from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.predicted_actions import ActionRow, list_actions
 from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
 from wm.evaluation.rows import Tables
@@ -77,6 +78,7 @@ class Sources:
         triplets: Folder of the bench; empty where no result is of one.
         rows: Rows of the bench.
         subset: Column that separates subsets.
+        options: Choices of single figures.
     """
 
     folders: tuple[Source, ...]
@@ -84,6 +86,7 @@ class Sources:
     triplets: str = ""
     rows: tuple[BenchRow, ...] = ()
     subset: SubsetColumn = "class_label"
+    options: FigureOptions = field(default_factory=FigureOptions)
 
     def of(self, *stages: str) -> list[Source]:
         """List the folders of some stages, in their order."""
@@ -219,6 +222,7 @@ def read_sources(
     names: Mapping[str, str] | None = None,
     triplets: str = "",
     subset: SubsetColumn = "class_label",
+    options: FigureOptions | None = None,
 ) -> Sources:
     """Read which results some folders hold, and check that those of a bench are of one.
 
@@ -227,6 +231,7 @@ def read_sources(
         names: System of the paper → its label in the results, where they differ.
         triplets: Folder of the bench; empty: the one that the results name.
         subset: Column that separates subsets.
+        options: Choices of single figures; None: their defaults.
 
     Returns:
         The results.
@@ -239,7 +244,7 @@ def read_sources(
     of_bench = [source for source in sources if source.stage in BENCH_STAGES]
     bench = triplets or (str(of_bench[0].recipe("triplets")) if of_bench else "")
     if not bench:
-        return Sources(sources, dict(names or {}), subset=subset)
+        return Sources(sources, dict(names or {}), subset=subset, options=options or FigureOptions())
     if not Path(bench).is_dir():
         raise InputError(
             f"the bench {bench} of {of_bench[0].folder if of_bench else 'triplets'} is not there; give triplets=FOLDER"
@@ -247,7 +252,7 @@ def read_sources(
     rows = tuple(read_bench_rows(bench))
     _check_benches(of_bench, bench, rows)
     _check_judges([source for source in sources if source.stage == "judge"])
-    result = Sources(sources, dict(names or {}), bench, rows, subset)
+    result = Sources(sources, dict(names or {}), bench, rows, subset, options or FigureOptions())
     _check_labels(result)
     labels = result.list_systems()
     for system, label in result.names.items():

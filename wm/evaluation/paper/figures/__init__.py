@@ -4,6 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from wm.evaluation.paper.figures.action_tree import build_action_tree, read_action_tree
+from wm.evaluation.paper.figures.class_scores import build_class_scores, class_scores_csv, read_class_scores
+from wm.evaluation.paper.figures.heat_maps import build_heat_maps
+from wm.evaluation.paper.figures.histograms import build_histograms, histograms_csv, read_histograms
+from wm.evaluation.paper.figures.image_grid import build_image_grid, read_image_grid
+from wm.evaluation.paper.figures.read_heat_maps import read_heat_maps
+from wm.evaluation.paper.figures.read_verification import read_verification
+from wm.evaluation.paper.figures.verification import build_verification, verification_csv
 from wm.evaluation.paper.sources import Sources
 
 if TYPE_CHECKING:
@@ -29,5 +37,50 @@ class FigureKind:
     to_csv: Callable[[Any], str] | None = None
 
 
-FIGURES: dict[str, FigureKind] = {}
+FIGURES: dict[str, FigureKind] = {
+    "3": FigureKind(
+        "Where an action changes an image",
+        "One triplet of each data set: source, target, and the recognition model's weights of the target's tokens, "
+        "squared distances of features with mean 1, over the target in grey.",
+        read_heat_maps,
+        build_heat_maps,
+    ),
+    "4": FigureKind(
+        "Verification at several K",
+        "Mean score of the candidate that the inverse model chooses among K, by subset; horizontal lines: systems that "
+        "predict once. The average is that of the subsets, each counting alike.",
+        read_verification,
+        build_verification,
+        verification_csv,
+    ),
+    "5": FigureKind(
+        "Predicted futures of one image",
+        "Each action is done in every image of the level before; below an image the inverse model's mean "
+        "log-likelihood of its action.",
+        read_action_tree,
+        build_action_tree,
+    ),
+    "6": FigureKind(
+        "Predictions side by side",
+        "One triplet a subset, drawn by seed: input, true output, and the first prediction of each system's first run; "
+        "no candidate was chosen.",
+        read_image_grid,
+        build_image_grid,
+    ),
+    "9": FigureKind(
+        "Likelihood of the chosen triplets' actions",
+        "By class of action, classes sorted by their median. The likelihood is exp of the mean log-likelihood of an "
+        "action's tokens, which the paper does not say.",
+        read_class_scores,
+        build_class_scores,
+        class_scores_csv,
+    ),
+    "11": FigureKind(
+        "The judge's scores with and without weights in the loss",
+        "How often each score from 0 to 10 was given; dashed: the mean. Failed judgements are counted apart.",
+        read_histograms,
+        build_histograms,
+        histograms_csv,
+    ),
+}
 """Number of a figure, such as ``4`` → how it is made; in the order of the page."""
