@@ -68,7 +68,8 @@ def list_score_stages(
         The stages that are wanted, in order.
     """
     switches, is_nano = recipe.scoring, _is_nano(recipe)
-    subset: Settings = {"subset": evaluation.subset}
+    # Where the evaluation finds the column out by itself, the others go by their own, which is the paper's.
+    subset: Settings = {} if evaluation.subset == "auto" else {"subset": evaluation.subset}
     data: Settings = {"predictions": [evaluated], "triplets": triplets}
     stages = []
     if _is_wanted(recipe, switches.judge):

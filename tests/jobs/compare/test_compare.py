@@ -14,6 +14,8 @@ from tests.helpers.evaluate_data import noise_pair, write_triplets
 from wm.errors import InputError
 from wm.evaluation.image_scoring import VALUE_SCHEMA
 from wm.evaluation.judge.score_files import SCORES_SCHEMA
+from wm.evaluation.probe import Likelihoods, Pairs, ProbeScores
+from wm.evaluation.probe_arrays import to_arrays
 from wm.runs import write_json
 from wm.tables import write_table
 
@@ -160,6 +162,27 @@ def test_an_evaluations_files_hold_every_item(bench, tmp_path):
     with pytest.raises(InputError, match="has 6 now"):
         small = write_triplets(tmp_path / "small", noise_pair, ["take"] * 6)
         compare(f"{folder}:A", "B", triplets=str(small))
+
+
+def test_the_probes_preferences_are_compared_by_item(bench, tmp_path):
+    """A prefers every truth; B the first negative of even items, and it has a second negative for two items."""
+    models = {name: {"label": name.upper(), "role": "idm", "seed": 0} for name in ("a", "b")}
+    folder = write_run(tmp_path / "e", "evaluate", bench, models=models)
+    (folder / "parts").mkdir()
+    even = np.arange(COUNT) % 2 == 0
+    for name, worse in (("a", np.ones(COUNT)), ("b", np.where(even, -1.0, 1.0))):
+        reference = Likelihoods(np.full(COUNT, -5.0), np.full(COUNT, 3.0))
+        negatives = {"copy": Pairs(np.arange(COUNT), Likelihoods(-5.0 - worse, np.full(COUNT, 3.0)))}
+        if name == "b":
+            negatives["inverse"] = Pairs(np.array([0, 1]), Likelihoods(np.array([-5.0, -9.0]), np.full(2, 3.0)))
+        arrays = to_arrays(ProbeScores(reference, negatives))
+        np.savez(folder / "parts" / f"{name}.probe.0.npz", facts=np.array("{}"), **arrays)
+    entry = compare(f"{folder}:A", "B")["preference.idm"]
+    # Of item 0 B ties once and loses once: a quarter.
+    assert (
+        entry["by_subset"]["even"]["second"] == pytest.approx(0.25 / 8) and entry["by_subset"]["odd"]["second"] == 1.0
+    )
+    assert entry["micro"]["first"] == 1.0 and entry["verdict"].startswith("A is better by 48.4")
 
 
 def test_what_cannot_be_compared_is_one_line(bench, tmp_path):

@@ -44,6 +44,8 @@ _MEASURES = (
     Measure("clip_t_target", "CLIP-T, target's caption", digits=4),
     Measure("clip_t_prediction", "CLIP-T, own caption", digits=4),
     Measure("dino", "DINO", digits=4),
+    Measure("preference.fdm", "truth preferred, forward, %", scale=100, digits=1),
+    Measure("preference.idm", "truth preferred, inverse, %", scale=100, digits=1),
     # Actions of inverse models.
     Measure("right_action", "right actions, %", scale=100, digits=1),
     Measure("rouge1", "ROUGE-1"),

@@ -16,6 +16,8 @@ from wm.evaluation.comparison.folders import Choice, Result, read_bench
 from wm.evaluation.comparison.measures import JUDGE_PARTS, MEASURES
 from wm.evaluation.image_scoring import Values
 from wm.evaluation.judge.score_files import read_scores
+from wm.evaluation.probe import TIE_NATS
+from wm.evaluation.probe_arrays import from_arrays
 from wm.evaluation.score_tables import average_by_run, choices_of
 from wm.evaluation.units import build_bank, load_part
 from wm.evaluation.verification import chosen_values
@@ -196,6 +198,9 @@ def _add_evaluation(values: SystemValues, result: Result, bench: Sequence[BenchR
         for file in sorted((result.folder / "parts").glob(f"{name}.propose.*.npz")) if role == "idm" else []:
             for metric, by_id in _score_proposals(result, file, bench).items():
                 gathered[metric][run] = by_id
+        # Neither has the probe a choice of candidates.
+        for file in sorted((result.folder / "parts").glob(f"{name}.probe.*.npz")):
+            gathered[f"preference.{role}"][run] = _read_preferences(result, file, ids)
     for metric, runs in gathered.items():
         values.add((metric, ""), runs, result)
 
@@ -229,6 +234,22 @@ def _score_proposals(result: Result, file: Path, bench: Sequence[BenchRow]) -> d
         metric: {key: value for key, value in zip(ids, column, strict=True) if value is not None}
         for metric, column in columns.items()
     }
+
+
+def _read_preferences(result: Result, file: Path, ids: Sequence[str]) -> dict[str, float]:
+    """Read the share of negatives to which the truth is preferred, of each item; of equal likelihoods half."""
+    scores = from_arrays(load_part(file)[1])
+    # Evaluations of earlier versions hold no likelihoods of items.
+    if scores is None:
+        return {}
+    _check_size(result, len(scores.reference.sums), len(ids))
+    by_item: dict[str, list[float]] = defaultdict(list)
+    for rows, negative in scores.negatives.values():
+        gaps = scores.reference.sums[rows] - negative.sums
+        wins = np.where(np.abs(gaps) <= TIE_NATS, 0.5, gaps > 0)
+        for row, share in zip(rows.tolist(), wins.tolist(), strict=True):
+            by_item[ids[row]].append(share)
+    return {key: float(np.mean(shares)) for key, shares in by_item.items()}
 
 
 def _check_size(result: Result, count: int, expected: int) -> None:
