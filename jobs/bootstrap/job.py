@@ -5,6 +5,7 @@ do not depend on each other run side by side.
 
 import fcntl
 import functools
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from jobs.bootstrap.scheduler import run_side_by_side
 from jobs.bootstrap.stage_process import wait_until_warm, warm_up
 from jobs.bootstrap.times import Times, load_expected
 from jobs.ingest.recipe import IngestRecipe
+from jobs.judge.recipe import NANO_JUDGE, JudgeRecipe
 from jobs.train.job import check_machine
 from wm.cli import main as cli_main
 from wm.config import Recipe
@@ -87,7 +89,17 @@ def _check_inputs(recipe: BootstrapRecipe, stages: Sequence[Stage]) -> None:
             list_videos(settings.videos, layout=settings.dataset_layout, annotations=settings.annotations)
         elif isinstance(settings, TrainRecipe):
             check_machine(settings)
+        elif isinstance(settings, JudgeRecipe):
+            _check_key(settings)
         checked.add(type(settings))  # the videos are the same for every round
+
+
+def _check_key(judge: JudgeRecipe) -> None:
+    if judge.model != NANO_JUDGE and not judge.base_url and not os.environ.get(judge.api_key_variable):
+        raise InputError(
+            f"{judge.api_key_variable} is not set, and the judge {judge.model!r} asks OpenAI's API; set it, or give "
+            "judge.base_url of an endpoint of your own, or scoring.judge = false"
+        )
 
 
 @contextmanager

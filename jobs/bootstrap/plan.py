@@ -5,13 +5,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs import annotate, evaluate, gate, imagine, ingest, predict, pretrain, relabel, report, select, tabletop, train
+from jobs import (
+    annotate,
+    evaluate,
+    gate,
+    imagine,
+    ingest,
+    predict,
+    pretrain,
+    relabel,
+    report,
+    select,
+    tabletop,
+    train,
+)
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.bootstrap.recipe import BootstrapRecipe, Settings
+from jobs.bootstrap.scores import complete_evaluation, list_score_stages
+from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.imagine.recipe import ImagineRecipe
 from jobs.ingest.recipe import IngestRecipe
 from jobs.predict.recipe import PredictRecipe
 from jobs.select.recipe import SelectRecipe
+from jobs.tabletop import TabletopRecipe
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.training import TrainRecipe
@@ -81,12 +97,16 @@ class _Plan:
             self.add_seed(seed)
         # 3. What comes of them: first a look at some predictions, then the figures.
         self.add_preview(f"{test}/triplets")
-        self.add(
-            "evaluate", evaluate.run, evaluate.EvaluateRecipe, "evaluate",
+        evaluated = self.add(
+            "evaluate", evaluate.run, EvaluateRecipe, "evaluate", complete_evaluation(recipe),
             triplets=f"{test}/triplets", base=self.base, models=self.models, idm="idm",
         )  # fmt: skip
         # The first image is there before the longest stage begins.
         self.stages[-1] = replace(self.stages[-1], after=frozenset({"preview"}))
+        evaluation = self.stages[-1].recipe
+        assert isinstance(evaluation, EvaluateRecipe)
+        for stage in list_score_stages(recipe, evaluation, f"{test}/triplets", evaluated):
+            self.add(stage.name, stage.run, stage.kind, stage.name, stage.keys, **stage.fixed)
         self.add("report", report.run, report.ReportRecipe, "report", run=str(self.out))
 
     def add(
@@ -126,7 +146,7 @@ class _Plan:
 
     def add_world(self, name: str, **without: object) -> str:
         """Add a part of the nano world; what is ``without`` is 0 in it. Returns its folder."""
-        return self.add(name, tabletop.run, tabletop.TabletopRecipe, "tabletop", {**self.recipe.tabletop, **without})
+        return self.add(name, tabletop.run, TabletopRecipe, "tabletop", {**self.recipe.tabletop, **without})
 
     def add_triplets(self, name: str, root: str, file: str, split: str) -> str:
         """Add the stage that reads a split of the supervised set; returns its folder."""

@@ -10,10 +10,13 @@ from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.gate import GateRecipe
 from jobs.imagine.recipe import ImagineRecipe
 from jobs.ingest.recipe import IngestRecipe
+from jobs.judge.recipe import JudgeRecipe
+from jobs.paper.recipe import PaperRecipe
 from jobs.predict.recipe import PredictRecipe
 from jobs.pretrain import PretrainRecipe
 from jobs.relabel import RelabelRecipe
 from jobs.report import ReportRecipe
+from jobs.score.recipe import ScoreRecipe
 from jobs.select.recipe import SelectRecipe
 from jobs.tabletop import TabletopRecipe
 from wm.config import Recipe
@@ -38,6 +41,9 @@ STAGE_RECIPES: Mapping[str, type[Recipe]] = {
     "fdm": TrainRecipe,
     "preview": PredictRecipe,
     "evaluate": EvaluateRecipe,
+    "judge": JudgeRecipe,
+    "score": ScoreRecipe,
+    "paper": PaperRecipe,
     "report": ReportRecipe,
 }
 """Whose keys a table of the recipe takes."""
@@ -68,6 +74,18 @@ class BootstrapVariants(Recipe):
     the next forward model too."""
     controls: bool = False
     """Forward models on the true and on shuffled labels of the same clips too (tabletop only)."""
+
+
+class BootstrapScoring(Recipe):
+    """What is made of the predicted images after the evaluation. Left out: in the nano world, where it costs nothing;
+    with data of your own it is asked for."""
+
+    judge: bool | None = None
+    """Have them judged (jobs.judge): in the nano world by its own judge, else by the model that [judge] names."""
+    score: bool | None = None
+    """Score them as images and actions as texts (jobs.score): L1 and text metrics, others by the models of [score]."""
+    paper: bool | None = None
+    """Make the paper's tables and figures of all this (jobs.paper); in the nano world they are marked as a toy's."""
 
 
 class BootstrapRecipe(Recipe):
@@ -102,6 +120,8 @@ class BootstrapRecipe(Recipe):
     """What the method learns from."""
     variants: BootstrapVariants = BootstrapVariants()
     """Which forward models are compared."""
+    scoring: BootstrapScoring = BootstrapScoring()
+    """What is made of the predicted images."""
     tabletop: Settings = {}
     """Keys of jobs.tabletop."""
     pretrain: Settings = {}
@@ -129,6 +149,12 @@ class BootstrapRecipe(Recipe):
     evaluation; without sampling and resources, those of evaluate."""
     evaluate: Settings = {}
     """Keys of jobs.evaluate."""
+    judge: Settings = {}
+    """Keys of jobs.judge; without num_candidates, single predictions and those of the largest K."""
+    score: Settings = {}
+    """Keys of jobs.score."""
+    paper: Settings = {}
+    """Keys of jobs.paper; in the nano world without items, tables 2 to 6 and figures 2, 4, 7 and 11."""
     report: Settings = {}
     """Keys of jobs.report."""
 

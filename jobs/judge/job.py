@@ -19,12 +19,13 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.errors import InputError
 from wm.evaluation.judge.figures import ItemScore, compute_figures
-from wm.evaluation.judge.items import Bench, JudgeItem, choose_items, copy_items
+from wm.evaluation.judge.items import COPY, Bench, JudgeItem, choose_items, copy_items
 from wm.evaluation.judge.requests import judgement_key
 from wm.evaluation.judge.score_files import SCORES_SCHEMA
 from wm.evaluation.judge.store import JudgementStore
 from wm.evaluation.judge.template import load_template
 from wm.evaluation.predictions import check_systems, list_predictions
+from wm.evaluation.report.summary import suggest_comparison
 from wm.runs import Run, digest_of, read_run
 from wm.tables import write_table
 
@@ -102,6 +103,9 @@ def _write_figures(
         cost=round(spent_so_far(store, recipe), 6),
     )
     report.print_table(table)
+    systems = [name for name in dict.fromkeys(row["system"] for row in table) if name != COPY]
+    if hint := suggest_comparison(recipe.out, systems):
+        print(hint)
     print(f"judge: {len(scores) - unjudged:,} of {len(scores):,} judged by {recipe.model}: {recipe.out}/scores.parquet")
     return record
 

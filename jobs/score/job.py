@@ -27,6 +27,7 @@ from wm.evaluation.predictions import (
     list_predictions,
     predictions_folder,
 )
+from wm.evaluation.report.summary import suggest_comparison
 from wm.evaluation.score_tables import ScoreRow, build_score_rows
 from wm.evaluation.units import CEILING, COPY
 from wm.runs import Run, RunRecord, digest_of, read_run, write_json, write_text
@@ -102,11 +103,18 @@ def run(recipe: ScoreRecipe, *, dry_run: bool = False) -> RunRecord:
         write_text(job.out / "scores.csv", _to_csv([*table, *(texts["rows"] if texts else [])]))
     record = job.finish(counts)
     print_scores(table, texts, subsets, absent, note)
+    _print_hint(recipe, table)
     print(
         f"scored {counts['images']:,} images and {len(actions):,} actions of {len(rows):,} triplets: "
         f"{job.out / 'scores.json'}"
     )
     return record
+
+
+def _print_hint(recipe: ScoreRecipe, table: Sequence[ScoreRow]) -> None:
+    systems = [name for name in dict.fromkeys(row["system"] for row in table) if name not in (COPY, CEILING)]
+    if hint := suggest_comparison(recipe.out, systems):
+        print(hint)
 
 
 def _count(rows: Sequence[BenchRow], facts: Sequence[PredictionFacts], actions: Sequence[ActionRow]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from docs.generate.commands import recipe_class
 from jobs.__main__ import COMMANDS, main
 from jobs.bootstrap import BootstrapRecipe, plan
+from jobs.compare.job import to_settings as to_systems
 from jobs.look.job import to_settings
 from wm.cli import load_recipe
 from wm.errors import InputError
@@ -71,6 +72,8 @@ def check_command(words: Sequence[str]) -> None:
         name = f"benchmark {settings.pop(0)}"
     if name == "look":
         settings = to_settings(settings)
+    if name == "compare":
+        settings = to_systems(settings)
     recipe = load_recipe(recipe_class(name), [word for word in settings if not word.startswith("--")])
     if isinstance(recipe, BootstrapRecipe):
         assert len(plan(recipe)) > 5

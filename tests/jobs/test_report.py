@@ -1,5 +1,6 @@
 import json
 import re
+from html import unescape
 
 import numpy as np
 import pytest
@@ -253,3 +254,19 @@ def test_charts():
 def test_heat_of_a_square_and_of_nothing():
     assert heat_uri([0.0, 1.0, 2.0, 4.0]).startswith("data:image/png;base64,")
     assert heat_uri([0.0] * 4) == heat_uri([0.0] * 9) == heat_uri([])
+
+
+def test_a_page_of_the_papers_tables_is_shown_as_it_is(tmp_path):
+    page = '<!doctype html><title>t</title><p class="x">Table 2 & "more"</p>'
+    for name, stage, content in (("evaluate", "ingest", ""), ("paper", "paper", page)):
+        (tmp_path / name).mkdir()
+        record = {"stage": stage, "counts": {}, "timings_s": {}, "wall_s": 1, "finished_at": "2026"}
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+        (tmp_path / name / "paper.html").write_text(content)
+    report.run(ReportRecipe(run=str(tmp_path), out=str(tmp_path / "report")))
+    html = (tmp_path / "report" / "report.html").read_text()
+    frame = re.search(r'<iframe class="page" title="paper" sandbox="" srcdoc="([^"]*)"></iframe>', html)
+    assert frame is not None and unescape(frame[1]) == page and html.count("<iframe") == 1
+    (tmp_path / "paper" / "paper.html").unlink()
+    with pytest.raises(InputError, match=r"paper\.html is missing or damaged"):
+        report.run(ReportRecipe(run=str(tmp_path), out=str(tmp_path / "again")))

@@ -68,10 +68,14 @@ class ItemDifference(TypedDict):
     """Mean of first - second over paired items."""
 
     mean: float
-    ci_low: float | None  # its 95 % interval
+    ci_low: float | None  # its 95 % interval, Student's, which verdicts go by: it covers in small sets too
     ci_high: float | None
     items: int
     runs: list[list[int]]  # training seeds of the first and of the second
+    bootstrap_low: NotRequired[float | None]  # its 95 % interval by the paired bootstrap over the items (BCa)
+    bootstrap_high: NotRequired[float | None]
+    p: NotRequired[float | None]  # Wilcoxon's signed-rank test over the items, two-sided
+    std: NotRequired[float | None]  # over the differences of training seeds that both have; None for fewer than two
 
 
 class DifferenceRow(ItemDifference):

@@ -15,7 +15,7 @@ from wm.evaluation.metrics.stats import mean_interval, sample_std
 
 Choice: TypeAlias = tuple[str, str, int]
 """(system, choice, k): choice is none (a system without one), greedy, or idm (the verifier's among k)."""
-_Weighted: TypeAlias = list[tuple[Values, int]]
+WeightedRows: TypeAlias = list[tuple[Values, int]]
 """Rows of values, each with how often it counts."""
 
 
@@ -61,17 +61,21 @@ def build_score_rows(
     Returns:
         A row a system and choice, systems in their first order.
     """
-    grouped: dict[Choice, _Weighted] = defaultdict(list)
+    grouped: dict[Choice, WeightedRows] = defaultdict(list)
     for row in values:
-        for choice, weight in _choices_of(row).items():
+        for choice, weight in choices_of(row).items():
             grouped[choice].append((row, weight))
     systems = list(dict.fromkeys(system for system, _, _ in grouped))
     order = sorted(grouped, key=lambda key: (systems.index(key[0]), key[1], key[2]))
     return [_build_row(choice, grouped[choice], subsets, metrics) for choice in order]
 
 
-def _choices_of(row: Values) -> dict[Choice, int]:
-    """Return the choices that a row belongs to, and how often it counts in each."""
+def choices_of(row: Values) -> dict[Choice, int]:
+    """Return the choices that a row belongs to, and how often it counts in each.
+
+    Args:
+        row: Of a prediction set or of its values.
+    """
     system, decoding = cast(str, row["system"]), row["decoding"]
     if decoding != "sampled":
         # All candidates of a system without a choice count alike.
@@ -81,7 +85,7 @@ def _choices_of(row: Values) -> dict[Choice, int]:
     return {(system, "idm", k): chosen_at.count(k) for k in set(chosen_at)}
 
 
-def _build_row(choice: Choice, rows: _Weighted, subsets: Mapping[str, str], metrics: Sequence[str]) -> ScoreRow:
+def _build_row(choice: Choice, rows: WeightedRows, subsets: Mapping[str, str], metrics: Sequence[str]) -> ScoreRow:
     present = {cast(str, row["triplet_id"]) for row, _ in rows}
     missing = [subset for triplet_id, subset in subsets.items() if triplet_id not in present]
     names = [name for name in metrics if any(row.get(name) is not None for row, _ in rows)]
@@ -96,21 +100,12 @@ def _build_row(choice: Choice, rows: _Weighted, subsets: Mapping[str, str], metr
     }
 
 
-def _build_figure(metric: str, rows: _Weighted, subsets: Mapping[str, str]) -> ScoreFigure:
-    # 1. Mean over the candidates of an item in one run and seed.
-    sums: dict[tuple[int, int, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for row, weight in rows:
-        if row.get(metric) is not None:
-            total = sums[cast(int, row["run"]), cast(int, row["sampling_seed"]), cast(str, row["triplet_id"])]
-            total[0] += weight * cast(float, row[metric])
-            total[1] += weight
-    # 2. Mean over seeds, then over runs.
-    by_run: dict[int, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for (run, seed, triplet_id), (total_value, total_weight) in sums.items():
-        by_run[run][seed][triplet_id] = total_value / total_weight
+def _build_figure(metric: str, rows: WeightedRows, subsets: Mapping[str, str]) -> ScoreFigure:
+    # 1. Mean over the candidates of an item in one run and seed, then over seeds, then over runs.
+    by_run = _average_candidates(metric, rows)
     runs = {run: _average(list(seeds.values())) for run, seeds in sorted(by_run.items())}
     items = _average(list(runs.values()))
-    # 3. Means of subsets, of all of the bench's, so that one without a value shows.
+    # 2. Means of subsets, of all of the bench's, so that one without a value shows.
     members: dict[str, list[float]] = {name: [] for name in order_subsets(subsets.values())}
     for triplet_id, value in items.items():
         members[subsets[triplet_id]].append(value)
@@ -131,6 +126,34 @@ def _build_figure(metric: str, rows: _Weighted, subsets: Mapping[str, str]) -> S
         "by_subset": by_subset,
         "num_items_by_subset": {name: len(values) for name, values in members.items()},
     }
+
+
+def average_by_run(metric: str, rows: WeightedRows) -> dict[int, dict[str, float]]:
+    """Average a metric over the candidates of an item, then over sampling seeds.
+
+    Args:
+        metric: Its column.
+        rows: Rows of one system and choice, with how often each counts.
+
+    Returns:
+        Training run → triplet → value; rows without a value are left out.
+    """
+    by_run = _average_candidates(metric, rows)
+    return {run: _average(list(seeds.values())) for run, seeds in sorted(by_run.items())}
+
+
+def _average_candidates(metric: str, rows: WeightedRows) -> dict[int, dict[int, dict[str, float]]]:
+    """Average a metric over the candidates of an item: by run, sampling seed and triplet."""
+    sums: dict[tuple[int, int, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for row, weight in rows:
+        if row.get(metric) is not None:
+            total = sums[cast(int, row["run"]), cast(int, row["sampling_seed"]), cast(str, row["triplet_id"])]
+            total[0] += weight * cast(float, row[metric])
+            total[1] += weight
+    by_run: dict[int, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for (run, seed, triplet_id), (total_value, total_weight) in sums.items():
+        by_run[run][seed][triplet_id] = total_value / total_weight
+    return by_run
 
 
 def _average(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -3,13 +3,13 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import TypeAlias
 
 import numpy as np
 
 from wm.evaluation.bank import Bank
-from wm.evaluation.metrics.stats import Floats, build_figure, mean_interval
+from wm.evaluation.item_differences import PROPOSED, compare_choices
+from wm.evaluation.metrics.stats import Floats, build_figure
 from wm.evaluation.metrics.text import TextReport
 from wm.evaluation.probe import NEGATIVES, NO_NEGATIVE, Preference, ProbeScores, preferences_by_pair
 from wm.evaluation.rows import (
@@ -18,7 +18,6 @@ from wm.evaluation.rows import (
     Figure,
     ForwardRow,
     InverseRow,
-    ItemDifference,
     MeasuredTables,
     ProbeRow,
 )
@@ -40,8 +39,6 @@ TOPS = {
 """Max value of metrics that have bounds, the min being 0."""
 COMPARED = ("final", "editing_success", "minimal_editing", "right", "copied", "l1")
 """Metrics whose differences between models are kept, item by item."""
-PROPOSED = "propose"
-"""``choice`` of an inverse model's greedy action among :func:`difference_rows`."""
 
 Samples: TypeAlias = dict[str, dict[int, list[Floats]]]
 """Metric → training seed → one (B,) a sampling seed."""
@@ -143,37 +140,7 @@ def difference_rows(collected: Collected) -> list[DifferenceRow]:
         if "state_equivalent" in by_item:
             of_label = values.setdefault((label, PROPOSED, 1), {"right": {}})
             of_label["right"][run] = by_item["state_equivalent"]
-    # Pairs that say something: other labels at the same choice, more candidates of one label, inverse and forward.
-    top = max(collected.ks)
-    rows: list[DifferenceRow] = []
-    for first, second in combinations(values, 2):
-        same_choice = first[1:] == second[1:] and first[2] in (1, top)
-        by_k = first[0] == second[0] and first[1] == second[1] and (first[2], second[2]) == (1, top)
-        crossed = PROPOSED in (first[1], second[1]) and second[2] == first[2] == 1
-        if same_choice or by_k or crossed:
-            for name, runs in values[first].items():
-                if name in values[second]:
-                    gap = _compare_items(runs, values[second][name])
-                    rows.append(DifferenceRow(metric=name, first=list(first), second=list(second), **gap))
-    return rows
-
-
-def _compare_items(first: Mapping[int, Floats], second: Mapping[int, Floats]) -> ItemDifference:
-    """Compare two (B,) a training seed item by item."""
-    # Runs of the same training seed share data order and start, which their difference cancels.
-    common = sorted(set(first) & set(second))
-    runs = [common, common] if len(common) > 1 else [sorted(first), sorted(second)]
-    first_B, second_B = (
-        np.mean([of_run[run] for run in seeds], axis=0) for of_run, seeds in zip((first, second), runs, strict=True)
-    )
-    low, high = mean_interval(first_B - second_B)
-    return {
-        "mean": float((first_B - second_B).mean()),
-        "ci_low": low,
-        "ci_high": high,
-        "items": len(first_B),
-        "runs": runs,
-    }
+    return compare_choices(values, max(collected.ks))
 
 
 def idm_rows(collected: Collected) -> list[InverseRow]:

@@ -21,7 +21,7 @@ from wm.tables import read_table
 from wm.training import TrainRecipe
 
 STAGES = {"base", "world", "clips", "triplets", "test", "idm", "annotated", "selected"}
-LATER = {"fdm-ft", "fdm", "fdm-unweighted", "preview", "evaluate", "report"}
+LATER = {"fdm-ft", "fdm", "fdm-unweighted", "preview", "evaluate", "judge", "score", "paper", "report"}
 TRAINING = {
     **{"max_steps": 2, "global_batch_size": 8},
     **{"resources": {"num_workers": 0}, "lora": {"enabled": False}},
@@ -102,6 +102,15 @@ def test_the_loop_runs_goes_on_and_stands_still(tmp_path: Path, capsys: pytest.C
     assert tables["judge"] == "oracle"
     html = (out / "report" / "report.html").read_text()
     assert "C-FDM" in html and "superseded" not in html
+    # The judge sees what the oracle saw: at the largest K both choose once among all candidates.
+    judged = {row["system"]: row["figures"] for row in records["judge"]["figures"] if row["num_candidates"] == 2}
+    chosen = {row["label"]: row["metrics"] for row in tables["fdm"] if (row["choice"], row["k"]) == ("idm", 2)}
+    assert set(judged) == set(chosen) == {"C-ZS", "C-FT", "C-FDM", "C-FDM, no weights"}
+    for name in ("final", "editing_success", "minimal_editing"):
+        assert {label: figures[name]["all items"]["mean"] for label, figures in judged.items()} == pytest.approx(
+            {label: metrics[name]["mean"] for label, metrics in chosen.items()}
+        )
+    assert '<iframe class="page" title="paper"' in html and "toy world" in html
     assert decode_image((out / "preview" / STORYBOARD).read_bytes(), STORYBOARD).shape[2] == 3
     first = marks(out)
 
@@ -133,6 +142,9 @@ def test_the_loop_runs_goes_on_and_stands_still(tmp_path: Path, capsys: pytest.C
     assert {name for name, state in states.items() if "another recipe" in state} == LATER - {
         "preview",
         "evaluate",
+        "judge",
+        "score",
+        "paper",
         "report",
     }
 
@@ -168,7 +180,20 @@ def test_another_run_in_a_stages_folder_is_moved_not_overwritten(
             return stage.finish({})
         return read_run(job.out) or {}
 
-    for name in ("annotate", "evaluate", "ingest", "predict", "pretrain", "report", "select", "tabletop", "train"):
+    for name in (
+        "annotate",
+        "evaluate",
+        "ingest",
+        "predict",
+        "pretrain",
+        "report",
+        "select",
+        "tabletop",
+        "train",
+        "judge",
+        "score",
+        "paper",
+    ):
         monkeypatch.setattr(f"jobs.{name}.run", claim)
     names = [stage.name for stage in plan(recipe(out, seeds=[0, 3]))]
     assert {"idm-seed3", "annotated-seed3", "fdm-unweighted-seed3"} < set(names)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bootstrap import BootstrapRecipe, plan
+from jobs.bootstrap import BootstrapRecipe, plan, run
 from jobs.bootstrap.graph import Demand, GpuPool, Graph, build_graph, find_demand, find_inputs
 from jobs.bootstrap.times import Times, digest_of_settings, load_expected
 from tests.helpers.recipes import ROOT
+from wm.errors import InputError
 
 
 def load(*settings: str) -> BootstrapRecipe:
@@ -34,6 +35,8 @@ def test_what_a_stage_reads_is_what_it_waits_for() -> None:
     assert inputs["preview"] == {"test", "idm", "fdm"}
     models = {f"{name}{tail}" for name in ("idm", "fdm-ft", "fdm", "fdm-unweighted") for tail in ("", "-seed3")}
     assert inputs["evaluate"] == {"test", "preview"} | models
+    assert inputs["judge"] == inputs["score"] == {"test", "evaluate"}
+    assert inputs["paper"] == {"test", "evaluate", "judge", "score"}
     assert inputs["report"] == {stage.name for stage in stages} - {"report"}
 
 
@@ -48,9 +51,37 @@ def test_independent_stages_start_together() -> None:
         {"fdm", "fdm-unweighted"},
         {"preview"},
         {"evaluate"},
+        {"judge", "score"},
+        {"paper"},
         {"report"},
     ]
     assert all(len(step) == 1 for step in order(build_graph(plan(load()), Path("o/demo"), max_stages=1)))
+
+
+def test_what_is_made_of_the_predicted_images_can_be_switched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def names(*settings: str) -> set[str]:
+        return {stage.name for stage in plan(load(*settings))}
+
+    after = {"judge", "score", "paper"}
+    assert after <= names() and not after & names("evaluate.keep_images=false")
+    assert after & names("scoring.judge=false", "scoring.paper=false") == {"score"}
+    recipes = {stage.name: stage.recipe for stage in plan(load("scoring.score=false", "evaluate.subset=split"))}
+    assert recipes["paper"].model_dump()["results"] == ["o/demo/evaluate", "o/demo/judge"]
+    judge, evaluation = recipes["judge"].model_dump(), recipes["evaluate"].model_dump()
+    assert (judge["model"], judge["num_candidates"], judge["subset"]) == ("nano:oracle", [1, 8], "split")
+    assert evaluation["keep_images"] is True
+    # Data of one's own is judged when that is asked for, and by a model that may cost money.
+    own = "data.supervised_root=root"
+    assert not after & names(own)
+    recipes = {stage.name: stage.recipe for stage in plan(load(own, "scoring.judge=true"))}
+    assert recipes["judge"].model_dump()["model"] == "gpt-4o-2024-11-20"
+    assert recipes["evaluate"].model_dump()["keep_images"] is True
+    # Its key is looked for before the first stage, not when the judge's turn comes.
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(InputError, match="OPENAI_API_KEY is not set, and the judge 'm' asks OpenAI's API"):
+        run(load(f"out={tmp_path}", "base_model=nano:base", "judge.model=m"), dry_run=True)
+    with pytest.raises(InputError, match=r"scoring\.score = true needs the images"):
+        plan(load("scoring.score=true", "evaluate.keep_images=false"))
 
 
 def test_gpus_and_cpus_that_stages_ask_for_bound_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,16 +113,17 @@ def test_the_rest_of_a_run_is_estimated_by_a_measured_one(monkeypatch: pytest.Mo
     stages = plan(load())
     seconds = {stage.name: 10.0 for stage in stages} | {"clips": 30.0}
     times = Times(build_graph(stages, Path("o/demo"), max_stages=2), seconds)
-    # world 10, triplets 20, test 30 beside the clips; the pairs of trainings, three of 10 alone, the report.
-    assert times.estimate_s(set()) == 30 + 10 + 20 + 10 + 10 + 20
+    # world 10, triplets 20, test 30 beside the clips; the pairs of trainings, three of 10 alone, judge
+    # beside scores, the paper's tables, the report.
+    assert times.estimate_s(set()) == 30 + 10 + 20 + 10 + 10 + 10 + 10 + 20
     times.begin("world", set(), set())
     times.begin("clips", set(), {"world"})
     now_s = 120.0
     # The first took twice as long as there: so will the others. The clips have run for 20 of their 60 seconds.
     times.end("world")
-    assert times.estimate_s({"world"}) == 40 + 2 * 70
+    assert times.estimate_s({"world"}) == 40 + 2 * 90
     assert times.begin("triplets", {"world"}, {"clips"}) == (
-        "\n[3/13] triplets, beside clips (0:20 so far, about 3:00 left)"
+        "\n[3/16] triplets, beside clips (0:20 so far, about 3:40 left)"
     )
     assert Times(build_graph(stages, Path("o/demo"), max_stages=2), {"world": 1.0}).estimate_s(set()) is None
     # Only a run of the same recipe says how long this one takes, wherever it was written to.

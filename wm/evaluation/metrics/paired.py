@@ -16,7 +16,7 @@ LEVEL = 0.95
 """Share of samples whose interval covers the mean."""
 NUM_RESAMPLES = 9999
 _CELLS = 4_000_000
-"""Numbers that are drawn at a time: about 100 MB."""
+"""Numbers that are sampled at a time: about 100 MB."""
 _DIGITS = 10
 """After the point. Differences that are equal but for rounding are ties of the test."""
 
@@ -51,8 +51,9 @@ def compare_paired(differences: Sequence[Floats], *, seed: int = 0) -> list[Pair
     """
     if not differences:
         return []
+    # Side by side, so that all share their resamples.
     values_BM = np.stack(differences, axis=1)
-    intervals = bootstrap_intervals([values_BM], seed=seed)
+    intervals = bootstrap_intervals([values_BM], seed=seed, num_resamples=NUM_RESAMPLES)
     return [
         PairedResult(float(column.mean()), low, high, signed_rank_p(column), len(column))
         for column, (low, high) in zip(values_BM.T, intervals, strict=True)
@@ -96,7 +97,7 @@ def _resample_means(values_BM: Floats, rng: np.random.Generator, num_resamples: 
     for begin in range(0, num_resamples, rows_at_once):
         rows = min(rows_at_once, num_resamples - begin)
         index_RB = rng.integers(0, count, (rows, count))
-        # How often each item was drawn: then the means of all columns are one matrix product.
+        # How often each item was sampled: then the means of all columns are one matrix product.
         flat = (index_RB + count * np.arange(rows)[:, None]).ravel()
         times_RB = np.bincount(flat, minlength=rows * count).reshape(rows, count)
         parts.append(times_RB.astype(np.float64) @ values_BM / count)

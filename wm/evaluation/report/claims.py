@@ -76,13 +76,28 @@ class _Figures:
         return self._idm.get(label, {}).get(metric)
 
     def by_item(self, metric: str, first: Choice, second: Choice) -> DifferenceRow | None:
-        """Find the row of a difference, whichever of the two was first: its interval is as wide."""
-        pairs = ((metric, first, second), (metric, second, first))
-        return next((row for pair in pairs if (row := self._differences.get(pair)) is not None), None)
+        """Find the row of a difference, whichever of the two was first there."""
+        row, turned = (self._differences.get((metric, *pair)) for pair in ((first, second), (second, first)))
+        return row if row is not None or turned is None else _turn(turned)
 
     def probe(self, role: str, label: str) -> dict[str, Figure]:
         """Return kind of negative → share."""
         return self._probe.get((role, label), {})
+
+
+def _turn(row: DifferenceRow) -> DifferenceRow:
+    """Turn first minus second into second minus first."""
+    turned = row.copy()
+    turned["first"], turned["second"], turned["runs"] = row["second"], row["first"], row["runs"][::-1]
+    turned["mean"] = -row["mean"]
+    turned["ci_low"], turned["ci_high"] = _negate(row["ci_high"]), _negate(row["ci_low"])
+    turned["bootstrap_low"] = _negate(row.get("bootstrap_high"))
+    turned["bootstrap_high"] = _negate(row.get("bootstrap_low"))
+    return turned
+
+
+def _negate(value: float | None) -> float | None:
+    return None if value is None else -value
 
 
 def judge_claims(tables: Tables, labels: Labels) -> list[Claim]:

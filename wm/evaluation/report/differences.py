@@ -1,10 +1,11 @@
 """Compare two figures of ``tables.json``: their difference, and the spread that it must exceed to count."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from wm.evaluation.metrics.stats import half_interval, student_quantile
+from wm.evaluation.report.summary import describe_certainty
 from wm.evaluation.rows import Figure, ItemDifference
 
 Verdict: TypeAlias = Literal["shows", "within the spread", "does not show", "not measured"]
@@ -17,6 +18,7 @@ class Difference:
     mean: float  # of first - second
     spread: float | None  # what it must exceed to count; None if unknown
     basis: str  # what the spread is
+    certainty: str = ""  # interval over items, p, number of items and runs; empty where unknown
 
     def verdict(self, *, higher_is_better: bool = True) -> Verdict:
         """Return whether the first is better by more than the spread."""
@@ -29,7 +31,8 @@ class Difference:
 
     def text(self) -> str:
         """Format the difference and its spread."""
-        return f"difference {self.mean:+.3f}, spread {'unknown' if self.spread is None else f'{self.spread:.3f}'}"
+        text = f"difference {self.mean:+.3f}, spread {'unknown' if self.spread is None else f'{self.spread:.3f}'}"
+        return f"{text} ({self.certainty})" if self.certainty else text
 
 
 def compare_figures(first: Figure, second: Figure, by_item: ItemDifference | None = None) -> Difference:
@@ -47,6 +50,12 @@ def compare_figures(first: Figure, second: Figure, by_item: ItemDifference | Non
     Returns:
         The difference, its spread unknown where the figures are one value each.
     """
+    difference = _weigh_spreads(first, second, by_item)
+    return difference if by_item is None else replace(difference, certainty=describe_certainty(by_item))
+
+
+def _weigh_spreads(first: Figure, second: Figure, by_item: ItemDifference | None) -> Difference:
+    """Find the spread that counts."""
     # Runs of the same training seed share data order and start, which their difference cancels.
     seeds = sorted(set(first["runs"]) & set(second["runs"]))
     is_paired = len(seeds) > 1

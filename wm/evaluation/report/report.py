@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from wm.errors import InputError
 from wm.evaluation.report.claims import Labels
 from wm.evaluation.report.data import data_section, timing_section, training_section
 from wm.evaluation.report.figures import claims_section, forward_section, inverse_section, probe_section
@@ -14,11 +15,14 @@ from wm.evaluation.report.findings import Findings, read_findings
 from wm.evaluation.report.images import heat_uri, image_uri
 from wm.evaluation.report.templates import render
 
+PAPER_PAGE = "paper.html"
+
 
 class _Section(NamedTuple):
     anchor: str
     title: str
     html: Markup
+    is_optional: bool = False  # a complete run may lack it
 
 
 def render_report(folder: str | Path, labels: Labels, notes: Mapping[str, str], *, title: str = "") -> str:
@@ -42,6 +46,7 @@ def render_report(folder: str | Path, labels: Labels, notes: Mapping[str, str], 
         _Section("forward", "Forward dynamics", forward_section(findings)),
         _Section("inverse", "Inverse dynamics", inverse_section(findings)),
         _Section("probe", "Preference probe", probe_section(findings)),
+        _Section("paper", "The paper's tables and figures", paper_section(findings), is_optional=True),
         _Section("wall", "Examples", examples_section(findings)),
         _Section("training", "Training", training_section(findings)),
         _Section("data", "Data", data_section(findings)),
@@ -53,7 +58,7 @@ def render_report(folder: str | Path, labels: Labels, notes: Mapping[str, str], 
         about=_describe_run(findings),
         sections=[section for section in sections if section.html],
         # Named, so that nobody takes an unfinished run for a complete one.
-        missing=[section.title for section in sections if not section.html],
+        missing=[section.title for section in sections if not section.html and not section.is_optional],
     )
 
 
@@ -68,6 +73,28 @@ def examples_section(findings: Findings) -> Markup:
         uri=lambda name: image_uri(folder / name),
         heat_uri=heat_uri,
     )
+
+
+def paper_section(findings: Findings) -> Markup:
+    """Render the pages that ``jobs.paper`` made in the run.
+
+    Args:
+        findings: What the run holds.
+
+    Returns:
+        HTML; empty without such a page.
+
+    Raises:
+        InputError: A page is missing, though its stage is complete.
+    """
+    pages = []
+    for stage in findings.of("paper"):
+        path = stage.folder / PAPER_PAGE
+        try:
+            pages.append({"folder": stage.name, "html": path.read_text(encoding="utf-8")})
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is missing or damaged, though its stage is complete") from error
+    return render("paper.html", pages=pages) if pages else Markup()
 
 
 def _describe_run(findings: Findings) -> str:

@@ -1,8 +1,12 @@
 """Format the tables as plain text, for the terminal."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 
-from wm.evaluation.rows import Figure, ForwardRow, InverseRow, Tables
+from wm.evaluation.rows import DifferenceRow, Figure, ForwardRow, InverseRow, ItemDifference, Tables
+
+_MAX_PAIRS = 12
+"""Differences that are printed; of many models there are more pairs than a screen has lines."""
 
 
 def spread_text(figure: Figure | None) -> str:
@@ -30,7 +34,13 @@ def judged_metrics(tables: Tables) -> list[str]:
 
 def format_tables(tables: Tables) -> str:
     """Format all tables of ``tables.json`` as aligned text."""
-    blocks = [_format_forward(tables), _format_adaptive(tables), _format_inverse(tables), _format_probe(tables)]
+    blocks = [
+        _format_forward(tables),
+        _format_differences(tables),
+        _format_adaptive(tables),
+        _format_inverse(tables),
+        _format_probe(tables),
+    ]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -38,6 +48,57 @@ def _format_forward(tables: Tables) -> str:
     columns = [*judged_metrics(tables), "l1", "unchanged_tokens"]
     rows = [[row_name(row), *(spread_text(row["metrics"].get(name)) for name in columns)] for row in tables["fdm"]]
     return format_grid(["forward dynamics", *columns], rows)
+
+
+def _format_differences(tables: Tables) -> str:
+    """Format the differences of models in the headline metric, single predictions and the largest K."""
+    metric = "final" if judged_metrics(tables) else "l1"
+    rows = [
+        row
+        for row in tables.get("differences", [])
+        if row["metric"] == metric and row["first"][1] == "idm" and row["first"][1:] == row["second"][1:]
+    ]
+    rows = [row for row in rows if row.get("bootstrap_low") is not None]
+    if not rows:
+        return ""
+    cells = [[_name_pair(row), f"{row['mean']:+.3f}", *_format_certainty(row)] for row in rows[:_MAX_PAIRS]]
+    header = [f"difference, {metric}", "mean", "95 % interval", "p", "n", "runs"]
+    notes = ["paired bootstrap over the items (BCa); p: Wilcoxon's signed-rank test; by subset: wm compare"]
+    if len(rows) > _MAX_PAIRS:
+        notes.append(f"{len(rows) - _MAX_PAIRS} more pairs in tables.json")
+    return "\n".join([format_grid(header, cells), *notes])
+
+
+def _name_pair(row: DifferenceRow) -> str:
+    return f"{row['first'][0]} - {row['second'][0]}, K = {row['first'][2]}"
+
+
+def _format_certainty(row: ItemDifference) -> list[str]:
+    """Format interval, p, number of items and runs of a difference."""
+    low, high, std = row.get("bootstrap_low"), row.get("bootstrap_high"), row.get("std")
+    interval = "–" if low is None or high is None else f"[{low:+.3f}, {high:+.3f}]"
+    first, second = (len(runs) for runs in row["runs"])
+    runs = f"{first}" if first == second else f"{first} / {second}"
+    return [interval, format_p(row.get("p")), f"{row['items']:,}", runs if std is None else f"{runs} (± {std:.3f})"]
+
+
+def describe_certainty(row: ItemDifference) -> str:
+    """Describe interval, p, number of items and runs of a difference in words; empty where an earlier version made it.
+
+    Args:
+        row: A row of ``differences``.
+    """
+    if row.get("bootstrap_low") is None:
+        return ""
+    interval, p, items, runs = _format_certainty(row)
+    return f"bootstrap {interval}, p {p}, n {items}, runs {runs}"
+
+
+def format_p(p: float | None) -> str:
+    """Format a p: ``.012``, ``< .001``; a dash for None."""
+    if p is None:
+        return "–"
+    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def _format_adaptive(tables: Tables) -> str:
@@ -75,6 +136,19 @@ def _format_probe(tables: Tables) -> str:
         [f"{label} ({role})", *(by_kind.get(kind, "–") for kind in kinds)] for (role, label), by_kind in shares.items()
     ]
     return "\n".join([format_grid(["preference for the truth", *kinds], rows), *probe_notes(tables)])
+
+
+def suggest_comparison(folder: str, labels: Sequence[str]) -> str:
+    """Name the command that says which of two systems of a result is better; empty for fewer than two.
+
+    Args:
+        folder: The result.
+        labels: Its systems, references left out; the first two are the example.
+    """
+    if len(labels) < 2:
+        return ""
+    words = shlex.join([f"{folder}:{labels[0]}", labels[1]])
+    return f"which of two is better, and how sure that is: wm compare {words}"
 
 
 def text_notes(rows: Sequence[InverseRow], words: Mapping[str, str]) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from wm.evaluation.bank import Bank
+from wm.evaluation.metrics.paired import bootstrap_intervals, signed_rank_p
 from wm.evaluation.metrics.stats import build_figure, half_interval, mean_interval, student_quantile
 from wm.evaluation.probe import Preference
 from wm.evaluation.report.differences import compare_figures
@@ -101,7 +102,10 @@ def collected_of(rng, items, runs, gain, *, seed=0):
     return collected
 
 
-def test_paired_differences_cover_and_are_narrow():
+def test_paired_differences_cover_and_are_narrow(monkeypatch):
+    # Student's intervals: the bootstrap and the test beside them are not asked here.
+    monkeypatch.setattr("wm.evaluation.metrics.paired.NUM_RESAMPLES", 2)
+    monkeypatch.setattr("wm.evaluation.metrics.paired.signed_rank_p", lambda _: 1.0)
     rng, gain, covered, widths = np.random.default_rng(4), 0.1, 0, []
     for number in range(500):
         (row,) = [
@@ -127,9 +131,21 @@ def test_differences_name_what_they_are_of():
     means = [[collected.banks[label, run, 0].metrics["right"].mean() for run in range(3)] for label in "AB"]
     assert row["mean"] == pytest.approx(np.mean(means[0]) - np.mean(means[1]))
     assert (row["items"], row["runs"]) == (30, [[0, 1, 2], [0, 1, 2]])
+    by_run = [first.mean() - second.mean() for first, second in zip(*_runs_of(collected), strict=True)]
+    assert row["std"] == pytest.approx(np.std(by_run, ddof=1))
+    gaps = np.mean([first - second for first, second in zip(*_runs_of(collected), strict=True)], axis=0)
+    (bounds,) = bootstrap_intervals([gaps[:, None]])
+    assert (row["bootstrap_low"], row["bootstrap_high"]) == pytest.approx(bounds)
+    assert row["p"] == signed_rank_p(gaps) and row["bootstrap_low"] < row["mean"] < row["bootstrap_high"]
     asymmetry = rows["right", ("A", "idm", 1), ("IDM", "propose", 1)]
+    assert asymmetry["std"] is None
     assert asymmetry["mean"] == pytest.approx(np.mean(means[0]) - 1) and asymmetry["runs"] == [[0, 1, 2], [0]]
     assert ("unchanged_tokens", ("A", "idm", 1), ("B", "idm", 1)) not in rows
+
+
+def _runs_of(collected):
+    """Each run's mean over candidates, (B,): of A, and of B."""
+    return [[collected.banks[label, run, 0].metrics["right"].mean(axis=1) for run in range(3)] for label in "AB"]
 
 
 def test_half_intervals_over_seeds_cover():

@@ -1,0 +1,51 @@
+"""Scopes of a comparison: which runs and items count, by hand."""
+
+import numpy as np
+import pytest
+
+from wm.evaluation.comparison.figures import compare_metric
+from wm.evaluation.comparison.measures import find_measure
+from wm.evaluation.comparison.verdict import describe
+
+SUBSETS = {f"t{item}": "ag" if item < 6 else "kubric" for item in range(9)}
+MEASURE = find_measure("judge.final")
+
+
+def values(*numbers):
+    return {f"t{item}": float(number) for item, number in enumerate(numbers) if number is not None}
+
+
+def test_runs_that_both_have_are_paired_and_others_averaged():
+    first = {0: values(*[2] * 9), 1: values(*[4] * 9), 2: values(*[90] * 9)}
+    second = {0: values(*[1] * 9), 1: values(*[2] * 9), 7: values(*[50] * 9)}
+    entry = compare_metric(MEASURE, "", first, second, SUBSETS)
+    assert entry.runs == ([0, 1], [0, 1]) and entry.gaps == {0: 1.0, 1: 2.0}
+    assert (entry.micro.first, entry.micro.second, entry.std) == (3.0, 1.5, pytest.approx(np.sqrt(0.5)))
+    # One seed in common pairs nothing.
+    entry = compare_metric(MEASURE, "", first, {0: values(*[1] * 9)}, SUBSETS)
+    assert entry.runs == ([0, 1, 2], [0]) and entry.gaps == {} and entry.std is None
+    assert entry.micro.first == 32.0 and "3 and 1 run" in describe(entry, ("A", "B"))
+
+
+def test_an_average_is_over_all_subsets_or_not_there():
+    first, second = values(*[2] * 6), values(*[1] * 9)
+    entry = compare_metric(MEASURE, "", {0: first}, {0: second}, SUBSETS)
+    assert entry.macro is None and list(entry.subsets) == ["ag"] and entry.missing == (["t6", "t7", "t8"], [])
+    assert entry.headline is entry.micro and entry.subsets["ag"].p_corrected is None
+    # A single item of a subset: its mean counts, but has no interval.
+    entry = compare_metric(MEASURE, "", {0: first | {"t8": 4.0}}, {0: second}, SUBSETS)
+    assert entry.macro is not None and (entry.macro.difference, entry.macro.low) == (2.0, None)
+    assert not entry.is_sure and "no interval: a subset has one item" in describe(entry, ("A", "B"))
+    assert compare_metric(MEASURE, "", {0: values(1)}, {0: {"t3": 1.0}}, SUBSETS) is None
+
+
+def test_a_run_without_a_subset_has_no_average():
+    full, part = values(*[2] * 9), values(*[2] * 6)
+    second = {run: values(*[1] * 9) for run in range(3)}
+    entry = compare_metric(MEASURE, "", {0: full, 1: full, 2: part}, second, SUBSETS)
+    assert entry.gaps == {0: 1.0, 1: 1.0} and entry.std == 0.0
+
+
+def test_one_item_says_nothing():
+    entry = compare_metric(MEASURE, "", {0: values(3)}, {0: values(1)}, {"t0": "ag"})
+    assert describe(entry, ("A", "B")) == "one item says nothing: difference +2.00" and not entry.is_sure

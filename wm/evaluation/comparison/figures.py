@@ -1,0 +1,208 @@
+"""Compute the differences of two systems by subset and on average, each with its interval, its test and its runs.
+
+Knows no file and no words.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from wm.evaluation.aurora_bench import order_subsets
+from wm.evaluation.comparison.measures import Measure
+from wm.evaluation.comparison.values import RunValues
+from wm.evaluation.metrics.paired import bootstrap_intervals, compare_paired, holm_correct
+from wm.evaluation.metrics.stats import sample_std
+
+ALPHA = 0.05
+"""Below it a p says that two systems differ."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The difference over a subset, over all items (micro), or of the mean over subsets (macro).
+
+    Attributes:
+        first: Mean of the first system.
+        second: Mean of the second one.
+        difference: First minus second.
+        low: Lower bound of its 95 % interval over items; None where it is not defined.
+        high: Upper bound.
+        p: Of Wilcoxon's signed-rank test; None for the mean over subsets, and for a single item.
+        p_corrected: The same by Holm over the subsets; None where there are not several.
+        num_items: Items that both systems have.
+    """
+
+    first: float
+    second: float
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    num_items: int
+    p_corrected: float | None = None
+
+    @property
+    def is_sure(self) -> bool:
+        """Return whether the interval excludes 0, and the test (corrected where it is one of several) agrees."""
+        p = self.p if self.p_corrected is None else self.p_corrected
+        return self.excludes_zero and (p is None or p < ALPHA)
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Return whether all of the interval is on one side of 0."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two systems in one metric.
+
+    Attributes:
+        measure: The metric.
+        basis: What it was measured with; empty: nothing but the images or texts.
+        micro: Over all items that both have.
+        macro: Of the mean over subsets; None for one subset, and where one of several has no item.
+        subsets: By subset, those without an item left out.
+        runs: Training runs of the first and of the second that the means are of.
+        gaps: Run → first minus second, of runs that both have; empty unless there are two at least.
+        missing: Triplets of the bench that the first and the second lack.
+    """
+
+    measure: Measure
+    basis: str
+    micro: Scope
+    macro: Scope | None
+    subsets: dict[str, Scope]
+    runs: tuple[list[int], list[int]]
+    gaps: dict[int, float] = field(default_factory=dict)
+    missing: tuple[list[str], list[str]] = field(default=([], []))
+
+    @property
+    def headline(self) -> Scope:
+        """Return the scope of the verdict: the paper's average where there is one, else all items."""
+        return self.macro or self.micro
+
+    @property
+    def std(self) -> float | None:
+        """Return the standard deviation of the difference over paired runs."""
+        return sample_std(list(self.gaps.values()))
+
+    @property
+    def num_agreeing(self) -> int:
+        """Return how many paired runs differ in the direction of the mean."""
+        return sum(gap * self.headline.difference > 0 for gap in self.gaps.values())
+
+    @property
+    def is_sure(self) -> bool:
+        """Return whether the difference is one that neither luck of items nor of runs is likely to give."""
+        # A mean over subsets has no test of its own: that over all items must not contradict.
+        p = self.micro.p
+        return self.headline.excludes_zero and p is not None and p < ALPHA and self.num_agreeing == len(self.gaps)
+
+
+def compare_metric(
+    measure: Measure, basis: str, first: RunValues, second: RunValues, subsets: Mapping[str, str], *, seed: int = 0
+) -> Comparison | None:
+    """Compare two systems on the items that both have.
+
+    An item's value is its mean over runs: those that both have where there are two at least, else all of each.
+
+    Args:
+        measure: The metric.
+        basis: What it was measured with.
+        first: Values of the first system.
+        second: Of the second.
+        subsets: Subset of each triplet of the bench, in its order.
+        seed: Of the bootstrap.
+
+    Returns:
+        The comparison; None where no item has a value of both.
+    """
+    # Runs of the same training seed share data order and start, which their difference cancels.
+    shared = sorted(set(first) & set(second))
+    runs = (shared, shared) if len(shared) > 1 else (sorted(first), sorted(second))
+    values = [_average([system[run] for run in of]) for system, of in zip((first, second), runs, strict=True)]
+    # In the bench's order: what one lacks counts for neither.
+    common = [key for key in subsets if key in values[0] and key in values[1]]
+    if not common:
+        return None
+    first_B, second_B = (np.array([system[key] for key in common]) for system in values)
+    names = order_subsets(subsets.values())
+    members = {name: np.array([subsets[key] == name for key in common]) for name in names}
+    by_subset = {
+        name: _compare(first_B[inside], second_B[inside], seed) for name, inside in members.items() if inside.any()
+    }
+    # Over fewer subsets than the bench has it would be another average.
+    is_complete = len(names) > 1 and len(by_subset) == len(names)
+    macro = (
+        _compare_macro([(first_B[inside], second_B[inside]) for inside in members.values()], seed)
+        if is_complete
+        else None
+    )
+    # One run has no spread, which is not a spread of 0.
+    gaps = {}
+    for run in shared if len(shared) > 1 else []:
+        gap = _difference_of_run(first[run], second[run], {key: subsets[key] for key in common}, macro is not None)
+        if gap is not None:
+            gaps[run] = gap
+    return Comparison(
+        measure=measure,
+        basis=basis,
+        micro=_compare(first_B, second_B, seed),
+        macro=macro,
+        subsets=_correct(by_subset),
+        runs=runs,
+        gaps=gaps,
+        missing=([key for key in subsets if key not in values[0]], [key for key in subsets if key not in values[1]]),
+    )
+
+
+def _average(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average each item over the runs that have it."""
+    items = dict.fromkeys(key for run in runs for key in run)
+    return {key: float(np.mean([run[key] for run in runs if key in run])) for key in items}
+
+
+def _compare(first_B: np.ndarray, second_B: np.ndarray, seed: int) -> Scope:
+    (result,) = compare_paired([first_B - second_B], seed=seed)
+    return Scope(
+        first=float(first_B.mean()),
+        second=float(second_B.mean()),
+        difference=result.mean,
+        low=result.low,
+        high=result.high,
+        p=result.p,
+        num_items=result.num_items,
+    )
+
+
+def _compare_macro(members: Sequence[tuple[np.ndarray, np.ndarray]], seed: int) -> Scope:
+    """Compare the means over subsets; items are resampled within each subset."""
+    first, second = (float(np.mean([pair[side].mean() for pair in members])) for side in (0, 1))
+    ((low, high),) = bootstrap_intervals([(first_B - second_B)[:, None] for first_B, second_B in members], seed=seed)
+    return Scope(first, second, first - second, low, high, None, sum(len(first_B) for first_B, _ in members))
+
+
+def _correct(by_subset: Mapping[str, Scope]) -> dict[str, Scope]:
+    """Correct the tests of several subsets: of many, some differ by chance."""
+    # A subset of a single item has no test, and counts as none.
+    tested = {name: scope.p for name, scope in by_subset.items() if scope.p is not None}
+    if len(by_subset) < 2:
+        return dict(by_subset)
+    corrected = dict(zip(tested, holm_correct(list(tested.values())), strict=True))
+    return {name: replace(scope, p_corrected=corrected.get(name)) for name, scope in by_subset.items()}
+
+
+def _difference_of_run(
+    first: Mapping[str, float], second: Mapping[str, float], subsets: Mapping[str, str], is_macro: bool
+) -> float | None:
+    """Compute the headline difference of one run over the items that both have in it; None where a subset has none."""
+    by_subset: dict[str, list[float]] = {name if is_macro else "": [] for name in subsets.values()}
+    for key, name in subsets.items():
+        if key in first and key in second:
+            by_subset[name if is_macro else ""].append(first[key] - second[key])
+    # Over fewer subsets it would be another average.
+    if not all(by_subset.values()):
+        return None
+    return float(np.mean([np.mean(values) for values in by_subset.values()]))
