@@ -38,6 +38,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "judge": "a vision-language model scores predicted images: editing success and minimal editing",
         "collect": "images and actions of any other system become a prediction set",
         "score": "L1, CLIP, DINO and captions of prediction sets, of any systems side by side",
+        "paper": "the tables and figures of the paper, own numbers beside the published ones",
         "report": "one HTML page of a run",
         "benchmark": "measure this machine",
     },

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from jobs.judge import report
 from jobs.judge.asking import JudgeSession, ask_all, estimate_cost, list_pending, spent_so_far
 from jobs.judge.batches import ask_in_batches
@@ -22,30 +20,12 @@ from wm.errors import InputError
 from wm.evaluation.judge.figures import ItemScore, compute_figures
 from wm.evaluation.judge.items import Bench, JudgeItem, choose_items, copy_items
 from wm.evaluation.judge.requests import judgement_key
+from wm.evaluation.judge.score_files import SCORES_SCHEMA
 from wm.evaluation.judge.store import JudgementStore
 from wm.evaluation.judge.template import load_template
 from wm.evaluation.predictions import check_systems, list_predictions
 from wm.runs import Run, digest_of, read_run
 from wm.tables import write_table
-
-SCORES_SCHEMA = pa.schema(
-    [
-        ("triplet_id", pa.string()),
-        ("subset", pa.string()),
-        ("system", pa.string()),
-        ("run", pa.int32()),
-        ("sampling_seed", pa.int32()),
-        ("num_candidates", pa.int32()),
-        ("repeat", pa.int32()),
-        ("editing_success", pa.float64()),
-        ("minimal_editing", pa.float64()),
-        ("final", pa.float64()),
-        ("failure", pa.string()),
-        ("key", pa.string()),
-    ]
-)
-"""One row a judgement. Scores from 0 to 10; null, with a ``failure``, where there is none. ``key``: of the line in
-``judgements``."""
 
 
 def run(recipe: JudgeRecipe, *, dry_run: bool = False) -> dict[str, Any]:

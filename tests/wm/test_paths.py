@@ -56,6 +56,8 @@ NO_PATHS = {
     *("ModelEntry.idm", "EvaluateRecipe.idm"),
     # Relative to CollectRecipe.folder; of the judge's endpoint.
     *("CollectRecipe.pattern", "JudgeRecipe.model", "JudgeRecipe.base_url", "JudgeRecipe.api_key_variable"),
+    # Of tables and systems.
+    *("PaperRecipe.items", "PaperRecipe.names"),
     # Keys of another recipe, as on a command line.
     *("BenchmarkRecipe.overrides", "BenchmarkRecipe.demo"),
     # Relative to another key.

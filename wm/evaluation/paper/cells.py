@@ -37,13 +37,15 @@ class Cell:
         expected: Items that it should be over, those of the bench.
         published: The paper's figure; None where it prints none, or where it must not stand beside ours.
         published_mark: What the paper prints behind it, such as †.
-        digits: Digits after the point.
+        published_digits: Digits after its point, as printed.
+        digits: Digits after the point of ours.
         is_signed: Whether a plus is written, as for differences.
         lower_is_better: Whether the smallest of a row is the best.
         is_best: Whether it is the best model of its row.
         is_published_best: Whether the paper prints it bold.
         mark: What is written behind our figure, such as †.
         absent: Why there is no figure of ours.
+        is_blank: Whether the table has nothing at this place.
     """
 
     mean: float | None = None
@@ -55,6 +57,7 @@ class Cell:
     expected: int | None = None
     published: float | None = None
     published_mark: str = ""
+    published_digits: int = 2
     digits: int = 2
     is_signed: bool = False
     lower_is_better: bool = False
@@ -62,6 +65,7 @@ class Cell:
     is_published_best: bool = False
     mark: str = ""
     absent: Absent | None = None
+    is_blank: bool = False
 
     @property
     def is_partial(self) -> bool:
@@ -78,6 +82,8 @@ class Cell:
 
     def text(self) -> str:
         """Format our figure with its mark; a dash where there is none."""
+        if self.is_blank:
+            return ""
         return self.format_value(self.mean) + (self.mark if self.mean is not None else "")
 
     def spread_text(self) -> str:
@@ -99,7 +105,9 @@ class Cell:
 
     def published_text(self) -> str:
         """Format the published figure; empty where there is none."""
-        return "" if self.published is None else self.format_value(self.published) + self.published_mark
+        if self.published is None:
+            return ""
+        return replace(self, digits=self.published_digits).format_value(self.published) + self.published_mark
 
 
 @dataclass(frozen=True)

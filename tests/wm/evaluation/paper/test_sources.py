@@ -1,0 +1,102 @@
+"""What result folders hold, and what is refused: each in one line that names the folder."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.bench_files import write_bench
+from tests.helpers.paper_results import IDS, judged, scored, write_collected, write_judging, write_scoring, write_stage
+from wm.errors import InputError
+from wm.evaluation.paper.sources import Sources, read_sources
+
+GREY = np.full((16, 24, 3), 128, np.uint8)
+
+
+def read(*folders: Path, **more: object) -> Sources:
+    return read_sources([str(folder) for folder in folders], **more)  # type: ignore[arg-type]
+
+
+def test_results_are_found_by_stage_and_system(results: dict[str, Path], tmp_path: Path) -> None:
+    collected = write_collected(tmp_path / "got", results["bench"], "GoT", GREY)
+    sources = read(results["judge"], results["score"], collected, names={"SE": "mine"})
+    assert [source.stage for source in sources.folders] == ["judge", "score", "collect"]
+    assert sources.subset_order == ["magicbrush", "something", "kubric"] and list(sources.subsets) == IDS
+    assert sources.label("SE") == "mine" and sources.title("mine") == "SE" and sources.label("GoT") == "GoT"
+    assert sources.list_systems() == ["GoT", "Copy", "C-FT", "C-FDM", "C-FDM w/o LW", "mine"]
+    assert sources.predicted_in == {"GoT": str(collected)} and not sources.is_toy
+    assert {score.subset for score in sources.judgements} == {"magicbrush", "something", "kubric"}
+    by_split = read(results["judge"], subset="split")
+    assert set(by_split.subsets.values()) == {"test"} and {score.subset for score in by_split.judgements} == {"test"}
+
+
+def test_no_result_is_no_bench() -> None:
+    sources = read()
+    assert sources.folders == () and sources.rows == () and sources.judgements == [] and not sources.is_toy
+
+
+def test_copy_may_be_in_several_folders_and_is_taken_once(results: dict[str, Path], tmp_path: Path) -> None:
+    rows = judged("Copy", [5] * 5) + judged("L-FT", [1] * 5)
+    both = read(results["judge"], write_judging(tmp_path / "liquid", results["bench"], rows))
+    copies = [score.final for score in both.judgements if score.system == "Copy"]
+    assert copies == [0] * 5 and "L-FT" in both.judged_systems
+
+
+def test_the_toy_world_is_recognised(results: dict[str, Path], tmp_path: Path) -> None:
+    assert read(write_judging(tmp_path / "nano", results["bench"], judged("x", [1] * 5), "nano:oracle")).is_toy
+    assert read(write_stage(tmp_path / "clips", "annotate", {"dataset": "tabletop-videos"})).is_toy
+
+
+def test_bad_folders_are_named(results: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "run.unfinished.json").write_text("{}")
+    again = write_judging(tmp_path / "again", results["bench"], judged("C-FT", [1] * 5))
+    other = write_judging(tmp_path / "other", results["bench"], judged("x", [1] * 5), "another-judge")
+    for folders, message in (
+        ([tmp_path / "none"], "no such folder"),
+        ([tmp_path / "empty"], "is no result of wm: expected a folder with run.json"),
+        ([unfinished], "is not complete"),
+        ([results["judge"], again], "again both hold a system named 'C-FT': give one of them"),
+        ([results["judge"], other], "judged by gpt-4o, .*other by another-judge: a table is of one judge"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            read(*folders)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"names: SE = 'what'; the results hold .*C-FT"):
+        read(results["judge"], names={"SE": "what"})
+
+
+def test_results_of_two_benches_are_refused(results: dict[str, Path], tmp_path: Path) -> None:
+    bench = write_bench(tmp_path / "b")
+    # The same triplets in another folder are the same bench.
+    read(results["judge"], write_judging(tmp_path / "same", bench, judged("x", [1] * 5)))
+    other = write_bench(tmp_path / "c")
+    (other / "triplets" / "part-00001.parquet").unlink()
+    folder = write_scoring(tmp_path / "score", other, scored("x", [1] * 5)[:3])
+    with pytest.raises(InputError, match=r"score is of another bench: .* share 3 triplets of 3 and 5"):
+        read(results["judge"], folder)
+    # Or a bench that is gone, and the results name triplets of another.
+    rows = judged("x", [1] * 5)
+    rows[0]["triplet_id"] = "f" * 24
+    gone = write_judging(tmp_path / "gone", tmp_path / "nothing", rows)
+    with pytest.raises(InputError, match=r"the bench .*nothing of .*gone is not there; give triplets=FOLDER"):
+        read(gone)
+    with pytest.raises(InputError, match="gone is of another bench: 1 of its triplets, 'ffff"):
+        read(gone, triplets=str(bench))
+
+
+def test_two_evaluations_of_one_label_are_refused(results: dict[str, Path], tmp_path: Path) -> None:
+    folders = []
+    for name in ("a", "b"):
+        folder = write_stage(tmp_path / name, "evaluate", {"triplets": str(results["bench"])})
+        row = {"label": "C-IDM", "metrics": {}}
+        (folder / "tables.json").write_text(json.dumps({"items": 5, "fdm": [], "idm": [row], "probe": []}))
+        folders.append(folder)
+    with pytest.raises(InputError, match="both hold the label 'C-IDM': give one of them"):
+        read(*folders)
+    (folders[0] / "tables.json").unlink()
+    with pytest.raises(InputError, match=r"tables\.json is missing, though its stage is complete"):
+        read(folders[0])
