@@ -55,6 +55,7 @@ NO_PATHS = {
     *("Labels.zero_shot", "Labels.finetuned", "Labels.bootstrapped", "Labels.unweighted", "Labels.idm"),
     *("ModelEntry.idm", "EvaluateRecipe.idm"),
     # Relative to CollectRecipe.folder; of the judge's endpoint.
+    *("ContradictRecipe.model", "ContradictRecipe.base_url", "ContradictRecipe.api_key_variable"),
     *("CollectRecipe.pattern", "JudgeRecipe.model", "JudgeRecipe.base_url", "JudgeRecipe.api_key_variable"),
     # Of tables and systems.
     *("PaperRecipe.items", "PaperRecipe.names", "FigureOptions.triplets"),
