@@ -11,7 +11,7 @@ from wm.config import read_toml
 _FILE = Path(__file__).parent / "published.toml"
 _CELL = re.compile(r"(?P<bold>\*?)(?P<value>-?\d+(?:\.(?P<decimals>\d+))?)(?P=bold)(?P<mark>†?)")
 NO_CELL = "-"
-"""A cell where the paper has no number."""
+"""A cell without a number in the paper."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,15 @@ class PublishedTable:
     rows: Mapping[str, Mapping[str, PublishedCell]]
 
     def cell(self, row: str, column: str) -> PublishedCell | None:
-        """Return a cell, or None where the paper has no number."""
+        """Return a cell, or None where the paper prints none.
+
+        Args:
+            row: Its title.
+            column: Its head.
+
+        Returns:
+            The number.
+        """
         return self.rows.get(row, {}).get(column)
 
 
@@ -71,14 +79,14 @@ def parse_row(text: str, columns: Sequence[str]) -> dict[str, PublishedCell]:
     """Parse a row of the file.
 
     Args:
-        text: Cells separated by blanks: ``*0.29*†`` is bold with a mark, ``-`` has no number.
+        text: Cells separated by blanks: ``*0.29*†`` is bold with a mark, ``-`` is empty.
         columns: Their columns.
 
     Returns:
         Column → cell.
 
     Raises:
-        ValueError: A cell is no number, or there are more or fewer cells than columns.
+        ValueError: A cell is not a number, or there are more or fewer cells than columns.
     """
     parts = text.split()
     if len(parts) != len(columns):

@@ -161,7 +161,7 @@ class Table:
         source: Where the published figures are printed, such as ``ACL, Table 2``; empty: none are shown.
         notes: Sentences below it.
         is_toy: Whether the results are of the toy world.
-        absent: Why the whole table has no figure of ours; None where it has some.
+        absent: Why the table has no figure of ours at all; None where it has some.
     """
 
     key: str
@@ -175,6 +175,7 @@ class Table:
 
     def __post_init__(self) -> None:
         """Check that every row has a cell a column."""
+        # A shifted cell would be another column's figure.
         for row in self.rows:
             if len(row.cells) != len(self.columns):
                 raise ValueError(f"{self.key}, row {row.title}: {len(row.cells)} cells, {len(self.columns)} columns")
@@ -203,6 +204,7 @@ def mark_best(cells: Sequence[Cell], columns: Sequence[Column]) -> tuple[Cell, .
     # Alone there is nothing to be better than.
     if len(rivals) < 2:
         return tuple(cells)
+    # As printed: a difference that nobody sees is none.
     choose = min if rivals[0].lower_is_better else max
     best = rivals[0].format_value(choose(cell.mean for cell in rivals if cell.mean is not None))
     return tuple(

@@ -38,6 +38,7 @@ def to_markdown(table: Table) -> str:
         cells += [_escape_markdown(row.title), *(_markdown_cell(cell) for cell in row.cells)]
         lines.append(_markdown_row(cells))
     lines += ["", *(f"{_escape_markdown(note)}\n" for note in list_notes(table, word="“paper”"))]
+    # Each reason once, however many cells it empties.
     if reasons := table.list_absent():
         lines += ["Empty cells:", ""]
         lines += [
@@ -57,7 +58,7 @@ def list_notes(table: Table, *, word: str = "Grey") -> list[str]:
 
     Args:
         table: The table.
-        word: How they are told from ours.
+        word: How a reader knows them from ours.
 
     Returns:
         Sentences.
@@ -152,6 +153,7 @@ def _latex_rows(row: Row, *, has_groups: bool, shows_group: bool) -> list[str]:
     published = [escape_latex(cell.published_text()) for cell in row.cells]
     if any(published):
         lines.append([rf"\textcolor{{gray}}{{{text}}}" if text else "" for text in published])
+    # Only the first line has the row's name.
     blank = ["{}"] * len(head)
     return [" & ".join([*(head if number == 0 else blank), *cells]) + r" \\" for number, cells in enumerate(lines)]
 
@@ -182,6 +184,7 @@ def to_csv(table: Table) -> str:
     writer.writerow(CSV_COLUMNS)
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
+            # Nothing is there in the paper either.
             if cell.is_blank and cell.published is None:
                 continue
             reason = cell.absent

@@ -82,7 +82,7 @@ class Sources:
 
     @cached_property
     def is_toy(self) -> bool:
-        """Whether any result is of the toy world: nothing published stands beside it then."""
+        """Whether any result is of the toy world: nothing published is shown beside it then."""
         datasets = {row.dataset for row in self.rows} | {str(source.recipe("dataset", "")) for source in self.folders}
         judges = [source.recipe("model") for source in self.of("judge")]
         oracles = [source for source in self.of("evaluate") if source.recipe("judge") == "oracle"]
@@ -151,6 +151,7 @@ class Sources:
 
     def list_systems(self) -> list[str]:
         """List the labels that the results hold, of images and of actions, in the order of the folders."""
+        # Of images first, then of the evaluations' tables, which have models without images too.
         labels = [row["system"] for row in self.predictions] + [score.system for score in self.judgements]
         labels += [str(row["system"]) for row in self.values] + [row["system"] for row in self.actions]
         for _, tables in self.tables:
@@ -211,6 +212,7 @@ def read_sources(
             bench cannot be read.
     """
     sources = tuple(read_source(folder) for folder in folders)
+    # 1. Each folder by itself, then the bench that they share.
     of_bench = [source for source in sources if source.stage in BENCH_STAGES]
     bench = triplets or (str(of_bench[0].recipe("triplets")) if of_bench else "")
     if not bench:
@@ -219,6 +221,7 @@ def read_sources(
         raise InputError(
             f"the bench {bench} of {of_bench[0].folder if of_bench else 'triplets'} is not there; give triplets=FOLDER"
         )
+    # 2. What holds of all of them together.
     rows = tuple(read_bench_rows(bench))
     _check_benches(of_bench, bench, rows)
     _check_judges([source for source in sources if source.stage == "judge"])
@@ -258,6 +261,7 @@ def _check_judges(judgings: Sequence[Source]) -> None:
 
 def _check_labels(sources: Sources) -> None:
     """Check that no two evaluations hold one label."""
+    # References are in every evaluation.
     owners: dict[str, Source] = {}
     for source, tables in sources.tables:
         rows = [*tables["fdm"], *tables["idm"], *tables["probe"]]

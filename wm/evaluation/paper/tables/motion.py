@@ -116,6 +116,7 @@ def _cell(layout: Layout, system: str, half: set[str]) -> Cell:
 
 def _difference(layout: Layout, half: set[str]) -> Cell:
     first, second = (layout.measured.finals_by_item(layout.sources.label(system)) for system in _SYSTEMS)
+    # Of items that both have: what makes one hard for both cancels.
     paired = {key: second[key] - first[key] for key in half if key in first and key in second}
     cell = _mean_cell(paired, len(half), is_signed=True)
     if cell is not None:

@@ -53,21 +53,32 @@ class TextFigures:
         return list(dict.fromkeys([*self._scored, *self._evaluated]))
 
     def cell(self, label: str, metric: str) -> Cell | None:
-        """Build the cell of a metric; None where it was not measured."""
+        """Build the cell of a metric.
+
+        Args:
+            label: Label of the inverse model in the results.
+            metric: Such as ``rougeL``; ``bleu`` is that of the corpus.
+
+        Returns:
+            The cell; None where it was not measured.
+        """
         row, bleu = self._scored.get(label, (None, {}))
         expected = len(self._sources.rows)
+        # 1. Of a corpus there is no value an item, and so no interval.
         if metric == "bleu" and bleu and row is not None:
             values = list(bleu.values())
             return Cell(
                 mean=sum(values) / len(values), std=sample_std(values), num_runs=len(values), n=row["num_items"],
                 expected=expected,
             )  # fmt: skip
+        # 2. The scoring's.
         if row is not None and metric in row["metrics"]:
             figure = row["metrics"][metric]
             return Cell(
                 mean=figure["micro_mean"], std=figure["std"], num_runs=figure["num_runs"], ci_low=figure["ci_low"],
                 ci_high=figure["ci_high"], n=figure["num_items"], expected=expected,
             )  # fmt: skip
+        # 3. The evaluation's, which knows no BERTScore.
         if label in self._evaluated:
             _, metrics, items = self._evaluated[label]
             if metric in metrics:

@@ -42,13 +42,14 @@ def build_video_table(layout: Layout) -> Table:
         own = [(source, counts) for name, source, counts in counted if name == title]
         absent = Absent(f"no annotation of {title}", f"wm annotate {_RECIPES[title]}")
         for source, counts in own:
-            # Several of one set are told apart by their folders.
+            # Several of one set are distinguished by their folders.
             name = title if len(own) < 2 else f"{title} ({source.folder.name})"
             rows.append(Row(name, tuple(_cell(layout, counts, column, title, absent) for column in _COLUMNS)))
         if not own:
             rows.append(Row(title, tuple(_cell(layout, {}, column, title, absent) for column in _COLUMNS)))
     if layout.sources.is_toy:
         rows = [row for row in rows if any(cell.mean is not None for cell in row.cells)]
+    # Sets that the paper does not have.
     for name, source, counts in counted:
         if name not in printed.rows:
             own_cells = tuple(_cell(layout, counts, column, name, Absent("not counted")) for column in _COLUMNS)
