@@ -36,6 +36,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "serve": "OpenAI's image and chat API over both models, with a playground",
         "evaluate": "text and image metrics, preference probe, verification at several N",
         "judge": "a vision-language model scores predicted images: editing success and minimal editing",
+        "contradict": "a language model writes an action that contradicts each one of a bench, for the probe",
         "collect": "images and actions of any other system become a prediction set",
         "score": "L1, CLIP, DINO and captions of prediction sets, of any systems side by side",
         "paper": "the tables and figures of the paper, own numbers beside the published ones",

@@ -15,6 +15,7 @@ GUIDES = {
     "benchmark": "benchmarks",
     "bootstrap": "quickstart",
     "collect": "evaluate",
+    "contradict": "evaluate",
     "convert": "checkpoints",
     "evaluate": "evaluate",
     "export": "data-format",
@@ -50,6 +51,7 @@ EXAMPLES = {
     "benchmark training": "wm benchmark training out=training.json",
     "bootstrap": "wm bootstrap nano/demo",
     "collect": "wm collect folder=OUTPUTS system=GoT triplets=BENCH pattern='{task}/{row}.png' out=data/got",
+    "contradict": "wm contradict triplets=data/bench base_url=http://127.0.0.1:8001/v1 out=data/contradictions",
     "convert": "wm convert release=DIR out=MODEL",
     "evaluate": "wm evaluate triplets=data/test/triplets idm=verifier"
     ' models.verifier=\'{ role = "idm", path = "runs/c-idm/model", label = "C-IDM" }\''

@@ -8,7 +8,13 @@ from jobs.shared.devices import check_device
 from wm.dynamics import check_draft_length
 from wm.errors import InputError
 from wm.evaluation.bench import Bench
-from wm.evaluation.heldout import read_held_out
+from wm.evaluation.counterfactuals import (
+    Counterfactuals,
+    match_counterfactuals,
+    read_counterfactual_column,
+    read_counterfactuals,
+)
+from wm.evaluation.heldout import HeldOut, choose_subset, read_held_out
 from wm.models import is_adapter, load_codec, model_folder
 from wm.models.sharing import check_shareable
 
@@ -36,17 +42,20 @@ def build_bench(recipe: EvaluateRecipe) -> Bench:
     # Predictions are compared as images.
     codec.check_decoder()
     # 3. The triplets and their judge.
-    held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=recipe.subset)
-    judge_many, action_is_right = None, None
+    subset = choose_subset(recipe.triplets) if recipe.subset == "auto" else recipe.subset
+    held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=subset)
+    judge_many, action_is_right, opposites = None, None, None
     if recipe.judge == "oracle":
         from jobs.evaluate.oracle import build_oracle
 
-        judge_many, action_is_right = build_oracle(held_out)
+        judge_many, action_is_right, opposites = build_oracle(held_out)
+    counterfactuals = find_counterfactuals(recipe, held_out, opposites) if recipe.probe else None
     return Bench(
         held_out=held_out,
         codec=codec,
         judge_many=judge_many,
         action_is_right=action_is_right,
+        counterfactuals=counterfactuals,
         entries=entries,
         num_candidates=max(recipe.search.num_candidates),
         sampling=recipe.sampling,
@@ -58,3 +67,30 @@ def build_bench(recipe: EvaluateRecipe) -> Bench:
         num_draft_tokens=recipe.search.num_draft_tokens,
         max_unchanged=recipe.search.max_unchanged,
     )
+
+
+def find_counterfactuals(
+    recipe: EvaluateRecipe, held_out: HeldOut, opposites: list[str | None] | None
+) -> Counterfactuals | None:
+    """Find the actions that contradict those of the triplets.
+
+    Args:
+        recipe: May name a file of them.
+        held_out: The triplets.
+        opposites: What the state of the tabletop world gives, None of other worlds.
+
+    Returns:
+        Those of the recipe's file, else of the bench's column, else ``opposites``; None where there is none of these.
+
+    Raises:
+        InputError: The file or the column is wrong.
+    """
+    ids, actions = held_out.ids, held_out.actions
+    if recipe.counterfactuals:
+        by_id = read_counterfactuals(recipe.counterfactuals)
+        return match_counterfactuals(by_id, ids, actions, f"counterfactuals = {recipe.counterfactuals!r}")
+    # A column was put there by somebody who wants just these.
+    by_id = read_counterfactual_column(recipe.triplets)
+    if by_id:
+        return match_counterfactuals(by_id, ids, actions, f"column counterfactual_action of {recipe.triplets}")
+    return None if opposites is None else Counterfactuals(opposites, "the state of the tabletop world")

@@ -14,6 +14,7 @@ from wm.datasets.card import write_dataset_card
 from wm.evaluation.adaptive import adaptive_rows
 from wm.evaluation.aurora_bench import order_subsets
 from wm.evaluation.gallery import write_gallery
+from wm.evaluation.heldout import choose_subset
 from wm.evaluation.predicted_actions import ACTION_SCHEMA, ActionRow, actions_folder
 from wm.evaluation.predictions import predictions_folder
 from wm.evaluation.rows import Tables
@@ -47,7 +48,13 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     entries = build_entries(recipe)
     units = list_units(entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe)
     inputs = {"triplets": digest_of(recipe.triplets)}
+    # The column itself is recorded: an earlier run under another one keeps its figures, and is not resumed.
+    is_auto = recipe.subset == "auto"
+    if is_auto:
+        recipe = recipe.model_copy(update={"subset": choose_subset(recipe.triplets)})
     inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
+    if recipe.probe and recipe.counterfactuals:
+        inputs["counterfactuals"] = digest_of(recipe.counterfactuals)
     inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
     job = Run(recipe.out, "evaluate", recipe, inputs)
     if job.is_complete():
@@ -58,6 +65,10 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     counts = {"triplets": len(bench.held_out), "models": len(entries), "units": len(units)}
     if len(set(bench.held_out.subsets)) == 1 and len(labels := _list_classes(recipe)) > 1:
         report.print_crossing(recipe, labels)
+    if is_auto and recipe.subset == "class_label":
+        report.print_choice(recipe, _list_classes(recipe))
+    if recipe.probe:
+        report.print_counterfactuals(bench.counterfactuals)
     # Everything that can fail without a model has been checked by now.
     if dry_run:
         report.print_plan(recipe, counts)

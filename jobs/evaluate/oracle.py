@@ -1,4 +1,6 @@
-"""Build the judge of the tabletop world for a held-out set. Knows nothing of models."""
+"""Build the judge of the tabletop world for a held-out set, and the opposites of its actions. Knows no model."""
+
+from typing import NamedTuple
 
 from wm.errors import InputError
 from wm.evaluation.heldout import HeldOut
@@ -6,20 +8,29 @@ from wm.evaluation.metrics.images import ActionCheck, Codes, JudgeMany
 from wm.images import Pixels
 from wm.judging import JudgeScore
 from wm.nano.world.actions import parse_action
+from wm.nano.world.contradictions import contradict
 from wm.nano.world.oracle import UNREADABLE, action_is_right, judge_states, read_states
 
 _BATCH_SIZE = 256
 """Images read at a time: the comparison with all templates takes 75 x 13 floats a cell."""
 
 
-def build_oracle(held_out: HeldOut) -> tuple[JudgeMany, ActionCheck | None]:
-    """Build the judge, which reads the true pairs back into states once, and its check of actions.
+class Oracle(NamedTuple):
+    """What the states behind a held-out set say."""
+
+    judge_many: JudgeMany
+    action_is_right: ActionCheck | None  # None where no reference action is in the tabletop's words
+    counterfactuals: list[str | None]  # the exact opposite of what happened; None where the states do not say it
+
+
+def build_oracle(held_out: HeldOut) -> Oracle:
+    """Read the true pairs back into states once, and build what is known from them.
 
     Args:
         held_out: The triplets.
 
     Returns:
-        The judge, and the check of actions, None where no reference action is in the tabletop's words.
+        The judge, its check of actions, and the opposite of each action.
 
     Raises:
         InputError: Most images show something else than the tabletop.
@@ -46,4 +57,5 @@ def build_oracle(held_out: HeldOut) -> tuple[JudgeMany, ActionCheck | None]:
 
     # Where no reference is in the tabletop's words, no answer would be right.
     reads_actions = any(parse_action(action) is not None for action in held_out.actions)
-    return judge_many, action_is_right if reads_actions else None
+    counterfactuals = [contradict(*row) for row in zip(sources, targets, held_out.actions, strict=True)]
+    return Oracle(judge_many, action_is_right if reads_actions else None, counterfactuals)

@@ -9,7 +9,7 @@ from jobs.shared.devices import DType
 from wm.config import Recipe
 from wm.dynamics import BaseSharing, Sampling
 from wm.evaluation.heldout import SubsetColumn
-from wm.paths import InputPath, OutputPath
+from wm.paths import InputPath, OptionalInputPath, OutputPath
 
 
 class ModelEntry(Recipe):
@@ -135,8 +135,13 @@ class EvaluateRecipe(Recipe):
     """Evaluate the greedy prediction too."""
     probe: bool = True
     """Run the preference probe."""
-    subset: SubsetColumn = "dataset"
-    """Column that separates subsets: figures by subset, and negatives of the probe, go by it."""
+    counterfactuals: OptionalInputPath = None
+    """Of the probe: file with lines {"triplet_id": …, "action": …}, or output folder of wm contradict; triplets without
+    a line are left out of that comparison and counted. Left out: the bench's column counterfactual_action where it has
+    one; else with judge=oracle the exact opposite, from the state; else none."""
+    subset: SubsetColumn | Literal["auto"] = "auto"
+    """Column that separates subsets: figures by subset, and negatives of the probe, go by it. auto: class_label where
+    the triplets have several, so that no negative is of another task; else dataset."""
     limit: int = Field(default=0, ge=0)
     """Use so many triplets, spread evenly over the set; 0: all."""
     examples: int = Field(default=12, ge=0)

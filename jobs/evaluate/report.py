@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.evaluate.recipe import EvaluateRecipe
+from wm.evaluation.counterfactuals import Counterfactuals
 from wm.evaluation.report.summary import format_tables
 from wm.evaluation.rows import Tables
 
@@ -33,12 +34,39 @@ def print_crossing(recipe: EvaluateRecipe, labels: Sequence[str]) -> None:
         recipe: Its subset has one value in all triplets.
         labels: The different class labels.
     """
-    # A few names are enough to recognise the set.
-    examples = ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
     print(
-        f"warning: subset = {recipe.subset!r} is one subset, but class_label has {len(labels)} values ({examples}): "
-        "the probe's negatives cross them, and no figure is given by subset; is subset = 'class_label' meant?"
+        f"warning: subset = {recipe.subset!r} is one subset, but class_label has {len(labels)} values "
+        f"({_join_few(labels)}): the probe's negatives cross them, and no figure is given by subset; is "
+        "subset = 'class_label' meant?"
     )
+
+
+def print_choice(recipe: EvaluateRecipe, labels: Sequence[str]) -> None:
+    """Print which column separates the subsets, where the recipe left it open.
+
+    Args:
+        recipe: With the column.
+        labels: Its different values.
+    """
+    print(
+        f"subset = {recipe.subset!r} ({len(labels)} values: {_join_few(labels)}): figures by subset, and the probe's "
+        "negatives, keep to them; subset=dataset does not"
+    )
+
+
+def _join_few(names: Sequence[str]) -> str:
+    # A few names are enough to recognise the set.
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def print_counterfactuals(counterfactuals: Counterfactuals | None) -> None:
+    """Print which triplets have no counterfactual action, if others have one."""
+    if counterfactuals is not None and counterfactuals.num_absent:
+        same = f" ({counterfactuals.num_same:,} because theirs reads as the true action)"
+        print(
+            f"probe: {counterfactuals.num_absent:,} of {len(counterfactuals.actions):,} triplets have no "
+            f"counterfactual action{same if counterfactuals.num_same else ''}, from {counterfactuals.source}"
+        )
 
 
 def print_tables(tables: Tables, counts: dict[str, int], path: Path) -> None:

@@ -9,11 +9,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypeAlias, TypedDict
 
-from jobs.judge.asking import CostReachedError, JudgeSession, Pending, build_line
-from jobs.judge.client import JudgeClient, Reply, to_reply
+from jobs.judge.session import JudgeSession
+from jobs.shared.chat.asking import CostReachedError, Pending, spent_so_far
+from jobs.shared.chat.client import ChatClient, Reply, to_reply
 from wm.errors import InputError
+from wm.evaluation.judge.items import JudgeItem
 from wm.runs import parse_json, write_json
 
 # OpenAI's guide to the Batch API: at most 50,000 requests and 200 MB a file. A margin is left.
@@ -21,6 +23,9 @@ _MAX_REQUESTS = 50_000
 _MAX_BYTES = 190_000_000
 _ENDPOINT: Final = "/v1/chat/completions"
 _FINISHED = {"completed", "failed", "expired", "cancelled"}
+
+
+Question: TypeAlias = Pending[JudgeItem]
 
 
 class _BatchFailedError(Exception):
@@ -34,13 +39,15 @@ class SentBatch(TypedDict):
     keys: list[str]
 
 
-def ask_in_batches(session: JudgeSession, pending: Sequence[Pending], on_judged: Callable[[], object]) -> list[Pending]:
+def ask_in_batches(
+    session: JudgeSession, pending: Sequence[Question], on_settled: Callable[[], object]
+) -> list[Question]:
     """Send all questions in batches, wait, and repeat those whose reply held no scores.
 
     Args:
         session: Its store is open for writing; the store's folder holds ``batches.json``.
         pending: The questions.
-        on_judged: Called once a question is judged or given up.
+        on_settled: Called once a question is answered or given up.
 
     Returns:
         Questions that got no answer; asked again by the next run.
@@ -50,7 +57,7 @@ def ask_in_batches(session: JudgeSession, pending: Sequence[Pending], on_judged:
         InputError: No request can succeed, or a batch failed.
     """
     path = session.store.folder / "batches.json"
-    waiting, unanswered = {question.key: question for question in pending}, dict[str, Pending]()
+    waiting, unanswered = {question.key: question for question in pending}, dict[str, Question]()
     while waiting:
         # 1. Batches of a run that was stopped are waited for, and not sent again.
         sent = _load_sent(path)
@@ -72,16 +79,19 @@ def ask_in_batches(session: JudgeSession, pending: Sequence[Pending], on_judged:
                 if key in waiting:
                     _take_reply(session, waiting, unanswered, key, replies.get(key))
                     if key not in waiting and key not in unanswered:
-                        on_judged()
+                        on_settled()
             sent = sent[1:]
             write_json(path, sent)
     path.unlink(missing_ok=True)
     return list(unanswered.values())
 
 
-def _check_cost(session: JudgeSession, questions: Sequence[Pending]) -> None:
+def _check_cost(session: JudgeSession, questions: Sequence[Question]) -> None:
     """Raise :class:`CostReachedError` if questions may cost too much: a batch cannot be stopped halfway."""
-    price, spent = sum(session.max_price(question.item) for question in questions), session.spent()
+    price, spent = (
+        sum(session.max_price(question.item) for question in questions),
+        spent_so_far(session.store, session.recipe),
+    )
     max_cost = session.recipe.max_cost
     if max_cost and spent + price > max_cost:
         raise CostReachedError(
@@ -91,7 +101,11 @@ def _check_cost(session: JudgeSession, questions: Sequence[Pending]) -> None:
 
 
 def _take_reply(
-    session: JudgeSession, waiting: dict[str, Pending], unanswered: dict[str, Pending], key: str, reply: Reply | None
+    session: JudgeSession,
+    waiting: dict[str, Question],
+    unanswered: dict[str, Question],
+    key: str,
+    reply: Reply | None,
 ) -> None:
     """Store a reply; its question leaves ``waiting`` unless it is to be asked again."""
     question = waiting.pop(key)
@@ -99,7 +113,7 @@ def _take_reply(
     if reply is None:
         unanswered[key] = question
         return
-    line = build_line(key, reply)
+    line = session.build_line(question, reply)
     session.store.append(line)
     if line["failure"] is not None and question.attempts + 1 < session.recipe.max_attempts:
         waiting[key] = Pending(key, question.item, question.attempts + 1)
@@ -112,14 +126,14 @@ def _load_sent(path: Path) -> list[SentBatch]:
     return batches
 
 
-def _write_files(session: JudgeSession, questions: Sequence[Pending]) -> Iterator[tuple[Path, list[str]]]:
+def _write_files(session: JudgeSession, questions: Sequence[Question]) -> Iterator[tuple[Path, list[str]]]:
     """Write the requests into files within the limits; each is removed once the caller asks for the next one."""
     with tempfile.TemporaryDirectory(prefix="wm-judge-") as folder:
         path, keys, size = Path(folder) / "requests.jsonl", list[str](), 0
         for question in questions:
             # The key comes back with the reply, whatever the order.
             request = {"custom_id": question.key, "method": "POST", "url": _ENDPOINT}
-            line = json.dumps(request | {"body": session.body(question.item)}) + "\n"
+            line = json.dumps(request | {"body": session.body(question)}) + "\n"
             if keys and (len(keys) == _MAX_REQUESTS or size + len(line) > _MAX_BYTES):
                 yield path, keys
                 path.unlink()
@@ -132,7 +146,7 @@ def _write_files(session: JudgeSession, questions: Sequence[Pending]) -> Iterato
             yield path, keys
 
 
-def _send(client: JudgeClient, path: Path) -> str:
+def _send(client: ChatClient, path: Path) -> str:
     import openai
 
     # OpenAI's client repeats both where that helps.
@@ -145,7 +159,7 @@ def _send(client: JudgeClient, path: Path) -> str:
         raise cause if isinstance(cause, InputError) else InputError(f"no batch could be sent: {cause}") from error
 
 
-def _receive(client: JudgeClient, sent: SentBatch, poll_s: float) -> dict[str, Reply | None]:
+def _receive(client: ChatClient, sent: SentBatch, poll_s: float) -> dict[str, Reply | None]:
     """Wait for a batch; return the reply to each request, None for one that was not answered."""
     import openai
 

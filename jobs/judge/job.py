@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.judge import report
-from jobs.judge.asking import JudgeSession, ask_all, estimate_cost, list_pending, spent_so_far
 from jobs.judge.batches import ask_in_batches
-from jobs.judge.client import JudgeClient
 from jobs.judge.recipe import NANO_JUDGE, JudgeRecipe
+from jobs.judge.session import JudgeSession, estimate_cost
+from jobs.shared.chat.asking import ask_all, list_pending, spent_so_far
+from jobs.shared.chat.client import ChatClient
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.errors import InputError
@@ -67,7 +68,7 @@ def run(recipe: JudgeRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if dry_run:
         return {}
     with _endpoint(recipe) as base_url:
-        client = JudgeClient(recipe, base_url)
+        client = ChatClient(recipe, base_url, is_structured=recipe.structured_output == "auto")
         # 3. Ask. The folder may hold judgements of a run that was stopped.
         stage.start()
         session = JudgeSession(bench, template, settings, client, store, recipe)

@@ -36,6 +36,8 @@ def run(recipe: PaperRecipe, *, dry_run: bool = False) -> RunRecord:
     """
     # 1. Check all folders before anything is made.
     inputs = {f"results {number}": digest_of(folder) for number, folder in enumerate(recipe.results)}
+    read_beside = {"triplets": recipe.triplets, "codec": recipe.figures.codec}
+    inputs |= {name: digest_of(folder) for name, folder in read_beside.items() if folder}
     job = Run(recipe.out, "paper", recipe, inputs)
     if job.is_complete():
         print(f"{recipe.out} is complete: nothing to do")

@@ -13,7 +13,7 @@ from wm.evaluation.paper.systems import SYSTEMS
 from wm.evaluation.paper.tables import TABLES
 from wm.paths import INPUT, InputPath, OutputPath
 
-ITEMS = [*(f"table {number}" for number in TABLES), *(f"figure {number}" for number in FIGURES)]
+ITEMS = [*(f"table {number}" for number in TABLES), *(f"figure {number}" for number in sorted(FIGURES, key=int))]
 """What can be made, in the order of the page."""
 
 

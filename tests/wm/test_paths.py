@@ -55,9 +55,10 @@ NO_PATHS = {
     *("Labels.zero_shot", "Labels.finetuned", "Labels.bootstrapped", "Labels.unweighted", "Labels.idm"),
     *("ModelEntry.idm", "EvaluateRecipe.idm"),
     # Relative to CollectRecipe.folder; of the judge's endpoint.
+    *("ContradictRecipe.model", "ContradictRecipe.base_url", "ContradictRecipe.api_key_variable"),
     *("CollectRecipe.pattern", "JudgeRecipe.model", "JudgeRecipe.base_url", "JudgeRecipe.api_key_variable"),
     # Of tables and systems.
-    *("PaperRecipe.items", "PaperRecipe.names"),
+    *("PaperRecipe.items", "PaperRecipe.names", "FigureOptions.triplets"),
     # Keys of another recipe, as on a command line.
     *("BenchmarkRecipe.overrides", "BenchmarkRecipe.demo"),
     # Relative to another key.

@@ -10,6 +10,7 @@ from wm.dynamics import BaseSharing, Role, Sampling, load_role
 from wm.dynamics.verify import NO_GUARD
 from wm.dynamics.vlm_scorer import VLMScorer, load_vlm_scorer
 from wm.errors import InputError
+from wm.evaluation.counterfactuals import Counterfactuals
 from wm.evaluation.heldout import HeldOut
 from wm.evaluation.metrics.images import ActionCheck, JudgeMany
 from wm.evaluation.probe import Scorer
@@ -56,6 +57,7 @@ class Bench:
     base_sharing: BaseSharing = "merged"
     num_draft_tokens: int = 0  # codes drafted a pass in speculative sampling; 0: one code a pass
     max_unchanged: float = NO_GUARD  # the copy guard of the choice among candidates
+    counterfactuals: Counterfactuals | None = None  # of each triplet an action that contradicts its own
 
     def load_role(self, name: str) -> Role:
         """Load the model of an entry with its runner; the last few stay loaded.

@@ -83,6 +83,22 @@ def read_held_out(
     )
 
 
+def choose_subset(folder: str | Path) -> SubsetColumn:
+    """Choose the column by which no random negative is of another task.
+
+    Args:
+        folder: Folder of triplets, or of a stage that has them below ``triplets``.
+
+    Returns:
+        ``class_label`` where the triplets have several, else ``dataset``.
+
+    Raises:
+        InputError: There is no triplet, or a file is damaged.
+    """
+    labels = read_table(triplets_folder(folder), columns=["class_label"]).column("class_label")
+    return "class_label" if len({label or "" for label in labels.unique().to_pylist()}) > 1 else "dataset"
+
+
 def spread_rows(total: int, limit: int | None) -> list[int]:
     """Choose rows of a set, which is often sorted by subset.
 

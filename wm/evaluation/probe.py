@@ -13,12 +13,14 @@ from wm.evaluation.metrics.stats import Floats, pearson
 from wm.records import derive_seed, row_seeds
 from wm.words import same_text
 
-NEGATIVES = ("random_action", "random_observation", "copy", "inverse")
+COUNTERFACTUAL = "counterfactual_action"
+NEGATIVES = ("random_action", "random_observation", "copy", "inverse", COUNTERFACTUAL)
 NO_NEGATIVE = {
     "random_action": "no triplet has another action in its subset",
     "random_observation": "no triplet has another target in its subset",
     "copy": "no triplet",
     "inverse": "no triplet",
+    COUNTERFACTUAL: "no triplet has one; `wm contradict` makes them, `wm evaluate counterfactuals=` reads them",
 }
 """Why a comparison is absent."""
 TIE_NATS = 1e-4
@@ -37,6 +39,26 @@ class Likelihoods(NamedTuple):
 Scorer: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Sequence[str]], Likelihoods]
 """``scorer(source_BN, target_BN, actions)``: log p(action | source, target) of an IDM, or
 log p(target | source, action) of an FDM."""
+
+
+class Pairs(NamedTuple):
+    """One kind of negative of those rows that have one."""
+
+    rows: Indices  # numbers of the rows, ascending, (P,)
+    negative: Likelihoods  # of their negatives, (P,)
+
+
+@dataclass(frozen=True)
+class ProbeScores:
+    """Log-likelihoods of all rows and of their negatives: what preferences are computed from."""
+
+    reference: Likelihoods  # (B,)
+    negatives: dict[str, Pairs]  # kind of negative → its pairs; a kind without a pair is absent
+
+    def pairs(self, kind: str) -> tuple[Likelihoods, Likelihoods]:
+        """Return the log-likelihoods of the references and of their negatives of a kind, pair by pair."""
+        rows, negative = self.negatives[kind]
+        return Likelihoods(self.reference.sums[rows], self.reference.tokens[rows]), negative
 
 
 @dataclass(frozen=True)
@@ -58,12 +80,49 @@ def probe(
     subsets: Sequence[str],
     *,
     ids: Sequence[str] | None = None,
+    counterfactuals: Sequence[str | None] | None = None,
     seed: int = 0,
 ) -> dict[str, Preference]:
-    """Compare each trajectory with its four negatives, all from the same subset.
+    """Compare each trajectory with its negatives.
+
+    Args:
+        scorer: Log-likelihoods of the model.
+        source_BN: See :func:`score_probe`, as for all others.
+        target_BN: Codes of the targets.
+        actions: Actions, B of them.
+        subsets: Name of each row's subset.
+        ids: Names of the rows.
+        counterfactuals: Contradicting action of each row.
+        seed: 0 or more.
+
+    Returns:
+        Kind of negative → comparison. A row without such a negative is left out, which ``pairs`` reports; a kind
+        without a row is absent.
+
+    Raises:
+        InputError: On lengths that differ.
+    """
+    return compare_all(
+        score_probe(scorer, source_BN, target_BN, actions, subsets, ids=ids, counterfactuals=counterfactuals, seed=seed)
+    )
+
+
+def score_probe(
+    scorer: Scorer,
+    source_BN: torch.Tensor,
+    target_BN: torch.Tensor,
+    actions: Sequence[str],
+    subsets: Sequence[str],
+    *,
+    ids: Sequence[str] | None = None,
+    counterfactuals: Sequence[str | None] | None = None,
+    seed: int = 0,
+) -> ProbeScores:
+    """Score each trajectory and its negatives; those taken from other rows are of the same subset.
 
     Random action: another action of the subset that reads differently. Random observation: the target of
     another row, different from the true one. Copy: target := source. Inverse: source and target swapped.
+    Counterfactual action: a given action that contradicts the true one.
     The same triples serve IDM and FDM; what is scored is the scorer's choice.
 
     Args:
@@ -74,17 +133,19 @@ def probe(
         subsets: Name of each row's subset.
         ids: Names of the rows; without, their numbers. The negatives depend on them and on ``seed``, whatever the order
             of the rows.
+        counterfactuals: Contradicting action of each row, None where it has none; left out: none has. One that reads as
+            the row's own action is no negative.
         seed: 0 or more.
 
     Returns:
-        Kind of negative → comparison. A row whose subset has no such negative is left out, which ``pairs`` reports; a
-        kind without a row is absent.
+        Log-likelihoods of the references and of the negatives of each kind.
 
     Raises:
         InputError: On lengths that differ.
     """
     rows, names = len(actions), [str(row) for row in range(len(actions))] if ids is None else ids
-    if not rows or any(len(column) != rows for column in (source_BN, target_BN, subsets, names)):
+    others = [None] * rows if counterfactuals is None else counterfactuals
+    if not rows or any(len(column) != rows for column in (source_BN, target_BN, subsets, names, others)):
         raise InputError(
             f"the probe needs as many sources, targets, actions and subsets and at least one; "
             f"got {len(source_BN)}, {len(target_BN)}, {rows} and {len(subsets)}"
@@ -93,20 +154,25 @@ def probe(
     reference = scorer(source_BN, target_BN, actions)
     # 2. Pick negatives: actions that differ in case or blanks alone are the same action.
     words = [same_text(text) for text in actions]
+    targets = [tuple(row.tolist()) for row in target_BN]
     other_action = pick_others(words, subsets, names, seed=derive_seed(seed, "action"))
-    other_target = pick_others(
-        [tuple(row.tolist()) for row in target_BN], subsets, names, seed=derive_seed(seed, "target")
-    )
-    # 3. Compare with each kind, on the rows that have a negative of it.
-    results = {}
+    other_target = pick_others(targets, subsets, names, seed=derive_seed(seed, "target"))
+    is_contradicted = [text is not None and same_text(text) != word for text, word in zip(others, words, strict=True)]
+    picks = {
+        "random_action": other_action,
+        "random_observation": other_target,
+        COUNTERFACTUAL: np.where(is_contradicted, np.arange(rows), -1),
+    }
+    # 3. Score each kind, on the rows that have a negative of it.
+    negatives = {}
     for kind in NEGATIVES:
-        picks = {"random_action": other_action, "random_observation": other_target}.get(kind, np.arange(rows))
-        pairs = np.flatnonzero(picks >= 0)
+        of_kind = picks.get(kind, np.arange(rows))
+        pairs = np.flatnonzero(of_kind >= 0)
         if len(pairs):
-            negatives = _build_negatives(kind, source_BN, target_BN, actions, pairs=pairs, picks=picks[pairs])
-            negative = scorer(*negatives)
-            results[kind] = _compare(Likelihoods(reference.sums[pairs], reference.tokens[pairs]), negative)
-    return results
+            texts = [text or "" for text in others] if kind == COUNTERFACTUAL else actions
+            triples = _build_negatives(kind, source_BN, target_BN, texts, pairs=pairs, picks=of_kind[pairs])
+            negatives[kind] = Pairs(pairs, scorer(*triples))
+    return ProbeScores(reference, negatives)
 
 
 def _build_negatives(
@@ -152,19 +218,29 @@ def pick_others(values: Sequence[object], subsets: Sequence[str], ids: Sequence[
     return picks
 
 
+def compare_all(scores: ProbeScores) -> dict[str, Preference]:
+    """Compute the preference for the reference over each kind of negative: kind → comparison."""
+    return {kind: _compare(*scores.pairs(kind)) for kind in scores.negatives}
+
+
+def preferences_by_pair(reference: Likelihoods, negative: Likelihoods) -> Floats:
+    """Compute for each pair whether the reference is likelier: 1, 0, or 0.5 for a tie; their mean is the share."""
+    return _compute_wins(reference.sums - negative.sums)
+
+
 def _compare(reference: Likelihoods, negative: Likelihoods) -> Preference:
     # By token too: a longer action has a lower sum, whatever the model prefers.
     gap = reference.sums - negative.sums
     gap_per_token = reference.sums / reference.tokens - negative.sums / negative.tokens
     return Preference(
-        share=_compute_share(gap),
-        share_per_token=_compute_share(gap_per_token),
+        share=float(_compute_wins(gap).mean()),
+        share_per_token=float(_compute_wins(gap_per_token).mean()),
         pearson_r=pearson(reference.sums, negative.sums),
         pairs=len(gap),
         ties=int((np.abs(gap) <= TIE_NATS).sum()),
     )
 
 
-def _compute_share(gap_B: Floats) -> float:
-    tie = np.abs(gap_B) <= TIE_NATS
-    return float(np.where(tie, 0.5, gap_B > 0).mean())
+def _compute_wins(gap_P: Floats) -> Floats:
+    wins_P: Floats = np.where(np.abs(gap_P) <= TIE_NATS, 0.5, gap_P > 0).astype(np.float64)
+    return wins_P

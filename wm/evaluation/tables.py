@@ -11,7 +11,7 @@ import numpy as np
 from wm.evaluation.bank import Bank
 from wm.evaluation.metrics.stats import Floats, build_figure, mean_interval
 from wm.evaluation.metrics.text import TextReport
-from wm.evaluation.probe import NEGATIVES, NO_NEGATIVE, Preference
+from wm.evaluation.probe import NEGATIVES, NO_NEGATIVE, Preference, ProbeScores, preferences_by_pair
 from wm.evaluation.rows import (
     Choice,
     DifferenceRow,
@@ -63,6 +63,8 @@ class Collected:
     """(label, training seed) → how its text metrics were computed, and which could not be."""
     probes: dict[tuple[str, str, int], dict[str, Preference]] = field(default_factory=dict)
     """(role, label, training seed) → kind of negative → preference."""
+    probe_scores: dict[tuple[str, str, int], ProbeScores] = field(default_factory=dict)
+    """(role, label, training seed) → log-likelihoods item by item; parts of earlier versions have none."""
 
 
 def build_tables(collected: Collected) -> MeasuredTables:
@@ -207,9 +209,16 @@ def probe_rows(collected: Collected) -> list[ProbeRow]:
             gathered[role, label, kind][run] = preference
     rows: list[ProbeRow] = []
     for (role, label, kind), runs in sorted(gathered.items(), key=lambda item: NEGATIVES.index(item[0][2])):
+        # The interval of the share is over items, averaged over the runs, which all have the same pairs.
+        scores = [collected.probe_scores.get((role, label, run)) for run in runs]
+        wins = [preferences_by_pair(*score.pairs(kind)) for score in scores if score is not None]
+        share_P = np.mean(wins, axis=0) if len(wins) == len(runs) else None
         figures = {
             name: build_figure(
-                {run: [float(getattr(preference, name))] for run, preference in runs.items()}, over="one run"
+                {run: [float(getattr(preference, name))] for run, preference in runs.items()},
+                share_P if name == "share" else None,
+                over="one run",
+                top=1.0,
             )
             for name in ("share", "share_per_token", "pearson_r")
             if all(getattr(preference, name) is not None for preference in runs.values())

@@ -20,7 +20,8 @@ from wm.evaluation.bank import Bank, sample_bank
 from wm.evaluation.bench import Bench, Entry
 from wm.evaluation.metrics.images import ceiling_metrics, copy_metrics
 from wm.evaluation.metrics.text import report_text
-from wm.evaluation.probe import Preference, probe
+from wm.evaluation.probe import Preference, compare_all, score_probe
+from wm.evaluation.probe_arrays import from_arrays, to_arrays
 from wm.evaluation.tables import Collected
 
 Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose"]
@@ -81,7 +82,7 @@ def run_unit(bench: Bench, unit: Unit, folder: Path) -> Path:
     if path.exists():
         return path
     if unit.ask == "probe":
-        _save(path, _probe(bench, unit), {})
+        _save(path, *_probe(bench, unit))
     elif unit.ask == "propose":
         _save(path, *_propose(bench, unit))
     else:
@@ -114,13 +115,13 @@ def _sample(bench: Bench, unit: Unit) -> Arrays:
     return arrays
 
 
-def _probe(bench: Bench, unit: Unit) -> Facts:
-    held_out = bench.held_out
-    preferences = probe(
+def _probe(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
+    held_out, others = bench.held_out, bench.counterfactuals
+    scores = score_probe(
         bench.load_scorer(unit.entry), held_out.source_codes, held_out.target_codes, held_out.actions,
-        held_out.subsets, ids=held_out.ids, seed=unit.seed,
+        held_out.subsets, ids=held_out.ids, counterfactuals=others.actions if others else None, seed=unit.seed,
     )  # fmt: skip
-    return {kind: asdict(preference) for kind, preference in preferences.items()}
+    return {kind: asdict(preference) for kind, preference in compare_all(scores).items()}, to_arrays(scores)
 
 
 def _propose(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
@@ -162,6 +163,9 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
         if unit.ask == "probe":
             preferences = {kind: Preference(**values) for kind, values in facts.items()}
             collected.probes[entry.role, entry.label, entry.run] = preferences
+            scores = from_arrays(arrays)
+            if scores is not None:
+                collected.probe_scores[entry.role, entry.label, entry.run] = scores
         elif unit.ask == "propose":
             report = report_text(facts["texts"], held_out.actions)
             figures = {**report.figures, "mean_logprob": float(arrays["mean_logprob"].mean())}

@@ -9,6 +9,7 @@ from jobs import evaluate
 from jobs.evaluate import EvaluateRecipe
 from tests.helpers.evaluate_data import write_triplets
 from wm.errors import InputError
+from wm.evaluation.units import load_part
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,12 @@ def test_oracle_judges_the_tabletop(nano_base, tmp_path):
     assert (copy["final"]["mean"], copy["copied"]["mean"], copy["right"]["mean"]) == (0.0, 1.0, 0.0)
     assert copy["minimal_editing"]["mean"] == 10.0
     assert tables["idm"][0]["metrics"]["state_equivalent"]["mean"] == 0.0
+    # The opposite of each action follows from the state: no model is asked for it.
+    rows = {row["negative"]: row for row in tables["probe"] if row["role"] == "fdm"}
+    assert rows["counterfactual_action"]["pairs"] == rows["copy"]["pairs"] == 4
+    part = load_part(tmp_path / "out/parts/zero-shot-fdm.probe.0.npz")[1]
+    wins = np.where(part["reference"] > part["negative.counterfactual_action"], 1.0, 0.0)
+    assert rows["counterfactual_action"]["metrics"]["share"]["mean"] == wins.mean()
 
 
 def test_oracle_refuses_images_of_another_world(nano_base, tmp_path):

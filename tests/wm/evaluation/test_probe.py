@@ -3,8 +3,18 @@ import pytest
 import torch
 
 from wm.errors import InputError
-from wm.evaluation.metrics.stats import build_figure, pearson, sample_std
-from wm.evaluation.probe import NEGATIVES, Likelihoods, pick_others, probe
+from wm.evaluation.metrics.stats import build_figure, mean_interval, pearson, sample_std
+from wm.evaluation.probe import (
+    NEGATIVES,
+    Likelihoods,
+    compare_all,
+    pick_others,
+    preferences_by_pair,
+    probe,
+    score_probe,
+)
+from wm.evaluation.probe_arrays import from_arrays, to_arrays
+from wm.evaluation.tables import Collected, probe_rows
 
 ROWS, TOKENS = 12, 4
 
@@ -38,7 +48,8 @@ class Recorder:
 def test_against_brute_force():
     source, target, actions, subsets = _world()
     recorder = Recorder()
-    result = probe(recorder, source, target, actions, subsets, seed=3)
+    opposites = [f"undo {text}" for text in actions]
+    result = probe(recorder, source, target, actions, subsets, counterfactuals=opposites, seed=3)
     assert list(result) == list(NEGATIVES)
     for kind, triples in zip(NEGATIVES, recorder.calls[1:], strict=True):
         wins, wins_mean, first, second = 0.0, 0.0, [], []
@@ -58,6 +69,9 @@ def test_against_brute_force():
                 assert t.tolist() in [target[i].tolist() for i in range(ROWS) if subsets[i] == subsets[row]]
             elif kind == "copy":
                 assert s.tolist() == t.tolist() == source[row].tolist() and a == actions[row]
+            elif kind == "counterfactual_action":
+                assert (s.tolist(), t.tolist()) == (source[row].tolist(), target[row].tolist())
+                assert a == opposites[row]
             else:
                 assert (s.tolist(), t.tolist(), a) == (
                     target[row].tolist(),
@@ -114,6 +128,86 @@ def test_row_without_another_action_is_left_out_and_counted():
     result = probe(Recorder(), source, target, actions, subsets)
     assert result["random_action"].pairs == ROWS - 2
     assert result["copy"].pairs == ROWS
+
+
+def test_rows_without_a_contradicting_action_are_left_out_and_counted():
+    """None, and one that reads as the true action: it contradicts nothing."""
+    source, target, actions, subsets = _world()
+    opposites = [f"undo {text}" for text in actions]
+    opposites[2], opposites[5] = None, f"  {actions[5].upper()} "
+    recorder = Recorder()
+    scores = score_probe(recorder, source, target, actions, subsets, counterfactuals=opposites)
+    rows = [row for row in range(ROWS) if row not in (2, 5)]
+    assert scores.negatives["counterfactual_action"].rows.tolist() == rows
+    assert [triple[2] for triple in recorder.calls[-1]] == [opposites[row] for row in rows]
+    result = compare_all(scores)
+    assert (result["counterfactual_action"].pairs, result["copy"].pairs) == (ROWS - 2, ROWS)
+    assert "counterfactual_action" not in probe(Recorder(), source, target, actions, subsets)
+    with pytest.raises(InputError, match="the probe needs as many"):
+        probe(Recorder(), source, target, actions, subsets, counterfactuals=opposites[1:])
+
+
+def test_the_order_of_rows_changes_nothing():
+    source, target, actions, subsets = _world()
+    ids, opposites = [f"t{row}" for row in range(ROWS)], [f"undo {text}" for text in actions]
+    order = np.random.default_rng(4).permutation(ROWS).tolist()
+    plain = score_probe(Recorder(), source, target, actions, subsets, ids=ids, counterfactuals=opposites, seed=2)
+    mixed = score_probe(
+        Recorder(), source[order], target[order],
+        *([column[row] for row in order] for column in (actions, subsets)),
+        ids=[ids[row] for row in order], counterfactuals=[opposites[row] for row in order], seed=2,
+    )  # fmt: skip
+    assert mixed.reference.sums.tolist() == plain.reference.sums[order].tolist()
+    for kind in NEGATIVES:
+        assert mixed.negatives[kind].negative.sums.tolist() == plain.negatives[kind].negative.sums[order].tolist()
+
+
+def test_item_arrays_give_the_figures_of_the_table():
+    """Share, ties and Pearson from what is stored alone, over two runs; the interval is of the items' mean wins."""
+    source, target, actions, subsets = _world()
+    opposites = [None if row == 3 else f"undo {text}" for row, text in enumerate(actions)]
+    collected = Collected(subsets=subsets, ks=[1])
+    arrays = {}
+    for run in range(2):
+
+        def scorer(source_BN, target_BN, texts, run=run):
+            likelihoods = Recorder()(source_BN, target_BN, texts)
+            return Likelihoods(likelihoods.sums * (1 + run) + run * source_BN[:, 0].numpy() * 5.0, likelihoods.tokens)
+
+        scores = score_probe(scorer, source, target, actions, subsets, counterfactuals=opposites, seed=1)
+        arrays[run] = to_arrays(scores)
+        collected.probes["idm", "IDM", run] = compare_all(scores)
+        collected.probe_scores["idm", "IDM", run] = from_arrays(arrays[run])
+    rows = {row["negative"]: row for row in probe_rows(collected)}
+    assert list(rows) == list(NEGATIVES)
+    for kind, row in rows.items():
+        wins = []
+        for run, stored in arrays.items():
+            assert stored[f"rows.{kind}"].dtype == np.int64 and stored[f"negative.{kind}"].dtype == np.float64
+            reference, negative = stored["reference"][stored[f"rows.{kind}"]], stored[f"negative.{kind}"]
+            wins.append([0.5 if a == b else float(a > b) for a, b in zip(reference, negative, strict=True)])
+            figures = row["metrics"]
+            assert figures["share"]["runs"][str(run)] == pytest.approx(np.mean(wins[-1]))
+            assert figures["pearson_r"]["runs"][str(run)] == pytest.approx(np.corrcoef(reference, negative)[0, 1])
+            assert row["ties"][str(run)] == wins[-1].count(0.5)
+        interval = (row["metrics"]["share"]["ci_low"], row["metrics"]["share"]["ci_high"])
+        assert interval == mean_interval(np.mean(wins, axis=0), top=1.0)
+        assert row["pairs"] == len(wins[0]) == (ROWS - 1 if kind == "counterfactual_action" else ROWS)
+
+
+def test_parts_without_item_arrays_give_figures_without_an_interval():
+    source, target, actions, subsets = _world()
+    assert from_arrays({}) is None
+    collected = Collected(subsets=subsets, ks=[1])
+    collected.probes["idm", "IDM", 0] = probe(Recorder(), source, target, actions, subsets)
+    (row, *_) = probe_rows(collected)
+    assert row["metrics"]["share"]["ci_low"] is None
+
+
+def test_ties_are_half_a_preference():
+    ones = np.ones(3)
+    wins = preferences_by_pair(Likelihoods(np.array([-1.0, -2.0, -3.0]), ones), Likelihoods(np.full(3, -2.0), ones))
+    assert wins.tolist() == [1.0, 0.5, 0.0]
 
 
 def test_a_kind_with_no_pair_is_absent():

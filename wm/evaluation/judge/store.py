@@ -1,44 +1,29 @@
-"""Keep judgements: one JSON line a reply, appended, so that nothing that was paid for is lost or asked twice.
+"""Keep judgements: one JSON line a reply, see :mod:`wm.evaluation.reply_store`.
 
 Not known here: who asks, and what the figures are.
 """
 
-import fcntl
-import json
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO, TypedDict
 
-from wm.errors import InputError
+from wm.evaluation.reply_store import ReplyLine, ReplyStore
 
 LINES = "judgements"
 """Folder of the lines below that of the store."""
 
 
-class JudgementLine(TypedDict):
+class JudgementLine(ReplyLine):
     """One reply. Without a judgement its scores are null and ``failure`` says why."""
 
-    key: str
     editing_success: float | None
     minimal_editing: float | None
     reasoning: str
-    failure: str | None
-    reply: str
-    finish_reason: str | None
-    model: str
-    input_tokens: int | None
-    output_tokens: int | None
-    answered_at: str
 
 
-class JudgementStore:
-    """The lines of a folder; use it inside :meth:`writing` to add some."""
+class JudgementStore(ReplyStore[JudgementLine]):
+    """The judgements of a folder."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Read all lines that are there.
+        """Read all judgements that are there.
 
         Args:
             folder: Folder of the store; need not exist.
@@ -46,81 +31,9 @@ class JudgementStore:
         Raises:
             InputError: A line other than the last one of a file is damaged.
         """
-        self.folder = Path(folder)
-        self.judged: dict[str, JudgementLine] = {}
+        super().__init__(folder, LINES, noun="judgement", fields=("editing_success",))
+
+    @property
+    def judged(self) -> dict[str, JudgementLine]:
         """Lines with a judgement by key."""
-        self.failures: dict[str, list[JudgementLine]] = {}
-        """Lines without one by key, in the order of the attempts."""
-        self.num_torn = 0
-        """Lines that a kill cut off, whose requests are asked again."""
-        for path in sorted((self.folder / LINES).glob("*.jsonl")):
-            for line in self._read(path):
-                self._add(line)
-        self._file: TextIO | None = None
-
-    def _read(self, path: Path) -> Iterator[JudgementLine]:
-        # Bytes: a line that was cut within a character is no UTF-8.
-        lines = path.read_bytes().split(b"\n")
-        for number, data in enumerate(lines, 1):
-            if not data:
-                continue
-            try:
-                line: JudgementLine = json.loads(data)
-                _ = line["key"], line["editing_success"]
-            except (ValueError, KeyError, TypeError) as error:
-                # A line is complete when its line end is: the writer was killed within the last one.
-                if number == len(lines):
-                    self.num_torn += 1
-                    return
-                raise InputError(f"{path}, line {number} is damaged; expected a judgement as JSON") from error
-            yield line
-
-    def _add(self, line: JudgementLine) -> None:
-        if line["failure"] is None:
-            # The first one stays: figures that were computed from it do not change.
-            self.judged.setdefault(line["key"], line)
-        else:
-            self.failures.setdefault(line["key"], []).append(line)
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Let this process alone add lines; every writer has a file of its own.
-
-        Raises:
-            InputError: Another process writes.
-        """
-        # The kernel frees the lock of a writer that was killed.
-        folder = self.folder / LINES
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(f"{self.folder}: another run is judging into this folder; wait for it") from error
-            # A new file for every writer: a torn line stays the last one of its own.
-            name = f"{time.time_ns()}-{os.getpid()}.jsonl"
-            with (folder / name).open("a", encoding="utf-8") as file:
-                self._file = file
-                try:
-                    yield
-                finally:
-                    self._file = None
-            if not (folder / name).stat().st_size:
-                (folder / name).unlink()
-
-    def append(self, line: JudgementLine) -> None:
-        """Write a line to the disk before anything else happens: it was paid for.
-
-        Args:
-            line: The reply.
-
-        Raises:
-            OSError: The disk is full or may not be written.
-            RuntimeError: Outside of :meth:`writing`.
-        """
-        if self._file is None:
-            raise RuntimeError("append() belongs inside of writing()")
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._add(line)
+        return self.answered

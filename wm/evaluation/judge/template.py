@@ -48,11 +48,12 @@ class Template:
         return self.text.replace(PLACEHOLDER, action)
 
 
-def load_template(path: str | Path | None = None) -> Template:
-    """Load a template from a file, or return the one of this module.
+def load_template(path: str | Path | None = None, default: str = DEFAULT_TEMPLATE) -> Template:
+    """Load a template from a file, or return a given one.
 
     Args:
-        path: A UTF-8 text with ``{instruction}`` in it, once; None or empty: :data:`DEFAULT_TEMPLATE`.
+        path: A UTF-8 text with ``{instruction}`` in it, once; None or empty: ``default``.
+        default: Text of the template without a file; the judge's.
 
     Returns:
         The template.
@@ -61,7 +62,7 @@ def load_template(path: str | Path | None = None) -> Template:
         InputError: The file cannot be read, is no text, is too long or does not have the placeholder once.
     """
     if not path:
-        return Template(DEFAULT_TEMPLATE)
+        return Template(default)
     try:
         data = Path(path).read_bytes()
         text = data.decode()

@@ -19,6 +19,8 @@ _TEMPLATES: dict[Kind, tuple[str, str]] = {
     "remove": ("remove the {colour} {shape}", "take away the {colour} {shape}"),
     "recolour": ("make the {colour} {shape} {new_colour}", "paint the {colour} {shape} {new_colour}"),
 }
+PARAPHRASES = 2
+"""Wordings of each kind."""
 _VERBS: dict[str, Kind] = {
     "move": "move",
     "put": "move",

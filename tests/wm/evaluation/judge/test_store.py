@@ -83,7 +83,10 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> N
     with first:
         assert first.stdout is not None
         assert first.stdout.readline() == "ready\n"
-        with pytest.raises(InputError, match="another run is judging"), JudgementStore(tmp_path).writing():
+        with (
+            pytest.raises(InputError, match="another run is writing"),
+            JudgementStore(tmp_path).writing(),
+        ):
             pass
         first.kill()
     # The kernel takes a dead writer's lock back.

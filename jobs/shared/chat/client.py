@@ -1,18 +1,34 @@
-"""Ask a judge over OpenAI's chat API, with OpenAI's own client. Knows nothing of files and figures."""
+"""Ask a model over OpenAI's chat API, with OpenAI's own client. Knows nothing of files and figures."""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from jobs.judge.recipe import JudgeRecipe
 from wm.errors import InputError, to_line
 
-if TYPE_CHECKING:
-    pass
-
 _SHOWN_CHARS = 200
+
+
+class ClientSettings(Protocol):
+    """Keys of a recipe that the client reads."""
+
+    @property
+    def model(self) -> str:
+        """Name of the model at the endpoint."""
+
+    @property
+    def api_key_variable(self) -> str:
+        """Environment variable with the API key."""
+
+    @property
+    def max_retries(self) -> int:
+        """Repeats of a request after 429, 5xx or a lost connection."""
+
+    @property
+    def timeout_s(self) -> float:
+        """Of a request."""
 
 
 class UnansweredError(Exception):
@@ -31,40 +47,41 @@ class Reply:
     output_tokens: int | None = None
 
 
-class JudgeClient:
+class ChatClient:
     """An endpoint. Safe to use from several threads."""
 
-    def __init__(self, recipe: JudgeRecipe, base_url: str) -> None:
+    def __init__(self, settings: ClientSettings, base_url: str, *, is_structured: bool = False) -> None:
         """Build the client; nothing is asked yet.
 
         Args:
-            recipe: Key, limits.
+            settings: Key, limits.
             base_url: Of the endpoint; empty: OpenAI's own.
+            is_structured: Whether ``response_format`` of a request is sent, until the endpoint refuses it.
 
         Raises:
             InputError: OpenAI's own endpoint is meant and its key is not in the environment.
         """
         from openai import DefaultHttpxClient, OpenAI
 
-        key = os.environ.get(recipe.api_key_variable, "")
+        key = os.environ.get(settings.api_key_variable, "")
         # Before any work: a run without a key would fail at its first request, hours later.
         if not key and not base_url:
             raise InputError(
-                f"{recipe.api_key_variable} is not set: OpenAI's API needs a key; set it in the environment, or give "
+                f"{settings.api_key_variable} is not set: OpenAI's API needs a key; set it in the environment, or give "
                 "base_url of an endpoint of your own"
             )
         self.client: OpenAI = OpenAI(
             # The client refuses to be built without a key; an endpoint of one's own may ignore it.
             api_key=key or "none",
             base_url=base_url or None,
-            max_retries=recipe.max_retries,
-            timeout=recipe.timeout_s,
+            max_retries=settings.max_retries,
+            timeout=settings.timeout_s,
             # A proxy of the environment knows no other machine's loopback.
             http_client=DefaultHttpxClient(trust_env=False) if _is_loopback(base_url) else None,
         )
         self._where = base_url or "OpenAI's API"
-        self._recipe = recipe
-        self.is_structured = recipe.structured_output == "auto"
+        self._settings = settings
+        self.is_structured = is_structured
 
     def ask(self, body: Mapping[str, object]) -> Reply:
         """Ask once; rate limits, server errors and lost connections are repeated by OpenAI's client.
@@ -104,13 +121,13 @@ class JudgeClient:
         # In the order from "nothing will ever succeed" to "later".
         detail = to_line(error, _SHOWN_CHARS)
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            return InputError(f"{self._where} refuses the key in {self._recipe.api_key_variable}: {detail}")
+            return InputError(f"{self._where} refuses the key in {self._settings.api_key_variable}: {detail}")
         if isinstance(error, openai.NotFoundError):
-            return InputError(f"model = {self._recipe.model!r:.100} is not known to {self._where}: {detail}")
+            return InputError(f"model = {self._settings.model!r:.100} is not known to {self._where}: {detail}")
         if isinstance(error, openai.RateLimitError) and error.code == "insufficient_quota":
             return InputError(f"{self._where}: the account has no credit left: {detail}")
         if isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError):
-            return InputError(f"{self._where} cannot be reached ({self._recipe.max_retries} repeats): {detail}")
+            return InputError(f"{self._where} cannot be reached ({self._settings.max_retries} repeats): {detail}")
         return UnansweredError(detail)
 
 

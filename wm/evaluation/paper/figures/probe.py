@@ -1,0 +1,267 @@
+"""Draw the preference probe: likelihoods of references against negatives (Figures 7 and 8), heat maps (Figure 2)."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wm.evaluation.metrics.stats import Floats, pearson
+from wm.evaluation.paper.cells import Absent
+from wm.evaluation.probe import TIE_NATS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANELS = {
+    "random_action": "Random Act.",
+    "inverse": "Inverse Obs.",
+    "copy": "Copy Obs.",
+    "counterfactual_action": "Count. Act.",
+    "random_observation": "Random Obs.",
+}
+"""Kinds of negatives in the order of the figures' panels, with the paper's names."""
+
+_REFERENCE, _NEGATIVE, _TIE = "#0072b2", "#d55e00", "#777777"
+"""Blue and vermilion of Okabe and Ito's palette, which colour-blind readers tell apart."""
+_COLOURS = "PRGn"
+"""Violet below chance, green above it, white at it; colour-blind readers tell both ends apart."""
+_PANEL_IN = 2.45
+_FONT = 8.5
+_TOY = "toy world"
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Negative log-likelihoods of P pairs of a reference and its negative, in nats."""
+
+    reference: Floats  # (P,)
+    negative: Floats  # (P,)
+    expected: int  # pairs that there would be if every item of the bench had one
+
+    @property
+    def share(self) -> float:
+        """Return the share of pairs whose reference is likelier, ties counting half."""
+        gap = self.negative - self.reference
+        return float(np.where(np.abs(gap) <= TIE_NATS, 0.5, gap > 0).mean())
+
+    @property
+    def pearson_r(self) -> float | None:
+        """Return Pearson's r of both sides; None if undefined."""
+        return pearson(self.reference, self.negative)
+
+
+@dataclass(frozen=True)
+class ScatterData:
+    """What Figures 7 and 8 show.
+
+    Attributes:
+        title: Such as ``C-ZS, zero-shot``.
+        rows: What is scored (action, next observation) → kind of negative → its pairs, or why there are none.
+        is_toy: Whether the results are of the toy world.
+    """
+
+    title: str
+    rows: Mapping[str, Mapping[str, Scatter | Absent]]
+    is_toy: bool = False
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """A cell of a heat map: shares in per cent.
+
+    Attributes:
+        share: Ours; None where there is none.
+        published: The paper's; None where it prints none, or where it must not stand beside ours.
+        pairs: Pairs that ours is over.
+        expected: Items of the bench.
+    """
+
+    share: float | None = None
+    published: float | None = None
+    pairs: int = 0
+    expected: int = 0
+
+
+@dataclass(frozen=True)
+class HeatData:
+    """What Figure 2 shows: panel → row (a negative) → column (a model) → cell.
+
+    Attributes:
+        panels: The cells; all rows of a panel have the same columns.
+        note: What an empty cell means.
+        is_toy: Whether the results are of the toy world.
+    """
+
+    panels: Mapping[str, Mapping[str, Mapping[str, HeatCell]]]
+    note: str = ""
+    is_toy: bool = False
+
+
+def build_probe_scatter(data: ScatterData) -> "Figure":
+    """Draw a row for each thing that is scored and a panel for each negative.
+
+    Args:
+        data: The pairs.
+
+    Returns:
+        The figure: x is the negative's, y the reference's negative log-likelihood; below the diagonal the reference is
+        preferred.
+    """
+    from matplotlib.figure import Figure
+
+    columns, rows = len(PANELS), len(data.rows)
+    figure = Figure(figsize=(_PANEL_IN * columns, _PANEL_IN * rows + 0.75), layout="constrained", facecolor="white")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes_row, (scored, panels) in zip(grid, data.rows.items(), strict=True):
+        for axes, (kind, name) in zip(axes_row, PANELS.items(), strict=True):
+            pairs = panels.get(kind, Absent("not in these results"))
+            if isinstance(pairs, Absent):
+                _draw_absent(axes, name, pairs)
+            else:
+                _draw_scatter(axes, name, pairs)
+        axes_row[0].set_ylabel(f"{scored}\nNLL of the reference (nats)", fontsize=_FONT)
+    figure.suptitle(data.title + (f", {_TOY}" if data.is_toy else ""), fontsize=_FONT + 2)
+    return figure
+
+
+def _draw_scatter(axes: "Axes", name: str, pairs: Scatter) -> None:
+    gap = pairs.negative - pairs.reference
+    sides = {
+        _REFERENCE: gap > TIE_NATS,
+        _NEGATIVE: gap < -TIE_NATS,
+        _TIE: np.abs(gap) <= TIE_NATS,
+    }
+    # Small and translucent: hundreds of points lie on the diagonal.
+    for colour, inside in sides.items():
+        axes.scatter(pairs.negative[inside], pairs.reference[inside], s=9, alpha=0.55, linewidths=0, color=colour)
+    both = np.concatenate([pairs.negative, pairs.reference])
+    span = float(np.ptp(both)) or 1.0
+    # Room above for the legend, on both axes alike: the diagonal is a diagonal.
+    low, high = float(both.min()) - 0.04 * span, float(both.max()) + 0.3 * span
+    axes.plot([low, high], [low, high], color="#444444", linewidth=0.8, linestyle="--")
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_aspect("equal")
+    share, r = 100 * pairs.share, pairs.pearson_r
+    # As in the paper: one line a side, the correlation behind the second.
+    labels = (f"Ref: {share:.1f} %", f"NEG: {100 - share:.1f} %  Corr: {'–' if r is None else f'{r:.2f}'}")
+    for label, colour in zip(labels, (_REFERENCE, _NEGATIVE), strict=True):
+        axes.scatter([], [], s=16, color=colour, label=label)
+    axes.legend(
+        fontsize=8, loc="upper left", handletextpad=0.2, borderpad=0.3, labelspacing=0.25, framealpha=0.85,
+    )  # fmt: skip
+    part = f"\n(n {len(gap)} of {pairs.expected})" if len(gap) < pairs.expected else ""
+    axes.set_title(f"{name}{part}", fontsize=_FONT + 0.5)
+    axes.set_xlabel("NLL of the negative (nats)", fontsize=_FONT)
+    axes.tick_params(labelsize=8)
+    axes.locator_params(nbins=4)
+
+
+def _draw_absent(axes: "Axes", name: str, absent: Absent) -> None:
+    import textwrap
+
+    axes.set_title(name, fontsize=_FONT + 0.5)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    lines = textwrap.fill(absent.reason, 26, max_lines=8, placeholder=" …")
+    axes.text(0.5, 0.5, f"–\n{lines}", ha="center", va="center", fontsize=8, color="#555555", transform=axes.transAxes)
+    axes.set_box_aspect(1)
+
+
+def build_probe_heatmap(data: HeatData) -> "Figure":
+    """Draw one heat map a panel side by side: shares of the reference preferred, per cent, around 50.
+
+    Args:
+        data: The cells.
+
+    Returns:
+        The figure; ours in black, the published value below it in grey.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    panels = list(data.panels.items())
+    widths = [max(len(next(iter(rows.values()))), 1) for _, rows in panels]
+    height = max(len(rows) for _, rows in panels)
+    figure = Figure(
+        figsize=(0.62 * sum(widths) + 1.6 * len(panels) + 0.6, 0.5 * height + 1.9), layout="constrained",
+        facecolor="white",
+    )  # fmt: skip
+    grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
+    for axes, (title, rows) in zip(grid, panels, strict=True):
+        _draw_heatmap(axes, rows)
+        axes.set_title(title, fontsize=_FONT + 0.5)
+    figure.colorbar(
+        ScalarMappable(Normalize(0, 100), _COLOURS), ax=list(grid), shrink=0.85, pad=0.01, ticks=[0, 25, 50, 75, 100],
+    ).ax.tick_params(labelsize=8)  # fmt: skip
+    title = "Share of the reference preferred, per cent" + (f", {_TOY}" if data.is_toy else "")
+    figure.suptitle(title, fontsize=_FONT + 2)
+    if data.note:
+        figure.supxlabel(data.note, fontsize=8, color="#555555")
+    return figure
+
+
+def _draw_heatmap(axes: "Axes", rows: Mapping[str, Mapping[str, HeatCell]]) -> None:
+    columns = list(next(iter(rows.values())))
+    shares = [[cells[name].share for name in columns] for cells in rows.values()]
+    values = np.array([[np.nan if share is None else share for share in row] for row in shares], dtype=np.float64)
+    axes.imshow(values, cmap=_COLOURS, vmin=0, vmax=100, aspect="auto")
+    axes.set_facecolor("#f2f2f2")
+    for number, cells in enumerate(rows.values()):
+        for column, cell in enumerate(cells.values()):
+            _write_cell(axes, column, number, cell)
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8, rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axes.tick_params(length=0)
+    # White lines between the cells.
+    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="minor", length=0)
+
+
+def _write_cell(axes: "Axes", column: int, row: int, cell: HeatCell) -> None:
+    is_dark = cell.share is not None and abs(cell.share - 50) > 33
+    # A share over fewer pairs than the bench is marked, as everywhere.
+    mark = "*" if cell.share is not None and cell.pairs < cell.expected else ""
+    text = "–" if cell.share is None else f"{cell.share:.1f}{mark}"
+    shift = 0.0 if cell.published is None else 0.17
+    axes.text(column, row - shift, text, ha="center", va="center", fontsize=8.5, color="white" if is_dark else "black")
+    if cell.published is not None:
+        grey = "#d8d8d8" if is_dark else "#595959"
+        axes.text(column, row + 0.22, f"{cell.published:.1f}", ha="center", va="center", fontsize=8, color=grey)
+
+
+def scatter_csv(data: ScatterData) -> str:
+    """Write the pairs as CSV: scored, negative, both negative log-likelihoods in nats."""
+    rows = [
+        [scored, kind, *map(repr, pair)]
+        for scored, panels in data.rows.items()
+        for kind, pairs in panels.items()
+        if isinstance(pairs, Scatter)
+        for pair in zip(pairs.reference.tolist(), pairs.negative.tolist(), strict=True)
+    ]
+    return _write_csv(["scored", "negative", "nll_reference", "nll_negative"], rows)
+
+
+def heatmap_csv(data: HeatData) -> str:
+    """Write the cells as CSV: panel, negative, model, share, published share, pairs."""
+    rows = [
+        [panel, negative, model, *("" if value is None else repr(value) for value in (cell.share, cell.published)),
+         str(cell.pairs)]
+        for panel, by_negative in data.panels.items()
+        for negative, cells in by_negative.items()
+        for model, cell in cells.items()
+    ]  # fmt: skip
+    return _write_csv(["panel", "negative", "model", "share", "published", "pairs"], rows)
+
+
+def _write_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
+    return buffer.getvalue()

@@ -1,0 +1,129 @@
+"""Keep replies of models: one JSON line a reply, appended, so that nothing that was paid for is lost or asked twice.
+
+Not known here: who asks, what is asked, and what becomes of the replies.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Generic, TextIO, TypedDict, TypeVar
+
+from wm.errors import InputError
+
+
+class ReplyLine(TypedDict):
+    """One reply. ``failure`` says why it cannot be used; null where it can."""
+
+    key: str
+    failure: str | None
+    reply: str
+    finish_reason: str | None
+    model: str
+    input_tokens: int | None
+    output_tokens: int | None
+    answered_at: str
+
+
+LineT = TypeVar("LineT", bound=ReplyLine)
+
+
+class ReplyStore(Generic[LineT]):
+    """The lines of a folder; use it inside :meth:`writing` to add some."""
+
+    def __init__(
+        self, folder: str | Path, lines: str = "replies", *, noun: str = "reply", fields: Sequence[str] = ()
+    ) -> None:
+        """Read all lines that are there.
+
+        Args:
+            folder: Folder of the store; need not exist.
+            lines: Folder of the lines below it.
+            noun: What a line is called in messages.
+            fields: Fields that a line has beside those of every reply.
+
+        Raises:
+            InputError: A line other than the last one of a file is damaged.
+        """
+        self.folder = Path(folder)
+        self._lines, self._noun, self._fields = lines, noun, ("key", "failure", *fields)
+        self.answered: dict[str, LineT] = {}
+        """Lines that can be used by key."""
+        self.failures: dict[str, list[LineT]] = {}
+        """Lines that cannot by key, in the order of the attempts."""
+        self.num_torn = 0
+        """Lines that a kill cut off, whose requests are asked again."""
+        for path in sorted((self.folder / self._lines).glob("*.jsonl")):
+            for line in self._read(path):
+                self._add(line)
+        self._file: TextIO | None = None
+
+    def _read(self, path: Path) -> Iterator[LineT]:
+        # Bytes: a line that was cut within a character is no UTF-8.
+        lines = path.read_bytes().split(b"\n")
+        for number, data in enumerate(lines, 1):
+            if not data:
+                continue
+            try:
+                line: LineT = json.loads(data)
+                _ = [line[name] for name in self._fields]  # type: ignore[literal-required]
+            except (ValueError, KeyError, TypeError) as error:
+                # A line is complete when its line end is: the writer was killed within the last one.
+                if number == len(lines):
+                    self.num_torn += 1
+                    return
+                raise InputError(f"{path}, line {number} is damaged; expected a {self._noun} as JSON") from error
+            yield line
+
+    def _add(self, line: LineT) -> None:
+        if line["failure"] is None:
+            # The first one stays: figures that were computed from it do not change.
+            self.answered.setdefault(line["key"], line)
+        else:
+            self.failures.setdefault(line["key"], []).append(line)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Let this process alone add lines; every writer has a file of its own.
+
+        Raises:
+            InputError: Another process writes.
+        """
+        # The kernel frees the lock of a writer that was killed.
+        folder = self.folder / self._lines
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(f"{self.folder}: another run is writing into it; wait for it") from error
+            # A new file for every writer: a torn line stays the last one of its own.
+            name = f"{time.time_ns()}-{os.getpid()}.jsonl"
+            with (folder / name).open("a", encoding="utf-8") as file:
+                self._file = file
+                try:
+                    yield
+                finally:
+                    self._file = None
+            if not (folder / name).stat().st_size:
+                (folder / name).unlink()
+
+    def append(self, line: LineT) -> None:
+        """Write a line to the disk before anything else happens: it was paid for.
+
+        Args:
+            line: The reply.
+
+        Raises:
+            OSError: The disk is full or may not be written.
+            RuntimeError: Outside of :meth:`writing`.
+        """
+        if self._file is None:
+            raise RuntimeError("append() belongs inside of writing()")
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._add(line)
