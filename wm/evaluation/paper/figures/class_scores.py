@@ -101,9 +101,12 @@ def build_class_scores(data: ClassScores) -> "Figure":
 
 
 def _draw_boxes(axes: "Axes", classes: list[tuple[str, Floats]]) -> None:
-    axes.boxplot(
-        [values for _, values in classes], positions=range(1, len(classes) + 1), widths=0.65, whis=(5, 95),
-        showfliers=False, patch_artist=True, boxprops={"facecolor": "#CFE3F1", "edgecolor": COLOURS[0]},
+    # The quantiles of the bands, so that few and many classes show the same.
+    names = ("whislo", "q1", "med", "q3", "whishi")
+    boxes = [dict(zip(names, np.quantile(values, _QUANTILES).tolist(), strict=True)) for _, values in classes]
+    axes.bxp(
+        boxes, positions=range(1, len(classes) + 1), widths=0.65, showfliers=False, patch_artist=True,
+        boxprops={"facecolor": "#CFE3F1", "edgecolor": COLOURS[0]},
         medianprops={"color": COLOURS[1], "linewidth": 1.4}, whiskerprops={"color": GREY}, capprops={"color": GREY},
         manage_ticks=False,
     )  # fmt: skip
