@@ -62,6 +62,7 @@ def run(recipe: PaperRecipe, *, dry_run: bool = False) -> RunRecord:
             tables, figures, title=recipe.title, about=report.describe_sources(sources), is_toy=sources.is_toy
         )
         write_text(job.out / PAGE, html)
+    # What is empty is counted too: a page without gaps says so.
     empty = list_empty(tables, figures)
     counts = {
         "tables": len(tables),
@@ -102,6 +103,7 @@ def _make(recipe: PaperRecipe, sources: Sources) -> tuple[list[Table], list[Rend
 
 def _write_tables(out: Path, tables: Sequence[Table]) -> None:
     for table in tables:
+        # Three forms of the same cells.
         for ending, text in (("md", to_markdown(table)), ("tex", to_latex(table)), ("csv", to_csv(table))):
             write_text(out / f"{table.key}.{ending}", text)
 

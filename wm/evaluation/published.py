@@ -88,6 +88,7 @@ def parse_row(text: str, columns: Sequence[str]) -> dict[str, PublishedCell]:
     Raises:
         ValueError: A cell is not a number, or there are more or fewer cells than columns.
     """
+    # A shifted number would be of another column.
     parts = text.split()
     if len(parts) != len(columns):
         raise ValueError(f"{text!r}: {len(parts)} cells for {len(columns)} columns")
@@ -95,6 +96,7 @@ def parse_row(text: str, columns: Sequence[str]) -> dict[str, PublishedCell]:
     for column, part in zip(columns, parts, strict=True):
         if part == NO_CELL:
             continue
+        # Digits are kept as printed: 4.00 is not 4.
         match = _CELL.fullmatch(part)
         if match is None:
             raise ValueError(f"{part!r}: expected a number, as in *0.29*†")
@@ -105,6 +107,7 @@ def parse_row(text: str, columns: Sequence[str]) -> dict[str, PublishedCell]:
 
 
 def _build_table(key: str, table: Mapping[str, object]) -> PublishedTable:
+    # A file of the package, which a test reads in full.
     rows, columns = table["rows"], table["columns"]
     if not isinstance(rows, dict) or not isinstance(columns, list):
         raise ValueError(f"{key}: expected rows and columns")

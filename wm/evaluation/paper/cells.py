@@ -88,6 +88,7 @@ class Cell:
 
     def spread_text(self) -> str:
         """Format spread and number of items: ``± 0.12 (3 runs; n 40 of 48)``; empty where there is neither."""
+        # One run has no spread, and nothing is said of it.
         parts = []
         if self.std is not None:
             parts.append(f"± {replace(self, is_signed=False).format_value(self.std)}")
@@ -99,12 +100,14 @@ class Cell:
 
     def interval_text(self) -> str:
         """Format the interval: ``[0.10, 0.31]``; empty where there is none."""
+        # A single item, or items that are all alike, bound nothing.
         if self.ci_low is None or self.ci_high is None:
             return ""
         return f"[{self.format_value(self.ci_low)}, {self.format_value(self.ci_high)}]"
 
     def published_text(self) -> str:
         """Format the published figure; empty where there is none."""
+        # As many digits as are printed: more would be made up.
         if self.published is None:
             return ""
         return replace(self, digits=self.published_digits).format_value(self.published) + self.published_mark
@@ -182,6 +185,7 @@ class Table:
 
     def list_absent(self) -> list[Absent]:
         """List the different reasons of empty cells, in the order of the cells."""
+        # A reason of all of the table comes first.
         reasons = [cell.absent for row in self.rows for cell in row.cells if cell.absent is not None]
         return list(dict.fromkeys([*([self.absent] if self.absent is not None else []), *reasons]))
 

@@ -40,6 +40,7 @@ class Source:
         Raises:
             InputError: It is missing or damaged.
         """
+        # Named by its stage, so that it is missing only where somebody removed it.
         path = self.folder / name
         if not path.is_file():
             raise InputError(f"{path} is missing, though its stage is complete")
@@ -59,6 +60,7 @@ def read_source(folder: str) -> Source:
         InputError: It is no finished result.
     """
     path = Path(folder)
+    # Only a finished stage has this record.
     record = read_run(path) if path.is_dir() else None
     if record is not None and isinstance(record.get("stage"), str):
         return Source(path, record["stage"], record)

@@ -75,6 +75,7 @@ class Measured:
         return {triplet_id: mean(values) for triplet_id, values in gathered.items()}
 
     def _judged(self, label: str) -> SystemFigures | None:
+        # At one candidate: what verification adds is figure 4.
         scores = self.scores_of(label)
         return compute_figures(scores, self.sources.subsets)[0] if scores else None
 
@@ -133,11 +134,13 @@ class Measured:
         )  # fmt: skip
 
     def _compute_figures(self, label: str, subset: str) -> Mapping[str, ScoreFigure]:
+        # Of one subset alone, as its interval and spread are.
         own = [row for row in self._by_system.get(label, []) if self.sources.subsets[_id_of(row)] == subset]
         return self._figures_of(own, subset)
 
     def _figures_of(self, rows: Sequence[Values], subset: str) -> Mapping[str, ScoreFigure]:
         ids = {triplet_id: name for triplet_id, name in self.sources.subsets.items() if name == subset}
+        # By choice and K, of which one is shown.
         table = {(row["choice"], row["k"]): row["metrics"] for row in build_score_rows(rows, ids)}
         return next((table[choice] for choice in _CHOICES if choice in table), {})
 
@@ -197,6 +200,7 @@ class Measured:
         best = self.best_of(label)
         if best is None or not best.scores:
             return None
+        # As if the best of each item were a system of its own.
         figures = compute_figures(best.scores, self.sources.subsets)[0]
         return self._to_cell(figures, best.scores, subset, "final", digits)
 
@@ -215,6 +219,7 @@ class Measured:
         best = self.best_of(label)
         if best is None:
             return None
+        # Those that were scored: without their images no metric is known.
         own = [row for row in best.values if self.sources.subsets[_id_of(row)] == subset]
         figure = self._figures_of(own, subset).get(metric)
         return None if figure is None else self._score_cell(figure, subset, lower_is_better)
@@ -234,6 +239,7 @@ class Measured:
         Returns:
             The cell; None where no item of the subset, or of one of them for the average, has both.
         """
+        # Runs are averaged first: items are what is paired.
         pairs = [self.finals_by_item(label) for label in (first, second)]
         differences = {
             triplet_id: pairs[0][triplet_id] - pairs[1][triplet_id]

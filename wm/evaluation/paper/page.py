@@ -81,6 +81,7 @@ def list_empty(tables: Sequence[Table], figures: Sequence[RenderedFigure]) -> li
     for table in tables:
         for reason in table.list_absent():
             reasons.setdefault(reason, []).append(name_of(table))
+    # A figure is empty as one, not by cells.
     for figure in figures:
         if figure.absent is not None:
             reasons.setdefault(figure.absent, []).append(figure.name)
@@ -128,6 +129,7 @@ def render_page(
 
 
 def _render_table(table: Table) -> Markup:
+    # Neighbouring columns of one group share its head.
     spans = [(group, len(list(members))) for group, members in groupby(table.columns, key=lambda column: column.group)]
     return _render(
         "table.html",
@@ -139,6 +141,7 @@ def _render_table(table: Table) -> Markup:
 
 
 def _render_figure(figure: RenderedFigure) -> Markup:
+    # Lines stay sharp as SVG; images in it would be as large as the page.
     is_small = 0 < len(figure.svg) <= _MAX_SVG_BYTES
     kind, data = ("svg+xml", figure.svg) if is_small else ("png", figure.png)
     # As an image of its own: ids inside of two drawings may be the same.

@@ -83,6 +83,7 @@ class Sources:
     @cached_property
     def is_toy(self) -> bool:
         """Whether any result is of the toy world: nothing published is shown beside it then."""
+        # By the data, by the judge, or by the evaluation: any of them is enough.
         datasets = {row.dataset for row in self.rows} | {str(source.recipe("dataset", "")) for source in self.folders}
         judges = [source.recipe("model") for source in self.of("judge")]
         oracles = [source for source in self.of("evaluate") if source.recipe("judge") == "oracle"]
@@ -105,6 +106,7 @@ class Sources:
         return _gather(self.of("score"), self._load_values, lambda row: str(row["system"]))
 
     def _load_values(self, source: Source) -> list[Values]:
+        # A scoring may be of actions alone.
         if not (source.folder / "values").is_dir():
             return []
         rows = read_table(source.folder / "values", VALUE_SCHEMA).to_pylist()
@@ -159,6 +161,7 @@ class Sources:
         return list(dict.fromkeys(labels))
 
     def _check_ids(self, source: Source, ids: Sequence[str]) -> None:
+        # A result of fewer triplets is of this bench, of others it is not.
         unknown = sorted({triplet_id for triplet_id in ids if triplet_id not in self.subsets})
         if unknown:
             raise InputError(
@@ -227,6 +230,7 @@ def read_sources(
     _check_judges([source for source in sources if source.stage == "judge"])
     result = Sources(sources, dict(names or {}), bench, rows, subset, options or FigureOptions())
     _check_labels(result)
+    # All files are read here: what is damaged shows before anything is made.
     labels = result.list_systems()
     for system, label in result.names.items():
         if label not in labels:

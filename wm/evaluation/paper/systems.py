@@ -140,6 +140,7 @@ def explain_unread(sources: Sources, system: str) -> Absent:
     entry = SYSTEMS.get(system)
     bench = sources.triplets or BENCH
     if entry is None or entry.origin == "external":
+        # A label of one's own may have blanks.
         label = _quote(sources.label(system))
         return Absent(
             f"no actions of {system}",

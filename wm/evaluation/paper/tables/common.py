@@ -50,6 +50,7 @@ class Layout:
     @property
     def judge(self) -> str:
         """Return what tables call the judge: ``GPT-4o`` where it is one or there is none, else ``Judge``."""
+        # Named where it is another: its scores are not the paper's.
         models = {str(source.recipe("model")) for source in self.sources.of("judge")}
         return "GPT-4o" if all(model.startswith("gpt-4o") for model in models) else "Judge"
 
@@ -66,6 +67,7 @@ class Layout:
     def notes(self, key: str) -> tuple[str, ...]:
         """Return the notes below a table: rows that the bench lacks, and contradictions in the paper's numbers."""
         classes = [row.class_label for row in self.sources.rows]
+        # Rows that the release lacks are named below every table.
         bench = [f"{note}."] if (note := footnote(len(classes), classes)) else []
         return (*bench, *(list_contradictions(key) if self.is_published else ()))
 
@@ -111,6 +113,7 @@ class Layout:
 
 def column_of(label: str) -> Column:
     """Build the column of a system beyond the paper's."""
+    # Its full name would be the widest column.
     title = CEILING_TITLE if label == CEILING else label
     return Column(title, "reference" if label in REFERENCES else "model", key=label)
 

@@ -34,6 +34,7 @@ def build_judge_table(layout: Layout) -> Table:
     """
     printed = load_published()["table-2" if layout.version == "acl" else "table-2-v1"]
     digits = 2 if layout.version == "acl" else 3
+    # Systems that the paper does not have come behind its own.
     judged = [score.system for score in layout.sources.judgements]
     systems = [*printed.columns, *layout.extra_systems(printed.columns, judged)]
     columns = [_column(system) for system in systems]
@@ -88,6 +89,7 @@ def judge_cell(layout: Layout, system: str, subset: str, criterion: Criterion = 
     Returns:
         The cell.
     """
+    # The best of three is a column of the same system.
     measured, sources = layout.measured, layout.sources
     if system.endswith(BEST_OF):
         base = system.removesuffix(BEST_OF)
@@ -152,6 +154,7 @@ def build_ablation_table(layout: Layout) -> Table:
         cells = [layout.add_published(judge_cell(layout, "C-FDM", subset), (printed, title, "C-FDM"))]
         for name in ablations:
             system = f"C-FDM {name}"
+            # Paired with the model itself, item by item.
             cell = layout.measured.difference_cell(sources.label(system), sources.label("C-FDM"), subset)
             reason = _explain_difference(layout, system)
             cell = replace(cell_or(cell, reason), is_signed=True)

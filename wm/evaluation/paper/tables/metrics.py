@@ -29,6 +29,7 @@ def build_metric_table(layout: Layout) -> Table:
     """
     printed = load_published()["table-6"]
     sources = layout.sources
+    # Scored or judged: either fills a part of a column.
     labels = [str(row["system"]) for row in sources.values] + [score.system for score in sources.judgements]
     systems = [*printed.columns, *layout.extra_systems(printed.columns, labels)]
     columns = [_column(system) for system in systems]
@@ -86,6 +87,7 @@ def _judge_row(layout: Layout, systems: list[str], subset: str, row: str) -> lis
 
 def _metric_cell(layout: Layout, system: str, subset: str, metric: str, key: str) -> Cell:
     measured, sources = layout.measured, layout.sources
+    # A distance; all others are similarities.
     lower = metric == "l1"
     if system.endswith(BEST_OF):
         base = system.removesuffix(BEST_OF)

@@ -50,6 +50,7 @@ def build_win_rate_table(layout: Layout) -> Table:
             cells = []
             for other, _ in _WIN_SYSTEMS:
                 cell = BLANK if title == other else _win_cell(layout, finals, title, other, judge)
+                # Published or not, a system is never compared with itself.
                 cells.append(layout.add_published(cell, (printed, title, other)))
             rows.append(Row(title, tuple(cells), "Human" if judge == "human" else layout.judge))
     return Table(

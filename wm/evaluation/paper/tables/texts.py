@@ -106,6 +106,7 @@ def build_text_table(layout: Layout) -> Table:
     extra = [(label, label) for label in figures.labels() if label not in own]
     rows = []
     for title, system in (*_ROWS, *extra):
+        # The later text first; what it leaves out is in the earlier one.
         cells = []
         for column, metric in _METRICS:
             cell = cell_or(figures.cell(sources.label(system), metric), _explain(layout, figures, system, metric))
@@ -145,6 +146,7 @@ def _explain(layout: Layout, figures: TextFigures, system: str, metric: str) -> 
     if label not in figures.labels():
         return explain_unread(layout.sources, system)
     bench = layout.sources.triplets
+    # Any set with actions will do as an example of the command.
     folder = next((str(source.folder) for source in layout.sources.of("evaluate", "collect")), "PREDICTIONS")
     key = " bertscore.model=ROBERTA" if metric == "bertscore" else ""
     return Absent(

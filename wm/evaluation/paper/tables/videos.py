@@ -76,6 +76,7 @@ def _list_counted(layout: Layout) -> list[tuple[str, Source, Mapping[str, float 
     """List set, folder and counts of every stage that counted the columns."""
     counted = []
     for source in layout.sources.folders:
+        # Whichever stage counted it: annotations do.
         counts = source.counts.get("table7")
         if isinstance(counts, dict):
             dataset = str(source.recipe("dataset", "") or source.folder.name)
@@ -89,6 +90,7 @@ def _cell(
     layout: Layout, counts: Mapping[str, float | None], column: tuple[str, str, int], row: str, absent: Absent
 ) -> Cell:
     title, name, digits = column
+    # A mean over nothing is null there, and a dash here.
     value = counts.get(name)
     cell = Cell(digits=digits, absent=absent) if value is None else Cell(mean=float(value), digits=digits)
     return layout.add_published(cell, (load_published()["table-7"], row, title))
