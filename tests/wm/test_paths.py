@@ -57,6 +57,8 @@ NO_PATHS = {
     # Relative to CollectRecipe.folder; of the judge's endpoint.
     *("ContradictRecipe.model", "ContradictRecipe.base_url", "ContradictRecipe.api_key_variable"),
     *("CollectRecipe.pattern", "JudgeRecipe.model", "JudgeRecipe.base_url", "JudgeRecipe.api_key_variable"),
+    # Of tables and systems.
+    *("PaperRecipe.items", "PaperRecipe.names", "FigureOptions.triplets"),
     # Keys of another recipe, as on a command line.
     *("BenchmarkRecipe.overrides", "BenchmarkRecipe.demo"),
     # Relative to another key.

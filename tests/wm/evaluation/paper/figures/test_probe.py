@@ -7,6 +7,7 @@ import numpy as np
 
 from wm.evaluation.metrics.stats import pearson
 from wm.evaluation.paper.cells import Absent
+from wm.evaluation.paper.drawing import save_png, save_svg
 from wm.evaluation.paper.figures.probe import (
     PANELS,
     HeatCell,
@@ -19,7 +20,6 @@ from wm.evaluation.paper.figures.probe import (
     scatter_csv,
 )
 from wm.evaluation.paper.figures.read_probe import read_finetuned_scatter, read_heatmap, read_zero_shot_scatter
-from wm.evaluation.paper.figures.style import to_png, to_svg
 from wm.evaluation.paper.sources import Source, Sources
 from wm.evaluation.probe import NEGATIVES, Likelihoods, Pairs, ProbeScores, compare_all
 from wm.evaluation.probe_arrays import to_arrays
@@ -161,6 +161,6 @@ def test_bytes_and_csv_depend_on_the_data_alone(tmp_path: Path) -> None:
     assert cells[0] == "panel,negative,model,share,published,pairs" and len(cells) == 1 + 2 * 5
     # One row of panels is enough, drawn twice.
     few = ScatterData("x", {"Action": {"copy": data.rows["Action"]["copy"]}})
-    assert to_svg(build_probe_scatter(few)) == to_svg(build_probe_scatter(few))
-    assert to_svg(build_probe_heatmap(heat)) == to_svg(build_probe_heatmap(heat))
-    assert to_png(build_probe_heatmap(heat)).startswith(b"\x89PNG")
+    assert save_svg(build_probe_scatter(few)) == save_svg(build_probe_scatter(few))
+    assert save_svg(build_probe_heatmap(heat)) == save_svg(build_probe_heatmap(heat))
+    assert save_png(build_probe_heatmap(heat)).startswith(b"\x89PNG")
