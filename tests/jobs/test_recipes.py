@@ -59,6 +59,7 @@ KINDS: dict[str, type[Recipe]] = {
     "laptop": PlanRecipe,
     "magicbrush": IngestRecipe,
     "predict": PredictRecipe,
+    "probe-vlms": EvaluateRecipe,
     "rounds": BootstrapRecipe,
     "score-aurora-bench": ScoreRecipe,
     "select-7000": SelectRecipe,

@@ -9,8 +9,8 @@ from tests.helpers.bench_files import TASKS, bench_pair, write_bench
 from wm.errors import InputError
 from wm.evaluation.bench_rows import read_bench_rows
 from wm.evaluation.paper.cells import Absent
+from wm.evaluation.paper.drawing import save_png
 from wm.evaluation.paper.figures.image_grid import build_image_grid, choose_triplets, read_image_grid
-from wm.evaluation.paper.figures.style import to_png
 from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.paper.sources import Sources, read_sources
 from wm.evaluation.predictions import prediction_row, predictions_folder, write_predictions
@@ -51,7 +51,7 @@ def results(tmp_path_factory) -> tuple[Path, list[str], list[str]]:
 
 def test_cells_are_the_sets_images(results):
     _, folders, ids = results
-    options = FigureOptions(triplets=[ids[0], ids[3], "of another set"])
+    options = FigureOptions(triplets=[ids[0], ids[3]])
     sources = read_sources(folders, names={"C-FDM": "my-fdm"}, options=options)
     data = read_image_grid(sources)
     assert data.columns == ("Input", "Output", "GoT", "C-FDM") and not data.is_toy
@@ -70,7 +70,7 @@ def test_cells_are_the_sets_images(results):
     drawn = [axes.get_images() for axes in figure.axes]
     assert len(drawn) == 12 and np.array_equal(drawn[0][0].get_array(), bench_pair(0)[0])
     assert drawn[7] == [] and [text.get_text() for text in figure.axes[7].texts] == ["no prediction"]
-    assert to_png(figure) == to_png(build_image_grid(read_image_grid(sources)))
+    assert save_png(figure) == save_png(build_image_grid(read_image_grid(sources)))
 
 
 def test_the_choice_is_by_seed_and_subset():
@@ -81,7 +81,7 @@ def test_the_choice_is_by_seed_and_subset():
     # One subset's wish leaves the others' choice as it is.
     wanted = choose_triplets(subsets, ["2", "7"], 0)
     assert wanted == [chosen[0], "2", "7", chosen[2]]
-    with pytest.raises(InputError, match="triplet 'x' is not of the bench of 50 triplets"):
+    with pytest.raises(InputError, match="triplets: 'x' is not of the bench of 50 triplets"):
         choose_triplets(subsets, ["x"], 0)
 
 

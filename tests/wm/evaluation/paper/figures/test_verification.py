@@ -7,8 +7,8 @@ import pytest
 
 from wm.evaluation.judge.figures import ItemScore
 from wm.evaluation.paper.cells import Absent
+from wm.evaluation.paper.drawing import save_png, save_svg
 from wm.evaluation.paper.figures.read_verification import read_verification
-from wm.evaluation.paper.figures.style import to_png, to_svg
 from wm.evaluation.paper.figures.verification import (
     AVERAGE,
     Curve,
@@ -73,7 +73,7 @@ def test_lines_bands_and_levels_are_the_data():
     # The same colour in every panel.
     assert line_of(figure.axes[1], "C-FT").get_color() == line.get_color()
     again = build_verification(data)
-    assert to_svg(figure) == to_svg(again) and to_png(figure) == to_png(again)
+    assert save_svg(figure) == save_svg(again) and save_png(figure) == save_png(again)
     assert verification_csv(data).splitlines()[1:4] == [
         "AG,C-FT,verifier,1,2.0,0.5",
         "AG,C-FT,verifier,2,3.0,0.25",
@@ -170,6 +170,18 @@ def test_an_evaluations_own_judge_comes_next():
     data = read_verification(sources_of((), {"t": "x", "u": "y"}, tables=[(SimpleNamespace(), tables)]))
     points = [panel.curves[0].points[0] for panel in data.panels]
     assert points == [Point(1, 0.1, 0.01), Point(1, 0.3), Point(1, 0.2, 0.02)]
+
+
+def test_the_toy_judge_has_adaptive_n_beside_it():
+    scores = [*judged("FT", 0, 1, [1.0] * 3), *judged("FT", 0, 4, [2.0] * 3)]
+    row = {"label": "FT", "margin": 0.2, "metrics": {"final": figure_of(0.4, None), "draws": figure_of(2.5, None)}}
+    row |= {"by_subset": {"ag": {"final": 1.5, "draws": 3.0}}, "macro": {"final": 1.75, "draws": 2.25}}
+    tables = {"judge": "oracle", "subsets": ["ag", "kubric"], "fdm": [], "adaptive": [row]}
+    for model, expected in (("nano:oracle", [(3.0, 1.5)]), ("gpt-4o", [])):
+        judge = Source("J", "judge", {"recipe": {"model": model}})
+        data = read_verification(sources_of((judge,), judgements=scores, tables=[(SimpleNamespace(), tables)]))
+        curves = [curve for curve in data.panels[0].curves if curve.choice == "adaptive"]
+        assert [(point.k, point.mean) for curve in curves for point in curve.points] == expected
 
 
 def test_without_several_k_it_is_absent():
