@@ -114,8 +114,8 @@ def check_shared(name: str, path: str, nodes: Sequence[Node], look: Look) -> Non
     if blind:
         raise InputError(
             f"{name} = {path!r:.200}: what the submitted command writes to {folder} is on its own node alone, not on "
-            f"{' and '.join(blind)} of this cluster, and the output would be lost with the node; give a path on storage "
-            f"that all nodes share, such as {name}=/mnt/shared/run"
+            f"{' and '.join(blind)} of this cluster, and the output would be lost with the node; give a path on "
+            f"storage that all nodes share, such as {name}=/mnt/shared/run"
         )
     silent = [node.address for node in nodes if node not in answers]
     if silent:
