@@ -151,7 +151,7 @@ def _build_plan(recipe: ExportRecipe, rows: RowFilter) -> Plan:
     try:
         # Only footers and small columns: the plan is made before a dry run ends.
         return plan_export(
-            triplets_folder(recipe.triplets),
+            recipe.triplets,
             rows,
             max_bytes=recipe.shard_mb * 2**20,
             max_rows=recipe.shard_rows,

@@ -273,7 +273,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     before = sorted(tmp_path.rglob("*"))
     for changes, said in (
         ({"format": "zip"}, "format = 'zip': input should be 'aurora', 'webdataset' or 'lerobot'"),
-        ({"triplets": str(world)}, f"is the output folder of a stage; give {world}/triplets"),
         ({"triplets": str(tmp_path / "gone")}, "no such file or folder"),
         ({"triplets": str(tmp_path / "empty")}, "no Parquet file below"),
         ({"triplets": str(tmp_path / "other")}, "a.parquet lacks the column 'triplet_id'; columns found: a"),

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from wm.datasets.export.row_filter import RowFilter
 from wm.errors import InputError, to_line
 from wm.records import LATER_COLUMNS, TRIPLET_SCHEMA
-from wm.tables import table_files
+from wm.tables import table_files, triplets_folder
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def plan_export(
     """Cut a data set into parts of about ``max_bytes`` of images and at most ``max_rows`` rows.
 
     Args:
-        triplets: Folder of Parquet files.
+        triplets: Folder of Parquet files, or the output folder of a stage that holds ``triplets``.
         rows: Which rows are exported.
         max_bytes: Estimated bytes of images of a part.
         max_rows: Rows of a part.
@@ -105,11 +105,8 @@ def plan_export(
 
 
 def _triplet_files(triplets: str | Path) -> list[Path]:
-    if (Path(triplets) / "triplets").is_dir():
-        raise InputError(
-            f"triplets = {str(triplets)!r} is the output folder of a stage; give {Path(triplets) / 'triplets'}"
-        )
-    files = table_files(triplets)
+    # A stage's own folder holds rejects and clips too: only its triplets are meant.
+    files = table_files(triplets_folder(triplets))
     if not files:
         raise InputError(f"no Parquet file below {triplets}")
     # Parts are written by processes that may work in another folder.
