@@ -6,7 +6,7 @@ import psutil
 
 
 def children(*words: str, of: int | None = None) -> list[psutil.Process]:
-    """List the processes that this one has started, or ``of``, with a word of their command line that holds all ``words``.
+    """List the processes that this one, or ``of``, has started, with a word of their command line that holds ``words``.
 
     One that has just ended, perhaps killed before and not yet waited for, has no command line and is none.
     """
