@@ -58,8 +58,8 @@ _LONGEST_FILES = (
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Keep Python's garbage collector from what the tests import: it stays to the end, and to search those 500,000
-    objects takes a quarter of a second, each time that a library or a test asks for it."""
+    """Keep Python's garbage collector from what the tests import: it stays to the end, and to search those 900,000
+    objects takes nearly a second, each time that Python, a library or a test asks for it."""
     gc.disable()
     try:
         return (yield)
