@@ -1,9 +1,10 @@
 """Fixtures that every test may use."""
 
+import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,8 +31,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("repeatable")
 
-# A run in the background of a shell that has no job control begins with Ctrl-C ignored, and so would all that it starts:
-# tests of what Ctrl-C does need it as it is at a terminal.
+# A run in the background of a shell without job control begins with Ctrl-C ignored, and so would all that it starts.
+# Tests of what Ctrl-C does need it as it is at a terminal.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -57,6 +58,19 @@ _LONGEST_FILES = (
     "wm/models/test_folder_checks.py",
 )
 """Ends of their paths. Most wait for processes of Ray, which several workers do better than one after the other."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep Python's garbage collector from what the tests import: it stays to the end, and to search those 900,000
+    objects takes nearly a second, each time that Python, a library or a test asks for it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 _FILES_ON_RAY = pytest.StashKey[set[Path]]()
@@ -103,8 +117,8 @@ def shared_data() -> Path:
 @pytest.fixture
 def ray_session() -> None:
     """A Ray session of this process. It takes 10 s to start, so that all tests share one, as jobs of one process do:
-    it starts when the first test or job asks for it, and again after a test that ended it. It ends before the first file
-    none of whose tests has this fixture."""
+    it starts when the first test or job asks for it, and again after a test that ended it. It ends before a file of
+    which no test has this fixture."""
     from jobs.shared import ray_session as shared_ray_session
 
     shared_ray_session.connect()

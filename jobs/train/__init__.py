@@ -1,6 +1,7 @@
 """Train an inverse or forward model with Ray Train and DeepSpeed.
 
-Imported when they are asked for: a process of Ray that needs ``jobs.train.worker`` alone does not wait for transformers.
+A name is imported when it is first used: a process of Ray that needs ``jobs.train.worker`` alone does not wait for
+transformers.
 """
 
 from importlib import import_module

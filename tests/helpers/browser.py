@@ -103,11 +103,15 @@ class Browser:
         assert "exceptionDetails" not in result, result["exceptionDetails"].get("exception", result["exceptionDetails"])
         return result["result"].get("value")
 
-    def open(self, url: str) -> None:
-        """Returns once the page says that it is ready."""
+    def show(self, url: str) -> None:
+        """Returns once the page begins to load."""
         self.send("Page.navigate", url="about:blank")  # a change of the fragment alone would load nothing
         self.wait("location.href === 'about:blank'")
         self.send("Page.navigate", url=url)
+
+    def open(self, url: str) -> None:
+        """Returns once the page says that it is ready."""
+        self.show(url)
         self.wait("document.documentElement.dataset.ready === 'yes'")
 
     def wait(self, condition: str, timeout_s: float = 60) -> None:

@@ -1,11 +1,15 @@
 """The job in process: what it refuses, prints and leaves."""
 
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
+from ray.train.v2._internal.util import construct_user_exception_with_traceback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from jobs.train.job import main, run
@@ -149,6 +153,36 @@ def test_paper_recipes_parse_and_say_what_is_missing(path: Path) -> None:
         run(recipe, dry_run=True)
 
 
+def without_ray(monkeypatch: pytest.MonkeyPatch, fit: Callable[[DataParallelTrainer], SimpleNamespace]) -> None:
+    """Put ``fit`` in the place of Ray's controller and its workers, which take many seconds to start."""
+    rank = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr("ray.train.get_context", lambda: rank)
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("ray.train.torch.TorchTrainer.fit", fit)
+    monkeypatch.setattr("jobs.shared.ray_session.connect", lambda: None)
+
+
+def test_an_error_of_a_worker_is_reported_in_one_line(
+    tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ray wraps it, with its own functions, and sends it; make soak does the same on Ray."""
+
+    def fit(trainer: DataParallelTrainer) -> SimpleNamespace:
+        try:
+            fit_worker(trainer.train_loop_config)
+        except Exception as error:
+            sent = pickle.dumps(construct_user_exception_with_traceback(error))
+            status = WorkerGroupPollStatus({0: WorkerStatus(running=False, error=pickle.loads(sent))})
+            raise pickle.loads(pickle.dumps(status.get_worker_group_error())) from None
+        raise AssertionError("the worker did not fail")
+
+    without_ray(monkeypatch, fit)
+    changes = {"lora": {"targets": ".*no_such_layer"}, "resources": {"num_workers": 1, "max_failures": 0}}
+    with pytest.raises(InputError, match=r"^lora.targets = '.*no_such_layer' fits") as error:
+        run(recipe_of(tiny_base, triplets, tmp_path / "out", **changes))
+    assert "\n" not in str(error.value)
+
+
 def test_a_divergence_is_returned_by_the_worker_and_raised_once(
     tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,11 +193,7 @@ def test_a_divergence_is_returned_by_the_worker_and_raised_once(
         calls.append(fit_worker(trainer.train_loop_config))
         return SimpleNamespace(return_value=calls[-1])
 
-    rank = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
-    monkeypatch.setattr("ray.train.get_context", lambda: rank)
-    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("ray.train.torch.TorchTrainer.fit", fit)
-    monkeypatch.setattr("jobs.shared.ray_session.connect", lambda: None)
+    without_ray(monkeypatch, fit)
     changes = {"lora": {"enabled": False}, "optim": {"lr": 1e30, "max_grad_norm": 0}, "resources": {"num_workers": 1}}
     with pytest.raises(DivergedError, match=r"^loss is nan at step \d+.*$") as error:
         run(recipe_of(tiny_base, triplets, tmp_path / "out", **changes))

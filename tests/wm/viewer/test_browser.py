@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -11,7 +12,8 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pytest
 
-from tests.helpers.viewer_data import HOSTILE, look, mark, triplet, write_annotation
+from tests.helpers.browser import Browser
+from tests.helpers.viewer_data import HOSTILE, mark, triplet, write_annotation
 from wm.records import TRIPLET_SCHEMA, stable_id
 from wm.tables import write_table
 from wm.viewer import Limits, open_source, plan_page, write_page
@@ -44,6 +46,22 @@ def page_of(rows: list[dict[str, Any]], folder: Path, selection: Path | None = N
 
 
 @pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One for all tests: a browser takes longer to start than a page to show. Each look is at a new document."""
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+def look(window: Browser, page: Path, fragment: str = "", until: str = "") -> str:
+    """The document of ``page#fragment`` once all of it is there, and ``until``, an expression, is true too."""
+    window.show(f"file://{page}{fragment}")
+    whole = "!document.querySelector('dialog[open][data-state=loading]')"
+    window.wait(f"document.readyState === 'complete' && document.documentElement.dataset.firstPaintMs && {whole}")
+    window.wait(until or "true")
+    return str(window.do("document.documentElement.outerHTML"))
+
+
+@pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 rows; row 6 is hostile in every text, row 8 has no score, row 10 a change map and row 1 no picture."""
     rows = [triplet(number) for number in range(40)]
@@ -60,7 +78,7 @@ def ids(document: str) -> list[str]:
     return re.findall(r'class="card"[^>]*data-id="([^"]*)"', document)
 
 
-def probe(page: Path, folder: Path, code: str, fragment: str = "") -> dict[str, Any]:
+def probe(window: Browser, page: Path, folder: Path, code: str, fragment: str = "") -> dict[str, Any]:
     """Run ``code`` in a copy of the page once it has loaded; what it puts into ``results``."""
     shutil.copytree(page.parent, folder / "copy")
     (folder / "copy" / "page" / "probe.js").write_text(PROBE % code)
@@ -70,14 +88,14 @@ def probe(page: Path, folder: Path, code: str, fragment: str = "") -> dict[str, 
             '<script src="page/index.js">', '<script src="page/probe.js"></script><script src="page/index.js">'
         )
     )
-    document = look(folder / "copy" / "index.html", fragment, profile=folder / "profile")
+    document = look(window, folder / "copy" / "index.html", fragment, "document.documentElement.dataset.results")
     results: dict[str, Any] = json.loads(unquote(mark(document, "results")))
     assert "error" not in results, results
     return results
 
 
-def test_all_cards_show(page: Path, tmp_path: Path) -> None:
-    document = look(page, profile=tmp_path)
+def test_all_cards_show(window: Browser, page: Path) -> None:
+    document = look(window, page)
     assert mark(document, "shown") == "40" and "40 of 40 triplets" in document
     assert ids(document)[:3] == ["t00000", "t00001", "t00002"]
     assert float(mark(document, "ready-ms")) > 0 and float(mark(document, "first-paint-ms")) > 0
@@ -100,15 +118,15 @@ def test_all_cards_show(page: Path, tmp_path: Path) -> None:
         ("#&&=&min=x&max=&page=-1&view=odd&sort=__proto__&id=none&q=hand%200", [0, 10, 20, 30]),
     ],
 )
-def test_a_link_says_what_shows(page: Path, tmp_path: Path, fragment: str, expected: list[int]) -> None:
-    document = look(page, fragment, profile=tmp_path)
+def test_a_link_says_what_shows(window: Browser, page: Path, fragment: str, expected: list[int]) -> None:
+    document = look(window, page, fragment)
     assert ids(document) == [f"t{number:05d}" for number in expected]
     assert mark(document, "shown") == str(len(expected))
     assert ("Triplet none is not on this page." in document) == ("id=none" in fragment)
 
 
-def test_the_curve_marks_the_chosen_frames(page: Path, tmp_path: Path) -> None:
-    document = look(page, "#id=t00010", profile=tmp_path)
+def test_the_curve_marks_the_chosen_frames(window: Browser, page: Path) -> None:
+    document = look(window, page, "#id=t00010")
     assert re.search(r"<dialog[^>]* open", document)
     marks = re.findall(r'class="mark" data-frame="(\d+)" data-role="(\w+)" data-x="([\d.]+)"', document)
     left, right, last = 52, 1000 - 14, 100
@@ -124,7 +142,7 @@ def test_the_curve_marks_the_chosen_frames(page: Path, tmp_path: Path) -> None:
     assert "hashes differ in" in document and "3 of 64 bits" in document and "3.5" in document
 
 
-def test_text_from_data_stays_text(page: Path, tmp_path: Path) -> None:
+def test_text_from_data_stays_text(window: Browser, page: Path, tmp_path: Path) -> None:
     code = """
       const inline = document.createElement("script");
       inline.textContent = "window.pwned = 2";
@@ -139,13 +157,13 @@ def test_text_from_data_stays_text(page: Path, tmp_path: Path) -> None:
       wm.close(); wm.change({ classes: [wm.get("class", 6)] });
       results.shown = wm.rows; results.hash = location.hash;
     """
-    results = probe(page, tmp_path, code, "#id=t00006")
+    results = probe(window, page, tmp_path, code, "#id=t00006")
     assert results["pwned"] == "undefined" and results["eval"] == "EvalError" and results["strays"] == 0
     assert results["action"] == results["name"] == HOSTILE and results["shown"] == [6]
     assert "<" not in results["hash"] and "pwned" in results["title"]
 
 
-def test_hands_and_keys(page: Path, tmp_path: Path) -> None:
+def test_hands_and_keys(window: Browser, page: Path, tmp_path: Path) -> None:
     code = """
       set("query", "hand 1");
       results.query = wm.rows.length;
@@ -168,7 +186,7 @@ def test_hands_and_keys(page: Path, tmp_path: Path) -> None:
       results.last = document.activeElement.dataset.id;
       results.cards = document.querySelectorAll(".card").length;
     """
-    results = probe(page, tmp_path, code)
+    results = probe(window, page, tmp_path, code)
     assert results["query"] == sum("1" in str(number) for number in range(40))
     assert results["by_class"] == ["#class=jump", 20]
     assert results["slider"] == [-4.875, 19]  # half of -9.75 .. 0; row 8 has no score
@@ -177,8 +195,8 @@ def test_hands_and_keys(page: Path, tmp_path: Path) -> None:
     assert results["cards"] < 40
 
 
-def test_rejects_by_reason(page: Path, tmp_path: Path) -> None:
-    document = look(page, "#view=rejects", profile=tmp_path / "a")
+def test_rejects_by_reason(window: Browser, page: Path, tmp_path: Path) -> None:
+    document = look(window, page, "#view=rejects")
     assert "Filtered: fine, but not wanted (1)" in document and "Failed: could not be used (3)" in document
     assert re.findall(r'data-reason="(\w+)"', document) == ["static_pair", "time_out", "not_a_video"]
     code = """
@@ -186,23 +204,23 @@ def test_rejects_by_reason(page: Path, tmp_path: Path) -> None:
       results.rows = [...document.querySelectorAll("tbody tr")].map((row) => row.children[2].textContent);
       results.hash = location.hash; results.pressed = document.activeElement.getAttribute("aria-pressed");
     """
-    results = probe(page, tmp_path, code, "#view=rejects")
+    results = probe(window, page, tmp_path, code, "#view=rejects")
     assert results["rows"] == ["bad0.mp4", "bad1.mp4"] and results["pressed"] == "true"
     assert results["hash"] == "#view=rejects&outcome=failed&reason=time_out"
 
 
-def test_selected_rows_are_marked_and_come_first(tmp_path: Path) -> None:
+def test_selected_rows_are_marked_and_come_first(window: Browser, tmp_path: Path) -> None:
     selected = pa.table({"triplet_id": ["t00030", "t00003"], "order": pa.array([1, 0], pa.int64())})
     (tmp_path / "chosen" / "selection").mkdir(parents=True)
     pa.parquet.write_table(selected, tmp_path / "chosen" / "selection" / "part.parquet")
     page = page_of([triplet(number) for number in range(40)], tmp_path, tmp_path / "chosen", limit=6)
-    document = look(page, "#chosen=1&sort=order", profile=tmp_path / "profile")
+    document = look(window, page, "#chosen=1&sort=order")
     assert ids(document) == ["t00003", "t00030"] and "selected 1<" in document
     assert "A sample: 6 of 40 triplets" in document and "selected triplets come first" in document
 
 
 @pytest.mark.slow
-def test_ten_thousand_rows(tmp_path: Path) -> None:
+def test_ten_thousand_rows(window: Browser, tmp_path: Path) -> None:
     base = triplet(0, class_label="", video_uri="v")
     rows = [
         base
@@ -224,10 +242,10 @@ def test_ten_thousand_rows(tmp_path: Path) -> None:
     written_s = time.perf_counter() - begin
     assert counts["shown"] == 10_000 and counts["bytes"] < 15_000 * 10_000
     index = tmp_path / "page" / "index.html"
-    document = look(index, profile=tmp_path / "a")
+    document = look(window, index)
     assert mark(document, "shown") == "10000" and len(ids(document)) < 60
     expected = sum(number % 100 == 7 and -(number % 997) / 100 >= -2 for number in range(10_000))
-    narrow = look(index, "#class=class%2007&min=-2", profile=tmp_path / "b")
+    narrow = look(window, index, "#class=class%2007&min=-2")
     assert mark(narrow, "shown") == str(expected)
     times = {name: float(mark(document, name)) for name in ("first-paint-ms", "ready-ms", "filter-ms")}
     print(f"10,000 rows: written in {written_s:.1f} s, {counts['bytes'] / 1e6:.1f} MB, {times}")
