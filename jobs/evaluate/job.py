@@ -63,8 +63,8 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         return read_run(recipe.out) or {}
     with job.timed("read"):
         bench = build_bench(recipe)
-    counts = {"triplets": len(bench.held_out), "models": len(entries), "units": len(units)}
     _print_notices(recipe, bench, is_auto)
+    counts = {"triplets": len(bench.held_out), "models": len(entries), "units": len(units)}
     # Everything that can fail without a model has been checked by now.
     if dry_run:
         report.print_plan(recipe, counts)
