@@ -142,7 +142,7 @@ def _find_unit(sources: Sources, system: str, role: str) -> tuple[Source, Unit] 
 
 def _entry_names(source: Source, label: str, role: str) -> list[str]:
     models = source.recipe("models", {})
-    # By training seed: the first run is drawn.
+    # By training seed: the figure shows the first run.
     of_label = sorted(
         (model.get("seed", 0), name)
         for name, model in models.items()
