@@ -50,8 +50,7 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     units = list_units(entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe)
     inputs = {"triplets": digest_of(recipe.triplets)}
     # The column itself is recorded: an earlier run under another one keeps its figures, and is not resumed.
-    is_auto = recipe.subset == "auto"
-    if is_auto:
+    if is_auto := recipe.subset == "auto":
         recipe = recipe.model_copy(update={"subset": choose_subset(recipe.triplets)})
     inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
     if recipe.probe and recipe.counterfactuals:
@@ -63,8 +62,8 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         return read_run(recipe.out) or {}
     with job.timed("read"):
         bench = build_bench(recipe)
-    counts = {"triplets": len(bench.held_out), "models": len(entries), "units": len(units)}
     _print_notices(recipe, bench, is_auto)
+    counts = {"triplets": len(bench.held_out), "models": len(entries), "units": len(units)}
     # Everything that can fail without a model has been checked by now.
     if dry_run:
         report.print_plan(recipe, counts)

@@ -158,7 +158,7 @@ def score_probe(
     for kind, of_kind in picks.items():
         pairs = np.flatnonzero(of_kind >= 0)
         if len(pairs):
-            # The row's own action is not its contradiction.
+            # Empty where there is none: those rows are not among the pairs.
             texts = [text or "" for text in others] if kind == COUNTERFACTUAL else actions
             triples = _build_negatives(kind, source_BN, target_BN, texts, pairs=pairs, picks=of_kind[pairs])
             negatives[kind] = Pairs(pairs, scorer(*triples))

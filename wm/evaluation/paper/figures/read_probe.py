@@ -58,9 +58,14 @@ def read_heatmap(sources: Sources) -> HeatData | Absent:
                 }
                 for kind in kinds
             }
-    notes = ["–: not measured; models that read pixels have no likelihood of an image"]
-    notes += [] if sources.is_toy else ["grey: published"]
-    return HeatData(panels, "; ".join([*notes, "*: over fewer pairs than the bench has"]), sources.is_toy)
+    # Only what the map needs is explained below it.
+    cells = [cell for rows_of in panels.values() for row in rows_of.values() for cell in row.values()]
+    notes = {
+        "–: not measured; models that read pixels have no likelihood of an image": any(c.share is None for c in cells),
+        "grey: published": any(cell.published is not None for cell in cells),
+        "*: over fewer pairs than the bench has": any(0 < cell.pairs < cell.expected for cell in cells),
+    }
+    return HeatData(panels, "; ".join(note for note, is_needed in notes.items() if is_needed), sources.is_toy)
 
 
 def _list_columns(sources: Sources, labels: list[str], table: PublishedTable | None) -> dict[str, str]:
@@ -137,7 +142,7 @@ def _find_unit(sources: Sources, system: str, role: str) -> tuple[Source, Unit] 
 
 def _entry_names(source: Source, label: str, role: str) -> list[str]:
     models = source.recipe("models", {})
-    # By training seed: the first run is drawn.
+    # By training seed: the figure shows the first run.
     of_label = sorted(
         (model.get("seed", 0), name)
         for name, model in models.items()

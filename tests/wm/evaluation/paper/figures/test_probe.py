@@ -163,4 +163,4 @@ def test_bytes_and_csv_depend_on_the_data_alone(tmp_path: Path) -> None:
     few = ScatterData("x", {"Action": {"copy": data.rows["Action"]["copy"]}})
     assert save_svg(build_probe_scatter(few)) == save_svg(build_probe_scatter(few))
     assert save_svg(build_probe_heatmap(heat)) == save_svg(build_probe_heatmap(heat))
-    assert save_png(build_probe_heatmap(heat)).startswith(b"\x89PNG")
+    assert save_png(build_probe_scatter(few)).startswith(b"\x89PNG")
