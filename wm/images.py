@@ -36,8 +36,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation to the transposition that makes such an image upright."""
-_TURNED = (5, 6, 7, 8)
-"""EXIF orientations that exchange width and height."""
 _LANCZOS = Image.Resampling.LANCZOS
 _TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 """From version 13 on Pillow scales along the height first where this shrinks more than twice as many pixels as the
@@ -76,24 +74,6 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels
         return np.array(Image.fromarray(pixels_HWC).transpose(transposition))
 
 
-def count_pixels(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> int:
-    """Read the size of an image without decoding it.
-
-    Args:
-        data: The file's bytes.
-        name: Name of the image in errors.
-        max_pixels: Max width x height.
-
-    Returns:
-        Width x height.
-
-    Raises:
-        InputError: The bytes are no such image, or one of more pixels.
-    """
-    with _open_image(data, name, max_pixels) as image:
-        return image.width * image.height
-
-
 def read_size(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Read width and height of an image, upright, without decoding it.
 
@@ -109,8 +89,9 @@ def read_size(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int
         InputError: The bytes are no such image, or one of more pixels.
     """
     with _open_image(data, name, max_pixels) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
-        return (image.height, image.width) if turned else (image.width, image.height)
+        # Orientations 5 to 8 exchange the sides.
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+        return (image.height, image.width) if is_turned else (image.width, image.height)
 
 
 @contextmanager

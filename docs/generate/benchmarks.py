@@ -58,6 +58,10 @@ WORDS = {
     "exact_over_naive": "`keyframes.motion=farneback` over the naive way, the slower reading of the rule",
     "exact_jaccard": "its key-frames' Jaccard index with naive's",
     "exact_capture": "its share of naive's motion",
+    "baseline_over_ours": "scoring: CPU time of embedding prediction and target anew for each pair over ours",
+    "first_over_stored_features": "scoring: time of the first run over one that finds all features stored",
+    "driver_memory_growth_0_workers": "scoring: the process's memory at 16,000 images over that at 1,000, without Ray",
+    "driver_memory_growth_2_workers": "the same of the driver, with two Ray workers",
     "stages by wall": "seconds of all stages over those of the complete run: above 1, some ran side by side",
 }
 """What a ratio is, in words; one without is shown under its own name, below the others."""

@@ -23,6 +23,7 @@ from wm.errors import InputError
 from wm.evaluation.metrics.encoders import load_clip, load_dino
 
 PACKAGES = ("wm", "numpy", "pyarrow", "ray", "torch", "transformers")
+_COMMAND = (sys.executable, "-m", "jobs.score")
 _POLL_S = 0.2
 _FAR = 100_000
 """Images that growth is extrapolated to."""
@@ -93,10 +94,12 @@ def _measure_bench(recipe: BenchmarkRecipe, folder: Path) -> tuple[Figures, dict
     encoders = write_encoders(folder / recipe.encoders, recipe.encoders)
     keys = [f"triplets={triplets}", f'predictions=["{predictions}"]', f"cache={folder / 'features'}"]
     keys += [f"{name}={path}" for name, path in encoders.items()]
+    # Processes of their own: start-up and memory are those of a user's run.
     first = run_score([*keys, f"out={folder / 'first'}"])
     again = run_score([*keys, f"out={folder / 'again'}"])
     baseline_s = _time_baseline(recipe, encoders) / recipe.baseline_pairs
     images = recipe.pairs * (recipe.candidates + 1)  # Copy is scored too
+    # Rates of models are in CPU seconds: wall seconds depend on what else the machine does.
     figures: Figures = {
         "images": images,
         "first": first,
@@ -129,6 +132,7 @@ def _measure_growth(recipe: BenchmarkRecipe, folder: Path, workers: int) -> list
     encoders = write_encoders(folder / "tiny", "tiny")
     figures = []
     for count in recipe.growth:
+        # The bench grows with the images, as a larger bench would.
         pairs = max(1, count // recipe.candidates)
         triplets, predictions = folder / f"bench-{count}", folder / f"candidates-{count}"
         if not triplets.exists():
@@ -155,7 +159,7 @@ def run_score(keys: Sequence[str]) -> dict[str, float]:
         InputError: It failed.
     """
     begin, usage, driver_kib = time.monotonic(), TreeUsage(), 0
-    command = [sys.executable, "-m", "jobs.score", *keys]
+    command = [*_COMMAND, *keys]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             usage.look(process.pid)

@@ -38,7 +38,17 @@ def made_image(seed: int, side_px: int) -> Pixels:
 
 
 def write_bench(folder: Path, num_pairs: int, side_px: int) -> Path:
-    """Write triplets of made images in AURORA-Bench's subsets; return their folder."""
+    """Write triplets of made images in AURORA-Bench's subsets.
+
+    Args:
+        folder: Folder of the bench.
+        num_pairs: Triplets.
+        side_px: Width and height of their images.
+
+    Returns:
+        ``folder``.
+    """
+    # Files as ingestion writes them: no row group is so large that a reader of a few images reads them all.
     for number, begin in enumerate(range(0, num_pairs, _ROWS_PER_FILE)):
         rows: list[TripletRow] = [
             triplet_row(
@@ -58,7 +68,17 @@ def write_bench(folder: Path, num_pairs: int, side_px: int) -> Path:
 
 
 def write_candidates(folder: Path, num_pairs: int, num_candidates: int, side_px: int) -> Path:
-    """Write a prediction set with so many images for each triplet of :func:`write_bench`; return its folder."""
+    """Write a prediction set for the triplets of :func:`write_bench`.
+
+    Args:
+        folder: Folder of the set.
+        num_pairs: Triplets.
+        num_candidates: Different images of each.
+        side_px: Width and height of the images.
+
+    Returns:
+        ``folder``.
+    """
     for number, begin in enumerate(range(0, num_pairs, _ROWS_PER_FILE)):
         rows = range(begin, min(begin + _ROWS_PER_FILE, num_pairs))
         file = folder / "predictions" / f"part-{number:05d}.parquet"
@@ -70,6 +90,7 @@ def write_candidates(folder: Path, num_pairs: int, num_candidates: int, side_px:
 def _iterate_candidates(rows: range, num_candidates: int, side_px: int) -> Iterator[PredictionRow]:
     for row in rows:
         for candidate in range(num_candidates):
+            # Seeds far from the bench's: equal images would be scored once.
             yield prediction_row(
                 made_image(10**9 + row * num_candidates + candidate, side_px),
                 triplet_id=f"triplet-{row:06d}",
@@ -102,6 +123,7 @@ def write_encoders(folder: Path, size: EncoderSize) -> dict[str, Path]:
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}, unk_token="<unk>"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        # In the released form, so that loading is measured too.
         for part in (
             CLIPModel(CLIPConfig(text_config=clip_text, vision_config=clip_vision, projection_dim=512)),
             CLIPImageProcessorPil(size={"shortest_edge": side_px}, crop_size={"height": side_px, "width": side_px}),

@@ -72,6 +72,12 @@ def run(recipe: EditRecipe, *, dry_run: bool = False) -> RunRecord:
 def load_editor(recipe: EditRecipe) -> ImageEditor:
     """Load the editor of a recipe.
 
+    Args:
+        recipe: Its folder, class, settings and device.
+
+    Returns:
+        The editor.
+
     Raises:
         InputError: The folder holds no such editor, or a setting is none of it.
     """
@@ -89,6 +95,7 @@ def load_editor(recipe: EditRecipe) -> ImageEditor:
 
 def _write_images(recipe: EditRecipe, shards: Sequence[Shard], editor: ImageEditor) -> None:
     todo = [shard for shard in shards if not (Path(recipe.out) / "predictions" / shard.name).exists()]
+    # Progress counts images: triplets may have many.
     each = len(recipe.seeds) * recipe.num_candidates
     total = each * sum(len(shard.rows) for shard in shards)
     finished = total - each * sum(len(shard.rows) for shard in todo)
@@ -103,6 +110,7 @@ def _print_plan(recipe: EditRecipe, rows: Sequence[BenchRow]) -> None:
         f"edit: would predict {images:,} images of {len(rows):,} triplets of {recipe.triplets} with {recipe.pipeline} "
         f"into {recipe.out}, as system {recipe.system_name()}"
     )
+    # Known before any image is made.
     without = sum(not row.action for row in rows)
     if without:
         print(f"  {without:,} triplets have no action, and would be rejects")

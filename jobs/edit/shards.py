@@ -39,7 +39,15 @@ class EditRequest:
 
 
 def cut_shards(rows: Sequence[BenchRow], shard_rows: int) -> list[Shard]:
-    """Cut the bench into shards, the same in every run."""
+    """Cut the bench into shards, the same in every run.
+
+    Args:
+        rows: The bench.
+        shard_rows: Triplets of a shard.
+
+    Returns:
+        The shards, numbered from 0.
+    """
     begins = range(0, len(rows), shard_rows)
     return [Shard(number, [*rows[begin : begin + shard_rows]]) for number, begin in enumerate(begins)]
 

@@ -65,11 +65,7 @@ def run(recipe: ScoreRecipe, *, dry_run: bool = False) -> RunRecord:
     if not facts and not actions:
         raise InputError("nothing to score: give predictions, with_copy = true or codec")
     batches = cut_batches(facts, rows, recipe.images_per_task)
-    models = {name: getattr(recipe, name) for name in (*_EXAMPLES, "codec")} | {"bertscore": recipe.bertscore.model}
-    inputs = {"triplets": digest_of(recipe.triplets)}
-    inputs |= {f"predictions {number}": digest_of(path) for number, path in enumerate(recipe.predictions)}
-    inputs |= {name: digest_of(path) for name, path in models.items() if path}
-    job = Run(recipe.out, "score", recipe, inputs)
+    job = Run(recipe.out, "score", recipe, _digest_inputs(recipe))
     if job.is_complete():
         print(f"{recipe.out} is complete: nothing to do")
         return read_run(recipe.out) or {}
@@ -115,6 +111,13 @@ def _print_hint(recipe: ScoreRecipe, table: Sequence[ScoreRow]) -> None:
     systems = [name for name in dict.fromkeys(row["system"] for row in table) if name not in (COPY, CEILING)]
     if hint := suggest_comparison(recipe.out, systems):
         print(hint)
+
+
+def _digest_inputs(recipe: ScoreRecipe) -> dict[str, str]:
+    models = {name: getattr(recipe, name) for name in (*_EXAMPLES, "codec")} | {"bertscore": recipe.bertscore.model}
+    inputs = {"triplets": digest_of(recipe.triplets)}
+    inputs |= {f"predictions {number}": digest_of(path) for number, path in enumerate(recipe.predictions)}
+    return inputs | {name: digest_of(path) for name, path in models.items() if path}
 
 
 def _count(rows: Sequence[BenchRow], facts: Sequence[PredictionFacts], actions: Sequence[ActionRow]) -> dict[str, int]:

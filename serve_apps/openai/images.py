@@ -9,13 +9,14 @@ import binascii
 import io
 import re
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 from PIL import Image
 
 from serve_apps.openai.errors import ApiError, Limits
 from wm.errors import InputError
-from wm.images import Pixels, count_pixels, decode_image, encode_png, fit_square
+from wm.images import Pixels, decode_image, encode_png, fit_square, read_size
 
 # A grey image of one pixel, for examples.
 PIXEL_URL = (
@@ -207,7 +208,7 @@ def count_pixels_of(images: Sequence[NamedImage], limits: Limits) -> list[int]:
     counts: list[int] = []
     for name, data in images:
         try:
-            counts.append(count_pixels(data, name, limits.max_pixels))
+            counts.append(prod(read_size(data, name, limits.max_pixels)))
         except InputError as error:
             raise ApiError(str(error), param=name, code="invalid_image") from error
         if sum(counts) > MAX_PIXELS_FACTOR * limits.max_pixels:

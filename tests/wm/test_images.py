@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wm.errors import InputError
-from wm.images import decode_image, encode_png, fit_square
+from wm.images import decode_image, encode_png, fit_square, read_size
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -184,7 +184,10 @@ def test_exif_orientations(orientation: int) -> None:
     pixels = picture(4, 7)
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
         data = encoded(pixels, kind, exif=exif, **options)
-        np.testing.assert_array_equal(decode_image(data, "x"), turns[orientation - 1](pixels))
+        upright = decode_image(data, "x")
+        np.testing.assert_array_equal(upright, turns[orientation - 1](pixels))
+        # The size alone, without decoding.
+        assert read_size(data, "x") == (upright.shape[1], upright.shape[0])
     values = np.random.default_rng(5).integers(0, 2**16, (4, 7, 3))
     chunks = [png_chunk(b"eXIf", exif.tobytes()[6:]), png_chunk(b"tRNS", struct.pack(">3H", *values[1, 2]))]
     expected = values >> 8

@@ -134,11 +134,13 @@ class ImageEditor:
         Raises:
             InputError: The pipeline cannot be called with these settings.
         """
+        # 1. Prepare sources one by one: their sizes differ.
         images = [fit_resolution(Image.fromarray(source), self.resolution, self.fit) for source in sources]
-        # A batch has images of one size: a pipeline would stretch the others to that of the first.
+        # 2. A batch has images of one size: a pipeline would stretch the others to that of the first.
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for row, image in enumerate(images):
             groups[image.size].append(row)
+        # 3. Results go back to the places of their sources.
         results: dict[int, Pixels | EditFailure] = {}
         for rows in groups.values():
             for begin in range(0, len(rows), self.batch_size):
@@ -152,6 +154,7 @@ class ImageEditor:
     def _call(self, images: list[Image.Image], actions: list[str], seeds: list[int]) -> Iterator[Pixels | EditFailure]:
         # On the CPU: the noise is the same on every device.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        # Not as a list of one: most editors take lists as several references.
         single = len(images) == 1
         arguments: dict[str, Any] = {
             "image": images[0] if single else images,

@@ -71,9 +71,16 @@ def _iterate_sizes(rows: Sequence[BenchRow]) -> Iterator[tuple[str, tuple[int, i
 
 
 def describe_stretched(stretched: Sequence[StretchedImage], num_images: int) -> str:
-    """Write a warning about stretched images, empty where there are none."""
-    if not stretched:
-        return ""
+    """Write a warning about stretched images.
+
+    Args:
+        stretched: At least one.
+        num_images: Images that were looked at.
+
+    Returns:
+        One line without an end.
+    """
+    # One example shows what kind of difference it is: a square, a rotated image, a rounded side.
     first = stretched[0]
     sizes = f"{first.size_px[0]} x {first.size_px[1]} pixels for {first.target_px[0]} x {first.target_px[1]}"
     return (
