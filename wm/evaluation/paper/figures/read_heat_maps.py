@@ -102,12 +102,12 @@ def _list_ids(files: Sequence[Path]) -> list[str]:
     ]
 
 
-def _choose_row(files: Sequence[Path], wanted: Sequence[str], seed: str) -> tuple[Path, int]:
-    """Find the first wanted triplet, or draw one: a file, then a row of it, so that nothing is read for it."""
-    if wanted:
+def _choose_row(files: Sequence[Path], triplet_ids: Sequence[str], seed: str) -> tuple[Path, int]:
+    """Find the first of these triplets, or choose one by seed, for which no column is read."""
+    if triplet_ids:
         for file in files:
             ids = open_parquet(file).read(columns=["triplet_id"]).column("triplet_id").to_pylist()
-            row = next((number for number, triplet_id in enumerate(ids) if triplet_id in wanted), None)
+            row = next((number for number, triplet_id in enumerate(ids) if triplet_id in triplet_ids), None)
             if row is not None:
                 return file, row
     counts = [open_parquet(file).metadata.num_rows for file in files]
