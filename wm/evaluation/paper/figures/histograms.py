@@ -167,6 +167,7 @@ def read_histograms(sources: Sources) -> ScoreHistograms | Absent:
         The data, of one loss where only one was judged; absent where none was.
     """
     variants = []
+    # One loss alone is shown too: the other may still be training.
     for system, title in VARIANTS:
         label = sources.label(system)
         # At one candidate nothing is chosen, as in table 3.

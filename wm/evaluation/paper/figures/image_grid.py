@@ -104,6 +104,7 @@ def build_image_grid(data: ImageGrid) -> "Figure":
         )  # fmt: skip
     # About 13 letters an inch at this size.
     letters = int(columns * _CELL_IN * 13)
+    # From the top down: inches count from the bottom.
     for number, row in enumerate(data.rows):
         bottom_in = height_in - head_in - (number + 1) * row_in
         figure.text(
@@ -157,12 +158,14 @@ def read_image_grid(sources: Sources) -> ImageGrid | Absent:
                 GridCell(None, "no prediction") if facts is None else GridCell(_read_image(facts["file"], facts["row"]))
             )
         rows.append(GridRow(subset_title(sources.subsets[triplet_id]), row.action, tuple(cells)))
+    # The paper's names, where the results have others.
     titles = [sources.title(label) for label in systems]
     return ImageGrid((INPUT, OUTPUT, *titles), tuple(rows), sources.is_toy)
 
 
 def _find_first(facts: Sequence[PredictionFacts], triplet_ids: Sequence[str]) -> dict[tuple[str, str], PredictionFacts]:
     """Find the first prediction of each system and triplet; a greedy one where nothing was sampled."""
+    # Sampled before greedy, then by run, seed and number: the same choice in every order of the files.
     first: dict[tuple[str, str], PredictionFacts] = {}
     members = set(triplet_ids)
     own = [row for row in facts if row["triplet_id"] in members]

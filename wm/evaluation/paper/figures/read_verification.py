@@ -153,6 +153,7 @@ def _average_items(
     sources: Sources, system: str, k: int, seeds: Mapping[tuple[int, int], Mapping[str, float]]
 ) -> list[_Value]:
     """Average the items of each run and subset; the average of subsets needs all of them in every run."""
+    # Run → one mean a seed, by panel: what the spread is over.
     panels: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for (run, _), items in sorted(seeds.items()):
         groups: dict[str, list[float]] = defaultdict(list)
@@ -175,6 +176,7 @@ def _average_items(
 def _read_tables(sources: Sources, metric: str) -> list[_Value]:
     """Take the figures of evaluations: the verifier's, the oracle's and those of adaptive N."""
     values: list[_Value] = []
+    # Labels of two evaluations differ, which the sources have checked.
     for _, tables in sources.tables:
         if metric == "final" and tables["judge"] == "none":
             continue

@@ -100,6 +100,7 @@ def draw_image(axes: "Axes", pixels_HWC: Pixels | None, *, reason: str = "", fra
         reason: Why there is none.
         frame: Colour of the outline.
     """
+    # Pixel numbers say nothing here.
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -114,6 +115,7 @@ def draw_image(axes: "Axes", pixels_HWC: Pixels | None, *, reason: str = "", fra
             fontsize=SMALL_PT, color=GREY, parse_math=False,
         )  # fmt: skip
         return
+    # Smoothing would blur what a small codec gave.
     few = max(pixels_HWC.shape[:2]) <= _NEAREST_PX
     axes.imshow(shrink(pixels_HWC), interpolation="nearest" if few else "antialiased")
 
