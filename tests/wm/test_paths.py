@@ -24,6 +24,8 @@ NO_PATHS = {
     *(
         "action",
         "PredictRecipe.actions",
+        "FigureOptions.weighted_triplets",
+        "PredictRecipe.tree",
         "cors_origins",
         "classes",
         "dataset",
