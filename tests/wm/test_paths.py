@@ -60,7 +60,7 @@ NO_PATHS = {
     *("ContradictRecipe.model", "ContradictRecipe.base_url", "ContradictRecipe.api_key_variable"),
     *("CollectRecipe.pattern", "JudgeRecipe.model", "JudgeRecipe.base_url", "JudgeRecipe.api_key_variable"),
     # Of tables and systems.
-    *("PaperRecipe.items", "PaperRecipe.names", "FigureOptions.triplets"),
+    *("PaperRecipe.items", "PaperRecipe.names", "FigureOptions.triplets", "FigureOptions.weighted_triplets"),
     # Keys of another recipe, as on a command line.
     *("BenchmarkRecipe.overrides", "BenchmarkRecipe.demo"),
     # Relative to another key.

@@ -34,8 +34,8 @@ SET_TITLES: Final = {"moments": "MIT", "ucf101": "UCF-101", "kinetics700": "Kine
 """Data set of an annotation → its name in the paper."""
 MAX_BOXES: Final = 40
 """Classes that get a labelled box each; more become bands of quantiles."""
-_SELECTION_SCHEMA: Final = pa.schema([("class_label", pa.string()), ("score", pa.float64())])
-"""What is read of a selection."""
+_SCORE_SCHEMA: Final = pa.schema([("class_label", pa.string()), ("score", pa.float64())])
+"""Columns of a selection that are read."""
 _QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -187,7 +187,7 @@ def _name_set(source: Source) -> str:
 
 
 def _read_selection(source: Source) -> dict[str, Floats]:
-    table = read_table(source.folder / "selection", _SELECTION_SCHEMA)
+    table = read_table(source.folder / "selection", _SCORE_SCHEMA, _SCORE_SCHEMA.names)
     scores = table.column("score").to_numpy()
     # As codes: a loop over rows would take seconds for a million.
     labels = table.column("class_label").combine_chunks().dictionary_encode()
