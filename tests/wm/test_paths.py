@@ -24,7 +24,6 @@ NO_PATHS = {
     *(
         "action",
         "PredictRecipe.actions",
-        "FigureOptions.weighted_triplets",
         "PredictRecipe.tree",
         "cors_origins",
         "classes",
