@@ -27,8 +27,8 @@ from wm.evaluation.predictions import (
     list_predictions,
     predictions_folder,
 )
+from wm.evaluation.rows import CEILING, COPY
 from wm.evaluation.score_tables import ScoreRow, build_score_rows
-from wm.evaluation.units import CEILING, COPY
 from wm.runs import Run, RunRecord, digest_of, read_run, write_json, write_text
 from wm.tables import read_table
 
