@@ -16,7 +16,7 @@ from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.ingest.recipe import IngestRecipe
 from wm.cli import main as cli_main
 from wm.config import Recipe
-from wm.evaluation.units import CEILING
+from wm.evaluation.rows import CEILING
 from wm.nano.packing import pack_base, pack_role, write_images
 from wm.paths import OutputPath
 from wm.training import TrainRecipe

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from wm.config import Recipe
 from wm.errors import InputError
-from wm.preflight import run_checks
 from wm.interrupts import quiet_when_unread
+from wm.preflight import run_checks
 from wm.recipe_help import describe_fields
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)

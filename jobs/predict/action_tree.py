@@ -44,8 +44,8 @@ def write_tree(
     (out / TREE_IMAGE).write_bytes(save_png(build_action_tree(load_action_tree(out))))
     # Branches that share a start share its candidates, which count once.
     predictions = {id(branch.prediction): branch.prediction for level in tree for branch in level}
-    draws = sum(len(prediction.candidates) for prediction in predictions.values())
-    return {"levels": len(tree), "branches": sum(map(len, tree)), "draws": draws}
+    num_samples = sum(len(prediction.candidates) for prediction in predictions.values())
+    return {"levels": len(tree), "branches": sum(map(len, tree)), "draws": num_samples}
 
 
 def _describe_branch(branch: Branch, writer: ImageWriter, name: str) -> dict[str, object]:

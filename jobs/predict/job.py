@@ -69,7 +69,7 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> RunRecord:
     with stage.timed("load"):
         roles = load_recipe_roles(recipe, codec)
     # 3. The predictions.
-    if source is not None and recipe.tree:
+    if source is not None and recipe.tree is not None:
         return _predict_tree(recipe, stage, source, codec, roles)
     if source is not None:
         return _predict_image(recipe, stage, source, codec, roles)
@@ -101,12 +101,13 @@ def _predict_image(recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec:
 
 
 def _predict_tree(recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec: ImageCodec, roles: Roles) -> RunRecord:
+    levels = recipe.tree or []
     source_1N = codec.encode(source_HWC[None])
-    check_actions(roles, source_1N[0].tolist(), [action for level in recipe.tree for action in level])
+    check_actions(roles, source_1N[0].tolist(), [action for level in levels for action in level])
     stage.start()
     with stage.timed("predict"), progress_bar(recipe.num_branches, "image", "predict") as bar, torch.inference_mode():
         tree = grow_tree(
-            roles.fdm.model, roles.idm.model, source_1N, recipe.tree, search=recipe.search,
+            roles.fdm.model, roles.idm.model, source_1N, levels, search=recipe.search,
             sampling=recipe.sampling, seed=recipe.seed, batch_size=recipe.resources.batch_size,
             fdm_runner=roles.fdm.runner, idm_runner=roles.idm.runner, on_level=lambda level: bar.update(len(level)),
         )  # fmt: skip

@@ -30,9 +30,9 @@ class PredictRecipe(RolesRecipe):
     """The source image (PNG, JPEG, WebP, BMP), cut to the models' square."""
     actions: list[str] = []
     """With image: what is done, one action after the other."""
-    tree: list[list[str]] = []
+    tree: list[list[str]] | None = Field(default=None, min_length=1)
     """With image, instead of actions: a tree of actions, level by level. Each action of a level is done in every image
-    of the level before; the images are in out/tree.png."""
+    of the level before; the images are in out/tree.png. Left out: none."""
     triplets: InputPath = ""
     """Instead of image: folder of triplets, whose actions are done in their source images."""
     limit: int = Field(default=0, ge=0)
@@ -51,9 +51,9 @@ class PredictRecipe(RolesRecipe):
     def _check_source(self) -> "PredictRecipe":
         if bool(self.image) == bool(self.triplets):
             raise ValueError("give image=FILE with actions=[…] or tree=[[…], …], or triplets=FOLDER, and not both")
-        if self.tree:
-            self._check_tree()
-        if self.image and not self.actions and not self.tree:
+        if self.tree is not None:
+            self._check_tree(self.tree)
+        if self.image and not self.actions and self.tree is None:
             raise ValueError("actions = []: expected one action or more to be done in the image")
         if self.triplets and self.actions:
             raise ValueError("actions belong to image; triplets have their own")
@@ -69,7 +69,7 @@ class PredictRecipe(RolesRecipe):
                 "a triplet has one action"
             )
         # The server's limits, so that what is predicted here can be asked there.
-        for action in (*self.actions, *(action for level in self.tree for action in level)):
+        for action in (*self.actions, *(action for level in self.tree or () for action in level)):
             if not action.strip() or len(action) > _ACTION_CHARS:
                 problem = "is empty" if not action.strip() else f"has {len(action)} letters"
                 raise ValueError(
@@ -77,7 +77,7 @@ class PredictRecipe(RolesRecipe):
                 )
         return self
 
-    def _check_tree(self) -> None:
+    def _check_tree(self, tree: list[list[str]]) -> None:
         if self.triplets or self.actions:
             other = "triplets" if self.triplets else "actions"
             raise ValueError(f"tree belongs to image, without {other}")
@@ -86,7 +86,7 @@ class PredictRecipe(RolesRecipe):
                 f"search.num_beams = {self.search.num_beams} belongs to actions; a tree keeps one sequence for each of "
                 "its paths"
             )
-        for number, level in enumerate(self.tree, 1):
+        for number, level in enumerate(tree, 1):
             if not level or len(set(level)) < len(level):
                 problem = "has one action twice" if level else "is empty"
                 raise ValueError(f"level {number} of tree {problem}; expected different actions, one or more")
@@ -96,5 +96,5 @@ class PredictRecipe(RolesRecipe):
     @property
     def num_branches(self) -> int:
         """Return the images of the tree, the source not counted."""
-        sizes = list(accumulate(map(len, self.tree), mul))
+        sizes = list(accumulate(map(len, self.tree or ()), mul))
         return sum(sizes)

@@ -6,7 +6,7 @@ from itertools import count
 from wm.evaluation.bench_rows import BenchRow
 from wm.evaluation.image_scoring import ScoreBatch
 from wm.evaluation.predictions import PredictionFacts, View
-from wm.evaluation.units import CEILING, COPY
+from wm.evaluation.rows import CEILING, COPY
 
 CHUNK_ROWS = 32
 """Rows of the bench whose targets are read together."""

@@ -28,8 +28,8 @@ from wm.evaluation.predictions import (
     predictions_folder,
 )
 from wm.evaluation.report.summary import suggest_comparison
+from wm.evaluation.rows import CEILING, COPY
 from wm.evaluation.score_tables import ScoreRow, build_score_rows
-from wm.evaluation.units import CEILING, COPY
 from wm.runs import Run, RunRecord, digest_of, read_run, write_json, write_text
 from wm.tables import read_table
 

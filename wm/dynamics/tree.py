@@ -6,6 +6,7 @@ is predicted once, and a level is one batch.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 from wm.dynamics.idm import Codes
@@ -45,8 +46,7 @@ def grow_tree(
     idm_runner: ModelRunner | None = None,
     on_level: OnLevel | None = None,
 ) -> list[list[Branch]]:
-    """Predict all paths through the levels; the best candidate of an observation and action is what the next level
-    starts from.
+    """Predict all paths through the levels; the next level starts from the best candidate of each branch.
 
     Args:
         fdm: The forward model.
@@ -68,28 +68,42 @@ def grow_tree(
         InputError: There is no level, one has no action, ``search`` keeps several sequences, or codes or actions do
             not fit the models.
     """
-    if not levels or not all(levels):
-        raise InputError(f"levels of the tree = {list(map(list, levels))!r:.80}: expected one action or more in each")
-    if search.num_beams > 1:
-        raise InputError(f"search.num_beams = {search.num_beams}: a tree keeps one sequence for each of its paths")
+    _check_levels(levels, search)
     sources: list[CodesRow] = [tuple(codes) for codes in code_lists("source", source_1N)]
+    predict = partial(
+        predict_observations, fdm, idm, search=search, sampling=sampling, batch_size=batch_size,
+        fdm_runner=fdm_runner, idm_runner=idm_runner,
+    )  # fmt: skip
     tree: list[list[Branch]] = []
     for depth, actions in enumerate(levels):
-        # Two paths that lead to one observation have one future.
-        starts = list(dict.fromkeys((codes, action) for codes in sources for action in actions))
-        predictions = predict_observations(
-            fdm, idm, [codes for codes, _ in starts], [action for _, action in starts], search=search,
-            sampling=sampling, seed=[step_seed(seed, depth, codes) for codes, _ in starts], batch_size=batch_size,
-            fdm_runner=fdm_runner, idm_runner=idm_runner,
-        )  # fmt: skip
-        by_start = dict(zip(starts, predictions, strict=True))
-        level = [
-            Branch(parent, action, by_start[codes, action])
-            for parent, codes in enumerate(sources)
-            for action in actions
-        ]
+        level = _predict_level(predict, sources, actions, partial(step_seed, seed, depth))
         tree.append(level)
+        # The best candidate alone goes further: a path is one sequence.
         sources = [branch.prediction.best.codes for branch in level]
         if on_level is not None:
             on_level(level)
     return tree
+
+
+def _predict_level(
+    predict: Callable[..., list[Prediction]],
+    sources: Sequence[CodesRow],
+    actions: Sequence[str],
+    seed_of: Callable[[CodesRow], int],
+) -> list[Branch]:
+    # 1. Two paths that lead to one observation have one future.
+    starts = list(dict.fromkeys((codes, action) for codes in sources for action in actions))
+    seeds = [seed_of(codes) for codes, _ in starts]
+    predictions = predict([codes for codes, _ in starts], [action for _, action in starts], seed=seeds)
+    by_start = dict(zip(starts, predictions, strict=True))
+    # 2. A branch for each path, whether or not it shares its prediction.
+    return [
+        Branch(parent, action, by_start[codes, action]) for parent, codes in enumerate(sources) for action in actions
+    ]
+
+
+def _check_levels(levels: Sequence[Sequence[str]], search: Search) -> None:
+    if not levels or not all(levels):
+        raise InputError(f"levels of the tree = {list(map(list, levels))!r:.80}: expected one action or more in each")
+    if search.num_beams > 1:
+        raise InputError(f"search.num_beams = {search.num_beams}: a tree keeps one sequence for each of its paths")

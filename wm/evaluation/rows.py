@@ -6,6 +6,8 @@ Fields that evaluations of earlier versions lack are ``NotRequired``.
 
 from typing import NotRequired, TypeAlias, TypedDict
 
+COPY, CEILING = "Copy", "True target through the codec"
+"""Labels of what a bench measures without any model: its sources, and its targets as the codec shows them."""
 Choice: TypeAlias = tuple[str, str, int]
 """(label, choice, k) of a row."""
 

@@ -3,14 +3,13 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from wm.evaluation.bank import Bank
 from wm.evaluation.item_differences import PROPOSED, compare_choices
-from wm.evaluation.metrics.stats import Floats, build_figure
-from wm.evaluation.metrics.text import TextReport
+from wm.evaluation.metrics.stats import Floats, build_figure, mean_interval
 from wm.evaluation.probe import NEGATIVES, NO_NEGATIVE, Preference, ProbeScores, preferences_by_pair
 from wm.evaluation.rows import (
     Choice,
@@ -23,6 +22,9 @@ from wm.evaluation.rows import (
 )
 from wm.evaluation.subset_means import average_subsets
 from wm.evaluation.verification import verification_curve
+
+if TYPE_CHECKING:
+    from wm.evaluation.metrics.text import TextReport
 
 BankKey: TypeAlias = tuple[str, int, int]
 """(label, training seed, sampling seed)."""
@@ -56,7 +58,7 @@ class Collected:
     greedy: dict[BankKey, Bank] = field(default_factory=dict)
     idm: dict[tuple[str, int], tuple[dict[str, float], dict[str, Floats]]] = field(default_factory=dict)
     """(label, training seed) → (figures of the set, figures of each item)."""
-    texts: dict[tuple[str, int], TextReport] = field(default_factory=dict)
+    texts: dict[tuple[str, int], "TextReport"] = field(default_factory=dict)
     """(label, training seed) → how its text metrics were computed, and which could not be."""
     probes: dict[tuple[str, str, int], dict[str, Preference]] = field(default_factory=dict)
     """(role, label, training seed) → kind of negative → preference."""

@@ -19,16 +19,15 @@ from wm.dynamics.verify import NO_GUARD
 from wm.evaluation.bank import Bank, sample_bank
 from wm.evaluation.bench import Bench, Entry
 from wm.evaluation.metrics.images import ceiling_metrics, copy_metrics
-from wm.evaluation.metrics.text import report_text
 from wm.evaluation.probe import Preference, compare_all, score_probe
 from wm.evaluation.probe_arrays import from_arrays, to_arrays
+from wm.evaluation.rows import CEILING, COPY
 from wm.evaluation.tables import Collected
 
 Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose"]
 Arrays: TypeAlias = dict[str, npt.NDArray[np.generic]]
 Facts: TypeAlias = dict[str, Any]
 """What a unit's file holds beside arrays: ``texts`` of ``propose``; kind of negative → figures of ``probe``."""
-COPY, CEILING = "Copy", "True target through the codec"
 
 
 class Unit(NamedTuple):
@@ -152,6 +151,9 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
     Returns:
         Figures by label, training seed and sampling seed.
     """
+    # Here: it needs the extra eval, which predicting does not.
+    from wm.evaluation.metrics.text import report_text
+
     held_out = bench.held_out
     collected = Collected(subsets=held_out.subsets, ks=ks)
     # Neither needs a model: they are measured here, and need no file.

@@ -24,7 +24,7 @@ def test_the_spread_is_over_training_seeds():
     assert means["macro_std"]["l1"] == pytest.approx(macro.std(ddof=1))
 
 
-def test_of_one_run_it_is_over_sampling_seeds_and_of_one_value_none():
+def test_of_one_run_the_spread_is_over_sampling_seeds():
     means = average_subsets({"l1": {0: list(VALUES[0])}, "final": {0: [VALUES[0, 0]]}}, SUBSETS)
     per_seed = np.array([means_of(items) for items in VALUES[0]])
     assert means["by_subset_std"]["a"] == {"l1": pytest.approx(per_seed[:, 0].std(ddof=1))}

@@ -52,7 +52,7 @@ def _save(figure: "Figure", kind: str, metadata: dict[str, None], dpi: float | L
     buffer = io.BytesIO()
     # Names of clip paths come of the salt, which else is random.
     with mpl.rc_context({"svg.hashsalt": "wm"}), warnings.catch_warnings():
-        # Actions are people's own words: there is no font for every script.
+        # Actions are free text: there is no font for every script.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata, bbox_inches="tight")
     return buffer.getvalue()

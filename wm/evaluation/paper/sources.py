@@ -21,8 +21,7 @@ from wm.evaluation.paper.folders import Source, read_source
 from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.predicted_actions import ActionRow, list_actions
 from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
-from wm.evaluation.rows import Tables
-from wm.evaluation.units import CEILING, COPY
+from wm.evaluation.rows import CEILING, COPY, Tables
 from wm.tables import read_table
 
 __all__ = ["REFERENCES", "Absent", "Source", "Sources", "read_sources"]

@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 
 from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.sources import Sources
-from wm.evaluation.units import CEILING, COPY
+from wm.evaluation.rows import CEILING, COPY
 
 Origin: TypeAlias = Literal["bench", "base", "trained", "external"]
 

@@ -1,4 +1,4 @@
-"""List the paper's figures: how each is read from results, drawn, and what it shows."""
+"""List the paper's figures: how each is read from results and plotted, and what it shows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,8 +72,8 @@ FIGURES: dict[str, FigureKind] = {
     ),
     "6": FigureKind(
         "Predictions side by side",
-        "One triplet a subset, drawn by seed: input, true output, and the first prediction of each system's first run; "
-        "no candidate was chosen.",
+        "One triplet a subset, chosen by seed: input, true output, and the first prediction of each system's first "
+        "run; no candidate was chosen.",
         read_image_grid,
         build_image_grid,
     ),

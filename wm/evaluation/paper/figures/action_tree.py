@@ -64,6 +64,7 @@ def build_action_tree(data: ActionTree) -> "Figure":
         The figure.
     """
     root, is_toy = data.root, data.is_toy
+    # 1. Levels from left to right, leaves one below the other.
     placed = list(_place(root, 0, [0]))
     depth, leaves = max(level for _, level, _, _ in placed), sum(not node.children for node, _, _, _ in placed)
     head_in = 0.35 if is_toy else 0.05
@@ -74,12 +75,13 @@ def build_action_tree(data: ActionTree) -> "Figure":
         figure.text(
             0.5, 1 - 0.1 / height_in, mark_toy("Predicted futures", True), fontsize=TITLE_PT, ha="center", va="top"
         )
+    # 2. Images, their texts, and an edge from each parent.
     for node, level, row, parent_row in placed:
         left_in = 0.15 + level * (_CELL_IN + _GAP_IN)
         middle_in = height_in - head_in - (row + 0.5) * _ROW_IN
         box = left_in / width_in, (middle_in - _CELL_IN / 2) / height_in, _CELL_IN / width_in, _CELL_IN / height_in
         draw_image(figure.add_axes(box), node.pixels)
-        # People's own words: no mathematics in them.
+        # Actions are free text: a dollar sign begins no formula.
         figure.text(
             left_in / width_in, (middle_in + _CELL_IN / 2 + 0.05) / height_in,
             wrap(node.action or "source", _LETTERS, 3), fontsize=TEXT_PT, fontweight="bold", va="bottom",
@@ -99,12 +101,14 @@ def _place(
     node: TreeNode, level: int, next_row: list[int], parent: int = -1
 ) -> Iterator[tuple[TreeNode, int, float, float | None]]:
     """Yield each node with its level, its row and its parent's: leaves one below the other, parents at their middle."""
+    # Children first: a parent's row is the mean of theirs.
     below = [list(_place(child, level + 1, next_row)) for child in node.children]
     if below:
         row = sum(placed[-1][2] for placed in below) / len(below)
     else:
         row = float(next_row[0])
         next_row[0] += 1
+    # The last one of each subtree is the child itself, whose parent is this node.
     for placed in below:
         yield from placed[:-1]
         child, child_level, child_row, _ = placed[-1]
@@ -116,6 +120,7 @@ def _draw_edge(figure: "Figure", start_in: Sequence[float], end_in: Sequence[flo
     """Draw an edge from the right side of a parent to the left side of a child."""
     from matplotlib.lines import Line2D
 
+    # Right angles: slanted edges would cross the texts.
     middle_in = (start_in[0] + end_in[0]) / 2
     xs = [start_in[0] + 0.04, middle_in, middle_in, end_in[0] - 0.04]
     ys = [start_in[1], start_in[1], end_in[1], end_in[1]]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SET_TITLES: Final = {"moments": "MIT", "ucf101": "UCF-101", "kinetics700": "Kinetics700"}
 """Data set of an annotation → its name in the paper."""
 MAX_BOXES: Final = 40
-"""Classes that get a labelled box each; more are drawn as bands of quantiles."""
+"""Classes that get a labelled box each; more become bands of quantiles."""
 _SCORE_SCHEMA: Final = pa.schema([("class_label", pa.string()), ("score", pa.float64())])
 """Columns of a selection that are read."""
 _QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -57,7 +57,7 @@ class ClassScores:
 
 
 def sort_classes(scores: VideoSetScores, *, log: bool) -> list[tuple[str, Floats]]:
-    """Sort the classes by falling median of what is drawn; ties by name; classes without a triplet are left out.
+    """Sort the classes by falling median of what is plotted; ties by name; classes without a triplet are left out.
 
     Args:
         scores: The scores.
@@ -112,6 +112,7 @@ def _draw_boxes(axes: "Axes", classes: list[tuple[str, Floats]]) -> None:
         medianprops={"color": COLOURS[1], "linewidth": 1.4}, whiskerprops={"color": GREY}, capprops={"color": GREY},
         manage_ticks=False,
     )  # fmt: skip
+    # Names of data sets are file names, with underscores for blanks.
     labels = [wrap(name.replace("_", " ") or "(no class)", 24, 1) for name, _ in classes]
     # Few names fit side by side.
     is_few = len(classes) <= 6
@@ -126,7 +127,7 @@ def _draw_bands(axes: "Axes", classes: list[tuple[str, Floats]]) -> None:
     ranks = np.arange(1, len(classes) + 1)
     quantiles_CQ = np.array([np.quantile(values, _QUANTILES) for _, values in classes])
     low, lower, median, upper, high = quantiles_CQ.T
-    # Steps: a class is a place of its own, and nothing lies between two of them.
+    # Steps: each class is by itself, and nothing is between two of them.
     for bottom, top, alpha, label in ((low, high, 0.18, "5 to 95 %"), (lower, upper, 0.4, "25 to 75 %")):
         axes.fill_between(ranks, bottom, top, step="mid", color=COLOURS[0], alpha=alpha, linewidth=0, label=label)
     axes.step(ranks, median, where="mid", color=COLOURS[1], linewidth=1.4, label="median")
@@ -136,7 +137,7 @@ def _draw_bands(axes: "Axes", classes: list[tuple[str, Floats]]) -> None:
 
 
 def class_scores_csv(data: ClassScores) -> str:
-    """Write a line a class with the quantiles of what is drawn.
+    """Write a line a class with the quantiles of what is plotted.
 
     Args:
         data: As :func:`build_class_scores` draws it.

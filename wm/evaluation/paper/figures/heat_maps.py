@@ -50,6 +50,7 @@ def to_weights(change_N: Floats) -> Floats | None:
     side = round(len(change_N) ** 0.5)
     if not side or side * side != len(change_N):
         return None
+    # An image without change has no mean to divide by: plain weights, as in the loss.
     mean = float(change_N.mean())
     weights: Floats = (change_N / mean if mean > 0 else np.ones(len(change_N))).reshape(side, side)
     return weights
@@ -65,12 +66,14 @@ def build_heat_maps(data: HeatMaps) -> "Figure":
         The figure.
     """
     columns = len(data.triplets)
+    # Room for the data set's name and two lines of the action.
     head_in = 0.95 if data.is_toy else 0.7
     width_in, height_in = 0.3 + columns * (_CELL_IN + 0.08), head_in + 3 * (_CELL_IN + 0.08) + 0.25
     figure = new_figure(width_in, height_in, constrained=False)
     if data.is_toy:
         title = mark_toy("Token weights", True)
         figure.text(0.5, 1 - 0.08 / height_in, title, fontsize=TITLE_PT, ha="center", va="top")
+    # Boxes in inches: all images have one size, whatever their texts.
     for column, triplet in enumerate(data.triplets):
         left_in = 0.28 + column * (_CELL_IN + 0.08)
         figure.text(
@@ -101,9 +104,10 @@ def _draw_weights(axes: "Axes", triplet: WeightedTriplet) -> None:
         return
     grey_HW = triplet.target.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
     height_px, width_px = grey_HW.shape
-    # Both over one extent: a token lies over its own pixels.
+    # Both over one extent: a token covers its own pixels.
     extent = (-0.5, width_px - 0.5, height_px - 0.5, -0.5)
     axes.imshow(grey_HW, cmap="gray", vmin=0, vmax=255, extent=extent)
+    # A scale of its own: one image's largest weight says nothing of another's.
     top = float(triplet.weights.max())
     axes.imshow(triplet.weights, cmap=_COLOUR_MAP, vmin=0, vmax=top, extent=extent, alpha=0.7, interpolation="nearest")
     axes.set_xticks([])

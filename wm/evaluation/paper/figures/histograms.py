@@ -74,13 +74,14 @@ def build_histograms(data: ScoreHistograms) -> "Figure":
     """
     variants = [(variant.title, _add_total(variant.subsets)) for variant in data.variants]
     columns = max(len(subsets) for _, subsets in variants)
-    # 1. One block a variant, so that its title stands over its own panels.
+    # 1. One block a variant, so that its title is above its own panels.
     figure = new_figure(columns * _PANEL_IN[0] + 0.6, len(variants) * (2 * _PANEL_IN[1] + 0.85) + 0.6)
     figure.suptitle(mark_toy(f"Scores by {data.judge}", data.is_toy), fontsize=TITLE_PT + 1)
     blocks = figure.subfigures(len(variants), 1, squeeze=False, hspace=0.03)[:, 0]
     for block, (title, subsets), letter in zip(blocks, variants, "abcdefgh", strict=False):
         block.suptitle(f"({letter}) {title}", fontsize=TITLE_PT, fontweight="bold")
         grid = block.subplots(2, columns, squeeze=False, sharex=True)
+        # 2. Counts, not shares: panels say by themselves how many scores they are of.
         for column, subset in enumerate(subsets):
             success, minimality = grid[0][column], grid[1][column]
             _draw_counts(success, subset.editing_success, COLOURS[0])
@@ -111,6 +112,7 @@ def _draw_counts(axes: "Axes", scores: Floats, colour: str) -> None:
 
     style_axes(axes)
     axes.bar(np.arange(11), count_scores(scores), width=0.86, color=colour)
+    # All of the scale, whatever scores occur: panels are compared.
     axes.set_xlim(-0.8, 10.8)
     axes.set_xticks([0, 5, 10])
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -145,6 +147,7 @@ def _add_total(subsets: Sequence[JudgedSubset]) -> list[JudgedSubset]:
     """Add all subsets together, which one subset is already."""
     if len(subsets) < 2:
         return list(subsets)
+    # Pooled items, as the paper has it; the average of its tables weighs subsets alike.
     total = JudgedSubset(
         TOTAL,
         np.concatenate([subset.editing_success for subset in subsets]),
@@ -164,8 +167,10 @@ def read_histograms(sources: Sources) -> ScoreHistograms | Absent:
         The data, of one loss where only one was judged; absent where none was.
     """
     variants = []
+    # One loss alone is shown too: the other may still be training.
     for system, title in VARIANTS:
         label = sources.label(system)
+        # At one candidate nothing is chosen, as in table 3.
         own = [score for score in sources.judgements if score.system == label and score.num_candidates == 1]
         if own:
             subsets = (_gather_subset(name, own) for name in sources.subset_order)

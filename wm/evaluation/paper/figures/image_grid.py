@@ -51,34 +51,34 @@ class ImageGrid:
     is_toy: bool = False
 
 
-def choose_triplets(subsets: Mapping[str, str], wanted: Sequence[str], seed: int) -> list[str]:
+def choose_triplets(subsets: Mapping[str, str], triplet_ids: Sequence[str], seed: int) -> list[str]:
     """Choose one triplet a subset, in the order of the paper's tables.
 
     Args:
         subsets: Triplet → subset, in the bench's order.
-        wanted: Ids of triplets; a subset without one of them is drawn from by ``seed``.
+        triplet_ids: Those to show; of a subset without one of them ``seed`` chooses one.
         seed: Seed of the choice; a subset's choice does not depend on the other subsets.
 
     Returns:
-        Ids; more than one of a subset where several are wanted.
+        Ids; more than one of a subset where ``triplet_ids`` has several.
 
     Raises:
-        InputError: A wanted id is not of the bench.
+        InputError: One of ``triplet_ids`` is not of the bench.
     """
-    unknown = [triplet_id for triplet_id in wanted if triplet_id not in subsets]
+    unknown = [triplet_id for triplet_id in triplet_ids if triplet_id not in subsets]
     if unknown:
         raise InputError(f"triplets: {unknown[0]!r:.100} is not of the bench of {len(subsets)} triplets")
-    chosen: list[str] = []
+    selection: list[str] = []
     for name in order_subsets(subsets.values()):
         members = [triplet_id for triplet_id, subset in subsets.items() if subset == name]
         # Sorted: the order in which a bench was written must not change the choice.
-        drawn = random.Random(f"{seed} {name}").choice(sorted(members))
-        chosen += [triplet_id for triplet_id in wanted if triplet_id in members] or [drawn]
-    return chosen
+        example = random.Random(f"{seed} {name}").choice(sorted(members))
+        selection += [triplet_id for triplet_id in triplet_ids if triplet_id in members] or [example]
+    return selection
 
 
 def build_image_grid(data: ImageGrid) -> "Figure":
-    """Draw the grid; the action stands above each row.
+    """Draw the grid, with the action above each row.
 
     Args:
         data: At least one row; each has a cell a column.
@@ -95,26 +95,28 @@ def build_image_grid(data: ImageGrid) -> "Figure":
             0.5, 1 - 0.1 / height_in, mark_toy("Predictions", True), fontsize=TITLE_PT, ha="center", va="top",
         )  # fmt: skip
     # Placed by hand: images are squares, and the room between them must not depend on the titles.
-    lefts = [(_SIDE_IN + column * (_CELL_IN + 0.07)) / width_in for column in range(columns)]
+    edges = [(_SIDE_IN + column * (_CELL_IN + 0.07)) / width_in for column in range(columns)]
     cell = _CELL_IN / width_in, _CELL_IN / height_in
-    for name, left in zip(data.columns, lefts, strict=True):
+    for name, x in zip(data.columns, edges, strict=True):
         figure.text(
-            left + cell[0] / 2, 1 - (head_in - 0.04) / height_in, wrap(name, 16, 1), fontsize=TEXT_PT,
+            x + cell[0] / 2, 1 - (head_in - 0.04) / height_in, wrap(name, 16, 1), fontsize=TEXT_PT,
             fontweight="bold", ha="center", va="bottom", parse_math=False,
         )  # fmt: skip
+    # About 13 letters an inch at this size.
     letters = int(columns * _CELL_IN * 13)
+    # From the top down: inches count from the bottom.
     for number, row in enumerate(data.rows):
         bottom_in = height_in - head_in - (number + 1) * row_in
         figure.text(
-            lefts[0], (bottom_in + _CELL_IN + 0.06) / height_in, wrap(row.action, letters, 1), fontsize=TEXT_PT,
+            edges[0], (bottom_in + _CELL_IN + 0.06) / height_in, wrap(row.action, letters, 1), fontsize=TEXT_PT,
             style="italic", va="bottom", parse_math=False,
         )  # fmt: skip
         figure.text(
             0.08 / width_in, (bottom_in + _CELL_IN / 2) / height_in, row.subset, fontsize=SMALL_PT, rotation=90,
             va="center", parse_math=False,
         )  # fmt: skip
-        for image, left in zip(row.cells, lefts, strict=True):
-            axes = figure.add_axes((left, bottom_in / height_in, *cell))
+        for image, x in zip(row.cells, edges, strict=True):
+            axes = figure.add_axes((x, bottom_in / height_in, *cell))
             draw_image(axes, image.pixels, reason=image.reason)
     return figure
 
@@ -137,15 +139,17 @@ def read_image_grid(sources: Sources) -> ImageGrid | Absent:
         return Absent(
             "no prediction set", "wm evaluate paper/evaluate-aurora-bench, and wm collect for other systems' images"
         )
-    chosen = choose_triplets(sources.subsets, sources.options.triplets, sources.options.seed)
-    first = _find_first(sources.predictions, chosen)
+    # 1. Which triplets and columns.
+    ids = choose_triplets(sources.subsets, sources.options.triplets, sources.options.seed)
+    first = _find_first(sources.predictions, ids)
     systems = sorted(
         dict.fromkeys(row["system"] for row in sources.predictions),
         key=lambda label: _ORDER.index(sources.title(label)) if sources.title(label) in _ORDER else len(_ORDER),
     )
     bench = {row.triplet_id: row for row in sources.rows}
     rows = []
-    for triplet_id in chosen:
+    # 2. Their images; what a system lacks is said in its cell.
+    for triplet_id in ids:
         row = bench[triplet_id]
         cells = [GridCell(_read_image(row.file, row.row, f"{side}_image")) for side in ("source", "target")]
         for label in systems:
@@ -154,14 +158,16 @@ def read_image_grid(sources: Sources) -> ImageGrid | Absent:
                 GridCell(None, "no prediction") if facts is None else GridCell(_read_image(facts["file"], facts["row"]))
             )
         rows.append(GridRow(subset_title(sources.subsets[triplet_id]), row.action, tuple(cells)))
+    # The paper's names, where the results have others.
     titles = [sources.title(label) for label in systems]
     return ImageGrid((INPUT, OUTPUT, *titles), tuple(rows), sources.is_toy)
 
 
-def _find_first(facts: Sequence[PredictionFacts], chosen: Sequence[str]) -> dict[tuple[str, str], PredictionFacts]:
+def _find_first(facts: Sequence[PredictionFacts], triplet_ids: Sequence[str]) -> dict[tuple[str, str], PredictionFacts]:
     """Find the first prediction of each system and triplet; a greedy one where nothing was sampled."""
+    # Sampled before greedy, then by run, seed and number: the same choice in every order of the files.
     first: dict[tuple[str, str], PredictionFacts] = {}
-    members = set(chosen)
+    members = set(triplet_ids)
     own = [row for row in facts if row["triplet_id"] in members]
     order = sorted(
         own, key=lambda row: (row["decoding"] == "greedy", row["run"], row["sampling_seed"], min(row["candidates"]))

@@ -60,6 +60,7 @@ def read_heat_maps(sources: Sources) -> HeatMaps | Absent:
     # A misspelt id would show another triplet in silence.
     if missing:
         raise InputError(f"weighted_triplets: {min(missing)!r:.100} is of none of the {len(triplets)} data sets")
+    # The paper's sets in its order, then those that it does not have.
     order = list(_TITLES.values())
     triplets.sort(key=lambda triplet: order.index(triplet.title) if triplet.title in order else len(order))
     is_toy = sources.is_toy or any(triplet.title in TOY_DATASETS for triplet in triplets)
@@ -70,6 +71,7 @@ def _read_triplet(
     source: Source, files: Sequence[Path], sources: Sources, codec: "ImageCodec | None"
 ) -> WeightedTriplet:
     dataset = str(source.recipe("dataset", "") or source.folder.name)
+    # The title is part of the seed: a set's choice does not depend on the other sets.
     title = _TITLES.get(dataset, dataset)
     file, row = _choose_row(files, sources.options.weighted_triplets, f"{sources.options.seed} {title}")
     action, change = _read_facts(file, row)
@@ -102,14 +104,15 @@ def _list_ids(files: Sequence[Path]) -> list[str]:
     ]
 
 
-def _choose_row(files: Sequence[Path], wanted: Sequence[str], seed: str) -> tuple[Path, int]:
-    """Find the first wanted triplet, or draw one: a file, then a row of it, so that nothing is read for it."""
-    if wanted:
+def _choose_row(files: Sequence[Path], triplet_ids: Sequence[str], seed: str) -> tuple[Path, int]:
+    """Find the first of these triplets, or choose one by seed, for which no column is read."""
+    if triplet_ids:
         for file in files:
             ids = open_parquet(file).read(columns=["triplet_id"]).column("triplet_id").to_pylist()
-            row = next((number for number, triplet_id in enumerate(ids) if triplet_id in wanted), None)
+            row = next((number for number, triplet_id in enumerate(ids) if triplet_id in triplet_ids), None)
             if row is not None:
                 return file, row
+    # Counts are in the files' ends.
     counts = [open_parquet(file).metadata.num_rows for file in files]
     number = random.Random(seed).randrange(sum(counts))
     for file, count in zip(files, counts, strict=True):

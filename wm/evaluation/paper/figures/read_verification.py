@@ -110,7 +110,7 @@ def _read_judged(sources: Sources) -> list[_Value]:
     for row in compute_figures(sources.judgements, sources.subsets) if sources.judgements else []:
         if row["system"] in REFERENCES:
             continue
-        # One subset is the whole bench: its average would repeat it.
+        # One subset is all of the bench: its average would repeat it.
         for name, figure in _list_panels(row["figures"]["final"], len(sources.subset_order)):
             point = Point(row["num_candidates"], figure["mean"], figure["std"])
             values.append(_Value(name, row["system"], "verifier", point, figure["judged"], figure["expected"]))
@@ -153,6 +153,7 @@ def _average_items(
     sources: Sources, system: str, k: int, seeds: Mapping[tuple[int, int], Mapping[str, float]]
 ) -> list[_Value]:
     """Average the items of each run and subset; the average of subsets needs all of them in every run."""
+    # Run → one mean a seed, by panel: what the spread is over.
     panels: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for (run, _), items in sorted(seeds.items()):
         groups: dict[str, list[float]] = defaultdict(list)
@@ -175,6 +176,7 @@ def _average_items(
 def _read_tables(sources: Sources, metric: str) -> list[_Value]:
     """Take the figures of evaluations: the verifier's, the oracle's and those of adaptive N."""
     values: list[_Value] = []
+    # Labels of two evaluations differ, which the sources have checked.
     for _, tables in sources.tables:
         if metric == "final" and tables["judge"] == "none":
             continue
@@ -185,7 +187,7 @@ def _read_tables(sources: Sources, metric: str) -> list[_Value]:
             # Nothing is chosen yet at K = 1, where the oracle's line starts.
             choices: list[Choice] = ["verifier", "oracle"] if row["k"] == 1 else [choice]
             for name, mean, std in _list_means(row, metric, tables):
-                values += [_Value(name, row["label"], one, Point(row["k"], mean, std)) for one in choices]
+                values += [_Value(name, row["label"], option, Point(row["k"], mean, std)) for option in choices]
         for adaptive in tables.get("adaptive", []):
             if adaptive["margin"] is not None:
                 counts = {name: mean for name, mean, _ in _list_means(adaptive, "draws", tables)}

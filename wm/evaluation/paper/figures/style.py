@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
-"""Okabe and Ito's colours ("Color universal design", 2008), which colour-blind readers can tell apart; without the
+"""Okabe and Ito's colours ("Color universal design", 2008), which colour-blind readers can distinguish; without the
 yellow, which is too light for lines on white."""
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 """Beside the colours, for print in grey."""
@@ -47,6 +47,7 @@ def new_figure(width_in: float, height_in: float, *, constrained: bool = True) -
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # Without pyplot: no figure stays in memory, and threads do not share one.
     size_in = width_in, height_in
     figure = Figure(size_in, dpi=_DPI, facecolor="white", layout="constrained" if constrained else None)
     FigureCanvasAgg(figure)
@@ -80,6 +81,7 @@ def style_axes(axes: "Axes") -> None:
     Args:
         axes: The panel.
     """
+    # What is not read is not there: no box, no vertical lines.
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -98,12 +100,14 @@ def draw_image(axes: "Axes", pixels_HWC: Pixels | None, *, reason: str = "", fra
         reason: Why there is none.
         frame: Colour of the outline.
     """
+    # Pixel numbers say nothing here.
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_color(frame)
         spine.set_linewidth(1.2)
     if pixels_HWC is None:
+        # An empty cell without a word would look like a mistake of the page.
         axes.set_facecolor("#F6F7F8")
         axes.set_box_aspect(1)
         axes.text(
@@ -111,6 +115,7 @@ def draw_image(axes: "Axes", pixels_HWC: Pixels | None, *, reason: str = "", fra
             fontsize=SMALL_PT, color=GREY, parse_math=False,
         )  # fmt: skip
         return
+    # Smoothing would blur what a small codec gave.
     few = max(pixels_HWC.shape[:2]) <= _NEAREST_PX
     axes.imshow(shrink(pixels_HWC), interpolation="nearest" if few else "antialiased")
 
@@ -126,6 +131,7 @@ def shrink(pixels_HWC: Pixels) -> Pixels:
     """
     if max(pixels_HWC.shape[:2]) <= _CELL_PX:
         return pixels_HWC
+    # The file would hold every pixel, although the page shows few of them.
     image = Image.fromarray(pixels_HWC)
     image.thumbnail((_CELL_PX, _CELL_PX), Image.Resampling.LANCZOS)
     return np.array(image)
@@ -138,6 +144,7 @@ def grid_shape(panels: Sequence[object], max_columns: int) -> tuple[int, int]:
         panels: The panels.
         max_columns: Columns at most.
     """
+    # Six panels are two rows of three, four are two rows of two.
     rows = -(-len(panels) // max_columns)
     return rows, -(-len(panels) // rows)
 

@@ -94,6 +94,7 @@ def build_verification(data: Verification) -> "Figure":
     width_in, height_in = max(columns * _PANEL_IN[0], 5.2), rows * _PANEL_IN[1] + 1.1
     figure = new_figure(width_in, height_in)
     figure.suptitle(_write_title(data), fontsize=TITLE_PT + 1)
+    # A number a label over all panels, also where one of them lacks it.
     labels = list(dict.fromkeys(curve.label for panel in data.panels for curve in panel.curves))
     levels = list(dict.fromkeys(level.label for panel in data.panels for level in panel.levels))
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -146,6 +147,7 @@ def _draw_curve(axes: "Axes", curve: Curve, number: int) -> dict[str, "Artist"]:
     if curve.choice == "adaptive":
         label = f"{curve.label}, adaptive N"
         return {label: axes.plot(ks, means, "*", markersize=8, color=colour, markeredgecolor="white", label=label)[0]}
+    # The oracle is a bound and no system: thin, without marks.
     is_oracle = curve.choice == "oracle"
     label = f"{curve.label}, oracle" if is_oracle else curve.label
     # A band where every point has a spread: one value has none, which is not a spread of 0.
@@ -175,6 +177,7 @@ def verification_csv(data: Verification) -> str:
         CSV with a head.
     """
     lines = []
+    # As the panels are: by subset, then by system.
     for panel in data.panels:
         for curve in panel.curves:
             lines += [(panel.title, curve.label, curve.choice, *astuple(point)) for point in curve.points]

@@ -9,7 +9,7 @@ from wm.evaluation.paper.measured import Measured
 from wm.evaluation.paper.sources import REFERENCES, Sources
 from wm.evaluation.paper.systems import SYSTEMS
 from wm.evaluation.published import PublishedTable, list_contradictions
-from wm.evaluation.units import CEILING, COPY
+from wm.evaluation.rows import CEILING, COPY
 
 SHORT_NAMES = {"magicbrush": "MB", "ag": "AG", "something": "ST", "whatsup": "WU", "kubric": "KU"}
 """Subset → its name in the paper's narrow tables."""

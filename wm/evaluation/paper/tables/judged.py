@@ -9,7 +9,7 @@ from wm.evaluation.paper.measured import AVERAGE, NUM_BEST_OF
 from wm.evaluation.paper.systems import BENCH, explain_unscored
 from wm.evaluation.paper.tables.common import BLANK, Layout, cell_or, column_of, drop_empty
 from wm.evaluation.published import load_published
-from wm.evaluation.units import COPY
+from wm.evaluation.rows import COPY
 
 BEST_OF = " +Best-of-3"
 """Ending of a column whose samples are the best of three by the judge."""

@@ -7,7 +7,7 @@ from wm.evaluation.paper.systems import explain_unscored
 from wm.evaluation.paper.tables.common import Layout, cell_or, column_of, drop_empty
 from wm.evaluation.paper.tables.judged import BEST_OF, judge_cell
 from wm.evaluation.published import load_published
-from wm.evaluation.units import COPY
+from wm.evaluation.rows import COPY
 
 _METRICS = (
     ("L1", "l1", ""),
