@@ -92,21 +92,21 @@ def _find_systems(recipe: CompareRecipe) -> tuple[list[list[Result]], list[tuple
     results = [find_results(of) for of in folders]
     labels_there = [list_labels(of) for of in results]
     default = Choice(recipe.k)
-    chosen = [
-        split_choice(name.label, labels, default) if name.label else ("", default)
-        for name, labels in zip(names, labels_there, strict=True)
+    choices = [
+        split_choice(name.label, systems, default) if name.label else ("", default)
+        for name, systems in zip(names, labels_there, strict=True)
     ]
-    chosen_labels = [label for label, _ in chosen]
-    for index, (label, systems) in enumerate(zip(tuple(chosen_labels), labels_there, strict=True)):
+    labels = [label for label, _ in choices]
+    for index, (label, systems) in enumerate(zip(tuple(labels), labels_there, strict=True)):
         # Without a label: the other one's, or the only system that is no reference.
         own = [name for name in systems if name not in (COPY, CEILING)]
-        other = chosen_labels[1 - index]
+        other = labels[1 - index]
         guess = other if other in systems and folders[0] != folders[1] else own[0] if len(own) == 1 else ""
-        chosen_labels[index] = label or guess
-        if chosen_labels[index] not in systems:
+        labels[index] = label or guess
+        if labels[index] not in systems:
             where = f"{folders[index][0]}:{label or 'LABEL'}"
             raise InputError(f"{where!r:.300}: name one of the systems there: {', '.join(systems) or 'none'}")
-    return results, [(label, choice) for label, (_, choice) in zip(chosen_labels, chosen, strict=True)]
+    return results, [(label, choice) for label, (_, choice) in zip(labels, choices, strict=True)]
 
 
 def _join_benches(first: SystemValues, second: SystemValues) -> list[BenchRow]:

@@ -68,6 +68,7 @@ def _pair_items(first: Mapping[int, Floats], second: Mapping[int, Floats]) -> _I
 
 
 def _describe_gaps(gaps: _ItemGaps, result: PairedResult) -> ItemDifference:
+    # Student's beside the bootstrap's: it covers in small sets too, and verdicts go by it.
     low, high = mean_interval(gaps.values)
     return {
         "mean": float(gaps.values.mean()),

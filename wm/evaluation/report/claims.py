@@ -87,6 +87,7 @@ class _Figures:
 
 def _turn(row: DifferenceRow) -> DifferenceRow:
     """Turn first minus second into second minus first."""
+    # The upper bound becomes the lower one.
     turned = row.copy()
     turned["first"], turned["second"], turned["runs"] = row["second"], row["first"], row["runs"][::-1]
     turned["mean"] = -row["mean"]
