@@ -36,11 +36,15 @@ def run(recipe: PaperRecipe, *, dry_run: bool = False) -> RunRecord:
     """
     # 1. Check all folders before anything is made.
     inputs = {f"results {number}": digest_of(folder) for number, folder in enumerate(recipe.results)}
+    read_beside = {"triplets": recipe.triplets, "codec": recipe.figures.codec}
+    inputs |= {name: digest_of(folder) for name, folder in read_beside.items() if folder}
     job = Run(recipe.out, "paper", recipe, inputs)
     if job.is_complete():
         print(f"{recipe.out} is complete: nothing to do")
         return read_run(recipe.out) or {}
-    sources = read_sources(recipe.results, names=recipe.names, triplets=recipe.triplets, subset=recipe.subset)
+    sources = read_sources(
+        recipe.results, names=recipe.names, triplets=recipe.triplets, subset=recipe.subset, options=recipe.figures
+    )
     report.print_sources(sources)
     if dry_run:
         tables, figures, _ = _make(recipe, sources)

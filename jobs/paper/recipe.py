@@ -8,11 +8,12 @@ from pydantic import Field, field_validator, model_validator
 from wm.config import Recipe
 from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.paper.figures import FIGURES
+from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.paper.systems import SYSTEMS
 from wm.evaluation.paper.tables import TABLES
 from wm.paths import INPUT, InputPath, OutputPath
 
-ITEMS = [*(f"table {number}" for number in TABLES), *(f"figure {number}" for number in FIGURES)]
+ITEMS = [*(f"table {number}" for number in TABLES), *(f"figure {number}" for number in sorted(FIGURES, key=int))]
 """What can be made, in the order of the page."""
 
 
@@ -37,6 +38,8 @@ class PaperRecipe(Recipe):
     three."""
     caption_of: Literal["target", "prediction"] = "target"
     """Whose BLIP caption CLIP-T of table 6 compares a prediction with."""
+    figures: FigureOptions = FigureOptions()
+    """Choices of single figures: figures.log_scores=true."""
     title: str = "Tables and figures of the paper"
     """Headline of the page."""
 

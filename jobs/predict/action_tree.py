@@ -6,8 +6,8 @@ from pathlib import Path
 from jobs.predict.rollout_image import ImageWriter
 from wm.dynamics import Branch
 from wm.dynamics.search import CodesRow
+from wm.evaluation.paper.drawing import save_png
 from wm.evaluation.paper.figures.action_tree import TREE_FILE, build_action_tree, load_action_tree
-from wm.evaluation.paper.figures.style import to_png
 from wm.images import Pixels, encode_png
 from wm.models import ImageCodec
 from wm.runs import write_json
@@ -41,7 +41,7 @@ def write_tree(
     source = {"image": "source.png", "decoded": "source-codes.png", "codes": list(source_N)}
     write_json(out / TREE_FILE, {"source": source, "levels": levels})
     # Of the file itself: the paper's figure is read from it as well.
-    (out / TREE_IMAGE).write_bytes(to_png(build_action_tree(load_action_tree(out))))
+    (out / TREE_IMAGE).write_bytes(save_png(build_action_tree(load_action_tree(out))))
     # Branches that share a start share its candidates, which count once.
     predictions = {id(branch.prediction): branch.prediction for level in tree for branch in level}
     draws = sum(len(prediction.candidates) for prediction in predictions.values())

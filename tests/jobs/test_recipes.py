@@ -11,6 +11,7 @@ from jobs.annotate.job import AnnotateRecipe
 from jobs.bootstrap import BootstrapRecipe, plan, run
 from jobs.evaluate import EvaluateRecipe
 from jobs.ingest.job import IngestRecipe
+from jobs.paper import PaperRecipe
 from jobs.plan.job import PlanRecipe
 from jobs.predict.recipe import PredictRecipe
 from jobs.score import ScoreRecipe
@@ -55,6 +56,7 @@ KINDS: dict[str, type[Recipe]] = {
     "select-7000": SelectRecipe,
     "shipped": ShipRecipe,
     "something-v2": IngestRecipe,
+    "tables-and-figures": PaperRecipe,
 }
 """Which job reads a file, by its name."""
 

@@ -59,6 +59,8 @@ NO_PATHS = {
     *("CollectRecipe.pattern", "JudgeRecipe.model", "JudgeRecipe.base_url", "JudgeRecipe.api_key_variable"),
     # FOLDER:LABEL, or a label; names of metrics.
     *("CompareRecipe.first", "CompareRecipe.second", "CompareRecipe.metrics"),
+    # Of tables and systems.
+    *("PaperRecipe.items", "PaperRecipe.names", "FigureOptions.triplets"),
     # Keys of another recipe, as on a command line.
     *("BenchmarkRecipe.overrides", "BenchmarkRecipe.demo"),
     # Relative to another key.

@@ -1,17 +1,16 @@
 """Draw figures as SVG and PNG whose bytes depend on the data alone."""
 
 import io
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Literal
 
 from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.figures import FIGURES
-from wm.evaluation.paper.page import DrawnFigure
+from wm.evaluation.paper.page import PNG_DPI, DrawnFigure
 from wm.evaluation.paper.sources import Sources
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-PNG_DPI = 150
 
 
 def draw_figure(number: str, sources: Sources) -> tuple[DrawnFigure, str]:
@@ -39,17 +38,21 @@ def draw_figure(number: str, sources: Sources) -> tuple[DrawnFigure, str]:
 
 def save_svg(figure: "Figure") -> bytes:
     """Save a figure as SVG; the same figure gives the same bytes."""
-    import matplotlib as mpl
-
-    buffer = io.BytesIO()
-    # Names of clip paths come of the salt, which else is random.
-    with mpl.rc_context({"svg.hashsalt": "wm"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    return buffer.getvalue()
+    return _save(figure, "svg", {"Date": None}, "figure")
 
 
 def save_png(figure: "Figure") -> bytes:
     """Save a figure as PNG."""
+    return _save(figure, "png", {"Software": None}, PNG_DPI)
+
+
+def _save(figure: "Figure", kind: str, metadata: dict[str, None], dpi: float | Literal["figure"]) -> bytes:
+    import matplotlib as mpl
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PNG_DPI, bbox_inches="tight", metadata={"Software": None})
+    # Names of clip paths come of the salt, which else is random.
+    with mpl.rc_context({"svg.hashsalt": "wm"}), warnings.catch_warnings():
+        # Actions are people's own words: there is no font for every script.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata, bbox_inches="tight")
     return buffer.getvalue()

@@ -62,8 +62,11 @@ def list_notes(table: Table, *, word: str = "Grey") -> list[str]:
     Returns:
         Sentences.
     """
-    source = [f"{word}: {table.source}. Brackets: 95 % interval over items."] if table.source else []
-    return [*source, *table.notes]
+    notes = [f"{word}: {table.source}."] if table.source else []
+    # Explained where there are some.
+    if any(cell.interval_text() for row in table.rows for cell in row.cells):
+        notes.append("Brackets: 95 % interval over items.")
+    return [*notes, *table.notes]
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -14,6 +14,9 @@ from wm.templates import render_template
 
 _MAX_SVG_BYTES = 1_500_000
 """A larger drawing, one with images in it, is shown as PNG."""
+PNG_DPI = 150
+"""Of the images that are written."""
+_CSS_DPI = 96
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class DrawnFigure:
     svg: bytes = b""
     png: bytes = b""
     absent: Absent | None = None
+
+    @property
+    def width_px(self) -> int:
+        """Return its width on the page in CSS pixels, from the header of the PNG; 0 without one."""
+        return round(int.from_bytes(self.png[16:20], "big") * _CSS_DPI / PNG_DPI)
 
     @property
     def name(self) -> str:
@@ -133,7 +141,9 @@ def _render_figure(figure: DrawnFigure) -> Markup:
     # As an image of its own: ids inside of two drawings may be the same.
     image = f"data:image/{kind};base64,{base64.b64encode(data).decode()}" if data else ""
     reason = "" if figure.absent is None else figure.absent.reason
-    return _render("figure.html", image=image, title=figure.title, caption=figure.caption, reason=reason)
+    return _render(
+        "figure.html", image=image, title=figure.title, caption=figure.caption, reason=reason, width=figure.width_px
+    )
 
 
 def _render(name: str, **values: object) -> Markup:

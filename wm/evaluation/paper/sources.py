@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from wm.errors import InputError
 from wm.evaluation.aurora_bench import order_subsets
@@ -17,12 +17,12 @@ from wm.evaluation.image_scoring import VALUE_SCHEMA, Values
 from wm.evaluation.judge.figures import ItemScore
 from wm.evaluation.judge.score_files import read_scores
 from wm.evaluation.paper.cells import Absent
+from wm.evaluation.paper.folders import Source, read_source
 from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.predicted_actions import ActionRow, list_actions
 from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
 from wm.evaluation.rows import Tables
 from wm.evaluation.units import CEILING, COPY
-from wm.runs import RunRecord, parse_json, read_run
 from wm.tables import read_table
 
 __all__ = ["REFERENCES", "Absent", "Source", "Sources", "read_sources"]
@@ -36,36 +36,6 @@ TOY_DATASETS = ("tabletop", "tabletop-videos")
 _TOY_JUDGE = "nano:oracle"
 REFERENCES = (COPY, CEILING)
 """Systems that every scoring measures of the bench itself, so that several folders may hold them."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A finished result folder."""
-
-    folder: Path
-    stage: str
-    """The command that wrote it: ``evaluate``, ``score``, ``judge``, ``collect``, ``annotate``, ``select``, …"""
-    record: RunRecord
-
-    def recipe(self, key: str, default: Any = None) -> Any:
-        """Return a key of its recipe."""
-        return self.record.get("recipe", {}).get(key, default)
-
-    @property
-    def counts(self) -> dict[str, Any]:
-        """Return what the stage counted."""
-        return cast(dict[str, Any], self.record.get("counts", {}))
-
-    def load_json(self, name: str) -> Any:
-        """Load a JSON file of the folder.
-
-        Raises:
-            InputError: It is missing or damaged.
-        """
-        path = self.folder / name
-        if not path.is_file():
-            raise InputError(f"{path} is missing, though its stage is complete")
-        return parse_json(path.read_bytes(), str(path))
 
 
 @dataclass(frozen=True)
@@ -240,7 +210,7 @@ def read_sources(
         InputError: A folder is no finished result, two are of different benches or judges, hold one system both, or the
             bench cannot be read.
     """
-    sources = tuple(_read_source(folder) for folder in folders)
+    sources = tuple(read_source(folder) for folder in folders)
     of_bench = [source for source in sources if source.stage in BENCH_STAGES]
     bench = triplets or (str(of_bench[0].recipe("triplets")) if of_bench else "")
     if not bench:
@@ -259,18 +229,6 @@ def read_sources(
         if label not in labels:
             raise InputError(f"names: {system} = {label!r:.100}; the results hold {', '.join(labels) or 'no system'}")
     return result
-
-
-def _read_source(folder: str) -> Source:
-    path = Path(folder)
-    record = read_run(path) if path.is_dir() else None
-    if record is not None and isinstance(record.get("stage"), str):
-        return Source(path, record["stage"], record)
-    if not path.is_dir():
-        raise InputError(f"from = {folder!r:.300}: no such folder")
-    if read_run(path, "run.unfinished.json") is not None:
-        raise InputError(f"from = {folder!r:.300} is not complete: the command that writes it resumes it")
-    raise InputError(f"from = {folder!r:.300} is no result of wm: expected a folder with run.json")
 
 
 def _check_benches(of_bench: Sequence[Source], bench: str, rows: Sequence[BenchRow]) -> None:

@@ -69,7 +69,8 @@ def explain_unscored(sources: Sources, system: str, command: Literal["judge", "s
     """
     label = sources.label(system)
     bench = sources.triplets or BENCH
-    folder = sources.predicted_in.get(label, "PREDICTIONS")
+    # Copy and the codec's ceiling have no set: whichever is scored, they are scored beside it.
+    folder = sources.predicted_in.get(label) or next(iter(sources.predicted_in.values()), "PREDICTIONS")
     # 1. Looked at, but without this figure: the models of the metric were not given, or nothing of the subset is there.
     if command == "score" and key and label in sources.scored_systems:
         return Absent(f"scored without {key.partition('=')[0]}", _score(folder, bench, key))
@@ -97,6 +98,8 @@ def explain_unpredicted(sources: Sources, system: str) -> Absent:
         )
     if known.origin == "base":
         return Absent(f"no images of {system}", f"wm evaluate {known.recipe}")
+    if sources.is_toy:
+        return Absent(f"no images of {system}", "wm bootstrap nano/full")
     family = _LIQUID if system.startswith("L-") else _CHAMELEON
     return Absent(f"no images of {system}", f"wm train {known.recipe} && wm evaluate {family}")
 

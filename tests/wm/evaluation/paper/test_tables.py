@@ -91,8 +91,8 @@ def test_criteria_table_has_both_losses(layout: Layout) -> None:
     assert cell(table, "MB", "Weighted ME").mean == pytest.approx(3.5)
     assert cell(table, "MB", "Weighted ES").mean == pytest.approx(4.5)
     assert cell(table, "Avg.", "Standard ES").mean == pytest.approx((3.5 + 4.5 + 8) / 3)
-    assert cell(table, "GPT4o (final)", "Weighted ES").mean == pytest.approx(4.5)
-    assert cell(table, "GPT4o (final)", "Weighted ME").is_blank
+    assert cell(table, "GPT-4o (final)", "Weighted ES").mean == pytest.approx(4.5)
+    assert cell(table, "GPT-4o (final)", "Weighted ME").is_blank
 
 
 def test_metric_table_has_metrics_of_the_sample_that_the_judge_likes(layout: Layout) -> None:

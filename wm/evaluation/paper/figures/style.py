@@ -1,10 +1,9 @@
-"""Set what all figures of the paper share: colours, sizes, panels, bytes. Knows no figure and no folder."""
+"""Set what all figures of the paper share: colours, sizes, panels. Knows no figure and no folder."""
 
 import csv
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -52,36 +51,6 @@ def new_figure(width_in: float, height_in: float, *, constrained: bool = True) -
     figure = Figure(size_in, dpi=_DPI, facecolor="white", layout="constrained" if constrained else None)
     FigureCanvasAgg(figure)
     return figure
-
-
-def to_png(figure: "Figure") -> bytes:
-    """Render a figure as PNG; the same figure gives the same bytes."""
-    return _render(figure, "png", {"Software": None})
-
-
-def to_svg(figure: "Figure") -> bytes:
-    """Render a figure as SVG; the same figure gives the same bytes."""
-    return _render(figure, "svg", {"Date": None, "Creator": None})
-
-
-def _render(figure: "Figure", kind: str, metadata: dict[str, None]) -> bytes:
-    import matplotlib
-
-    buffer = io.BytesIO()
-    # Ids within an SVG are hashed with a salt, which is a random one by default.
-    with matplotlib.rc_context({"svg.hashsalt": "wm"}), _without_glyph_warnings():
-        figure.savefig(buffer, format=kind, metadata=metadata)
-    return buffer.getvalue()
-
-
-@contextmanager
-def _without_glyph_warnings() -> Iterator[None]:
-    import warnings
-
-    # Actions are people's own words: there is no font for every script.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        yield
 
 
 def mark_toy(title: str, is_toy: bool) -> str:

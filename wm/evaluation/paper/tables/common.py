@@ -47,6 +47,22 @@ class Layout:
         """Return whether published numbers may stand beside these results: not those of another bench or world."""
         return not self.sources.is_toy and set(self.subsets) == set(SUBSET_NAMES)
 
+    @property
+    def judge(self) -> str:
+        """Return what tables call the judge: ``GPT-4o`` where it is one or there is none, else ``Judge``."""
+        models = {str(source.recipe("model")) for source in self.sources.of("judge")}
+        return "GPT-4o" if all(model.startswith("gpt-4o") for model in models) else "Judge"
+
+    def judge_notes(self) -> tuple[str, ...]:
+        """Return which model judged, and what it was shown; nothing where nothing was judged."""
+        judgings = self.sources.of("judge")
+        models = ", ".join(sorted({str(source.recipe("model")) for source in judgings}))
+        views = {str(source.recipe("source_view", "as_seen")) for source in judgings}
+        shown = " or ".join(
+            sorted("cropped as the prediction is" if view == "as_seen" else "in full" for view in views)
+        )
+        return (f"Judge: {models}; sources shown {shown}.",) if models else ()
+
     def notes(self, key: str) -> tuple[str, ...]:
         """Return the notes below a table: rows that the bench lacks, and contradictions in the paper's numbers."""
         classes = [row.class_label for row in self.sources.rows]

@@ -56,7 +56,7 @@ def build_judge_table(layout: Layout) -> Table:
     columns = [columns[number] for number in shown]
     return Table(
         key="table-2",
-        title="GPT-4o score by subset, 0 to 10: mean over items of min(editing success, minimal editing)",
+        title=f"{layout.judge} score by subset, 0 to 10: mean over items of min(editing success, minimal editing)",
         columns=tuple(columns),
         rows=tuple(
             Row(title, mark_best([cells[number] for number in shown], columns), is_summary=title == "Avg.")
@@ -88,19 +88,12 @@ def judge_cell(layout: Layout, system: str, subset: str, criterion: Criterion = 
 
 
 def _judge_notes(layout: Layout) -> tuple[str, ...]:
-    judges = sorted({str(source.recipe("model")) for source in layout.sources.of("judge")})
-    notes = [f"Judge: {', '.join(judges)}; sources shown {_views(layout)}."] if judges else []
-    notes += ["Avg.: unweighted mean of the subsets' means."]
+    notes = [*layout.judge_notes(), "Avg.: unweighted mean of the subsets' means."]
     if layout.version == "v1":
         notes.append(
             "+Best-of-3: of three samples the one that the judge likes best, which no system can know beforehand."
         )
     return tuple(notes)
-
-
-def _views(layout: Layout) -> str:
-    views = {str(source.recipe("source_view", "as_seen")) for source in layout.sources.of("judge")}
-    return " and ".join(sorted("cropped as the prediction is" if view == "as_seen" else "in full" for view in views))
 
 
 def build_criteria_table(layout: Layout) -> Table:
@@ -127,9 +120,9 @@ def build_criteria_table(layout: Layout) -> Table:
         key="table-3",
         title="Editing success (ES) and minimal editing (ME) of C-FDM, by weighted and standard loss, 0 to 10",
         columns=columns,
-        rows=(*rows, Row("GPT4o (final)", tuple(finals), is_summary=True)),
+        rows=(*rows, Row(f"{layout.judge} (final)", tuple(finals), is_summary=True)),
         source=printed.source if layout.is_published else "",
-        notes=("GPT4o (final): mean of min(ES, ME), averaged over subsets.", *layout.notes("table-3")),
+        notes=(*layout.judge_notes(), "(final): mean of min(ES, ME), averaged over subsets.", *layout.notes("table-3")),
         is_toy=layout.sources.is_toy,
     )
 
@@ -152,11 +145,12 @@ def build_ablation_table(layout: Layout) -> Table:
         rows.append(Row(title, tuple(cells), is_summary=subset == AVERAGE))
     return Table(
         key="table-4",
-        title="Ablations of C-FDM: GPT-4o score, and differences to it",
+        title=f"Ablations of C-FDM: {layout.judge} score, and differences to it",
         columns=(Column("C-FDM", "fact"), *(Column(f"Δ {name}", "fact") for name in ablations)),
         rows=tuple(rows),
         source=printed.source if layout.is_published else "",
         notes=(
+            *layout.judge_notes(),
             "Δ is paired: over items that both have (95 % interval of the bootstrap), and over runs of equal number "
             "and seed (±). All: unweighted mean of the subsets' means.",
             *layout.notes("table-4"),

@@ -44,13 +44,13 @@ def build_metric_table(layout: Layout) -> Table:
                 for system in systems
             ]
             rows.append((group, title, cells))
-        rows.append((group, "GPT-4o", _judge_row(layout, systems, subset, f"{group} GPT-4o")))
-    rows.append(("All", "GPT-4o", _judge_row(layout, systems, AVERAGE, "All GPT-4o")))
+        rows.append((group, layout.judge, _judge_row(layout, systems, subset, f"{group} GPT-4o")))
+    rows.append(("All", layout.judge, _judge_row(layout, systems, AVERAGE, "All GPT-4o")))
     shown = drop_empty(columns, [cells for *_, cells in rows])
     columns = [columns[number] for number in shown]
     return Table(
         key="table-6",
-        title="Image metrics and GPT-4o score by subset",
+        title=f"Image metrics and {layout.judge} score by subset",
         columns=tuple(columns),
         rows=tuple(
             Row(title, mark_best([cells[number] for number in shown], columns), group, is_summary=group == "All")
@@ -58,6 +58,7 @@ def build_metric_table(layout: Layout) -> Table:
         ),
         source=printed.source if layout.is_published else "",
         notes=(
+            *layout.judge_notes(),
             "L1: mean absolute difference of RGB in 0 to 1 over the full target, lower is better. CLIP-I, DINO: cosine "
             "of prediction and target. CLIP-T: cosine of the prediction and a BLIP caption of the "
             f"{layout.caption_of}. +Best-of-3: the sample of three that the judge likes best.",

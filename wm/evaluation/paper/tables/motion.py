@@ -94,11 +94,12 @@ def build_motion_table(layout: Layout) -> Table:
         )
     return Table(
         key="table-v3-7",
-        title="GPT-4o score by motion between source and target, the bench split at its median",
+        title=f"{layout.judge} score by motion between source and target, the bench split at its median",
         columns=(*(Column(system) for system in _SYSTEMS), Column("Δ", "fact")),
         rows=tuple(rows),
         source=printed.source if layout.is_published else "",
         notes=(
+            *layout.judge_notes(),
             "Motion: mean magnitude of Farnebäck's optical flow over the longer side; which flow the paper takes is "
             "not stated. Means over items, not over subsets.",
             *layout.notes("table-v3-7"),

@@ -50,7 +50,7 @@ def build_win_rate_table(layout: Layout) -> Table:
             for other, _ in _WIN_SYSTEMS:
                 cell = BLANK if title == other else _win_cell(layout, finals, title, other, judge)
                 cells.append(layout.add_published(cell, (printed, title, other)))
-            rows.append(Row(title, tuple(cells), "Human" if judge == "human" else "GPT-4o"))
+            rows.append(Row(title, tuple(cells), "Human" if judge == "human" else layout.judge))
     return Table(
         key="table-v3-6",
         title="Win rates: share of items on which the row's system is preferred to the column's",
@@ -58,8 +58,9 @@ def build_win_rate_table(layout: Layout) -> Table:
         rows=tuple(rows),
         source=published["table-v3-6-human"].source if layout.is_published else "",
         notes=(
-            "GPT-4o: the higher final score wins; ties are for neither, so that two opposite cells need not add up "
-            "to 1.",
+            *layout.judge_notes(),
+            f"{layout.judge}: the higher final score wins; ties are for neither, so that two opposite cells need "
+            "not add up to 1.",
             *layout.notes("table-v3-6"),
         ),
         is_toy=layout.sources.is_toy,

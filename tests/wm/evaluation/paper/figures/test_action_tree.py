@@ -3,8 +3,8 @@
 import numpy as np
 
 from wm.evaluation.paper.cells import Absent
+from wm.evaluation.paper.drawing import save_svg
 from wm.evaluation.paper.figures.action_tree import ActionTree, TreeNode, build_action_tree, read_action_tree
-from wm.evaluation.paper.figures.style import to_svg
 from wm.evaluation.paper.sources import Source, Sources
 
 
@@ -26,7 +26,7 @@ def test_parents_are_at_the_middle_of_their_children():
     assert {"source", "a", "b", "c", "$d$", "e", "Predicted futures (toy world)"} <= set(texts)
     # An edge a child.
     assert len(figure.artists) == 5
-    assert to_svg(figure) == to_svg(build_action_tree(ActionTree(tree, is_toy=True)))
+    assert save_svg(figure) == save_svg(build_action_tree(ActionTree(tree, is_toy=True)))
 
 
 def test_a_prediction_without_a_tree_is_none():

@@ -5,6 +5,7 @@ import pytest
 
 from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 from wm.evaluation.paper.cells import Absent
+from wm.evaluation.paper.drawing import save_svg
 from wm.evaluation.paper.figures.class_scores import (
     ClassScores,
     VideoSetScores,
@@ -13,7 +14,6 @@ from wm.evaluation.paper.figures.class_scores import (
     read_class_scores,
     sort_classes,
 )
-from wm.evaluation.paper.figures.style import to_svg
 from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.paper.sources import read_sources
 from wm.runs import write_json
@@ -52,7 +52,7 @@ def test_hundreds_of_classes_are_bands_without_labels():
     assert len(first.get_xticklabels()) < 20 and first.get_xlabel() == "class, by falling median"
     # The bound itself is still boxes.
     assert len(second.get_xticklabels()) == 40
-    assert figure.get_suptitle().endswith("(toy world)") and to_svg(figure) == to_svg(build_class_scores(data))
+    assert figure.get_suptitle().endswith("(toy world)") and save_svg(figure) == save_svg(build_class_scores(data))
 
 
 def write_selection(folder, scores, *, dataset=None, score="mean"):

@@ -5,9 +5,9 @@ import pytest
 
 from tests.helpers.evaluate_data import noise_pair, write_triplets
 from wm.evaluation.paper.cells import Absent
+from wm.evaluation.paper.drawing import save_png
 from wm.evaluation.paper.figures.heat_maps import HeatMaps, WeightedTriplet, build_heat_maps, to_weights
 from wm.evaluation.paper.figures.read_heat_maps import read_heat_maps
-from wm.evaluation.paper.figures.style import to_png
 from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.paper.sources import read_sources
 from wm.models import change_map, load_codec
@@ -51,7 +51,7 @@ def test_maps_are_drawn_over_the_target():
     assert grey.get_extent() == heat.get_extent() and np.array_equal(heat.get_array(), weights)
     assert heat.get_clim() == (0, 4) and figure.axes[2].get_xlabel() == "0 to 4 (mean 1)"
     assert images[5] == [] and figure.axes[5].texts[0].get_text() == "no codec"
-    assert to_png(figure) == to_png(build_heat_maps(data))
+    assert save_png(figure) == save_png(build_heat_maps(data))
 
 
 def test_stored_weights_come_first_then_the_codecs(folders, tiny_base):

@@ -4,6 +4,7 @@ import numpy as np
 
 from wm.evaluation.judge.figures import ItemScore
 from wm.evaluation.paper.cells import Absent
+from wm.evaluation.paper.drawing import save_svg
 from wm.evaluation.paper.figures.histograms import (
     JudgedSubset,
     JudgedVariant,
@@ -12,7 +13,6 @@ from wm.evaluation.paper.figures.histograms import (
     histograms_csv,
     read_histograms,
 )
-from wm.evaluation.paper.figures.style import to_svg
 from wm.evaluation.paper.sources import Source, Sources
 
 RNG = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def test_bars_are_counts():
     titles = [axes.get_title() for axes in figure.subfigs[0].axes[:3]]
     assert titles == ["AG\nn 40, 2 unjudged", "Kubric\nn 30", "total\nn 70, 2 unjudged"]
     assert [text.get_text() for text in figure.subfigs[1].axes[1].texts] == ["no score"]
-    assert to_svg(figure) == to_svg(build_histograms(data))
+    assert save_svg(figure) == save_svg(build_histograms(data))
     lines = histograms_csv(data).splitlines()
     assert len(lines) == 1 + 2 * 3 * 2 * 11
     assert lines[1] == f"Standard loss: A,AG,editing_success,0,{(variants[0].subsets[0].editing_success < 0.5).sum()}"

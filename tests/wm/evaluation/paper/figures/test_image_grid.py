@@ -9,8 +9,8 @@ from tests.helpers.bench_files import TASKS, bench_pair, write_bench
 from wm.errors import InputError
 from wm.evaluation.bench_rows import read_bench_rows
 from wm.evaluation.paper.cells import Absent
+from wm.evaluation.paper.drawing import save_png
 from wm.evaluation.paper.figures.image_grid import build_image_grid, choose_triplets, read_image_grid
-from wm.evaluation.paper.figures.style import to_png
 from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.paper.sources import Sources, read_sources
 from wm.evaluation.predictions import prediction_row, predictions_folder, write_predictions
@@ -70,7 +70,7 @@ def test_cells_are_the_sets_images(results):
     drawn = [axes.get_images() for axes in figure.axes]
     assert len(drawn) == 12 and np.array_equal(drawn[0][0].get_array(), bench_pair(0)[0])
     assert drawn[7] == [] and [text.get_text() for text in figure.axes[7].texts] == ["no prediction"]
-    assert to_png(figure) == to_png(build_image_grid(read_image_grid(sources)))
+    assert save_png(figure) == save_png(build_image_grid(read_image_grid(sources)))
 
 
 def test_the_choice_is_by_seed_and_subset():

@@ -7,8 +7,8 @@ import pytest
 
 from wm.evaluation.judge.figures import ItemScore
 from wm.evaluation.paper.cells import Absent
+from wm.evaluation.paper.drawing import save_png, save_svg
 from wm.evaluation.paper.figures.read_verification import read_verification
-from wm.evaluation.paper.figures.style import to_png, to_svg
 from wm.evaluation.paper.figures.verification import (
     AVERAGE,
     Curve,
@@ -73,7 +73,7 @@ def test_lines_bands_and_levels_are_the_data():
     # The same colour in every panel.
     assert line_of(figure.axes[1], "C-FT").get_color() == line.get_color()
     again = build_verification(data)
-    assert to_svg(figure) == to_svg(again) and to_png(figure) == to_png(again)
+    assert save_svg(figure) == save_svg(again) and save_png(figure) == save_png(again)
     assert verification_csv(data).splitlines()[1:4] == [
         "AG,C-FT,verifier,1,2.0,0.5",
         "AG,C-FT,verifier,2,3.0,0.25",
