@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wm.config import Recipe
+from wm.evaluation.item_differences import PROPOSED
 from wm.evaluation.report.differences import Difference, Verdict, compare_figures
 from wm.evaluation.report.summary import spread_text
 from wm.evaluation.rows import Choice, DifferenceRow, Figure, Tables
-from wm.evaluation.tables import PROPOSED
 
 CHANCE_MARGIN = 0.15
 """The probe is near chance if its share is this close to one half for each kind of negative."""
