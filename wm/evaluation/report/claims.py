@@ -223,7 +223,7 @@ def _judge_verification(figures: _Figures, label: str) -> Claim:
         if top == 1 or single is None or many is None:
             continue
         # Paired by item: verification chooses among candidates of the same sources.
-        gap = compare_figures(many, single, figures.by_item(name, (label, "idm", 1), (label, "idm", top)))
+        gap = compare_figures(many, single, figures.by_item(name, (label, "idm", top), (label, "idm", 1)))
         decisive = decisive or gap
         measured.append(
             f"{METRIC_WORDS[name]}: K = 1 {spread_text(single)}, K = {top} {spread_text(many)}, "
