@@ -131,8 +131,8 @@ class Sources:
 
     @cached_property
     def judged_systems(self) -> frozenset[str]:
-        """Labels that have judgements, failed ones too."""
-        return frozenset(score.system for score in self.judgements)
+        """Labels that have judgements of single candidates, failed ones too: those that tables show."""
+        return frozenset(score.system for score in self.judgements if score.num_candidates == 1)
 
     @cached_property
     def scored_systems(self) -> frozenset[str]:

@@ -69,22 +69,35 @@ def explain_unscored(sources: Sources, system: str, command: Literal["judge", "s
     """
     label = sources.label(system)
     bench = sources.triplets or BENCH
-    # Copy and the codec's ceiling have no set: whichever is scored, they are scored beside it.
-    folder = sources.predicted_in.get(label) or next(iter(sources.predicted_in.values()), "PREDICTIONS")
-    # 1. Looked at, but without this figure: the models of the metric were not given, or nothing of the subset is there.
-    if command == "score" and key and label in sources.scored_systems:
+    if command == "judge":
+        return _explain_unjudged(sources, system, label, bench)
+    folder = _set_of(sources, label)
+    # 1. Scored, but not by this metric: its models were not given.
+    if key and label in sources.scored_systems:
         return Absent(f"scored without {key.partition('=')[0]}", _score(folder, bench, key))
-    if command == "judge" and label in sources.judged_systems:
-        return Absent(f"no judgement of {system} on a subset: without predictions, or all failed", "")
     # 2. Not predicted: somebody has to make the images.
     if label not in sources.predicted_in and label not in (COPY, CEILING):
         return explain_unpredicted(sources, system)
-    # 3. Predicted, but nobody looked at it.
-    if command == "judge":
-        if label == CEILING:
-            return Absent("targets through the codec are no predictions, which alone are judged")
-        return Absent("not judged", f"wm judge predictions='[\"{folder}\"]' triplets={bench} out=JUDGED")
     return Absent("not scored", _score(folder, bench, f"codec=MODEL {key}" if label == CEILING else key))
+
+
+def _explain_unjudged(sources: Sources, system: str, label: str, bench: str) -> Absent:
+    judge = f"wm judge predictions='[\"{_set_of(sources, label)}\"]' triplets={bench} out=JUDGED"
+    if label in sources.judged_systems:
+        return Absent(f"no judgement of {system} on a subset: without predictions, or all failed")
+    # At other K alone, which tables do not show.
+    if any(score.system == label for score in sources.judgements):
+        return Absent(f"{system} was not judged at num_candidates = 1", f"{judge} num_candidates='[1]'")
+    if label == CEILING:
+        return Absent("targets through the codec are no predictions, which alone are judged")
+    if label not in sources.predicted_in and label != COPY:
+        return explain_unpredicted(sources, system)
+    return Absent("not judged", judge)
+
+
+def _set_of(sources: Sources, label: str) -> str:
+    # Copy and the codec's ceiling have no set: whichever is scored, they are scored beside it.
+    return sources.predicted_in.get(label) or next(iter(sources.predicted_in.values()), "PREDICTIONS")
 
 
 def explain_unpredicted(sources: Sources, system: str) -> Absent:

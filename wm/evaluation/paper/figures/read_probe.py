@@ -24,7 +24,10 @@ _HEAT_PANELS = {
 _SCORED = {"idm": "Action", "fdm": "Next observation"}
 PAPER_COLUMNS = {"Chameleon-7B": "C-ZS", "Liquid-8B": "L-ZS"}
 """Columns of the paper's Figure 2 whose model has another name in the tables."""
-_EVALUATE = {"C-ZS": "wm evaluate paper/evaluate-aurora-bench", "L-ZS": "wm evaluate paper/evaluate-aurora-bench-liquid"}
+_EVALUATE = {
+    "C-ZS": "wm evaluate paper/evaluate-aurora-bench",
+    "L-ZS": "wm evaluate paper/evaluate-aurora-bench-liquid",
+}
 _PROBE_VLMS = "wm evaluate paper/probe-vlms"
 
 
