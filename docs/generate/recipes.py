@@ -66,7 +66,7 @@ EXAMPLES = {
     "ingest": "wm ingest data/aurora-bench root=AURORA codec=MODEL out=data/bench",
     "judge": "wm judge predictions='[\"runs/evaluate\"]' triplets=BENCH max_cost=20 out=runs/judge",
     "look": "wm look VIDEOS",
-    "paper": "wm paper results='[\"runs/evaluate\", \"runs/score\", \"runs/judge\"]' out=runs/paper",
+    "paper": 'wm paper results=\'["runs/evaluate", "runs/score", "runs/judge"]\' out=runs/paper',
     "plan": 'wm plan plan/cluster rates=\'["keyframes.json", "annotate.json"]\' videos=VIDEOS',
     "predict": "wm predict fdm=runs/c-fdm/model idm=runs/c-idm/model image=table.png"
     " actions='[\"put the cup on the left\"]' search.num_candidates=16 out=prediction",

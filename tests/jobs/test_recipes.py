@@ -51,6 +51,7 @@ KINDS: dict[str, type[Recipe]] = {
     "l-idm": TrainRecipe,
     "laptop": PlanRecipe,
     "predict": PredictRecipe,
+    "probe-vlms": EvaluateRecipe,
     "rounds": BootstrapRecipe,
     "score-aurora-bench": ScoreRecipe,
     "select-7000": SelectRecipe,

@@ -9,7 +9,9 @@ from wm.evaluation.paper.figures.class_scores import build_class_scores, class_s
 from wm.evaluation.paper.figures.heat_maps import build_heat_maps
 from wm.evaluation.paper.figures.histograms import build_histograms, histograms_csv, read_histograms
 from wm.evaluation.paper.figures.image_grid import build_image_grid, read_image_grid
+from wm.evaluation.paper.figures.probe import build_probe_heatmap, build_probe_scatter, heatmap_csv, scatter_csv
 from wm.evaluation.paper.figures.read_heat_maps import read_heat_maps
+from wm.evaluation.paper.figures.read_probe import read_finetuned_scatter, read_heatmap, read_zero_shot_scatter
 from wm.evaluation.paper.figures.read_verification import read_verification
 from wm.evaluation.paper.figures.verification import build_verification, verification_csv
 from wm.evaluation.paper.sources import Sources
@@ -38,6 +40,14 @@ class FigureKind:
 
 
 FIGURES: dict[str, FigureKind] = {
+    "2": FigureKind(
+        "How often models prefer the true trajectory",
+        "Share of the bench's triplets whose reference is likelier than a manipulated one, ties counting half; 50 is "
+        "chance. Models that read pixels are asked for the action alone.",
+        read_heatmap,
+        build_probe_heatmap,
+        heatmap_csv,
+    ),
     "3": FigureKind(
         "Where an action changes an image",
         "One triplet of each data set: source, target, and the recognition model's weights of the target's tokens, "
@@ -66,6 +76,21 @@ FIGURES: dict[str, FigureKind] = {
         "no candidate was chosen.",
         read_image_grid,
         build_image_grid,
+    ),
+    "7": FigureKind(
+        "Likelihoods of references and negatives, zero-shot",
+        "One point a triplet: negative log-likelihoods in nats, summed over the action's or the image's tokens; below "
+        "the dashed diagonal the reference is preferred. The paper does not say what its axes sum.",
+        read_zero_shot_scatter,
+        build_probe_scatter,
+        scatter_csv,
+    ),
+    "8": FigureKind(
+        "Likelihoods of references and negatives, fine-tuned inverse model",
+        "As Figure 7, of the action; the first training run where there are several.",
+        read_finetuned_scatter,
+        build_probe_scatter,
+        scatter_csv,
     ),
     "9": FigureKind(
         "Likelihood of the chosen triplets' actions",

@@ -1,8 +1,6 @@
 """Draw the preference probe: likelihoods of references against negatives (Figures 7 and 8), heat maps (Figure 2)."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +8,7 @@ import numpy as np
 
 from wm.evaluation.metrics.stats import Floats, pearson
 from wm.evaluation.paper.cells import Absent
+from wm.evaluation.paper.figures.style import COLOURS, GREY, SMALL_PT, TITLE_PT, mark_toy, new_figure, wrap, write_csv
 from wm.evaluation.probe import TIE_NATS
 
 if TYPE_CHECKING:
@@ -25,13 +24,11 @@ PANELS = {
 }
 """Kinds of negatives in the order of the figures' panels, with the paper's names."""
 
-_REFERENCE, _NEGATIVE, _TIE = "#0072b2", "#d55e00", "#777777"
-"""Blue and vermilion of Okabe and Ito's palette, which colour-blind readers tell apart."""
-_COLOURS = "PRGn"
+_REFERENCE, _NEGATIVE, _TIE = COLOURS[0], COLOURS[1], GREY
+_SHARES = "PRGn"
 """Violet below chance, green above it, white at it; colour-blind readers tell both ends apart."""
 _PANEL_IN = 2.45
 _FONT = 8.5
-_TOY = "toy world"
 
 
 @dataclass(frozen=True)
@@ -111,10 +108,8 @@ def build_probe_scatter(data: ScatterData) -> "Figure":
         The figure: x is the negative's, y the reference's negative log-likelihood; below the diagonal the reference is
         preferred.
     """
-    from matplotlib.figure import Figure
-
     columns, rows = len(PANELS), len(data.rows)
-    figure = Figure(figsize=(_PANEL_IN * columns, _PANEL_IN * rows + 0.75), layout="constrained", facecolor="white")
+    figure = new_figure(_PANEL_IN * columns, _PANEL_IN * rows + 0.75)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes_row, (scored, panels) in zip(grid, data.rows.items(), strict=True):
         for axes, (kind, name) in zip(axes_row, PANELS.items(), strict=True):
@@ -124,7 +119,7 @@ def build_probe_scatter(data: ScatterData) -> "Figure":
             else:
                 _draw_scatter(axes, name, pairs)
         axes_row[0].set_ylabel(f"{scored}\nNLL of the reference (nats)", fontsize=_FONT)
-    figure.suptitle(data.title + (f", {_TOY}" if data.is_toy else ""), fontsize=_FONT + 2)
+    figure.suptitle(mark_toy(data.title, data.is_toy), fontsize=TITLE_PT)
     return figure
 
 
@@ -152,23 +147,23 @@ def _draw_scatter(axes: "Axes", name: str, pairs: Scatter) -> None:
     for label, colour in zip(labels, (_REFERENCE, _NEGATIVE), strict=True):
         axes.scatter([], [], s=16, color=colour, label=label)
     axes.legend(
-        fontsize=8, loc="upper left", handletextpad=0.2, borderpad=0.3, labelspacing=0.25, framealpha=0.85,
+        fontsize=SMALL_PT, loc="upper left", handletextpad=0.2, borderpad=0.3, labelspacing=0.25, framealpha=0.85,
     )  # fmt: skip
     part = f"\n(n {len(gap)} of {pairs.expected})" if len(gap) < pairs.expected else ""
     axes.set_title(f"{name}{part}", fontsize=_FONT + 0.5)
     axes.set_xlabel("NLL of the negative (nats)", fontsize=_FONT)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(labelsize=SMALL_PT)
     axes.locator_params(nbins=4)
 
 
 def _draw_absent(axes: "Axes", name: str, absent: Absent) -> None:
-    import textwrap
-
     axes.set_title(name, fontsize=_FONT + 0.5)
     axes.set_xticks([])
     axes.set_yticks([])
-    lines = textwrap.fill(absent.reason, 26, max_lines=8, placeholder=" …")
-    axes.text(0.5, 0.5, f"–\n{lines}", ha="center", va="center", fontsize=8, color="#555555", transform=axes.transAxes)
+    lines = wrap(absent.reason, 26, 8)
+    axes.text(
+        0.5, 0.5, f"–\n{lines}", ha="center", va="center", fontsize=SMALL_PT, color=GREY, transform=axes.transAxes
+    )
     axes.set_box_aspect(1)
 
 
@@ -183,26 +178,22 @@ def build_probe_heatmap(data: HeatData) -> "Figure":
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
 
     panels = list(data.panels.items())
     widths = [max(len(next(iter(rows.values()))), 1) for _, rows in panels]
     height = max(len(rows) for _, rows in panels)
-    figure = Figure(
-        figsize=(0.62 * sum(widths) + 1.6 * len(panels) + 0.6, 0.5 * height + 1.9), layout="constrained",
-        facecolor="white",
-    )  # fmt: skip
+    figure = new_figure(0.62 * sum(widths) + 1.6 * len(panels) + 0.6, 0.5 * height + 1.9)
     grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
     for axes, (title, rows) in zip(grid, panels, strict=True):
         _draw_heatmap(axes, rows)
         axes.set_title(title, fontsize=_FONT + 0.5)
     figure.colorbar(
-        ScalarMappable(Normalize(0, 100), _COLOURS), ax=list(grid), shrink=0.85, pad=0.01, ticks=[0, 25, 50, 75, 100],
-    ).ax.tick_params(labelsize=8)  # fmt: skip
-    title = "Share of the reference preferred, per cent" + (f", {_TOY}" if data.is_toy else "")
-    figure.suptitle(title, fontsize=_FONT + 2)
+        ScalarMappable(Normalize(0, 100), _SHARES), ax=list(grid), shrink=0.85, pad=0.01, ticks=[0, 25, 50, 75, 100],
+    ).ax.tick_params(labelsize=SMALL_PT)  # fmt: skip
+    title = mark_toy("Share of the reference preferred, per cent", data.is_toy)
+    figure.suptitle(title, fontsize=TITLE_PT)
     if data.note:
-        figure.supxlabel(data.note, fontsize=8, color="#555555")
+        figure.supxlabel(data.note, fontsize=SMALL_PT, color=GREY)
     return figure
 
 
@@ -210,13 +201,13 @@ def _draw_heatmap(axes: "Axes", rows: Mapping[str, Mapping[str, HeatCell]]) -> N
     columns = list(next(iter(rows.values())))
     shares = [[cells[name].share for name in columns] for cells in rows.values()]
     values = np.array([[np.nan if share is None else share for share in row] for row in shares], dtype=np.float64)
-    axes.imshow(values, cmap=_COLOURS, vmin=0, vmax=100, aspect="auto")
+    axes.imshow(values, cmap=_SHARES, vmin=0, vmax=100, aspect="auto")
     axes.set_facecolor("#f2f2f2")
     for number, cells in enumerate(rows.values()):
         for column, cell in enumerate(cells.values()):
             _write_cell(axes, column, number, cell)
-    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8, rotation_mode="anchor")
-    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=SMALL_PT, rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=SMALL_PT)
     axes.tick_params(length=0)
     # White lines between the cells.
     axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
@@ -234,7 +225,7 @@ def _write_cell(axes: "Axes", column: int, row: int, cell: HeatCell) -> None:
     axes.text(column, row - shift, text, ha="center", va="center", fontsize=8.5, color="white" if is_dark else "black")
     if cell.published is not None:
         grey = "#d8d8d8" if is_dark else "#595959"
-        axes.text(column, row + 0.22, f"{cell.published:.1f}", ha="center", va="center", fontsize=8, color=grey)
+        axes.text(column, row + 0.22, f"{cell.published:.1f}", ha="center", va="center", fontsize=SMALL_PT, color=grey)
 
 
 def scatter_csv(data: ScatterData) -> str:
@@ -246,7 +237,7 @@ def scatter_csv(data: ScatterData) -> str:
         if isinstance(pairs, Scatter)
         for pair in zip(pairs.reference.tolist(), pairs.negative.tolist(), strict=True)
     ]
-    return _write_csv(["scored", "negative", "nll_reference", "nll_negative"], rows)
+    return write_csv(["scored", "negative", "nll_reference", "nll_negative"], rows)
 
 
 def heatmap_csv(data: HeatData) -> str:
@@ -258,10 +249,4 @@ def heatmap_csv(data: HeatData) -> str:
         for negative, cells in by_negative.items()
         for model, cell in cells.items()
     ]  # fmt: skip
-    return _write_csv(["panel", "negative", "model", "share", "published", "pairs"], rows)
-
-
-def _write_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
-    return buffer.getvalue()
+    return write_csv(["panel", "negative", "model", "share", "published", "pairs"], rows)

@@ -24,10 +24,7 @@ _HEAT_PANELS = {
 _SCORED = {"idm": "Action", "fdm": "Next observation"}
 PAPER_COLUMNS = {"Chameleon-7B": "C-ZS", "Liquid-8B": "L-ZS"}
 """Columns of the paper's Figure 2 whose model has another name in the tables."""
-_EVALUATE = {
-    "C-ZS": "wm evaluate paper/evaluate-aurora-bench",
-    "L-ZS": "wm evaluate paper/evaluate-aurora-bench-liquid",
-}
+_EVALUATE = "wm evaluate paper/evaluate-aurora-bench"
 _PROBE_VLMS = "wm evaluate paper/probe-vlms"
 
 
@@ -113,7 +110,7 @@ def _read_scatter(sources: Sources, system: str, roles: tuple[str, ...], what: s
         if place is not None:
             rows[_SCORED[role]] = _read_pairs(*place)
     if not rows:
-        command = _EVALUATE.get(system, "wm train paper/c-idm && wm evaluate paper/evaluate-aurora-bench")
+        command = _EVALUATE if system == "C-ZS" else f"wm train paper/c-idm && {_EVALUATE}"
         return Absent(f"no preference probe of {system}", command)
     # Files of earlier versions hold shares alone.
     old = next((panels for panels in rows.values() if isinstance(panels, Absent)), None)
