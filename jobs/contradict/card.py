@@ -20,6 +20,7 @@ def write_card(recipe: ContradictRecipe, template: Template, counts: Mapping[str
     """
     default = "the default of the model" if recipe.model_folder else "the default of the endpoint"
     temperature = default if recipe.temperature is None else f"{recipe.temperature:g}"
+    # Whoever reads the numbers must know what was asked.
     owner = "words of our own" if template.text == CONTRADICT_TEMPLATE else f"{recipe.template}"
     lines = [
         "# Contradicting actions",

@@ -61,7 +61,15 @@ class ContradictSession:
         return self.recipe.cost(count_tokens(item, self.template), self.recipe.max_tokens)
 
     def build_line(self, question: Pending[str], reply: Reply) -> ContradictionLine:
-        """Build the line of a reply, with a contradicting action or with the reason why there is none."""
+        """Build the line of a reply.
+
+        Args:
+            question: The action, and how often it was asked about.
+            reply: What the model answered.
+
+        Returns:
+            The line, with a contradicting action or with the reason why there is none.
+        """
         line: ContradictionLine = {**build_reply_line(question.key, reply), "action": None}
         if line["failure"] is not None:
             return line
@@ -81,7 +89,9 @@ class LocalEndpoint:
 
     def ask(self, body: Mapping[str, object]) -> Reply:
         """Answer a request that :meth:`ContradictSession.body` built."""
+        # The body is our own, so that its types are known.
         messages = cast("list[dict[str, str]]", body["messages"])
+        # One model, one answer at a time.
         with self._lock:
             answer = self._model.answer(
                 messages,

@@ -13,6 +13,7 @@ from wm import cli
 from wm.datasets.card import write_dataset_card
 from wm.evaluation.adaptive import adaptive_rows
 from wm.evaluation.aurora_bench import order_subsets
+from wm.evaluation.bench import Bench
 from wm.evaluation.gallery import write_gallery
 from wm.evaluation.heldout import choose_subset
 from wm.evaluation.predicted_actions import ACTION_SCHEMA, ActionRow, actions_folder
@@ -63,12 +64,7 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     with job.timed("read"):
         bench = build_bench(recipe)
     counts = {"triplets": len(bench.held_out), "models": len(entries), "units": len(units)}
-    if len(set(bench.held_out.subsets)) == 1 and len(labels := _list_classes(recipe)) > 1:
-        report.print_crossing(recipe, labels)
-    if is_auto and recipe.subset == "class_label":
-        report.print_choice(recipe, _list_classes(recipe))
-    if recipe.probe:
-        report.print_counterfactuals(bench.counterfactuals)
+    _print_notices(recipe, bench, is_auto)
     # Everything that can fail without a model has been checked by now.
     if dry_run:
         report.print_plan(recipe, counts)
@@ -95,6 +91,16 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     record = job.finish(counts)
     report.print_tables(tables, counts, job.out / "tables.json")
     return record
+
+
+def _print_notices(recipe: EvaluateRecipe, bench: Bench, is_auto: bool) -> None:
+    """Print what the figures are of, where the recipe does not say it."""
+    if len(set(bench.held_out.subsets)) == 1 and len(labels := _list_classes(recipe)) > 1:
+        report.print_crossing(recipe, labels)
+    if is_auto and recipe.subset == "class_label":
+        report.print_choice(recipe, _list_classes(recipe))
+    if recipe.probe:
+        report.print_counterfactuals(bench.counterfactuals)
 
 
 def _finish_predictions(out: Path, images: Path | None, actions: list[ActionRow]) -> dict[str, int]:

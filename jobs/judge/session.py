@@ -39,7 +39,15 @@ class JudgeSession:
         return self.recipe.cost(_count_tokens(item, self.bench, self.template, self.recipe), self.recipe.max_tokens)
 
     def build_line(self, question: Pending[JudgeItem], reply: Reply) -> JudgementLine:
-        """Build the line of a reply, with scores or with the reason why there are none."""
+        """Build the line of a reply.
+
+        Args:
+            question: The prediction, and how often it was asked about.
+            reply: What the endpoint answered.
+
+        Returns:
+            The line, with scores or with the reason why there are none.
+        """
         # A line without scores is as valuable as one with them, since it is not asked again for ever.
         line: JudgementLine = {
             **build_reply_line(question.key, reply),

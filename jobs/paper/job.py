@@ -11,7 +11,7 @@ from wm.evaluation.paper.cells import Table
 from wm.evaluation.paper.drawing import draw_figure
 from wm.evaluation.paper.formats import to_csv, to_latex, to_markdown
 from wm.evaluation.paper.measured import Measured
-from wm.evaluation.paper.page import DrawnFigure, list_empty, render_page
+from wm.evaluation.paper.page import RenderedFigure, list_empty, render_page
 from wm.evaluation.paper.sources import Sources, read_sources
 from wm.evaluation.paper.tables import TABLES
 from wm.evaluation.paper.tables.common import Layout
@@ -62,6 +62,7 @@ def run(recipe: PaperRecipe, *, dry_run: bool = False) -> RunRecord:
             tables, figures, title=recipe.title, about=report.describe_sources(sources), is_toy=sources.is_toy
         )
         write_text(job.out / PAGE, html)
+    # What is empty is counted too: a page without gaps says so.
     empty = list_empty(tables, figures)
     counts = {
         "tables": len(tables),
@@ -78,12 +79,13 @@ def run(recipe: PaperRecipe, *, dry_run: bool = False) -> RunRecord:
     return record
 
 
-def _make(recipe: PaperRecipe, sources: Sources) -> tuple[list[Table], list[DrawnFigure], dict[str, str]]:
+def _make(recipe: PaperRecipe, sources: Sources) -> tuple[list[Table], list[RenderedFigure], dict[str, str]]:
     """Build the tables and draw the figures; of figures the data as CSV too."""
     layout = Layout(Measured(sources), recipe.version, recipe.caption_of)
     tables: list[Table] = []
-    figures: list[DrawnFigure] = []
+    figures: list[RenderedFigure] = []
     figure_csv: dict[str, str] = {}
+    # One bar over both: a figure with images takes longest.
     items = recipe.chosen()
     with cli.progress_bar(len(items), "item", "paper") as bar:
         for item in items:
@@ -101,11 +103,12 @@ def _make(recipe: PaperRecipe, sources: Sources) -> tuple[list[Table], list[Draw
 
 def _write_tables(out: Path, tables: Sequence[Table]) -> None:
     for table in tables:
+        # Three forms of the same cells.
         for ending, text in (("md", to_markdown(table)), ("tex", to_latex(table)), ("csv", to_csv(table))):
             write_text(out / f"{table.key}.{ending}", text)
 
 
-def _write_figures(out: Path, figures: Sequence[DrawnFigure], figure_csv: dict[str, str]) -> None:
+def _write_figures(out: Path, figures: Sequence[RenderedFigure], figure_csv: dict[str, str]) -> None:
     for figure in figures:
         if figure.absent is not None:
             continue

@@ -69,9 +69,11 @@ class PaperRecipe(Recipe):
     @field_validator("names")
     @classmethod
     def _check_names(cls, names: dict[str, str]) -> dict[str, str]:
+        # A misspelt name would leave its column empty.
         for system in names:
             if system not in SYSTEMS:
                 raise ValueError(f"{system!r:.60} is no system of the paper; expected {', '.join(SYSTEMS)}")
+        # One label in two columns would be one system under two names.
         if len(set(names.values())) != len(names):
             raise ValueError("two systems have one label")
         return names
@@ -87,8 +89,9 @@ class PaperRecipe(Recipe):
 
     def chosen(self) -> list[str]:
         """List the items that are made, in the order of the page, each once."""
+        # Order is the page's, however they were asked for.
         kinds = {"all": ("table", "figure"), "tables": ("table",), "figures": ("figure",)}
-        wanted = {
+        items = {
             item for value in self.items for item in ITEMS if item == value or item.split()[0] in kinds.get(value, ())
         }
-        return [item for item in ITEMS if item in wanted]
+        return [item for item in ITEMS if item in items]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from wm.evaluation.aurora_bench import subset_title
 from wm.evaluation.paper.cells import Table
 from wm.evaluation.paper.formats import name_of
-from wm.evaluation.paper.page import DrawnFigure, EmptyPlace
+from wm.evaluation.paper.page import EmptyPlace, RenderedFigure
 from wm.evaluation.paper.sources import Sources
 
 
@@ -21,11 +21,13 @@ def describe_sources(sources: Sources) -> list[str]:
     if not sources.folders:
         return ["No results were given: these are the published numbers alone."]
     texts = []
+    # The bench's sizes first: every mean below is over them.
     if sources.rows:
         subsets = list(sources.subsets.values())
         sizes = ", ".join(f"{subset_title(name)} {subsets.count(name)}" for name in sources.subset_order)
         texts.append(f"Bench: {sources.triplets}, {len(sources.rows):,} triplets ({sizes}).")
         texts.append(f"Systems: {', '.join(sources.title(label) for label in sources.list_systems()) or 'none'}.")
+    # With the stage: a folder's name need not say it.
     folders = "; ".join(f"{source.folder} ({source.stage})" for source in sources.folders)
     texts.append(f"Results: {folders}.")
     return texts
@@ -37,13 +39,14 @@ def print_sources(sources: Sources) -> None:
         print(f"paper: {text}")
 
 
-def print_items(tables: Sequence[Table], figures: Sequence[DrawnFigure]) -> None:
+def print_items(tables: Sequence[Table], figures: Sequence[RenderedFigure]) -> None:
     """Print how much of each table and figure is there.
 
     Args:
         tables: As made.
         figures: Likewise.
     """
+    # Of how many cells ours could be: those without a place in the table do not count.
     for table in tables:
         cells = [cell for row in table.rows for cell in row.cells]
         filled = sum(cell.mean is not None for cell in cells)
@@ -52,7 +55,7 @@ def print_items(tables: Sequence[Table], figures: Sequence[DrawnFigure]) -> None
         print(f"  {figure.name:<12} {'drawn' if figure.absent is None else 'absent: ' + figure.absent.reason}")
 
 
-def print_empty(places: Sequence[EmptyPlace]) -> None:
+def print_empty(reasons: Sequence[EmptyPlace]) -> None:
     """Print each reason for empty cells, and the command that would fill them."""
-    for place in places:
-        print(f"  {place.where}: {place.reason}" + (f"\n    {place.command}" if place.command else ""))
+    for entry in reasons:
+        print(f"  {entry.where}: {entry.reason}" + (f"\n    {entry.command}" if entry.command else ""))

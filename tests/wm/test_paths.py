@@ -24,6 +24,7 @@ NO_PATHS = {
     *(
         "action",
         "PredictRecipe.actions",
+        "PredictRecipe.tree",
         "cors_origins",
         "classes",
         "dataset",
@@ -60,7 +61,7 @@ NO_PATHS = {
     # FOLDER:LABEL, or a label; names of metrics.
     *("CompareRecipe.first", "CompareRecipe.second", "CompareRecipe.metrics"),
     # Of tables and systems.
-    *("PaperRecipe.items", "PaperRecipe.names", "FigureOptions.triplets"),
+    *("PaperRecipe.items", "PaperRecipe.names", "FigureOptions.triplets", "FigureOptions.weighted_triplets"),
     # Keys of another recipe, as on a command line.
     *("BenchmarkRecipe.overrides", "BenchmarkRecipe.demo"),
     # Relative to another key.

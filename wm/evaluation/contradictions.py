@@ -66,17 +66,35 @@ def contradiction_key(action: str, template: Template, settings: ContradictSetti
 
 
 def build_body(action: str, template: Template, settings: ContradictSettings) -> dict[str, object]:
-    """Build the body of ``POST /v1/chat/completions``: one message of the user."""
+    """Build the body of ``POST /v1/chat/completions``: one message of the user.
+
+    Args:
+        action: What is to be contradicted.
+        template: What is asked.
+        settings: Model and limits.
+
+    Returns:
+        The body.
+    """
     body: dict[str, object] = {
         "model": settings.model,
         "messages": [{"role": "user", "content": template.fill(action)}],
         "max_tokens": settings.max_tokens,
     }
+    # Left out, the endpoint's own default holds.
     return body if settings.temperature is None else body | {"temperature": settings.temperature}
 
 
 def count_tokens(action: str, template: Template) -> int:
-    """Estimate the tokens of a request: a quarter of its letters, and some for the message around it."""
+    """Estimate the tokens of a request.
+
+    Args:
+        action: What is to be contradicted.
+        template: What is asked.
+
+    Returns:
+        A quarter of its letters, and some for the message around it.
+    """
     return len(template.fill(action)) // _CHARS_A_TOKEN + _MESSAGE_TOKENS
 
 
@@ -112,7 +130,7 @@ def parse_contradiction(reply: str | None, action: str, *, is_cut_off: bool = Fa
 
 
 def _strip_quotes(text: str) -> str:
-    # Only a pair around the whole reply: marks within it may be the action's own.
+    # Only a pair around all of the reply: marks within it may be the action's own.
     while len(text) > 1 and text[0] in _QUOTES and text[-1] in _QUOTES:
         text = text[1:-1].strip()
     return text.strip() if text.strip(_QUOTES + " ") else ""

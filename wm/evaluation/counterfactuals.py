@@ -43,6 +43,7 @@ def write_counterfactuals(actions: Mapping[str, str], path: Path) -> None:
         actions: Counterfactual action by triplet id.
         path: The file.
     """
+    # Texts of any script stay readable.
     lines = (json.dumps({"triplet_id": key, "action": text}, ensure_ascii=False) for key, text in actions.items())
     write_text(path, "".join(f"{line}\n" for line in lines))
 
@@ -71,6 +72,7 @@ def read_counterfactuals(path: str | Path) -> dict[str, str]:
     actions: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         where = f"{file}, line {number}"
+        # People end files with empty lines.
         if not line.strip():
             continue
         entry = parse_json(line, where)
@@ -100,6 +102,7 @@ def read_counterfactual_column(folder: str | Path) -> dict[str, str]:
     actions: dict[str, str] = {}
     for file in checked_files(triplets_folder(folder), TRIPLET_SCHEMA):
         with open_parquet(file) as parquet:
+            # The column is nobody's but the user's: most benches lack it.
             if COLUMN not in parquet.schema_arrow.names:
                 continue
             kind = parquet.schema_arrow.field(COLUMN).type
@@ -130,6 +133,7 @@ def match_counterfactuals(
     Raises:
         InputError: No row has one: they are another bench's.
     """
+    # One stray match is not asked for more: a small limit may leave few rows.
     if not any(triplet_id in by_id for triplet_id in ids):
         raise InputError(
             f"{source}: none of its {len(by_id):,} counterfactual actions is of one of the {len(ids):,} triplets; were "
@@ -139,6 +143,7 @@ def match_counterfactuals(
     num_same = 0
     for triplet_id, action in zip(ids, actions, strict=True):
         text = by_id.get(triplet_id)
+        # Counted apart: a model that repeats what it was to contradict is worth knowing.
         is_same = text is not None and same_text(text) == same_text(action)
         num_same += is_same
         matched.append(None if is_same else text)

@@ -152,27 +152,43 @@ def score_probe(
         )
     # 1. Score the truth once for all kinds.
     reference = scorer(source_BN, target_BN, actions)
-    # 2. Pick negatives: actions that differ in case or blanks alone are the same action.
-    words = [same_text(text) for text in actions]
-    targets = [tuple(row.tolist()) for row in target_BN]
-    other_action = pick_others(words, subsets, names, seed=derive_seed(seed, "action"))
-    other_target = pick_others(targets, subsets, names, seed=derive_seed(seed, "target"))
-    is_contradicted = [text is not None and same_text(text) != word for text, word in zip(others, words, strict=True)]
-    picks = {
-        "random_action": other_action,
-        "random_observation": other_target,
-        COUNTERFACTUAL: np.where(is_contradicted, np.arange(rows), -1),
-    }
-    # 3. Score each kind, on the rows that have a negative of it.
+    # 2. Pick negatives, and score each kind on the rows that have one of it.
+    picks = _pick_negatives(target_BN, actions, subsets, names, others, seed=seed)
     negatives = {}
-    for kind in NEGATIVES:
-        of_kind = picks.get(kind, np.arange(rows))
+    for kind, of_kind in picks.items():
         pairs = np.flatnonzero(of_kind >= 0)
         if len(pairs):
+            # The row's own action is not its contradiction.
             texts = [text or "" for text in others] if kind == COUNTERFACTUAL else actions
             triples = _build_negatives(kind, source_BN, target_BN, texts, pairs=pairs, picks=of_kind[pairs])
             negatives[kind] = Pairs(pairs, scorer(*triples))
     return ProbeScores(reference, negatives)
+
+
+def _pick_negatives(
+    target_BN: torch.Tensor,
+    actions: Sequence[str],
+    subsets: Sequence[str],
+    ids: Sequence[str],
+    counterfactuals: Sequence[str | None],
+    *,
+    seed: int,
+) -> dict[str, Indices]:
+    """Pick for each kind and row the row from which its negative is taken; -1 where it has none."""
+    # Actions that differ in case or blanks alone are the same action.
+    words = [same_text(text) for text in actions]
+    targets = [tuple(row.tolist()) for row in target_BN]
+    own_B = np.arange(len(actions))
+    # One that reads as the true action contradicts nothing.
+    is_contradicted = [
+        text is not None and same_text(text) != word for text, word in zip(counterfactuals, words, strict=True)
+    ]
+    picks = {
+        "random_action": pick_others(words, subsets, ids, seed=derive_seed(seed, "action")),
+        "random_observation": pick_others(targets, subsets, ids, seed=derive_seed(seed, "target")),
+        COUNTERFACTUAL: np.where(is_contradicted, own_B, -1),
+    }
+    return {kind: picks.get(kind, own_B) for kind in NEGATIVES}
 
 
 def _build_negatives(
@@ -224,7 +240,15 @@ def compare_all(scores: ProbeScores) -> dict[str, Preference]:
 
 
 def preferences_by_pair(reference: Likelihoods, negative: Likelihoods) -> Floats:
-    """Compute for each pair whether the reference is likelier: 1, 0, or 0.5 for a tie; their mean is the share."""
+    """Compute for each pair whether the reference is likelier.
+
+    Args:
+        reference: Of P pairs.
+        negative: Of the same pairs.
+
+    Returns:
+        1, 0, or 0.5 for a tie, (P,); their mean is the share.
+    """
     return _compute_wins(reference.sums - negative.sums)
 
 
@@ -242,5 +266,6 @@ def _compare(reference: Likelihoods, negative: Likelihoods) -> Preference:
 
 
 def _compute_wins(gap_P: Floats) -> Floats:
+    # A tie is half a preference: a model that sees no difference is at chance.
     wins_P: Floats = np.where(np.abs(gap_P) <= TIE_NATS, 0.5, gap_P > 0).astype(np.float64)
     return wins_P

@@ -31,6 +31,7 @@ def to_arrays(scores: ProbeScores) -> Arrays:
 
 def from_arrays(arrays: Mapping[str, npt.NDArray[np.generic]]) -> ProbeScores | None:
     """Convert the arrays of :func:`to_arrays` back; None for a file of an earlier version, which holds shares alone."""
+    # An evaluation of an earlier version: its figures stand, its items are not known.
     if "reference" not in arrays:
         return None
     floats = {name: value.astype(np.float64) for name, value in arrays.items() if not name.startswith("rows.")}

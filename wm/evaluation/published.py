@@ -11,7 +11,7 @@ from wm.config import read_toml
 _FILE = Path(__file__).parent / "published.toml"
 _CELL = re.compile(r"(?P<bold>\*?)(?P<value>-?\d+(?:\.(?P<decimals>\d+))?)(?P=bold)(?P<mark>†?)")
 NO_CELL = "-"
-"""A cell where the paper has no number."""
+"""A cell without a number in the paper."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,15 @@ class PublishedTable:
     rows: Mapping[str, Mapping[str, PublishedCell]]
 
     def cell(self, row: str, column: str) -> PublishedCell | None:
-        """Return a cell, or None where the paper has no number."""
+        """Return a cell, or None where the paper prints none.
+
+        Args:
+            row: Its title.
+            column: Its head.
+
+        Returns:
+            The number.
+        """
         return self.rows.get(row, {}).get(column)
 
 
@@ -71,15 +79,16 @@ def parse_row(text: str, columns: Sequence[str]) -> dict[str, PublishedCell]:
     """Parse a row of the file.
 
     Args:
-        text: Cells separated by blanks: ``*0.29*†`` is bold with a mark, ``-`` has no number.
+        text: Cells separated by blanks: ``*0.29*†`` is bold with a mark, ``-`` is empty.
         columns: Their columns.
 
     Returns:
         Column → cell.
 
     Raises:
-        ValueError: A cell is no number, or there are more or fewer cells than columns.
+        ValueError: A cell is not a number, or there are more or fewer cells than columns.
     """
+    # A shifted number would be of another column.
     parts = text.split()
     if len(parts) != len(columns):
         raise ValueError(f"{text!r}: {len(parts)} cells for {len(columns)} columns")
@@ -87,6 +96,7 @@ def parse_row(text: str, columns: Sequence[str]) -> dict[str, PublishedCell]:
     for column, part in zip(columns, parts, strict=True):
         if part == NO_CELL:
             continue
+        # Digits are kept as printed: 4.00 is not 4.
         match = _CELL.fullmatch(part)
         if match is None:
             raise ValueError(f"{part!r}: expected a number, as in *0.29*†")
@@ -97,6 +107,7 @@ def parse_row(text: str, columns: Sequence[str]) -> dict[str, PublishedCell]:
 
 
 def _build_table(key: str, table: Mapping[str, object]) -> PublishedTable:
+    # A file of the package, which a test reads in full.
     rows, columns = table["rows"], table["columns"]
     if not isinstance(rows, dict) or not isinstance(columns, list):
         raise ValueError(f"{key}: expected rows and columns")

@@ -38,7 +38,12 @@ class ChatLimits(Protocol):
         """Of all replies of the store together; 0: no limit."""
 
     def cost(self, input_tokens: int, output_tokens: int) -> float:
-        """Compute a price."""
+        """Compute a price.
+
+        Args:
+            input_tokens: Of requests.
+            output_tokens: Of replies.
+        """
 
 
 class Endpoint(Protocol):
@@ -79,7 +84,15 @@ class ChatSession(Protocol[ItemT, LineT]):
         """Estimate the price of a request, its reply as long as may be."""
 
     def build_line(self, question: Pending[ItemT], reply: Reply) -> LineT:
-        """Build the line of a reply; its ``failure`` says why it cannot be used."""
+        """Build the line of a reply.
+
+        Args:
+            question: What was asked.
+            reply: What the endpoint answered.
+
+        Returns:
+            The line; its ``failure`` says why it cannot be used.
+        """
 
 
 class CostReachedError(InputError):
@@ -110,6 +123,7 @@ def list_pending(keys: Mapping[str, ItemT], store: ReplyStore[LineT], max_attemp
     Returns:
         The questions, in the order of ``keys``.
     """
+    # Failed attempts of earlier runs count: a question is not asked for ever.
     attempts = {key: len(store.failures.get(key, ())) for key in keys}
     return [
         Pending(key, item, attempts[key])
@@ -233,6 +247,7 @@ def build_reply_line(key: str, reply: Reply) -> ReplyLine:
     Returns:
         The line; its ``failure`` is set where the endpoint refused the request.
     """
+    # A request that was refused for its form says so itself.
     failure = None
     if reply.refusal:
         failure = "bad request" if reply.refusal.startswith("bad request") else "refusal"

@@ -100,7 +100,7 @@ def test_a_killed_run_resumes_and_another_recipe_is_refused(results: dict[str, P
         paper.run(recipe(results, tmp_path / "out", items=["table 2"], version="v1"))
 
 
-def test_toy_results_are_marked_and_nothing_published_is_beside_them(results: dict[str, Path], tmp_path: Path) -> None:
+def test_toy_results_are_marked_and_stand_alone(results: dict[str, Path], tmp_path: Path) -> None:
     folder = write_judging(tmp_path / "nano", results["bench"], judged("C-FT", [1] * 5), "nano:oracle")
     paper.run(PaperRecipe(results=[str(folder)], out=str(tmp_path / "out"), items=["tables"]))
     html = (tmp_path / "out" / "paper.html").read_text()

@@ -130,7 +130,7 @@ def test_row_without_another_action_is_left_out_and_counted():
     assert result["copy"].pairs == ROWS
 
 
-def test_rows_without_a_contradicting_action_are_left_out_and_counted():
+def test_rows_without_a_contradiction_are_left_out_and_counted():
     """None, and one that reads as the true action: it contradicts nothing."""
     source, target, actions, subsets = _world()
     opposites = [f"undo {text}" for text in actions]
@@ -195,7 +195,7 @@ def test_item_arrays_give_the_figures_of_the_table():
         assert row["pairs"] == len(wins[0]) == (ROWS - 1 if kind == "counterfactual_action" else ROWS)
 
 
-def test_parts_without_item_arrays_give_figures_without_an_interval():
+def test_parts_without_item_arrays_give_no_interval():
     source, target, actions, subsets = _world()
     assert from_arrays({}) is None
     collected = Collected(subsets=subsets, ks=[1])

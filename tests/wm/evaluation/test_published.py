@@ -91,7 +91,7 @@ def test_known_contradictions_are_named_with_their_tables() -> None:
     assert list_contradictions("table-1") == ()
 
 
-def test_bold_is_the_largest_of_a_row_but_for_what_the_paper_prints() -> None:
+def test_bold_is_the_largest_of_a_row() -> None:
     table = TABLES["table-2"]
     for name, row in table.rows.items():
         bold = [column for column, cell in row.items() if cell.is_bold]

@@ -91,6 +91,32 @@ def mean_interval(items: Floats, *, top: float | None = None) -> tuple[float | N
     return max(0.0, centre - half) * top, min(1.0, centre + half) * top
 
 
+def stratified_interval(groups: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
+    """Bound the unweighted mean of the means of groups by a 95 % interval.
+
+    The variance is the sum of the means' variances over the squared number of groups, the degrees of freedom are
+    Welch's and Satterthwaite's (Cochran, Sampling Techniques, 5.4).
+
+    Args:
+        groups: Values of each group, such as those of a subset's items.
+
+    Returns:
+        Lower and upper bound; ``(None, None)`` if a group has fewer than two values, or none varies, which by chance
+        happens on a bound.
+    """
+    if not groups or any(len(group) < 2 for group in groups):
+        return None, None
+    # Of the mean of each group.
+    variances = [float(np.var(group, ddof=1)) / len(group) for group in groups]
+    centre = float(np.mean([np.mean(group) for group in groups]))
+    if not sum(variances):
+        return None, None
+    spread = sum(variance**2 / (len(group) - 1) for variance, group in zip(variances, groups, strict=True))
+    quantile = student_quantile(_LEVEL, max(1, int(sum(variances) ** 2 / spread)))
+    half = quantile * math.sqrt(sum(variances)) / len(groups)
+    return centre - half, centre + half
+
+
 def student_quantile(level: float, degrees: int) -> float:
     """Compute how many standard errors a two-sided interval of Student's t reaches to each side.
 

@@ -88,6 +88,7 @@ class Cell:
 
     def spread_text(self) -> str:
         """Format spread and number of items: ``± 0.12 (3 runs; n 40 of 48)``; empty where there is neither."""
+        # One run has no spread, and nothing is said of it.
         parts = []
         if self.std is not None:
             parts.append(f"± {replace(self, is_signed=False).format_value(self.std)}")
@@ -99,12 +100,14 @@ class Cell:
 
     def interval_text(self) -> str:
         """Format the interval: ``[0.10, 0.31]``; empty where there is none."""
+        # A single item, or items that are all alike, bound nothing.
         if self.ci_low is None or self.ci_high is None:
             return ""
         return f"[{self.format_value(self.ci_low)}, {self.format_value(self.ci_high)}]"
 
     def published_text(self) -> str:
         """Format the published figure; empty where there is none."""
+        # As many digits as are printed: more would be made up.
         if self.published is None:
             return ""
         return replace(self, digits=self.published_digits).format_value(self.published) + self.published_mark
@@ -161,7 +164,7 @@ class Table:
         source: Where the published figures are printed, such as ``ACL, Table 2``; empty: none are shown.
         notes: Sentences below it.
         is_toy: Whether the results are of the toy world.
-        absent: Why the whole table has no figure of ours; None where it has some.
+        absent: Why the table has no figure of ours at all; None where it has some.
     """
 
     key: str
@@ -175,12 +178,14 @@ class Table:
 
     def __post_init__(self) -> None:
         """Check that every row has a cell a column."""
+        # A shifted cell would be another column's figure.
         for row in self.rows:
             if len(row.cells) != len(self.columns):
                 raise ValueError(f"{self.key}, row {row.title}: {len(row.cells)} cells, {len(self.columns)} columns")
 
     def list_absent(self) -> list[Absent]:
         """List the different reasons of empty cells, in the order of the cells."""
+        # A reason of all of the table comes first.
         reasons = [cell.absent for row in self.rows for cell in row.cells if cell.absent is not None]
         return list(dict.fromkeys([*([self.absent] if self.absent is not None else []), *reasons]))
 
@@ -203,6 +208,7 @@ def mark_best(cells: Sequence[Cell], columns: Sequence[Column]) -> tuple[Cell, .
     # Alone there is nothing to be better than.
     if len(rivals) < 2:
         return tuple(cells)
+    # As printed: a difference that nobody sees is none.
     choose = min if rivals[0].lower_is_better else max
     best = rivals[0].format_value(choose(cell.mean for cell in rivals if cell.mean is not None))
     return tuple(

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.figures import FIGURES
-from wm.evaluation.paper.page import PNG_DPI, DrawnFigure
+from wm.evaluation.paper.page import PNG_DPI, RenderedFigure
 from wm.evaluation.paper.sources import Sources
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_figure(number: str, sources: Sources) -> tuple[DrawnFigure, str]:
+def draw_figure(number: str, sources: Sources) -> tuple[RenderedFigure, str]:
     """Draw one figure.
 
     Args:
@@ -29,11 +29,11 @@ def draw_figure(number: str, sources: Sources) -> tuple[DrawnFigure, str]:
     kind = FIGURES[number]
     data = kind.read(sources)
     if isinstance(data, Absent):
-        return DrawnFigure(f"figure-{number}", kind.title, kind.caption, absent=data), ""
+        return RenderedFigure(f"figure-{number}", kind.title, kind.caption, absent=data), ""
     figure = kind.build(data)
     svg, png = save_svg(figure), save_png(figure)
     text = "" if kind.to_csv is None else kind.to_csv(data)
-    return DrawnFigure(f"figure-{number}", kind.title, kind.caption, svg, png), text
+    return RenderedFigure(f"figure-{number}", kind.title, kind.caption, svg, png), text
 
 
 def save_svg(figure: "Figure") -> bytes:

@@ -18,7 +18,15 @@ class Source:
     record: RunRecord
 
     def recipe(self, key: str, default: Any = None) -> Any:
-        """Return a key of its recipe."""
+        """Return a key of its recipe.
+
+        Args:
+            key: Of the recipe.
+            default: What it is where the recipe has no such key.
+
+        Returns:
+            Its value, as JSON has it.
+        """
         return self.record.get("recipe", {}).get(key, default)
 
     @property
@@ -32,6 +40,7 @@ class Source:
         Raises:
             InputError: It is missing or damaged.
         """
+        # Named by its stage, so that it is missing only where somebody removed it.
         path = self.folder / name
         if not path.is_file():
             raise InputError(f"{path} is missing, though its stage is complete")
@@ -51,11 +60,13 @@ def read_source(folder: str) -> Source:
         InputError: It is no finished result.
     """
     path = Path(folder)
+    # Only a finished stage has this record.
     record = read_run(path) if path.is_dir() else None
     if record is not None and isinstance(record.get("stage"), str):
         return Source(path, record["stage"], record)
+    # Why it is none: a reader can do something else about each.
     if not path.is_dir():
-        raise InputError(f"from = {folder!r:.300}: no such folder")
+        raise InputError(f"results = {folder!r:.300}: no such folder")
     if read_run(path, "run.unfinished.json") is not None:
-        raise InputError(f"from = {folder!r:.300} is not complete: the command that writes it resumes it")
-    raise InputError(f"from = {folder!r:.300} is no result of wm: expected a folder with run.json")
+        raise InputError(f"results = {folder!r:.300} is not complete: the command that writes it resumes it")
+    raise InputError(f"results = {folder!r:.300} is no result of wm: expected a folder with run.json")

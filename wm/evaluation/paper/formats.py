@@ -29,6 +29,7 @@ def to_markdown(table: Table) -> str:
     Returns:
         Markdown of GitHub's flavour.
     """
+    # Groups have a column of their own, empty where no table row has one.
     has_groups = any(row.group for row in table.rows)
     head = [*([""] if has_groups else []), "", *(column.name for column in table.columns)]
     lines = [f"### {name_of(table)}. {title_of(table)}", "", _markdown_row(head)]
@@ -38,6 +39,7 @@ def to_markdown(table: Table) -> str:
         cells += [_escape_markdown(row.title), *(_markdown_cell(cell) for cell in row.cells)]
         lines.append(_markdown_row(cells))
     lines += ["", *(f"{_escape_markdown(note)}\n" for note in list_notes(table, word="“paper”"))]
+    # Each reason once, however many cells it empties.
     if reasons := table.list_absent():
         lines += ["Empty cells:", ""]
         lines += [
@@ -57,7 +59,7 @@ def list_notes(table: Table, *, word: str = "Grey") -> list[str]:
 
     Args:
         table: The table.
-        word: How they are told from ours.
+        word: How a reader knows them from ours.
 
     Returns:
         Sentences.
@@ -76,6 +78,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def _markdown_cell(cell: Cell) -> str:
     text = cell.text()
     text = f"**{text}**" if cell.is_best else text
+    # Ours first, then in small print what it is held against.
     small = [cell.interval_text(), f"paper {cell.published_text()}" if cell.published is not None else ""]
     lines = [
         " ".join(part for part in (text, cell.spread_text()) if part),
@@ -128,6 +131,7 @@ def to_latex(table: Table) -> str:
 def _latex_head(columns: Sequence[Column], first: int) -> list[str]:
     lines = []
     if any(column.group for column in columns):
+        # Only neighbours share a head.
         spans = [(group, len(list(members))) for group, members in groupby(columns, key=lambda column: column.group)]
         heads = [rf"\multicolumn{{{count}}}{{c}}{{{escape_latex(group)}}}" for group, count in spans]
         lines.append(" & ".join([*[""] * first, *heads]) + r" \\")
@@ -146,12 +150,14 @@ def _latex_rows(row: Row, *, has_groups: bool, shows_group: bool) -> list[str]:
         spread = escape_latex(cell.spread_text())
         ours.append(rf"{text} {{\scriptsize {spread}}}" if spread else text)
     lines = [ours]
+    # A line of their own: beside the figures they would not fit a page.
     intervals = [escape_latex(cell.interval_text()) for cell in row.cells]
     if any(intervals):
         lines.append([rf"{{\scriptsize {text}}}" if text else "" for text in intervals])
     published = [escape_latex(cell.published_text()) for cell in row.cells]
     if any(published):
         lines.append([rf"\textcolor{{gray}}{{{text}}}" if text else "" for text in published])
+    # Only the first line has the row's name.
     blank = ["{}"] * len(head)
     return [" & ".join([*(head if number == 0 else blank), *cells]) + r" \\" for number, cells in enumerate(lines)]
 
@@ -182,8 +188,10 @@ def to_csv(table: Table) -> str:
     writer.writerow(CSV_COLUMNS)
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
+            # Nothing is there in the paper either.
             if cell.is_blank and cell.published is None:
                 continue
+            # The reason travels with the cell, so that a spreadsheet shows it too.
             reason = cell.absent
             writer.writerow(
                 [

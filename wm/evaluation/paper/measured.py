@@ -3,7 +3,6 @@
 Not known here: which rows and columns a table has.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import numpy as np
 from wm.evaluation.image_scoring import Values
 from wm.evaluation.judge.figures import MACRO, TOP, Criterion, ItemScore, SystemFigures, compute_figures
 from wm.evaluation.metrics.paired import bootstrap_intervals
-from wm.evaluation.metrics.stats import sample_std, student_quantile
+from wm.evaluation.metrics.stats import sample_std, stratified_interval
 from wm.evaluation.paper.cells import Cell
 from wm.evaluation.paper.sources import Sources
 from wm.evaluation.score_tables import ScoreFigure, build_score_rows
@@ -52,7 +51,15 @@ class Measured:
         self._figures = lru_cache(maxsize=None)(self._compute_figures)
 
     def scores_of(self, label: str, num_candidates: int = 1) -> list[ItemScore]:
-        """List the judgements of a system at one number of candidates."""
+        """List the judgements of a system at one number of candidates.
+
+        Args:
+            label: Its label in the results.
+            num_candidates: K of the judging.
+
+        Returns:
+            Of all runs, seeds and repeats, failed ones too.
+        """
         return [
             score
             for score in self.sources.judgements
@@ -68,6 +75,7 @@ class Measured:
         return {triplet_id: mean(values) for triplet_id, values in gathered.items()}
 
     def _judged(self, label: str) -> SystemFigures | None:
+        # At one candidate: what verification adds is figure 4.
         scores = self.scores_of(label)
         return compute_figures(scores, self.sources.subsets)[0] if scores else None
 
@@ -93,6 +101,7 @@ class Measured:
         if figure is None:
             return None
         low, high = figure["ci_low"], figure["ci_high"]
+        # The table of judgements has none for an average of averages.
         if subset == AVERAGE:
             low, high = stratified_interval(_items_by_subset(scores, criterion))
             low, high = (None if low is None else max(low, 0.0)), (None if high is None else min(high, TOP))
@@ -125,11 +134,13 @@ class Measured:
         )  # fmt: skip
 
     def _compute_figures(self, label: str, subset: str) -> Mapping[str, ScoreFigure]:
+        # Of one subset alone, as its interval and spread are.
         own = [row for row in self._by_system.get(label, []) if self.sources.subsets[_id_of(row)] == subset]
         return self._figures_of(own, subset)
 
     def _figures_of(self, rows: Sequence[Values], subset: str) -> Mapping[str, ScoreFigure]:
         ids = {triplet_id: name for triplet_id, name in self.sources.subsets.items() if name == subset}
+        # By choice and K, of which one is shown.
         table = {(row["choice"], row["k"]): row["metrics"] for row in build_score_rows(rows, ids)}
         return next((table[choice] for choice in _CHOICES if choice in table), {})
 
@@ -147,17 +158,20 @@ class Measured:
         candidate each. An item with fewer judged samples is left out.
         """
         scores = [score for score in self.scores_of(label) if score.final is not None]
+        # 1. What a sample is: a sampling seed, or a run.
         by_run: dict[int, set[int]] = defaultdict(set)
         for score in scores:
             by_run[score.run].add(score.sampling_seed)
         over_seeds = bool(by_run) and all(len(seeds) >= NUM_BEST_OF for seeds in by_run.values())
         if not over_seeds and len(by_run) < NUM_BEST_OF:
             return None
+        # 2. Samples of each item; samples over runs are one run.
         samples: dict[tuple[int, str], dict[int, list[ItemScore]]] = defaultdict(lambda: defaultdict(list))
         for score in scores:
             run, sample = (score.run, score.sampling_seed) if over_seeds else (0, score.run)
             samples[run, score.triplet_id][sample].append(score)
         values = {_sample_of(row): row for row in self._by_system.get(label, []) if _is_first_sample(row)}
+        # 3. The best of each item, with its image metrics.
         best: list[ItemScore] = []
         chosen_values: list[Values] = []
         for (run, _), of_sample in samples.items():
@@ -165,26 +179,47 @@ class Measured:
                 continue
             # The first three, and of equal ones the first. Repeats of one question are averaged.
             first = [_average_repeats(of_sample[number]) for number in sorted(of_sample)[:NUM_BEST_OF]]
-            chosen = max(first, key=lambda score: cast(float, score.final))
-            best.append(replace(chosen, run=run, sampling_seed=0, repeat=0))
-            if (row := values.get((chosen.run, chosen.sampling_seed, chosen.triplet_id))) is not None:
+            best_sample = max(first, key=lambda score: cast(float, score.final))
+            best.append(replace(best_sample, run=run, sampling_seed=0, repeat=0))
+            if (row := values.get((best_sample.run, best_sample.sampling_seed, best_sample.triplet_id))) is not None:
                 single = {"run": run, "sampling_seed": 0, "decoding": "unknown", "candidates": [0], "chosen_at": []}
                 chosen_values.append(row | single)
         return BestOf(tuple(best), tuple(chosen_values))
 
     def best_judge_cell(self, label: str, subset: str, *, digits: int = 2) -> Cell | None:
-        """Build the judge's cell of the best of three samples; None where there are no three."""
+        """Build the judge's cell of the best of three samples.
+
+        Args:
+            label: Label of the system in the results.
+            subset: Of the bench, or :data:`AVERAGE`.
+            digits: After the point.
+
+        Returns:
+            The cell; None where there are no three.
+        """
         best = self.best_of(label)
         if best is None or not best.scores:
             return None
+        # As if the best of each item were a system of its own.
         figures = compute_figures(best.scores, self.sources.subsets)[0]
         return self._to_cell(figures, best.scores, subset, "final", digits)
 
     def best_metric_cell(self, label: str, subset: str, metric: str, *, lower_is_better: bool = False) -> Cell | None:
-        """Build the cell of an image metric of the samples that the judge likes best of three."""
+        """Build the cell of an image metric of the samples that the judge likes best of three.
+
+        Args:
+            label: Label of the system in the results.
+            subset: Of the bench.
+            metric: A column of the scoring's values.
+            lower_is_better: Whether less is better.
+
+        Returns:
+            The cell; None where there are no three samples, or those were not scored.
+        """
         best = self.best_of(label)
         if best is None:
             return None
+        # Those that were scored: without their images no metric is known.
         own = [row for row in best.values if self.sources.subsets[_id_of(row)] == subset]
         figure = self._figures_of(own, subset).get(metric)
         return None if figure is None else self._score_cell(figure, subset, lower_is_better)
@@ -204,6 +239,7 @@ class Measured:
         Returns:
             The cell; None where no item of the subset, or of one of them for the average, has both.
         """
+        # Runs are averaged first: items are what is paired.
         pairs = [self.finals_by_item(label) for label in (first, second)]
         differences = {
             triplet_id: pairs[0][triplet_id] - pairs[1][triplet_id]
@@ -226,6 +262,7 @@ class Measured:
 
     def _differences_by_run(self, first: str, second: str, names: Sequence[str]) -> list[float]:
         """Compute the difference of means of each run that both systems have."""
+        # Runs are known by number, seed and repeat: equal ones share what is random but for the systems.
         means = []
         for label in (first, second):
             runs: dict[tuple[int, int, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -234,31 +271,6 @@ class Measured:
                     runs[score.run, score.sampling_seed, score.repeat][score.subset].append(score.final)
             means.append({key: mean(map(mean, run.values())) for key, run in runs.items() if len(run) == len(names)})
         return [means[0][key] - means[1][key] for key in sorted(means[0]) if key in means[1]]
-
-
-def stratified_interval(groups: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
-    """Bound the unweighted mean of the means of groups by a 95 % interval.
-
-    The variance is the sum of the means' variances over the squared number of groups, the degrees of freedom are
-    Welch's and Satterthwaite's (Cochran, Sampling Techniques, 5.4).
-
-    Args:
-        groups: Values of each group, such as those of a subset's items.
-
-    Returns:
-        Lower and upper bound; ``(None, None)`` if a group has fewer than two values, or none varies, which by chance
-        happens on a bound.
-    """
-    if not groups or any(len(group) < 2 for group in groups):
-        return None, None
-    variances = [float(np.var(group, ddof=1)) / len(group) for group in groups]
-    centre = mean(mean(group) for group in groups)
-    if not sum(variances):
-        return None, None
-    spread = sum(variance**2 / (len(group) - 1) for variance, group in zip(variances, groups, strict=True))
-    quantile = student_quantile(0.95, max(1, int(sum(variances) ** 2 / spread)))
-    half = quantile * math.sqrt(sum(variances)) / len(groups)
-    return centre - half, centre + half
 
 
 def _items_by_subset(scores: Sequence[ItemScore], criterion: Criterion) -> list[list[float]]:

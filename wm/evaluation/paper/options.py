@@ -10,7 +10,9 @@ class FigureOptions(Recipe):
     """Choices of single figures."""
 
     triplets: list[str] = []
-    """Ids of the triplets that figures 3 and 6 show; a subset or data set without one of them shows one by seed."""
+    """Ids of the bench's triplets that figure 6 shows; a subset without one of them shows one by seed."""
+    weighted_triplets: list[str] = []
+    """Ids of the triplets that figure 3 shows; a data set without one of them shows one by seed."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the choice of triplets."""
     codec: InputPath = ""

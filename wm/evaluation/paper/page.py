@@ -20,7 +20,7 @@ _CSS_DPI = 96
 
 
 @dataclass(frozen=True)
-class DrawnFigure:
+class RenderedFigure:
     """A figure as files, or why there is none.
 
     Attributes:
@@ -67,7 +67,7 @@ class EmptyPlace:
     command: str
 
 
-def list_empty(tables: Sequence[Table], figures: Sequence[DrawnFigure]) -> list[EmptyPlace]:
+def list_empty(tables: Sequence[Table], figures: Sequence[RenderedFigure]) -> list[EmptyPlace]:
     """List each reason for empty cells once, with all tables and figures that it empties.
 
     Args:
@@ -77,26 +77,28 @@ def list_empty(tables: Sequence[Table], figures: Sequence[DrawnFigure]) -> list[
     Returns:
         The reasons in the order in which they come.
     """
-    places: dict[Absent, list[str]] = {}
+    reasons: dict[Absent, list[str]] = {}
     for table in tables:
         for reason in table.list_absent():
-            places.setdefault(reason, []).append(name_of(table))
+            reasons.setdefault(reason, []).append(name_of(table))
+    # A figure is empty as one, not by cells.
     for figure in figures:
         if figure.absent is not None:
-            places.setdefault(figure.absent, []).append(figure.name)
-    return [EmptyPlace(_join(names), reason.reason, reason.command) for reason, names in places.items()]
+            reasons.setdefault(figure.absent, []).append(figure.name)
+    return [EmptyPlace(_join(names), reason.reason, reason.command) for reason, names in reasons.items()]
 
 
 def _join(names: Sequence[str]) -> str:
     """Join ``Table 2, Table 3`` to ``Table 2, 3``."""
     parts = []
+    # Names come in the order of the page, tables before figures.
     for kind, members in groupby(names, key=lambda name: name.split()[0]):
         parts.append(f"{kind} {', '.join(name.split(' ', 1)[1] for name in members)}")
     return "; ".join(parts)
 
 
 def render_page(
-    tables: Sequence[Table], figures: Sequence[DrawnFigure], *, title: str, about: Sequence[str], is_toy: bool
+    tables: Sequence[Table], figures: Sequence[RenderedFigure], *, title: str, about: Sequence[str], is_toy: bool
 ) -> Markup:
     """Render the page.
 
@@ -110,8 +112,10 @@ def render_page(
     Returns:
         HTML with its style and images inside.
     """
+    # Tables first, as in the paper's own order of results.
     sections = [_Section(table.key, name_of(table), table.title, _render_table(table)) for table in tables]
     sections += [_Section(figure.key, figure.name, figure.title, _render_figure(figure)) for figure in figures]
+    # The report's style, so that both pages look alike.
     style = files("wm.evaluation.report.templates").joinpath("report.css").read_text(encoding="utf-8")
     return _render(
         "page.html",
@@ -125,6 +129,7 @@ def render_page(
 
 
 def _render_table(table: Table) -> Markup:
+    # Neighbouring columns of one group share its head.
     spans = [(group, len(list(members))) for group, members in groupby(table.columns, key=lambda column: column.group)]
     return _render(
         "table.html",
@@ -135,7 +140,8 @@ def _render_table(table: Table) -> Markup:
     )
 
 
-def _render_figure(figure: DrawnFigure) -> Markup:
+def _render_figure(figure: RenderedFigure) -> Markup:
+    # Lines stay sharp as SVG; images in it would be as large as the page.
     is_small = 0 < len(figure.svg) <= _MAX_SVG_BYTES
     kind, data = ("svg+xml", figure.svg) if is_small else ("png", figure.png)
     # As an image of its own: ids inside of two drawings may be the same.

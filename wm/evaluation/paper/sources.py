@@ -82,7 +82,8 @@ class Sources:
 
     @cached_property
     def is_toy(self) -> bool:
-        """Whether any result is of the toy world: nothing published stands beside it then."""
+        """Whether any result is of the toy world: nothing published is shown beside it then."""
+        # By the data, by the judge, or by the evaluation: any of them is enough.
         datasets = {row.dataset for row in self.rows} | {str(source.recipe("dataset", "")) for source in self.folders}
         judges = [source.recipe("model") for source in self.of("judge")]
         oracles = [source for source in self.of("evaluate") if source.recipe("judge") == "oracle"]
@@ -105,6 +106,7 @@ class Sources:
         return _gather(self.of("score"), self._load_values, lambda row: str(row["system"]))
 
     def _load_values(self, source: Source) -> list[Values]:
+        # A scoring may be of actions alone.
         if not (source.folder / "values").is_dir():
             return []
         rows = read_table(source.folder / "values", VALUE_SCHEMA).to_pylist()
@@ -151,6 +153,7 @@ class Sources:
 
     def list_systems(self) -> list[str]:
         """List the labels that the results hold, of images and of actions, in the order of the folders."""
+        # Of images first, then of the evaluations' tables, which have models without images too.
         labels = [row["system"] for row in self.predictions] + [score.system for score in self.judgements]
         labels += [str(row["system"]) for row in self.values] + [row["system"] for row in self.actions]
         for _, tables in self.tables:
@@ -158,6 +161,7 @@ class Sources:
         return list(dict.fromkeys(labels))
 
     def _check_ids(self, source: Source, ids: Sequence[str]) -> None:
+        # A result of fewer triplets is of this bench, of others it is not.
         unknown = sorted({triplet_id for triplet_id in ids if triplet_id not in self.subsets})
         if unknown:
             raise InputError(
@@ -211,6 +215,7 @@ def read_sources(
             bench cannot be read.
     """
     sources = tuple(read_source(folder) for folder in folders)
+    # 1. Each folder by itself, then the bench that they share.
     of_bench = [source for source in sources if source.stage in BENCH_STAGES]
     bench = triplets or (str(of_bench[0].recipe("triplets")) if of_bench else "")
     if not bench:
@@ -219,11 +224,13 @@ def read_sources(
         raise InputError(
             f"the bench {bench} of {of_bench[0].folder if of_bench else 'triplets'} is not there; give triplets=FOLDER"
         )
+    # 2. What holds of all of them together.
     rows = tuple(read_bench_rows(bench))
     _check_benches(of_bench, bench, rows)
     _check_judges([source for source in sources if source.stage == "judge"])
     result = Sources(sources, dict(names or {}), bench, rows, subset, options or FigureOptions())
     _check_labels(result)
+    # All files are read here: what is damaged shows before anything is made.
     labels = result.list_systems()
     for system, label in result.names.items():
         if label not in labels:
@@ -258,6 +265,7 @@ def _check_judges(judgings: Sequence[Source]) -> None:
 
 def _check_labels(sources: Sources) -> None:
     """Check that no two evaluations hold one label."""
+    # References are in every evaluation.
     owners: dict[str, Source] = {}
     for source, tables in sources.tables:
         rows = [*tables["fdm"], *tables["idm"], *tables["probe"]]

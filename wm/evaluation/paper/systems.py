@@ -101,37 +101,56 @@ def _set_of(sources: Sources, label: str) -> str:
 
 
 def explain_unpredicted(sources: Sources, system: str) -> Absent:
-    """Say how the images of a system that the results lack are made."""
-    known = SYSTEMS.get(system)
+    """Say how the images of a system that the results lack are made.
+
+    Args:
+        sources: The results.
+        system: Key of the paper's system, or a label of the results.
+
+    Returns:
+        The reason, and the commands from a recipe to the images.
+    """
+    entry = SYSTEMS.get(system)
     bench = sources.triplets or BENCH
-    if known is None or known.origin == "external":
+    if entry is None or entry.origin == "external":
         return Absent(
             f"no images of {system}",
             f"wm collect folder=OUTPUTS system={_quote(sources.label(system))} triplets={bench} out=COLLECTED",
         )
-    if known.origin == "base":
-        return Absent(f"no images of {system}", f"wm evaluate {known.recipe}")
+    # A base is evaluated as it is, by the same recipe as what is trained on it.
+    if entry.origin == "base":
+        return Absent(f"no images of {system}", f"wm evaluate {entry.recipe}")
+    # The paper's recipes are of no use there.
     if sources.is_toy:
         return Absent(f"no images of {system}", "wm bootstrap nano/full")
     family = _LIQUID if system.startswith("L-") else _CHAMELEON
-    return Absent(f"no images of {system}", f"wm train {known.recipe} && wm evaluate {family}")
+    return Absent(f"no images of {system}", f"wm train {entry.recipe} && wm evaluate {family}")
 
 
 def explain_unread(sources: Sources, system: str) -> Absent:
-    """Say how the actions of an inverse model that the results lack are made."""
-    known = SYSTEMS.get(system)
+    """Say how the actions of an inverse model that the results lack are made.
+
+    Args:
+        sources: The results.
+        system: Key of the paper's system, or a label of the results.
+
+    Returns:
+        The reason, and the commands from a recipe to the actions.
+    """
+    entry = SYSTEMS.get(system)
     bench = sources.triplets or BENCH
-    if known is None or known.origin == "external":
+    if entry is None or entry.origin == "external":
+        # A label of one's own may have blanks.
         label = _quote(sources.label(system))
         return Absent(
             f"no actions of {system}",
             f"wm collect actions=ACTIONS.jsonl system={label} triplets={bench} out=COLLECTED && wm score "
             f"predictions='[\"COLLECTED\"]' triplets={bench} out=SCORED",
         )
-    if known.origin == "base":
-        return Absent(f"no actions of {system}", f"wm evaluate {known.recipe}")
+    if entry.origin == "base":
+        return Absent(f"no actions of {system}", f"wm evaluate {entry.recipe}")
     family = _LIQUID if system.startswith("L-") else _CHAMELEON
-    return Absent(f"no actions of {system}", f"wm train {known.recipe} && wm evaluate {family}")
+    return Absent(f"no actions of {system}", f"wm train {entry.recipe} && wm evaluate {family}")
 
 
 def _score(folder: str, bench: str, key: str) -> str:

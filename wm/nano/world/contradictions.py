@@ -20,6 +20,7 @@ def contradict(source: State, target: State, action: str) -> str | None:
         The opposite in words; None where no single action leads from one state to the other.
     """
     happened, opposite = action_between(source, target), action_between(target, source)
+    # Unreadable images, or nothing that happened: there is nothing to undo.
     if happened is None or opposite is None:
         return None
     wordings = [number for number in range(PARAPHRASES) if happened.text(number) == action]

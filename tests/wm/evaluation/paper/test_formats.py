@@ -47,7 +47,7 @@ def test_the_best_of_a_row_leaves_out_references_and_oracles() -> None:
     assert not any(cell.is_best for cell in alone)
 
 
-def test_markdown_has_a_cell_a_column_and_the_commands_of_empty_ones() -> None:
+def test_markdown_has_all_cells_and_commands_of_empty_ones() -> None:
     text = to_markdown(TABLE)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {len(COLUMNS) + 3}

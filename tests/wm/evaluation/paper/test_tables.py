@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.paper_results import IDS, judged, write_judging, write_stage
+from wm.evaluation.metrics.stats import stratified_interval
 from wm.evaluation.paper.cells import Cell, Table
-from wm.evaluation.paper.measured import Measured, stratified_interval
+from wm.evaluation.paper.measured import Measured
 from wm.evaluation.paper.sources import read_sources
 from wm.evaluation.paper.tables import TABLES
 from wm.evaluation.paper.tables.common import Layout
@@ -95,7 +96,7 @@ def test_criteria_table_has_both_losses(layout: Layout) -> None:
     assert cell(table, "GPT-4o (final)", "Weighted ME").is_blank
 
 
-def test_metric_table_has_metrics_of_the_sample_that_the_judge_likes(layout: Layout) -> None:
+def test_metrics_of_best_of_three_are_of_the_judge_s_choice(layout: Layout) -> None:
     table = TABLES["6"](layout)
     ours = cell(table, "L1", "C-FT", "Kubric")
     assert ours.mean == pytest.approx(0.11) and ours.std == pytest.approx(0.01) and ours.text() == "0.110"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import pyarrow as pa
 
-from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 from wm.evaluation.metrics.stats import Floats
 from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.figures.style import (
@@ -34,6 +34,8 @@ SET_TITLES: Final = {"moments": "MIT", "ucf101": "UCF-101", "kinetics700": "Kine
 """Data set of an annotation → its name in the paper."""
 MAX_BOXES: Final = 40
 """Classes that get a labelled box each; more are drawn as bands of quantiles."""
+_SCORE_SCHEMA: Final = pa.schema([("class_label", pa.string()), ("score", pa.float64())])
+"""Columns of a selection that are read."""
 _QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -101,9 +103,12 @@ def build_class_scores(data: ClassScores) -> "Figure":
 
 
 def _draw_boxes(axes: "Axes", classes: list[tuple[str, Floats]]) -> None:
-    axes.boxplot(
-        [values for _, values in classes], positions=range(1, len(classes) + 1), widths=0.65, whis=(5, 95),
-        showfliers=False, patch_artist=True, boxprops={"facecolor": "#CFE3F1", "edgecolor": COLOURS[0]},
+    # The quantiles of the bands, so that few and many classes show the same.
+    names = ("whislo", "q1", "med", "q3", "whishi")
+    boxes = [dict(zip(names, np.quantile(values, _QUANTILES).tolist(), strict=True)) for _, values in classes]
+    axes.bxp(
+        boxes, positions=range(1, len(classes) + 1), widths=0.65, showfliers=False, patch_artist=True,
+        boxprops={"facecolor": "#CFE3F1", "edgecolor": COLOURS[0]},
         medianprops={"color": COLOURS[1], "linewidth": 1.4}, whiskerprops={"color": GREY}, capprops={"color": GREY},
         manage_ticks=False,
     )  # fmt: skip
@@ -181,7 +186,7 @@ def _name_set(source: Source) -> str:
 
 
 def _read_selection(source: Source) -> dict[str, Floats]:
-    table = read_table(source.folder / "selection", SELECTION_SCHEMA, ["class_label", "score"])
+    table = read_table(source.folder / "selection", _SCORE_SCHEMA, _SCORE_SCHEMA.names)
     scores = table.column("score").to_numpy()
     # As codes: a loop over rows would take seconds for a million.
     labels = table.column("class_label").combine_chunks().dictionary_encode()

@@ -67,7 +67,7 @@ def choose_triplets(subsets: Mapping[str, str], wanted: Sequence[str], seed: int
     """
     unknown = [triplet_id for triplet_id in wanted if triplet_id not in subsets]
     if unknown:
-        raise InputError(f"triplet {unknown[0]!r} is not of the bench of {len(subsets)} triplets")
+        raise InputError(f"triplets: {unknown[0]!r:.100} is not of the bench of {len(subsets)} triplets")
     chosen: list[str] = []
     for name in order_subsets(subsets.values()):
         members = [triplet_id for triplet_id, subset in subsets.items() if subset == name]
@@ -129,14 +129,15 @@ def read_image_grid(sources: Sources) -> ImageGrid | Absent:
 
     Returns:
         The data; absent without a prediction set.
+
+    Raises:
+        InputError: A triplet of the options is not of the bench.
     """
     if not sources.predictions:
         return Absent(
             "no prediction set", "wm evaluate paper/evaluate-aurora-bench, and wm collect for other systems' images"
         )
-    # Options may name triplets of other data sets too, for other figures.
-    wanted = [triplet_id for triplet_id in sources.options.triplets if triplet_id in sources.subsets]
-    chosen = choose_triplets(sources.subsets, wanted, sources.options.seed)
+    chosen = choose_triplets(sources.subsets, sources.options.triplets, sources.options.seed)
     first = _find_first(sources.predictions, chosen)
     systems = sorted(
         dict.fromkeys(row["system"] for row in sources.predictions),

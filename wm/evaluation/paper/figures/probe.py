@@ -26,7 +26,7 @@ PANELS = {
 
 _REFERENCE, _NEGATIVE, _TIE = COLOURS[0], COLOURS[1], GREY
 _SHARES = "PRGn"
-"""Violet below chance, green above it, white at it; colour-blind readers tell both ends apart."""
+"""Violet below chance, green above it, white at it; both ends are distinct for colour-blind readers."""
 _PANEL_IN = 2.45
 _FONT = 8.5
 
@@ -108,6 +108,7 @@ def build_probe_scatter(data: ScatterData) -> "Figure":
         The figure: x is the negative's, y the reference's negative log-likelihood; below the diagonal the reference is
         preferred.
     """
+    # All panels, also where a negative is missing: the reader sees that it is.
     columns, rows = len(PANELS), len(data.rows)
     figure = new_figure(_PANEL_IN * columns, _PANEL_IN * rows + 0.75)
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -141,6 +142,7 @@ def _draw_scatter(axes: "Axes", name: str, pairs: Scatter) -> None:
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.set_aspect("equal")
+    # Entries of their own, since a side may have no point.
     share, r = 100 * pairs.share, pairs.pearson_r
     # As in the paper: one line a side, the correlation behind the second.
     labels = (f"Ref: {share:.1f} %", f"NEG: {100 - share:.1f} %  Corr: {'–' if r is None else f'{r:.2f}'}")
@@ -149,6 +151,7 @@ def _draw_scatter(axes: "Axes", name: str, pairs: Scatter) -> None:
     axes.legend(
         fontsize=SMALL_PT, loc="upper left", handletextpad=0.2, borderpad=0.3, labelspacing=0.25, framealpha=0.85,
     )  # fmt: skip
+    # Fewer pairs than items are said in the panel itself.
     part = f"\n(n {len(gap)} of {pairs.expected})" if len(gap) < pairs.expected else ""
     axes.set_title(f"{name}{part}", fontsize=_FONT + 0.5)
     axes.set_xlabel("NLL of the negative (nats)", fontsize=_FONT)
@@ -157,6 +160,7 @@ def _draw_scatter(axes: "Axes", name: str, pairs: Scatter) -> None:
 
 
 def _draw_absent(axes: "Axes", name: str, absent: Absent) -> None:
+    # An empty frame with the reason, never points at 0.
     axes.set_title(name, fontsize=_FONT + 0.5)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -179,6 +183,7 @@ def build_probe_heatmap(data: HeatData) -> "Figure":
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
+    # Cells of one size in both panels.
     panels = list(data.panels.items())
     widths = [max(len(next(iter(rows.values()))), 1) for _, rows in panels]
     height = max(len(rows) for _, rows in panels)
@@ -201,6 +206,7 @@ def _draw_heatmap(axes: "Axes", rows: Mapping[str, Mapping[str, HeatCell]]) -> N
     columns = list(next(iter(rows.values())))
     shares = [[cells[name].share for name in columns] for cells in rows.values()]
     values = np.array([[np.nan if share is None else share for share in row] for row in shares], dtype=np.float64)
+    # Cells without a figure show the grey below.
     axes.imshow(values, cmap=_SHARES, vmin=0, vmax=100, aspect="auto")
     axes.set_facecolor("#f2f2f2")
     for number, cells in enumerate(rows.values()):
@@ -221,6 +227,7 @@ def _write_cell(axes: "Axes", column: int, row: int, cell: HeatCell) -> None:
     # A share over fewer pairs than the bench is marked, as everywhere.
     mark = "*" if cell.share is not None and cell.pairs < cell.expected else ""
     text = "–" if cell.share is None else f"{cell.share:.1f}{mark}"
+    # Room below for the published one.
     shift = 0.0 if cell.published is None else 0.17
     axes.text(column, row - shift, text, ha="center", va="center", fontsize=8.5, color="white" if is_dark else "black")
     if cell.published is not None:

@@ -44,15 +44,22 @@ def read_heat_maps(sources: Sources) -> HeatMaps | Absent:
 
     Returns:
         The data, in the paper's order of sets; absent without a data set that has a triplet.
+
+    Raises:
+        InputError: A triplet of the options is of no data set, or a file is damaged.
     """
     codec = load_codec(sources.options.codec) if sources.options.codec else None
-    triplets = []
+    triplets, missing = [], set(sources.options.weighted_triplets)
     for source in sources.of(*STAGES):
         files = [file for file in checked_files(triplets_folder(source.folder)) if open_parquet(file).metadata.num_rows]
         if files:
             triplets.append(_read_triplet(source, files, sources, codec))
+            missing -= set(_list_ids(files)) if missing else set()
     if not triplets:
         return Absent("no data set with a triplet", "wm ingest, or wm annotate paper/annotate-ucf101")
+    # A misspelt id would show another triplet in silence.
+    if missing:
+        raise InputError(f"weighted_triplets: {min(missing)!r:.100} is of none of the {len(triplets)} data sets")
     order = list(_TITLES.values())
     triplets.sort(key=lambda triplet: order.index(triplet.title) if triplet.title in order else len(order))
     is_toy = sources.is_toy or any(triplet.title in TOY_DATASETS for triplet in triplets)
@@ -64,7 +71,7 @@ def _read_triplet(
 ) -> WeightedTriplet:
     dataset = str(source.recipe("dataset", "") or source.folder.name)
     title = _TITLES.get(dataset, dataset)
-    file, row = _choose_row(files, sources.options.triplets, f"{sources.options.seed} {title}")
+    file, row = _choose_row(files, sources.options.weighted_triplets, f"{sources.options.seed} {title}")
     action, change = _read_facts(file, row)
     source_HWC, target_HWC = (
         decode_image(read_image_bytes(file, [row], f"{side}_image")[0], f"{side}_image of row {row} in {file}")
@@ -85,6 +92,14 @@ def _read_triplet(
 
 def _cut_square(pixels_HWC: Pixels) -> Pixels:
     return fit_square(pixels_HWC, min(pixels_HWC.shape[:2]))
+
+
+def _list_ids(files: Sequence[Path]) -> list[str]:
+    return [
+        triplet_id
+        for file in files
+        for triplet_id in open_parquet(file).read(columns=["triplet_id"]).column("triplet_id").to_pylist()
+    ]
 
 
 def _choose_row(files: Sequence[Path], wanted: Sequence[str], seed: str) -> tuple[Path, int]:

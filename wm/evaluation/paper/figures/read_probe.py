@@ -47,6 +47,7 @@ def read_heatmap(sources: Sources) -> HeatData | Absent:
         of_role = {(row["label"], row["negative"]): row for row in rows if row["role"] == role}
         table = published.get(key)
         columns = _list_columns(sources, list(dict.fromkeys(label for label, _ in of_role)), table)
+        # Rows of the paper always, the fifth negative where somebody measured it.
         kinds = [kind for kind in ROWS if _is_printed(table, kind) or _has(of_role, kind)]
         # A direction that no model was asked in has no panel.
         if columns and kinds:
@@ -64,6 +65,7 @@ def read_heatmap(sources: Sources) -> HeatData | Absent:
 
 def _list_columns(sources: Sources, labels: list[str], table: PublishedTable | None) -> dict[str, str]:
     """Map the columns' names to our labels: the paper's models first, then the others that were probed."""
+    # The paper's names for the models that the tables know by their role.
     columns = {}
     for name in table.columns if table is not None else ():
         columns[name] = sources.label(PAPER_COLUMNS.get(name, name))
@@ -85,6 +87,7 @@ def _printed(table: PublishedTable | None, kind: str, column: str) -> float | No
 
 
 def _build_cell(row: ProbeRow | None, published: float | None, expected: int) -> HeatCell:
+    # Absent, not 0: nobody measured it.
     if row is None:
         return HeatCell(None, published, 0, expected)
     return HeatCell(100 * row["metrics"]["share"]["mean"], published, row["pairs"], expected)
@@ -104,6 +107,7 @@ def read_finetuned_scatter(sources: Sources) -> ScatterData | Absent:
 
 
 def _read_scatter(sources: Sources, system: str, roles: tuple[str, ...], what: str) -> ScatterData | Absent:
+    # Each direction by itself: one of them may be missing.
     rows = {}
     for role in roles:
         place = _find_unit(sources, system, role)
@@ -133,6 +137,7 @@ def _find_unit(sources: Sources, system: str, role: str) -> tuple[Source, Unit] 
 
 def _entry_names(source: Source, label: str, role: str) -> list[str]:
     models = source.recipe("models", {})
+    # By training seed: the first run is drawn.
     of_label = sorted(
         (model.get("seed", 0), name)
         for name, model in models.items()

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Final, cast
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.figures.verification import AVERAGE, Choice, Curve, Level, Panel, Point, Verification
 from wm.evaluation.paper.sources import REFERENCES, Sources
 from wm.evaluation.rows import AdaptiveRow, ForwardRow, Tables
+
+TOY_JUDGE: Final = "nano:oracle"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ def read_verification(sources: Sources) -> Verification | Absent:
         The data; absent where no result has several K.
     """
     values, metric, lower_is_better = _read_judged(sources), _name_judge(sources), False
+    # The toy world's judge gives the score that an evaluation there measures itself, adaptive N among it.
+    if _has_curve(values) and metric == f"score by {TOY_JUDGE}":
+        values += [value for value in _read_tables(sources, "final") if value.choice == "adaptive"]
     # A distance of the full target is everybody's; that of an evaluation is its own models' alone.
     if not _has_curve(values):
         values, metric, lower_is_better = _read_tables(sources, "final"), "score by the oracle", False

@@ -50,6 +50,7 @@ class Layout:
     @property
     def judge(self) -> str:
         """Return what tables call the judge: ``GPT-4o`` where it is one or there is none, else ``Judge``."""
+        # Named where it is another: its scores are not the paper's.
         models = {str(source.recipe("model")) for source in self.sources.of("judge")}
         return "GPT-4o" if all(model.startswith("gpt-4o") for model in models) else "Judge"
 
@@ -58,29 +59,31 @@ class Layout:
         judgings = self.sources.of("judge")
         models = ", ".join(sorted({str(source.recipe("model")) for source in judgings}))
         views = {str(source.recipe("source_view", "as_seen")) for source in judgings}
-        shown = " or ".join(
+        described = " or ".join(
             sorted("cropped as the prediction is" if view == "as_seen" else "in full" for view in views)
         )
-        return (f"Judge: {models}; sources shown {shown}.",) if models else ()
+        return (f"Judge: {models}; sources shown {described}.",) if models else ()
 
     def notes(self, key: str) -> tuple[str, ...]:
         """Return the notes below a table: rows that the bench lacks, and contradictions in the paper's numbers."""
         classes = [row.class_label for row in self.sources.rows]
+        # Rows that the release lacks are named below every table.
         bench = [f"{note}."] if (note := footnote(len(classes), classes)) else []
         return (*bench, *(list_contradictions(key) if self.is_published else ()))
 
-    def add_published(self, cell: Cell, *places: tuple[PublishedTable, str, str]) -> Cell:
+    def add_published(self, cell: Cell, *lookups: tuple[PublishedTable, str, str]) -> Cell:
         """Add the first published number that one of several tables has for a cell.
 
         Args:
             cell: Ours.
-            *places: (table, row, column) of each.
+            *lookups: (table, row, column) of each.
 
         Returns:
             The cell.
         """
-        for table, row, column in places:
+        for table, row, column in lookups:
             printed = table.cell(row, column) if self.is_published else None
+            # The first that prints it: the later text before the earlier one.
             if printed is not None:
                 return replace(
                     cell, published=printed.value, published_mark=printed.mark, is_published_best=printed.is_bold,
@@ -92,37 +95,57 @@ class Layout:
         """Return a subset's name in narrow tables."""
         return SHORT_NAMES.get(subset, subset_title(subset))
 
-    def extra_systems(self, shown: Sequence[str], labels: Sequence[str]) -> list[str]:
+    def extra_systems(self, columns: Sequence[str], labels: Sequence[str]) -> list[str]:
         """List the labels of the results that a table has no column for, references first.
 
         Args:
-            shown: The paper's systems that have a column.
+            columns: The paper's systems that have a column.
             labels: Labels that have figures of the table's kind.
 
         Returns:
             Labels; ablations and models that the paper shows in other tables are left out.
         """
-        own = {self.sources.label(system) for system in (*SYSTEMS, *shown) if system not in REFERENCES}
-        extra = [label for label in dict.fromkeys(labels) if label not in own and label not in shown]
+        # The paper's systems keep to their tables: ablations are no rivals of table 2.
+        own = {self.sources.label(system) for system in (*SYSTEMS, *columns) if system not in REFERENCES}
+        extra = [label for label in dict.fromkeys(labels) if label not in own and label not in columns]
         return sorted(extra, key=lambda label: (label != COPY, label != CEILING))
 
 
 def column_of(label: str) -> Column:
     """Build the column of a system beyond the paper's."""
+    # Its full name would be the widest column.
     title = CEILING_TITLE if label == CEILING else label
     return Column(title, "reference" if label in REFERENCES else "model", key=label)
 
 
 def cell_or(cell: Cell | None, absent: Absent, *, digits: int = 2) -> Cell:
-    """Return a cell; where there is none, an empty one with its reason."""
+    """Return a cell; where there is none, an empty one with its reason.
+
+    Args:
+        cell: Ours, if it could be had.
+        absent: Why it could not.
+        digits: Of the empty cell.
+
+    Returns:
+        The cell.
+    """
     return cell if cell is not None else Cell(absent=absent, digits=digits)
 
 
 def drop_empty(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> list[int]:
-    """List the columns that have a figure, ours or a published one; all where none has."""
+    """List the columns that have a figure, ours or a published one; all where none has.
+
+    Args:
+        columns: Of the table.
+        rows: Cells of each row.
+
+    Returns:
+        Numbers of the columns, ascending.
+    """
     filled = [
         number
         for number in range(len(columns))
         if any(row[number].mean is not None or row[number].published is not None for row in rows)
     ]
+    # A table of dashes still says what would be in it.
     return filled or list(range(len(columns)))

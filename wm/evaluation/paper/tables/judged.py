@@ -34,6 +34,7 @@ def build_judge_table(layout: Layout) -> Table:
     """
     printed = load_published()["table-2" if layout.version == "acl" else "table-2-v1"]
     digits = 2 if layout.version == "acl" else 3
+    # Systems that the paper does not have come behind its own.
     judged = [score.system for score in layout.sources.judgements]
     systems = [*printed.columns, *layout.extra_systems(printed.columns, judged)]
     columns = [_column(system) for system in systems]
@@ -52,14 +53,15 @@ def build_judge_table(layout: Layout) -> Table:
             empty = [Cell(digits=1, absent=_SPATIAL_ABSENT) if own else BLANK for own in is_ours]
             cells = [layout.add_published(c, (printed, name, s)) for c, s in zip(empty, systems, strict=True)]
             rows.append((name, cells))
-    shown = drop_empty(columns, [cells for _, cells in rows])
-    columns = [columns[number] for number in shown]
+    # In another world than the paper's, its systems without results are no columns.
+    filled = drop_empty(columns, [cells for _, cells in rows])
+    columns = [columns[number] for number in filled]
     return Table(
         key="table-2",
         title=f"{layout.judge} score by subset, 0 to 10: mean over items of min(editing success, minimal editing)",
         columns=tuple(columns),
         rows=tuple(
-            Row(title, mark_best([cells[number] for number in shown], columns), is_summary=title == "Avg.")
+            Row(title, mark_best([cells[number] for number in filled], columns), is_summary=title == "Avg.")
             for title, cells in rows
         ),
         source=printed.source if layout.is_published else "",
@@ -75,7 +77,19 @@ def _column(system: str) -> Column:
 
 
 def judge_cell(layout: Layout, system: str, subset: str, criterion: Criterion = "final", *, digits: int = 2) -> Cell:
-    """Build the judge's cell of a system or of its best of three, with the reason where there is none."""
+    """Build the judge's cell of a system or of its best of three, with the reason where there is none.
+
+    Args:
+        layout: The results.
+        system: Key of the paper's system, with :data:`BEST_OF` behind it for the best of three; or a label.
+        subset: Of the bench, or the average.
+        criterion: Which score.
+        digits: After the point.
+
+    Returns:
+        The cell.
+    """
+    # The best of three is a column of the same system.
     measured, sources = layout.measured, layout.sources
     if system.endswith(BEST_OF):
         base = system.removesuffix(BEST_OF)
@@ -112,6 +126,7 @@ def build_criteria_table(layout: Layout) -> Table:
             for short, criterion in criteria
         )
         rows.append(Row(title, cells, is_summary=subset == AVERAGE))
+    # What editing success and minimal editing are the minimum of: one figure a loss.
     finals = []
     for loss, system in losses:
         cell = judge_cell(layout, system, AVERAGE)
@@ -135,9 +150,11 @@ def build_ablation_table(layout: Layout) -> Table:
     rows = []
     for subset in (*layout.subsets, AVERAGE):
         title = "All" if subset == AVERAGE else layout.short(subset)
+        # The model itself, then what is lost without a part of it.
         cells = [layout.add_published(judge_cell(layout, "C-FDM", subset), (printed, title, "C-FDM"))]
         for name in ablations:
             system = f"C-FDM {name}"
+            # Paired with the model itself, item by item.
             cell = layout.measured.difference_cell(sources.label(system), sources.label("C-FDM"), subset)
             reason = _explain_difference(layout, system)
             cell = replace(cell_or(cell, reason), is_signed=True)

@@ -29,10 +29,12 @@ def build_metric_table(layout: Layout) -> Table:
     """
     printed = load_published()["table-6"]
     sources = layout.sources
+    # Scored or judged: either fills a part of a column.
     labels = [str(row["system"]) for row in sources.values] + [score.system for score in sources.judgements]
     systems = [*printed.columns, *layout.extra_systems(printed.columns, labels)]
     columns = [_column(system) for system in systems]
     rows: list[tuple[str, str, list[Cell]]] = []
+    # A group a subset: the metrics of images, then the judge.
     for subset in layout.subsets:
         group = subset_title(subset)
         for title, metric, key in _METRICS:
@@ -46,14 +48,14 @@ def build_metric_table(layout: Layout) -> Table:
             rows.append((group, title, cells))
         rows.append((group, layout.judge, _judge_row(layout, systems, subset, f"{group} GPT-4o")))
     rows.append(("All", layout.judge, _judge_row(layout, systems, AVERAGE, "All GPT-4o")))
-    shown = drop_empty(columns, [cells for *_, cells in rows])
-    columns = [columns[number] for number in shown]
+    filled = drop_empty(columns, [cells for *_, cells in rows])
+    columns = [columns[number] for number in filled]
     return Table(
         key="table-6",
         title=f"Image metrics and {layout.judge} score by subset",
         columns=tuple(columns),
         rows=tuple(
-            Row(title, mark_best([cells[number] for number in shown], columns), group, is_summary=group == "All")
+            Row(title, mark_best([cells[number] for number in filled], columns), group, is_summary=group == "All")
             for group, title, cells in rows
         ),
         source=printed.source if layout.is_published else "",
@@ -85,6 +87,7 @@ def _judge_row(layout: Layout, systems: list[str], subset: str, row: str) -> lis
 
 def _metric_cell(layout: Layout, system: str, subset: str, metric: str, key: str) -> Cell:
     measured, sources = layout.measured, layout.sources
+    # A distance; all others are similarities.
     lower = metric == "l1"
     if system.endswith(BEST_OF):
         base = system.removesuffix(BEST_OF)

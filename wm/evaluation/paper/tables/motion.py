@@ -35,6 +35,7 @@ def flow_magnitude(source_HWC: Pixels, target_HWC: Pixels) -> float:
     Returns:
         Share of the longer side that a pixel moves on average.
     """
+    # One scale for both images, whatever their sizes.
     height, width = source_HWC.shape[:2]
     scale = FLOW_SIDE_PX / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -116,6 +117,7 @@ def _cell(layout: Layout, system: str, half: set[str]) -> Cell:
 
 def _difference(layout: Layout, half: set[str]) -> Cell:
     first, second = (layout.measured.finals_by_item(layout.sources.label(system)) for system in _SYSTEMS)
+    # Of items that both have: what makes one hard for both cancels.
     paired = {key: second[key] - first[key] for key in half if key in first and key in second}
     cell = _mean_cell(paired, len(half), is_signed=True)
     if cell is not None:
@@ -128,6 +130,7 @@ def _difference(layout: Layout, half: set[str]) -> Cell:
 def _mean_cell(values: Mapping[str, float], expected: int, *, is_signed: bool = False) -> Cell | None:
     if not values:
         return None
+    # Sorted: a sum in floating point depends on the order.
     ordered = np.array([values[key] for key in sorted(values)])
     low, high = mean_interval(ordered)
     return Cell(

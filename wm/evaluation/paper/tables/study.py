@@ -37,18 +37,20 @@ def build_study_table(layout: Layout) -> Table:
 def build_win_rate_table(layout: Layout) -> Table:
     """Build V3's table 6: on which share of items a row's system is preferred to a column's.
 
-    People's half needs a study. The judge's half is computed of the judgements: an item's preference is for the system
-    with the higher final score, the mean over runs; ties are for neither.
+    The half of human judges needs a study. The judge's half is computed of the judgements: an item's preference is for
+    the system with the higher final score, the mean over runs; ties are for neither.
     """
     published = load_published()
     finals = {title: _finals(layout, system) for title, system in _WIN_SYSTEMS}
     rows = []
+    # Two halves of the same layout, as the paper prints them.
     for judge in ("human", "judge"):
         printed = published[f"table-v3-6-{judge}"]
         for title, _ in _WIN_SYSTEMS:
             cells = []
             for other, _ in _WIN_SYSTEMS:
                 cell = BLANK if title == other else _win_cell(layout, finals, title, other, judge)
+                # Published or not, a system is never compared with itself.
                 cells.append(layout.add_published(cell, (printed, title, other)))
             rows.append(Row(title, tuple(cells), "Human" if judge == "human" else layout.judge))
     return Table(
@@ -75,10 +77,12 @@ def _win_cell(layout: Layout, finals: Mapping[str, Mapping[str, float]], title: 
     if judge == "human":
         return Cell(digits=3, absent=_NO_STUDY)
     first, second = finals[title], finals[other]
+    # Items that both were judged on.
     shared = [triplet_id for triplet_id in first if triplet_id in second]
     if not shared:
         missing = title if not first else other
         system = dict(_WIN_SYSTEMS)[missing]
         return Cell(digits=3, absent=explain_unscored(layout.sources, system, "judge"))
+    # Ties are for neither.
     wins = sum(first[triplet_id] > second[triplet_id] for triplet_id in shared)
     return Cell(mean=wins / len(shared), n=len(shared), expected=len(layout.sources.rows), digits=3)

@@ -53,21 +53,32 @@ class TextFigures:
         return list(dict.fromkeys([*self._scored, *self._evaluated]))
 
     def cell(self, label: str, metric: str) -> Cell | None:
-        """Build the cell of a metric; None where it was not measured."""
+        """Build the cell of a metric.
+
+        Args:
+            label: Label of the inverse model in the results.
+            metric: Such as ``rougeL``; ``bleu`` is that of the corpus.
+
+        Returns:
+            The cell; None where it was not measured.
+        """
         row, bleu = self._scored.get(label, (None, {}))
         expected = len(self._sources.rows)
+        # 1. Of a corpus there is no value an item, and so no interval.
         if metric == "bleu" and bleu and row is not None:
             values = list(bleu.values())
             return Cell(
                 mean=sum(values) / len(values), std=sample_std(values), num_runs=len(values), n=row["num_items"],
                 expected=expected,
             )  # fmt: skip
+        # 2. The scoring's.
         if row is not None and metric in row["metrics"]:
             figure = row["metrics"][metric]
             return Cell(
                 mean=figure["micro_mean"], std=figure["std"], num_runs=figure["num_runs"], ci_low=figure["ci_low"],
                 ci_high=figure["ci_high"], n=figure["num_items"], expected=expected,
             )  # fmt: skip
+        # 3. The evaluation's, which knows no BERTScore.
         if label in self._evaluated:
             _, metrics, items = self._evaluated[label]
             if metric in metrics:
@@ -95,6 +106,7 @@ def build_text_table(layout: Layout) -> Table:
     extra = [(label, label) for label in figures.labels() if label not in own]
     rows = []
     for title, system in (*_ROWS, *extra):
+        # The later text first; what it leaves out is in the earlier one.
         cells = []
         for column, metric in _METRICS:
             cell = cell_or(figures.cell(sources.label(system), metric), _explain(layout, figures, system, metric))
@@ -134,6 +146,7 @@ def _explain(layout: Layout, figures: TextFigures, system: str, metric: str) -> 
     if label not in figures.labels():
         return explain_unread(layout.sources, system)
     bench = layout.sources.triplets
+    # Any set with actions will do as an example of the command.
     folder = next((str(source.folder) for source in layout.sources.of("evaluate", "collect")), "PREDICTIONS")
     key = " bertscore.model=ROBERTA" if metric == "bertscore" else ""
     return Absent(

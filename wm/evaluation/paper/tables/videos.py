@@ -42,13 +42,14 @@ def build_video_table(layout: Layout) -> Table:
         own = [(source, counts) for name, source, counts in counted if name == title]
         absent = Absent(f"no annotation of {title}", f"wm annotate {_RECIPES[title]}")
         for source, counts in own:
-            # Several of one set are told apart by their folders.
+            # Several of one set are distinguished by their folders.
             name = title if len(own) < 2 else f"{title} ({source.folder.name})"
             rows.append(Row(name, tuple(_cell(layout, counts, column, title, absent) for column in _COLUMNS)))
         if not own:
             rows.append(Row(title, tuple(_cell(layout, {}, column, title, absent) for column in _COLUMNS)))
     if layout.sources.is_toy:
         rows = [row for row in rows if any(cell.mean is not None for cell in row.cells)]
+    # Sets that the paper does not have.
     for name, source, counts in counted:
         if name not in printed.rows:
             own_cells = tuple(_cell(layout, counts, column, name, Absent("not counted")) for column in _COLUMNS)
@@ -75,6 +76,7 @@ def _list_counted(layout: Layout) -> list[tuple[str, Source, Mapping[str, float 
     """List set, folder and counts of every stage that counted the columns."""
     counted = []
     for source in layout.sources.folders:
+        # Whichever stage counted it: annotations do.
         counts = source.counts.get("table7")
         if isinstance(counts, dict):
             dataset = str(source.recipe("dataset", "") or source.folder.name)
@@ -88,6 +90,7 @@ def _cell(
     layout: Layout, counts: Mapping[str, float | None], column: tuple[str, str, int], row: str, absent: Absent
 ) -> Cell:
     title, name, digits = column
+    # A mean over nothing is null there, and a dash here.
     value = counts.get(name)
     cell = Cell(digits=digits, absent=absent) if value is None else Cell(mean=float(value), digits=digits)
     return layout.add_published(cell, (load_published()["table-7"], row, title))

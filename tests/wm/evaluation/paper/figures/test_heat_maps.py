@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.evaluate_data import noise_pair, write_triplets
+from wm.errors import InputError
 from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.drawing import save_png
 from wm.evaluation.paper.figures.heat_maps import HeatMaps, WeightedTriplet, build_heat_maps, to_weights
@@ -55,7 +56,7 @@ def test_maps_are_drawn_over_the_target():
 
 
 def test_stored_weights_come_first_then_the_codecs(folders, tiny_base):
-    data = read_heat_maps(read_sources(folders, options=FigureOptions(triplets=["t1"])))
+    data = read_heat_maps(read_sources(folders, options=FigureOptions(weighted_triplets=["t1"])))
     # The paper's sets come first.
     assert [(triplet.title, triplet.action) for triplet in data.triplets] == [
         ("Kubric", ACTIONS[1]),
@@ -65,7 +66,7 @@ def test_stored_weights_come_first_then_the_codecs(folders, tiny_base):
     assert kubric.weights is None and kubric.reason == "no weights stored: give figures.codec=MODEL"
     assert videos.weights.tolist() == [[1.0, 1.0], [1.0, 1.0]]
     assert np.array_equal(videos.target, noise_pair(1)[1]) and np.array_equal(kubric.source, noise_pair(1)[0])
-    options = FigureOptions(triplets=["t1"], codec=str(tiny_base))
+    options = FigureOptions(weighted_triplets=["t1"], codec=str(tiny_base))
     kubric = read_heat_maps(read_sources(folders, options=options)).triplets[0]
     codec = load_codec(tiny_base)
     change = change_map(*(codec.encode_with_features(image[None])[1] for image in noise_pair(1)))[0].numpy()
@@ -78,3 +79,5 @@ def test_the_choice_is_by_seed(folders):
     ]
     assert set(actions) == set(ACTIONS)
     assert isinstance(read_heat_maps(read_sources([])), Absent)
+    with pytest.raises(InputError, match="weighted_triplets: 't9' is of none of the 2 data sets"):
+        read_heat_maps(read_sources(folders, options=FigureOptions(weighted_triplets=["t1", "t9"])))

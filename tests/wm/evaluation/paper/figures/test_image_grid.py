@@ -51,7 +51,7 @@ def results(tmp_path_factory) -> tuple[Path, list[str], list[str]]:
 
 def test_cells_are_the_sets_images(results):
     _, folders, ids = results
-    options = FigureOptions(triplets=[ids[0], ids[3], "of another set"])
+    options = FigureOptions(triplets=[ids[0], ids[3]])
     sources = read_sources(folders, names={"C-FDM": "my-fdm"}, options=options)
     data = read_image_grid(sources)
     assert data.columns == ("Input", "Output", "GoT", "C-FDM") and not data.is_toy
@@ -81,7 +81,7 @@ def test_the_choice_is_by_seed_and_subset():
     # One subset's wish leaves the others' choice as it is.
     wanted = choose_triplets(subsets, ["2", "7"], 0)
     assert wanted == [chosen[0], "2", "7", chosen[2]]
-    with pytest.raises(InputError, match="triplet 'x' is not of the bench of 50 triplets"):
+    with pytest.raises(InputError, match="triplets: 'x' is not of the bench of 50 triplets"):
         choose_triplets(subsets, ["x"], 0)
 
 

@@ -172,6 +172,18 @@ def test_an_evaluations_own_judge_comes_next():
     assert points == [Point(1, 0.1, 0.01), Point(1, 0.3), Point(1, 0.2, 0.02)]
 
 
+def test_the_toy_judge_has_adaptive_n_beside_it():
+    scores = [*judged("FT", 0, 1, [1.0] * 3), *judged("FT", 0, 4, [2.0] * 3)]
+    row = {"label": "FT", "margin": 0.2, "metrics": {"final": figure_of(0.4, None), "draws": figure_of(2.5, None)}}
+    row |= {"by_subset": {"ag": {"final": 1.5, "draws": 3.0}}, "macro": {"final": 1.75, "draws": 2.25}}
+    tables = {"judge": "oracle", "subsets": ["ag", "kubric"], "fdm": [], "adaptive": [row]}
+    for model, expected in (("nano:oracle", [(3.0, 1.5)]), ("gpt-4o", [])):
+        judge = Source("J", "judge", {"recipe": {"model": model}})
+        data = read_verification(sources_of((judge,), judgements=scores, tables=[(SimpleNamespace(), tables)]))
+        curves = [curve for curve in data.panels[0].curves if curve.choice == "adaptive"]
+        assert [(point.k, point.mean) for curve in curves for point in curve.points] == expected
+
+
 def test_without_several_k_it_is_absent():
     scores = judged("C-FT", 0, 1, [1.0, 2.0, 6.0])
     absent = read_verification(sources_of(judgements=scores))
