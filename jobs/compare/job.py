@@ -90,14 +90,14 @@ def _find_systems(recipe: CompareRecipe) -> tuple[list[list[Result]], list[tuple
         if not of:
             raise InputError(f"{text!r:.200} is no folder; expected FOLDER:LABEL, or results=[…] with the folders")
     results = [find_results(of) for of in folders]
-    labels_there = [list_labels(of) for of in results]
+    known_labels = [list_labels(of) for of in results]
     default = Choice(recipe.k)
     choices = [
         split_choice(name.label, systems, default) if name.label else ("", default)
-        for name, systems in zip(names, labels_there, strict=True)
+        for name, systems in zip(names, known_labels, strict=True)
     ]
     labels = [label for label, _ in choices]
-    for index, (label, systems) in enumerate(zip(tuple(labels), labels_there, strict=True)):
+    for index, (label, systems) in enumerate(zip(tuple(labels), known_labels, strict=True)):
         # Without a label: the other one's, or the only system that is no reference.
         own = [name for name in systems if name not in (COPY, CEILING)]
         other = labels[1 - index]
@@ -174,6 +174,7 @@ def _write(
 ) -> None:
     """Write both files; an earlier comparison of the same results stays."""
     inputs = {f"result {result.folder}": digest_of(result.folder) for of in results for result in of}
+    # Another comparison in that folder is never overwritten.
     stage = Run(recipe.out, "compare", recipe, inputs)
     if not stage.is_complete():
         stage.start()

@@ -28,6 +28,7 @@ def compare_choices(values: Mapping[Choice, Mapping[str, Mapping[int, Floats]]],
     Returns:
         One row a pair and metric.
     """
+    # Pairs first, so that their intervals are computed together.
     pairs: list[tuple[Choice, Choice, str, _ItemGaps]] = []
     for first, second in combinations(values, 2):
         same_choice = first[1:] == second[1:] and first[2] in (1, top_k)

@@ -74,6 +74,7 @@ def _explain_doubt(comparison: Comparison) -> str:
 
 def _describe_runs(comparison: Comparison) -> str:
     first, second = (len(runs) for runs in comparison.runs)
+    # The spread of paired runs, where there is one.
     if comparison.std is not None:
         return f"{_count(first, 'run')} (± {comparison.measure.text(comparison.std)})"
     return _count(first, "run") if first == second else f"{first} and {_count(second, 'run')}"
@@ -81,6 +82,7 @@ def _describe_runs(comparison: Comparison) -> str:
 
 def _describe_subsets(comparison: Comparison, names: tuple[str, str], leader: str) -> str:
     """Say on which subsets the leader is surely better, on which the other one, and on which neither."""
+    # One subset would say what the line says already.
     if len(comparison.subsets) < 2:
         return ""
     # In this order: the leader's, the other one's, and what neither has for sure.
