@@ -160,8 +160,12 @@ def _choose_metrics(recipe: CompareRecipe, first: SystemValues, second: SystemVa
         if name not in [key[0] for key in both]:
             raise InputError(f"metrics = {name!r:.100}: both have {', '.join(key[0] for key in both) or 'none'}")
     if not both:
-        held = ["; ".join(" by ".join(filter(None, key)) for key in system.metrics) for system in (first, second)]
-        raise InputError(f"{first.label} and {second.label} share no metric: {held[0]:.200} | {held[1]:.200}")
+        descriptions = [
+            "; ".join(" by ".join(filter(None, key)) for key in system.metrics) for system in (first, second)
+        ]
+        raise InputError(
+            f"{first.label} and {second.label} share no metric: {descriptions[0]:.200} | {descriptions[1]:.200}"
+        )
     return [key for key in both if not recipe.metrics or key[0] in recipe.metrics]
 
 
