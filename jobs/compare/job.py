@@ -160,12 +160,10 @@ def _choose_metrics(recipe: CompareRecipe, first: SystemValues, second: SystemVa
         if name not in [key[0] for key in both]:
             raise InputError(f"metrics = {name!r:.100}: both have {', '.join(key[0] for key in both) or 'none'}")
     if not both:
-        descriptions = [
+        first_text, second_text = (
             "; ".join(" by ".join(filter(None, key)) for key in system.metrics) for system in (first, second)
-        ]
-        raise InputError(
-            f"{first.label} and {second.label} share no metric: {descriptions[0]:.200} | {descriptions[1]:.200}"
         )
+        raise InputError(f"{first.label} and {second.label} share no metric: {first_text:.200} | {second_text:.200}")
     return [key for key in both if not recipe.metrics or key[0] in recipe.metrics]
 
 
