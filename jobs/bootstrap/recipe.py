@@ -150,7 +150,7 @@ class BootstrapRecipe(Recipe):
     evaluate: Settings = {}
     """Keys of jobs.evaluate."""
     judge: Settings = {}
-    """Keys of jobs.judge; without num_candidates, single predictions and those of the largest K."""
+    """Keys of jobs.judge; without num_candidates, those of the evaluation."""
     score: Settings = {}
     """Keys of jobs.score."""
     paper: Settings = {}

@@ -9,6 +9,7 @@ from jobs.bootstrap.graph import Graph
 from jobs.bootstrap.plan import Stage
 from jobs.bootstrap.recipe import BootstrapRecipe
 from jobs.bootstrap.times import STAGES, Times, format_time
+from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.predict.recipe import PredictRecipe
 from jobs.predict.triplet_storyboard import STORYBOARD
 from jobs.pretrain import PretrainRecipe
@@ -117,6 +118,9 @@ def _describe_state(stage: Stage, folder: Path) -> str:
     if record is None:
         return "to do"
     old, new = record.get("recipe") or {}, stage.recipe.model_dump(mode="json")
+    # The evaluation records the column that it has found.
+    if isinstance(stage.recipe, EvaluateRecipe) and stage.recipe.subset == "auto":
+        new["subset"] = old.get("subset")
     is_same = stage.recipe.identity_settings(old) == stage.recipe.identity_settings(new)
     return "complete" if is_same else "complete, of another recipe"
 

@@ -73,8 +73,8 @@ def list_score_stages(
     data: Settings = {"predictions": [evaluated], "triplets": triplets}
     stages = []
     if _is_wanted(recipe, switches.judge):
-        # Single predictions, and those for which evaluation and judge both choose once among all candidates.
-        own: Settings = {"num_candidates": sorted({1, max(evaluation.search.num_candidates)})}
+        # All K of the evaluation: most choices are images that are judged already. At the largest both choose once.
+        own: Settings = {"num_candidates": sorted({1, *evaluation.search.num_candidates})}
         own |= {"model": NANO_JUDGE} if is_nano else {}
         own |= {"limit": evaluation.limit}
         stages.append(ScoreStage("judge", judge.run, JudgeRecipe, {**own, **subset, **recipe.judge}, data))

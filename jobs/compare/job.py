@@ -90,23 +90,23 @@ def _find_systems(recipe: CompareRecipe) -> tuple[list[list[Result]], list[tuple
         if not of:
             raise InputError(f"{text!r:.200} is no folder; expected FOLDER:LABEL, or results=[…] with the folders")
     results = [find_results(of) for of in folders]
-    labels_there = [list_labels(of) for of in results]
+    known_labels = [list_labels(of) for of in results]
     default = Choice(recipe.k)
-    chosen = [
-        split_choice(name.label, labels, default) if name.label else ("", default)
-        for name, labels in zip(names, labels_there, strict=True)
+    choices = [
+        split_choice(name.label, systems, default) if name.label else ("", default)
+        for name, systems in zip(names, known_labels, strict=True)
     ]
-    chosen_labels = [label for label, _ in chosen]
-    for index, (label, systems) in enumerate(zip(tuple(chosen_labels), labels_there, strict=True)):
+    labels = [label for label, _ in choices]
+    for index, (label, systems) in enumerate(zip(tuple(labels), known_labels, strict=True)):
         # Without a label: the other one's, or the only system that is no reference.
         own = [name for name in systems if name not in (COPY, CEILING)]
-        other = chosen_labels[1 - index]
+        other = labels[1 - index]
         guess = other if other in systems and folders[0] != folders[1] else own[0] if len(own) == 1 else ""
-        chosen_labels[index] = label or guess
-        if chosen_labels[index] not in systems:
+        labels[index] = label or guess
+        if labels[index] not in systems:
             where = f"{folders[index][0]}:{label or 'LABEL'}"
             raise InputError(f"{where!r:.300}: name one of the systems there: {', '.join(systems) or 'none'}")
-    return results, [(label, choice) for label, (_, choice) in zip(chosen_labels, chosen, strict=True)]
+    return results, [(label, choice) for label, (_, choice) in zip(labels, choices, strict=True)]
 
 
 def _join_benches(first: SystemValues, second: SystemValues) -> list[BenchRow]:
@@ -160,8 +160,10 @@ def _choose_metrics(recipe: CompareRecipe, first: SystemValues, second: SystemVa
         if name not in [key[0] for key in both]:
             raise InputError(f"metrics = {name!r:.100}: both have {', '.join(key[0] for key in both) or 'none'}")
     if not both:
-        held = ["; ".join(" by ".join(filter(None, key)) for key in system.metrics) for system in (first, second)]
-        raise InputError(f"{first.label} and {second.label} share no metric: {held[0]:.200} | {held[1]:.200}")
+        first_text, second_text = (
+            "; ".join(" by ".join(filter(None, key)) for key in system.metrics) for system in (first, second)
+        )
+        raise InputError(f"{first.label} and {second.label} share no metric: {first_text:.200} | {second_text:.200}")
     return [key for key in both if not recipe.metrics or key[0] in recipe.metrics]
 
 
@@ -174,6 +176,7 @@ def _write(
 ) -> None:
     """Write both files; an earlier comparison of the same results stays."""
     inputs = {f"result {result.folder}": digest_of(result.folder) for of in results for result in of}
+    # Another comparison in that folder is never overwritten.
     stage = Run(recipe.out, "compare", recipe, inputs)
     if not stage.is_complete():
         stage.start()

@@ -270,3 +270,22 @@ def test_a_page_of_the_papers_tables_is_shown_as_it_is(tmp_path):
     (tmp_path / "paper" / "paper.html").unlink()
     with pytest.raises(InputError, match=r"paper\.html is missing or damaged"):
         report.run(ReportRecipe(run=str(tmp_path), out=str(tmp_path / "again")))
+
+
+def test_claims_give_the_interval_of_their_own_difference():
+    """The tables hold K = 1 minus K = 8, and C-FT minus C-FDM; the claims are about the opposite."""
+    interval = {"mean": -1.0, "ci_low": -1.5, "ci_high": -0.5, "items": 200, "p": 0.0004, "std": 0.25}
+    bounds = {"bootstrap_low": -1.6, "bootstrap_high": -0.4, "runs": [[0, 1], [0, 1]]}
+    pairs = ((["C-FT", "idm", 1], ["C-FT", "idm", 8]), (["C-FT", "idm", 1], ["C-FDM", "idm", 1]))
+    rows = [{"metric": "final", "first": first, "second": second, **interval, **bounds} for first, second in pairs]
+    claims = {claim.key: claim.measured for claim in judge_claims(tables_of(differences=rows), Labels())}
+    words = "bootstrap [+0.400, +1.600], p < .001, n 200, runs 2 (± 0.250)"
+    assert any(words in line for line in claims["verification-C-FT"])
+    assert words in claims["bootstrapping"][0]
+    # As it stands in the tables where the claim is about that difference, and absent in those of earlier versions.
+    turned = [{**rows[1], "first": rows[1]["second"], "second": rows[1]["first"]}]
+    claims = {claim.key: claim.measured for claim in judge_claims(tables_of(differences=turned), Labels())}
+    assert "bootstrap [-1.600, -0.400]" in claims["bootstrapping"][0]
+    old = [{name: value for name, value in rows[1].items() if not name.startswith("bootstrap")}]
+    claims = {claim.key: claim.measured for claim in judge_claims(tables_of(differences=old), Labels())}
+    assert "bootstrap" not in claims["bootstrapping"][0]

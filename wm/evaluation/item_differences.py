@@ -28,6 +28,7 @@ def compare_choices(values: Mapping[Choice, Mapping[str, Mapping[int, Floats]]],
     Returns:
         One row a pair and metric.
     """
+    # Pairs first, so that their intervals are computed together.
     pairs: list[tuple[Choice, Choice, str, _ItemGaps]] = []
     for first, second in combinations(values, 2):
         same_choice = first[1:] == second[1:] and first[2] in (1, top_k)
@@ -68,6 +69,7 @@ def _pair_items(first: Mapping[int, Floats], second: Mapping[int, Floats]) -> _I
 
 
 def _describe_gaps(gaps: _ItemGaps, result: PairedResult) -> ItemDifference:
+    # Student's beside the bootstrap's: it covers in small sets too, and verdicts go by it.
     low, high = mean_interval(gaps.values)
     return {
         "mean": float(gaps.values.mean()),

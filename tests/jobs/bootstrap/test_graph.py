@@ -68,7 +68,7 @@ def test_what_is_made_of_the_predicted_images_can_be_switched(monkeypatch: pytes
     recipes = {stage.name: stage.recipe for stage in plan(load("scoring.score=false", "evaluate.subset=split"))}
     assert recipes["paper"].model_dump()["results"] == ["o/demo/evaluate", "o/demo/judge"]
     judge, evaluation = recipes["judge"].model_dump(), recipes["evaluate"].model_dump()
-    assert (judge["model"], judge["num_candidates"], judge["subset"]) == ("nano:oracle", [1, 8], "split")
+    assert (judge["model"], judge["num_candidates"], judge["subset"]) == ("nano:oracle", [1, 2, 4, 8], "split")
     assert evaluation["keep_images"] is True
     # Data of one's own is judged when that is asked for, and by a model that may cost money.
     own = "data.supervised_root=root"

@@ -179,6 +179,7 @@ def _compare(first_B: np.ndarray, second_B: np.ndarray, seed: int) -> Scope:
 
 def _compare_macro(members: Sequence[tuple[np.ndarray, np.ndarray]], seed: int) -> Scope:
     """Compare the means over subsets; items are resampled within each subset."""
+    # Each subset counts alike, whatever its size.
     first, second = (float(np.mean([pair[side].mean() for pair in members])) for side in (0, 1))
     ((low, high),) = bootstrap_intervals([(first_B - second_B)[:, None] for first_B, second_B in members], seed=seed)
     return Scope(first, second, first - second, low, high, None, sum(len(first_B) for first_B, _ in members))

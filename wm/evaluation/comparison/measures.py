@@ -16,7 +16,12 @@ class Measure:
     lower_is_better: bool = False
 
     def text(self, value: float, *, signed: bool = False) -> str:
-        """Format a value; with a sign where it is a difference."""
+        """Format a value.
+
+        Args:
+            value: As it was measured.
+            signed: Write a plus too, as for differences.
+        """
         # Rounded first: of -0.0001 two digits are 0.00, which has no sign.
         rounded = round(value * self.scale, self.digits) + 0.0
         return f"{rounded:{'+' if signed else ''}.{self.digits}f}"

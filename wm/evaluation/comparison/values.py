@@ -16,7 +16,7 @@ from wm.evaluation.comparison.folders import Choice, Result, read_bench
 from wm.evaluation.comparison.measures import JUDGE_PARTS, MEASURES
 from wm.evaluation.image_scoring import Values
 from wm.evaluation.judge.score_files import read_scores
-from wm.evaluation.probe import TIE_NATS
+from wm.evaluation.probe import preferences_by_pair
 from wm.evaluation.probe_arrays import from_arrays
 from wm.evaluation.score_tables import average_by_run, choices_of
 from wm.evaluation.units import build_bank, load_part
@@ -244,10 +244,9 @@ def _read_preferences(result: Result, file: Path, ids: Sequence[str]) -> dict[st
         return {}
     _check_size(result, len(scores.reference.sums), len(ids))
     by_item: dict[str, list[float]] = defaultdict(list)
-    for rows, negative in scores.negatives.values():
-        gaps = scores.reference.sums[rows] - negative.sums
-        wins = np.where(np.abs(gaps) <= TIE_NATS, 0.5, gaps > 0)
-        for row, share in zip(rows.tolist(), wins.tolist(), strict=True):
+    for kind, pairs in scores.negatives.items():
+        preferences = preferences_by_pair(*scores.pairs(kind))
+        for row, share in zip(pairs.rows.tolist(), preferences.tolist(), strict=True):
             by_item[ids[row]].append(share)
     return {key: float(np.mean(shares)) for key, shares in by_item.items()}
 

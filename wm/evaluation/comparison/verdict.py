@@ -62,7 +62,7 @@ def _describe_gain(scope: Scope, measure: Measure) -> str:
 
 
 def _explain_doubt(comparison: Comparison) -> str:
-    """Say what stands against a difference that one of interval, test and runs would call sure."""
+    """Say what speaks against a difference that one of interval, test and runs would call sure."""
     p = comparison.micro.p
     if not comparison.headline.excludes_zero:
         # Ranks leave the size of a few large differences out of account, the mean does not.
@@ -74,6 +74,7 @@ def _explain_doubt(comparison: Comparison) -> str:
 
 def _describe_runs(comparison: Comparison) -> str:
     first, second = (len(runs) for runs in comparison.runs)
+    # The spread of paired runs, where there is one.
     if comparison.std is not None:
         return f"{_count(first, 'run')} (± {comparison.measure.text(comparison.std)})"
     return _count(first, "run") if first == second else f"{first} and {_count(second, 'run')}"
@@ -81,6 +82,7 @@ def _describe_runs(comparison: Comparison) -> str:
 
 def _describe_subsets(comparison: Comparison, names: tuple[str, str], leader: str) -> str:
     """Say on which subsets the leader is surely better, on which the other one, and on which neither."""
+    # One subset would say what the line says already.
     if len(comparison.subsets) < 2:
         return ""
     # In this order: the leader's, the other one's, and what neither has for sure.
@@ -88,11 +90,11 @@ def _describe_subsets(comparison: Comparison, names: tuple[str, str], leader: st
     for name, scope in comparison.subsets.items():
         winner = names[0] if _gain(scope, comparison.measure) > 0 else names[1]
         groups[winner if scope.is_sure else ""].append(subset_title(name))
-    (_, won), (other, lost), (_, open_names) = groups.items()
-    parts = [f"surely on {_join(won)}"] if won else []
-    parts += [f"{other} surely on {_join(lost)}"] if lost else []
+    (_, own_names), (other, other_names), (_, open_names) = groups.items()
+    parts = [f"surely on {_join(own_names)}"] if own_names else []
+    parts += [f"{other} surely on {_join(other_names)}"] if other_names else []
     if open_names:
-        parts.append(f"on {_join(open_names)} undecided" if won or lost else "undecided on every subset")
+        parts.append(f"on {_join(open_names)} undecided" if own_names or other_names else "undecided on every subset")
     return ", ".join(parts)
 
 

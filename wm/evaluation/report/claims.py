@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wm.config import Recipe
+from wm.evaluation.item_differences import PROPOSED
 from wm.evaluation.report.differences import Difference, Verdict, compare_figures
 from wm.evaluation.report.summary import spread_text
 from wm.evaluation.rows import Choice, DifferenceRow, Figure, Tables
-from wm.evaluation.tables import PROPOSED
 
 CHANCE_MARGIN = 0.15
 """The probe is near chance if its share is this close to one half for each kind of negative."""
@@ -87,6 +87,7 @@ class _Figures:
 
 def _turn(row: DifferenceRow) -> DifferenceRow:
     """Turn first minus second into second minus first."""
+    # The upper bound becomes the lower one.
     turned = row.copy()
     turned["first"], turned["second"], turned["runs"] = row["second"], row["first"], row["runs"][::-1]
     turned["mean"] = -row["mean"]
@@ -222,7 +223,7 @@ def _judge_verification(figures: _Figures, label: str) -> Claim:
         if top == 1 or single is None or many is None:
             continue
         # Paired by item: verification chooses among candidates of the same sources.
-        gap = compare_figures(many, single, figures.by_item(name, (label, "idm", 1), (label, "idm", top)))
+        gap = compare_figures(many, single, figures.by_item(name, (label, "idm", top), (label, "idm", 1)))
         decisive = decisive or gap
         measured.append(
             f"{METRIC_WORDS[name]}: K = 1 {spread_text(single)}, K = {top} {spread_text(many)}, "

@@ -88,6 +88,7 @@ def paper_section(findings: Findings) -> Markup:
         InputError: A page is missing, though its stage is complete.
     """
     pages = []
+    # Into the report itself, which is sent as one file.
     for stage in findings.of("paper"):
         path = stage.folder / PAPER_PAGE
         try:

@@ -58,6 +58,7 @@ def _format_differences(tables: Tables) -> str:
         for row in tables.get("differences", [])
         if row["metric"] == metric and row["first"][1] == "idm" and row["first"][1:] == row["second"][1:]
     ]
+    # Evaluations of earlier versions have no such interval.
     rows = [row for row in rows if row.get("bootstrap_low") is not None]
     if not rows:
         return ""
@@ -77,6 +78,7 @@ def _format_certainty(row: ItemDifference) -> list[str]:
     """Format interval, p, number of items and runs of a difference."""
     low, high, std = row.get("bootstrap_low"), row.get("bootstrap_high"), row.get("std")
     interval = "–" if low is None or high is None else f"[{low:+.3f}, {high:+.3f}]"
+    # Unequal numbers of runs are not paired: both are given.
     first, second = (len(runs) for runs in row["runs"])
     runs = f"{first}" if first == second else f"{first} / {second}"
     return [interval, format_p(row.get("p")), f"{row['items']:,}", runs if std is None else f"{runs} (± {std:.3f})"]
@@ -145,6 +147,7 @@ def suggest_comparison(folder: str, labels: Sequence[str]) -> str:
         folder: The result.
         labels: Its systems, references left out; the first two are the example.
     """
+    # A system alone is compared with nothing.
     if len(labels) < 2:
         return ""
     words = shlex.join([f"{folder}:{labels[0]}", labels[1]])
