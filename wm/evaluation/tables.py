@@ -9,7 +9,7 @@ import numpy as np
 
 from wm.evaluation.bank import Bank
 from wm.evaluation.item_differences import PROPOSED, compare_choices
-from wm.evaluation.metrics.stats import Floats, build_figure, mean_interval
+from wm.evaluation.metrics.stats import Floats, build_figure
 from wm.evaluation.probe import NEGATIVES, NO_NEGATIVE, Preference, ProbeScores, preferences_by_pair
 from wm.evaluation.rows import (
     Choice,
