@@ -24,7 +24,7 @@ from wm.evaluation.comparison.folders import (
 from wm.evaluation.comparison.measures import MEASURES, find_measure
 from wm.evaluation.comparison.values import SystemValues, list_labels, read_values
 from wm.evaluation.heldout import SubsetColumn
-from wm.evaluation.units import CEILING, COPY
+from wm.evaluation.rows import CEILING, COPY
 from wm.runs import Run, digest_of, write_json, write_text
 
 _COLUMNS: tuple[SubsetColumn, ...] = ("class_label", "dataset", "split")
