@@ -58,7 +58,7 @@ def test_bad_sets_and_a_store_in_use_end_before_a_request(bench: Path, tmp_path:
             assert "\n" not in str(caught.value) and not (tmp_path / "j").exists()
         # Two runs in one store would ask twice.
         mine = recipe(bench, server.url, tmp_path / "j", first, store=str(tmp_path / "store"))
-        message = "store: another run is judging into this folder; wait for it"
+        message = "store: another run is writing into it; wait for it"
         with JudgementStore(tmp_path / "store").writing(), pytest.raises(InputError, match=message):
             run(mine)
         assert server.bodies == []
