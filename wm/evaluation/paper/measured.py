@@ -1,7 +1,4 @@
-"""Compute the figures of single cells from results: of a judge, of image metrics, of texts, the best of three samples.
-
-Not known here: which rows and columns a table has.
-"""
+"""Compute the figures of single cells: of a judge, of image metrics, the best of three samples. Knows no table."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -159,12 +156,15 @@ class Measured:
         """
         scores = [score for score in self.scores_of(label) if score.final is not None]
         # 1. What a sample is: a sampling seed, or a run.
-        by_run: dict[int, set[int]] = defaultdict(set)
+        seeds: dict[int, set[int]] = defaultdict(set)
         for score in scores:
-            by_run[score.run].add(score.sampling_seed)
-        over_seeds = bool(by_run) and all(len(seeds) >= NUM_BEST_OF for seeds in by_run.values())
-        if not over_seeds and len(by_run) < NUM_BEST_OF:
+            seeds[score.run].add(score.sampling_seed)
+        over_seeds = bool(seeds) and all(len(of_run) >= NUM_BEST_OF for of_run in seeds.values())
+        if not over_seeds and len(seeds) < NUM_BEST_OF:
             return None
+        # A run's further seeds would be further samples.
+        if not over_seeds:
+            scores = [score for score in scores if score.sampling_seed == min(seeds[score.run])]
         # 2. Samples of each item; samples over runs are one run.
         samples: dict[tuple[int, str], dict[int, list[ItemScore]]] = defaultdict(lambda: defaultdict(list))
         for score in scores:
