@@ -27,6 +27,10 @@ def test_results_are_found_by_stage_and_system(results: dict[str, Path], tmp_pat
     assert sources.list_systems() == ["GoT", "Copy", "C-FT", "C-FDM", "C-FDM w/o LW", "mine"]
     assert sources.predicted_in == {"GoT": str(collected)} and not sources.is_toy
     assert {score.subset for score in sources.judgements} == {"magicbrush", "something", "kubric"}
+    # Images of an editor that this package runs are a set like any other.
+    edited = write_collected(tmp_path / "edited", results["bench"], "PixInst", GREY)
+    write_stage(edited, "edit", {"triplets": str(results["bench"])})
+    assert read(edited).predicted_in == {"PixInst": str(edited)}
     by_split = read(results["judge"], subset="split")
     assert set(by_split.subsets.values()) == {"test"} and {score.subset for score in by_split.judgements} == {"test"}
 

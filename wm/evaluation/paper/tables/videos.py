@@ -40,7 +40,9 @@ def build_video_table(layout: Layout) -> Table:
     counted = _list_counted(layout)
     for title in printed.rows:
         own = [(source, counts) for name, source, counts in counted if name == title]
-        absent = Absent(f"no annotation of {title}", f"wm annotate {_RECIPES[title]} videos=VIDEOS idm=IDM out=ANNOTATED")
+        absent = Absent(
+            f"no annotation of {title}", f"wm annotate {_RECIPES[title]} videos=VIDEOS idm=IDM out=ANNOTATED"
+        )
         for source, counts in own:
             # Several of one set are distinguished by their folders.
             name = title if len(own) < 2 else f"{title} ({source.folder.name})"
