@@ -261,16 +261,22 @@ class Measured:
         )  # fmt: skip
 
     def _differences_by_run(self, first: str, second: str, names: Sequence[str]) -> list[float]:
-        """Compute the difference of means of each run that both systems have."""
+        """Compute the mean difference of each run that both systems have, over the items that both have in it."""
         # Runs are known by number, seed and repeat: equal ones share what is random but for the systems.
-        means = []
-        for label in (first, second):
-            runs: dict[tuple[int, int, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-            for score in self.scores_of(label):
-                if score.final is not None and score.subset in names:
-                    runs[score.run, score.sampling_seed, score.repeat][score.subset].append(score.final)
-            means.append({key: mean(map(mean, run.values())) for key, run in runs.items() if len(run) == len(names)})
-        return [means[0][key] - means[1][key] for key in sorted(means[0]) if key in means[1]]
+        finals: list[dict[tuple[int, int, int, str], float]] = [
+            {
+                (score.run, score.sampling_seed, score.repeat, score.triplet_id): score.final
+                for score in self.scores_of(label)
+                if score.final is not None
+            }
+            for label in (first, second)
+        ]
+        runs: dict[tuple[int, int, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for key, final in finals[0].items():
+            subset = self.sources.subsets[key[3]]
+            if key in finals[1] and subset in names:
+                runs[key[:3]][subset].append(final - finals[1][key])
+        return [mean(map(mean, runs[key].values())) for key in sorted(runs) if len(runs[key]) == len(names)]
 
 
 def _items_by_subset(scores: Sequence[ItemScore], criterion: Criterion) -> list[list[float]]:

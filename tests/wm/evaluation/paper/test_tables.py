@@ -94,6 +94,16 @@ def test_ablations_are_paired_differences(layout: Layout) -> None:
     assert empty.mean is None and empty.absent is not None and "paper/c-fdm-no-synthetic" in empty.absent.command
 
 
+def test_a_failure_of_one_run_leaves_its_item_out(results: dict[str, Path], tmp_path: Path) -> None:
+    rows = judged("C-FDM", [10, 2, 1, 1, 1]) + judged("C-FDM", [10, 2, 1, 1, 1], run=1)
+    rows += judged("C-FDM w/o LW", [None, 1, 1, 1, 1]) + judged("C-FDM w/o LW", [9, 1, 1, 1, 1], run=1)
+    folder = write_judging(tmp_path / "judge", results["bench"], rows)
+    table = TABLES["4"](Layout(Measured(read_sources([str(folder)]))))
+    # Run 0: 1 - 2 alone; with the first item of one side it would be 1 - 6.
+    difference = cell(table, "MB", "Δ w/o LW")
+    assert (difference.mean, difference.std, difference.num_runs, difference.n) == (-1, 0, 2, 2)
+
+
 def test_criteria_table_has_both_losses(layout: Layout) -> None:
     table = TABLES["3"](layout)
     assert cell(table, "MB", "Weighted ME").mean == pytest.approx(3.5)

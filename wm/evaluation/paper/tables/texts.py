@@ -109,12 +109,12 @@ def build_text_table(layout: Layout) -> Table:
     sources, figures = layout.sources, TextFigures(layout.sources)
     published = load_published()
     # The paper's families are none of the toy world's: there a row is named as the results name it.
-    named = [(sources.label(system) if sources.is_toy else title, system) for title, system in _ROWS]
+    titled_rows = [(sources.label(system) if sources.is_toy else title, system) for title, system in _ROWS]
     own = {sources.label(system) for _, system in _ROWS}
     # Base models are evaluated as inverse models under one name in both directions.
     extra = [(label, label) for label in figures.labels() if label not in own]
     rows = []
-    for title, system in (*named, *extra):
+    for title, system in (*titled_rows, *extra):
         # The later text first; what it leaves out is in the earlier one.
         cells = []
         for column, metric in _METRICS:
