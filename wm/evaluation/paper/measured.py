@@ -57,11 +57,8 @@ class Measured:
         Returns:
             Of all runs, seeds and repeats, failed ones too.
         """
-        return [
-            score
-            for score in self.sources.judgements
-            if score.system == label and score.num_candidates == num_candidates
-        ]
+        key = label, num_candidates
+        return [score for score in self.sources.judgements if (score.system, score.num_candidates) == key]
 
     def finals_by_item(self, label: str) -> dict[str, float]:
         """Return the final score of each judged item of a system, the mean over its runs."""
@@ -263,20 +260,17 @@ class Measured:
     def _differences_by_run(self, first: str, second: str, names: Sequence[str]) -> list[float]:
         """Compute the mean difference of each run that both systems have, over the items that both have in it."""
         # Runs are known by number, seed and repeat: equal ones share what is random but for the systems.
-        finals: list[dict[tuple[int, int, int, str], float]] = [
-            {
-                (score.run, score.sampling_seed, score.repeat, score.triplet_id): score.final
-                for score in self.scores_of(label)
-                if score.final is not None
-            }
-            for label in (first, second)
-        ]
+        finals = {(*_run_of(score), score.triplet_id): score.final for score in self.scores_of(second)}
         runs: dict[tuple[int, int, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for key, final in finals[0].items():
-            subset = self.sources.subsets[key[3]]
-            if key in finals[1] and subset in names:
-                runs[key[:3]][subset].append(final - finals[1][key])
+        for score in self.scores_of(first):
+            other = finals.get((*_run_of(score), score.triplet_id))
+            if score.final is not None and other is not None and score.subset in names:
+                runs[_run_of(score)][score.subset].append(score.final - other)
         return [mean(map(mean, runs[key].values())) for key in sorted(runs) if len(runs[key]) == len(names)]
+
+
+def _run_of(score: ItemScore) -> tuple[int, int, int]:
+    return score.run, score.sampling_seed, score.repeat
 
 
 def _items_by_subset(scores: Sequence[ItemScore], criterion: Criterion) -> list[list[float]]:
