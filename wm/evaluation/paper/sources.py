@@ -241,6 +241,12 @@ def read_sources(
     for system, label in result.names.items():
         if label not in labels:
             raise InputError(f"names: {system} = {label!r:.100}; the results hold {', '.join(labels) or 'no system'}")
+        # Under one name only one of them would be shown.
+        if label != system and system in labels and system not in result.names.values():
+            raise InputError(
+                f"names: {system} = {label!r:.100}, but the results hold a system named {system!r} too: leave the name "
+                "out, and both have columns"
+            )
     return result
 
 

@@ -73,6 +73,13 @@ def test_bad_folders_are_named(results: dict[str, Path], tmp_path: Path) -> None
         read(results["judge"], names={"SE": "what"})
 
 
+def test_a_name_hides_no_other_system(results: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="names: C-FT = 'mine', but the results hold a system named 'C-FT' too"):
+        read(results["judge"], names={"C-FT": "mine"})
+    # Exchanged names hide none.
+    assert read(results["judge"], names={"C-FT": "C-FDM", "C-FDM": "C-FT"}).title("C-FT") == "C-FDM"
+
+
 def test_results_of_two_benches_are_refused(results: dict[str, Path], tmp_path: Path) -> None:
     bench = write_bench(tmp_path / "b")
     # The same triplets in another folder are the same bench.
