@@ -7,6 +7,7 @@ from pathlib import Path
 from jobs.paper import report
 from jobs.paper.recipe import PaperRecipe
 from wm import cli
+from wm.datasets.statistics import count_table7
 from wm.evaluation.paper.cells import Table
 from wm.evaluation.paper.drawing import draw_figure
 from wm.evaluation.paper.formats import to_csv, to_latex, to_markdown
@@ -81,7 +82,7 @@ def run(recipe: PaperRecipe, *, dry_run: bool = False) -> RunRecord:
 
 def _make(recipe: PaperRecipe, sources: Sources) -> tuple[list[Table], list[RenderedFigure], dict[str, str]]:
     """Build the tables and draw the figures; of figures the data as CSV too."""
-    layout = Layout(Measured(sources), recipe.version, recipe.caption_of)
+    layout = Layout(Measured(sources), recipe.version, recipe.caption_of, count_table7)
     tables: list[Table] = []
     figures: list[RenderedFigure] = []
     figure_csv: dict[str, str] = {}

@@ -9,6 +9,7 @@ from wm.config import Recipe
 from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.paper.figures import FIGURES
 from wm.evaluation.paper.options import FigureOptions
+from wm.evaluation.paper.sources import REFERENCES
 from wm.evaluation.paper.systems import SYSTEMS
 from wm.evaluation.paper.tables import TABLES
 from wm.paths import INPUT, InputPath, OutputPath
@@ -23,8 +24,8 @@ class PaperRecipe(Recipe):
     items: list[str] = Field(default=["all"], min_length=1)
     """Such as "table 2" and "figure 4"; "tables", "figures", "all": all of a kind, or everything."""
     results: Annotated[list[str], INPUT] = []
-    """Output folders of wm evaluate, collect, score, judge, annotate, select, ingest, predict, in any order; of each
-    system one."""
+    """Output folders of wm evaluate, collect, edit, score, judge, annotate, select, ingest, predict, in any order; of
+    each system one."""
     out: OutputPath
     """Folder for paper.html, and for each table .md, .tex and .csv, for each figure .svg, .png and .csv."""
     names: dict[str, str] = Field(default_factory=dict)
@@ -69,10 +70,11 @@ class PaperRecipe(Recipe):
     @field_validator("names")
     @classmethod
     def _check_names(cls, names: dict[str, str]) -> dict[str, str]:
-        # A misspelt name would leave its column empty.
+        # A misspelt name would leave its column empty. References have one label everywhere, by which they are known.
+        systems = [system for system in SYSTEMS if system not in REFERENCES]
         for system in names:
-            if system not in SYSTEMS:
-                raise ValueError(f"{system!r:.60} is no system of the paper; expected {', '.join(SYSTEMS)}")
+            if system not in systems:
+                raise ValueError(f"{system!r:.60} is no system of the paper; expected {', '.join(systems)}")
         # One label in two columns would be one system under two names.
         if len(set(names.values())) != len(names):
             raise ValueError("two systems have one label")

@@ -8,6 +8,7 @@ from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.figures import FIGURES
 from wm.evaluation.paper.page import PNG_DPI, RenderedFigure
 from wm.evaluation.paper.sources import Sources
+from wm.evaluation.published import list_contradictions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +34,9 @@ def draw_figure(number: str, sources: Sources) -> tuple[RenderedFigure, str]:
     figure = kind.build(data)
     svg, png = save_svg(figure), save_png(figure)
     text = "" if kind.to_csv is None else kind.to_csv(data)
-    return RenderedFigure(f"figure-{number}", kind.title, kind.caption, svg, png), text
+    # What the paper's own numbers contradict, as below its tables.
+    notes = list_contradictions(f"figure-{number}") if sources.is_published else ()
+    return RenderedFigure(f"figure-{number}", kind.title, kind.caption, svg, png, notes=notes), text
 
 
 def save_svg(figure: "Figure") -> bytes:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -31,8 +32,8 @@ def to_markdown(table: Table) -> str:
     """
     # Groups have a column of their own, empty where no table row has one.
     has_groups = any(row.group for row in table.rows)
-    head = [*([""] if has_groups else []), "", *(column.name for column in table.columns)]
-    lines = [f"### {name_of(table)}. {title_of(table)}", "", _markdown_row(head)]
+    head = [*([""] if has_groups else []), "", *(_escape_markdown(column.name) for column in table.columns)]
+    lines = [f"### {name_of(table)}. {_escape_markdown(title_of(table))}", "", _markdown_row(head)]
     lines.append(_markdown_row(["---"] * (len(head) - len(table.columns)) + ["---:"] * len(table.columns)))
     for row in table.rows:
         cells = [_escape_markdown(row.group)] if has_groups else []
@@ -43,7 +44,7 @@ def to_markdown(table: Table) -> str:
     if reasons := table.list_absent():
         lines += ["Empty cells:", ""]
         lines += [
-            f"- {_escape_markdown(reason.reason)}" + (f": `{reason.command}`" if reason.command else "")
+            f"- {_escape_markdown(reason.reason)}" + (f": {_markdown_code(reason.command)}" if reason.command else "")
             for reason in reasons
         ]
     return "\n".join(lines).rstrip() + "\n"
@@ -87,8 +88,15 @@ def _markdown_cell(cell: Cell) -> str:
     return "<br>".join(line for line in lines if line)
 
 
+def _markdown_code(text: str) -> str:
+    # More backticks around it than any row of them inside, and a blank between, as one may begin or end with one.
+    longest = max((len(row) for row in re.findall("`+", text)), default=0)
+    fence, pad = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{pad}{' '.join(text.split())}{pad}{fence}"
+
+
 def _escape_markdown(text: str) -> str:
-    for sign in "\\|*_<>[]`":
+    for sign in "\\|*_<>[]`~$&":
         text = text.replace(sign, f"\\{sign}")
     # A line break would end the row.
     return " ".join(text.split())
@@ -164,7 +172,8 @@ def _latex_rows(row: Row, *, has_groups: bool, shows_group: bool) -> list[str]:
 
 def escape_latex(text: str) -> str:
     """Escape a text for LaTeX, a sign at a time: none of it can be a command."""
-    return "".join(_LATEX.get(sign, sign) for sign in text)
+    # An empty line would end a paragraph inside of an argument, which is an error.
+    return "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split()))
 
 
 CSV_COLUMNS = (

@@ -1,7 +1,4 @@
-"""Compute the figures of single cells from results: of a judge, of image metrics, of texts, the best of three samples.
-
-Not known here: which rows and columns a table has.
-"""
+"""Compute the figures of single cells: of a judge, of image metrics, the best of three samples. Knows no table."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -60,11 +57,8 @@ class Measured:
         Returns:
             Of all runs, seeds and repeats, failed ones too.
         """
-        return [
-            score
-            for score in self.sources.judgements
-            if score.system == label and score.num_candidates == num_candidates
-        ]
+        key = label, num_candidates
+        return [score for score in self.sources.judgements if (score.system, score.num_candidates) == key]
 
     def finals_by_item(self, label: str) -> dict[str, float]:
         """Return the final score of each judged item of a system, the mean over its runs."""
@@ -159,12 +153,15 @@ class Measured:
         """
         scores = [score for score in self.scores_of(label) if score.final is not None]
         # 1. What a sample is: a sampling seed, or a run.
-        by_run: dict[int, set[int]] = defaultdict(set)
+        seeds: dict[int, set[int]] = defaultdict(set)
         for score in scores:
-            by_run[score.run].add(score.sampling_seed)
-        over_seeds = bool(by_run) and all(len(seeds) >= NUM_BEST_OF for seeds in by_run.values())
-        if not over_seeds and len(by_run) < NUM_BEST_OF:
+            seeds[score.run].add(score.sampling_seed)
+        over_seeds = bool(seeds) and all(len(of_run) >= NUM_BEST_OF for of_run in seeds.values())
+        if not over_seeds and len(seeds) < NUM_BEST_OF:
             return None
+        # A run's further seeds would be further samples.
+        if not over_seeds:
+            scores = [score for score in scores if score.sampling_seed == min(seeds[score.run])]
         # 2. Samples of each item; samples over runs are one run.
         samples: dict[tuple[int, str], dict[int, list[ItemScore]]] = defaultdict(lambda: defaultdict(list))
         for score in scores:
@@ -261,16 +258,19 @@ class Measured:
         )  # fmt: skip
 
     def _differences_by_run(self, first: str, second: str, names: Sequence[str]) -> list[float]:
-        """Compute the difference of means of each run that both systems have."""
+        """Compute the mean difference of each run that both systems have, over the items that both have in it."""
         # Runs are known by number, seed and repeat: equal ones share what is random but for the systems.
-        means = []
-        for label in (first, second):
-            runs: dict[tuple[int, int, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-            for score in self.scores_of(label):
-                if score.final is not None and score.subset in names:
-                    runs[score.run, score.sampling_seed, score.repeat][score.subset].append(score.final)
-            means.append({key: mean(map(mean, run.values())) for key, run in runs.items() if len(run) == len(names)})
-        return [means[0][key] - means[1][key] for key in sorted(means[0]) if key in means[1]]
+        finals = {(*_run_of(score), score.triplet_id): score.final for score in self.scores_of(second)}
+        runs: dict[tuple[int, int, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for score in self.scores_of(first):
+            other = finals.get((*_run_of(score), score.triplet_id))
+            if score.final is not None and other is not None and score.subset in names:
+                runs[_run_of(score)][score.subset].append(score.final - other)
+        return [mean(map(mean, runs[key].values())) for key in sorted(runs) if len(runs[key]) == len(names)]
+
+
+def _run_of(score: ItemScore) -> tuple[int, int, int]:
+    return score.run, score.sampling_seed, score.repeat
 
 
 def _items_by_subset(scores: Sequence[ItemScore], criterion: Criterion) -> list[list[float]]:

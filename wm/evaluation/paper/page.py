@@ -30,6 +30,7 @@ class RenderedFigure:
         svg: The drawing; empty without one.
         png: The same as an image.
         absent: Why there is none.
+        notes: Sentences below it.
     """
 
     key: str
@@ -38,6 +39,7 @@ class RenderedFigure:
     svg: bytes = b""
     png: bytes = b""
     absent: Absent | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def width_px(self) -> int:
@@ -135,7 +137,6 @@ def _render_table(table: Table) -> Markup:
         "table.html",
         table=table,
         groups=spans if any(group for group, _ in spans) else [],
-        has_groups=any(row.group for row in table.rows),
         notes=list_notes(table),
     )
 
@@ -148,8 +149,9 @@ def _render_figure(figure: RenderedFigure) -> Markup:
     image = f"data:image/{kind};base64,{base64.b64encode(data).decode()}" if data else ""
     reason = "" if figure.absent is None else figure.absent.reason
     return _render(
-        "figure.html", image=image, title=figure.title, caption=figure.caption, reason=reason, width=figure.width_px
-    )
+        "figure.html", image=image, title=figure.title, caption=figure.caption, notes=figure.notes, reason=reason,
+        width=figure.width_px,
+    )  # fmt: skip
 
 
 def _render(name: str, **values: object) -> Markup:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from wm.errors import InputError
-from wm.evaluation.aurora_bench import order_subsets
+from wm.evaluation.aurora_bench import SUBSET_NAMES, order_subsets
 from wm.evaluation.bench_rows import BenchRow, read_bench_rows
 from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.image_scoring import VALUE_SCHEMA, Values
@@ -28,7 +28,9 @@ __all__ = ["REFERENCES", "Absent", "Source", "Sources", "read_sources"]
 
 T = TypeVar("T")
 
-BENCH_STAGES = ("evaluate", "score", "judge", "collect")
+PREDICTING_STAGES = ("evaluate", "collect", "edit")
+"""Stages that write prediction sets."""
+BENCH_STAGES = (*PREDICTING_STAGES, "score", "judge")
 """Stages whose results are of a bench: all of them must be of the same one."""
 TOY_DATASETS = ("tabletop", "tabletop-videos")
 """Data sets of the toy world, whose figures never stand beside published ones."""
@@ -89,6 +91,11 @@ class Sources:
         return bool(datasets & set(TOY_DATASETS)) or _TOY_JUDGE in judges or bool(oracles)
 
     @cached_property
+    def is_published(self) -> bool:
+        """Whether published numbers may stand beside these results: not those of another bench or world."""
+        return not self.is_toy and (not self.rows or set(self.subset_order) == set(SUBSET_NAMES))
+
+    @cached_property
     def judgements(self) -> list[ItemScore]:
         """All judgements of the ``judge`` folders, failed ones with their reason; Copy's of the first folder."""
         return _gather(self.of("judge"), self._load_judgements, lambda score: score.system)
@@ -114,9 +121,9 @@ class Sources:
 
     @cached_property
     def predictions(self) -> list[PredictionFacts]:
-        """Rows of all prediction sets (``evaluate``, ``collect``), images not read: ``read_image_bytes(file, [row])``
-        of :mod:`wm.evaluation.predictions` gives one."""
-        sources = [source for source in self.of("evaluate", "collect") if predictions_folder(source.folder).is_dir()]
+        """Rows of all prediction sets (``evaluate``, ``collect``, ``edit``), images not read: ``read_image_bytes(file,
+        [row])`` of :mod:`wm.evaluation.predictions` gives one."""
+        sources = [source for source in self.of(*PREDICTING_STAGES) if predictions_folder(source.folder).is_dir()]
         return _gather(sources, self._load_predictions, lambda row: row["system"])
 
     def _load_predictions(self, source: Source) -> list[PredictionFacts]:
@@ -143,7 +150,7 @@ class Sources:
     @cached_property
     def actions(self) -> list[ActionRow]:
         """Actions that inverse models wrote, of ``evaluate`` and ``collect``."""
-        return _gather(self.of("evaluate", "collect"), lambda source: list_actions(source.folder), _system_of)
+        return _gather(self.of(*PREDICTING_STAGES), lambda source: list_actions(source.folder), _system_of)
 
     @cached_property
     def tables(self) -> list[tuple[Source, Tables]]:
@@ -234,6 +241,12 @@ def read_sources(
     for system, label in result.names.items():
         if label not in labels:
             raise InputError(f"names: {system} = {label!r:.100}; the results hold {', '.join(labels) or 'no system'}")
+        # Under one name only one of them would be shown.
+        if label != system and system in labels and system not in result.names.values():
+            raise InputError(
+                f"names: {system} = {label!r:.100}, but the results hold a system named {system!r} too: leave the name "
+                "out, and both have columns"
+            )
     return result
 
 

@@ -1,5 +1,8 @@
 """Name the systems of the paper's tables, and say which command makes what a cell lacks of one."""
 
+import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -20,7 +23,7 @@ class System:
     Attributes:
         key: Its name in tables, and the label that the recipes give it.
         origin: Who makes it: the bench itself, a base as it is, a training, or somebody else.
-        recipe: Recipe that trains it, or the evaluation of its base.
+        recipe: Recipe that trains it, or the evaluation of its base; of somebody else's the one that runs it, if any.
     """
 
     key: str
@@ -35,7 +38,7 @@ SYSTEMS = {
     for system in (
         System(COPY, "bench"),
         System(CEILING, "bench"),
-        System("PixInst", "external"),
+        System("PixInst", "external", "paper/edit-instruct-pix2pix"),
         System("GoT", "external"),
         System("SE", "external"),
         System("VILA-U", "external"),
@@ -53,6 +56,9 @@ SYSTEMS = {
     )
 }
 """The paper's systems by their keys, which are the keys of ``names`` too."""
+_TOY_TRAINED = ("C-IDM", "C-FT", "C-FDM", "C-FDM w/o LW")
+"""What the loop of the toy world trains of them."""
+_ALL_MODELS = "clip=CLIP blip=BLIP dino=DINO"
 
 
 def explain_unscored(sources: Sources, system: str, command: Literal["judge", "score"], key: str = "") -> Absent:
@@ -71,18 +77,22 @@ def explain_unscored(sources: Sources, system: str, command: Literal["judge", "s
     bench = sources.triplets or BENCH
     if command == "judge":
         return _explain_unjudged(sources, system, label, bench)
-    folder = _set_of(sources, label)
     # 1. Scored, but not by this metric: its models were not given.
     if key and label in sources.scored_systems:
-        return Absent(f"scored without {key.partition('=')[0]}", _score(folder, bench, key))
+        # With all models at once: three scorings of one system could not be given together.
+        names = " or ".join(part.partition("=")[0] for part in key.split())
+        return Absent(f"scored without {names}", score_command(_scored_sets(sources, label), bench, _ALL_MODELS))
+    if label in sources.scored_systems:
+        return Absent(f"{system} was scored at other numbers of candidates than 1, which tables show")
     # 2. Not predicted: somebody has to make the images.
     if label not in sources.predicted_in and label not in (COPY, CEILING):
         return explain_unpredicted(sources, system)
-    return Absent("not scored", _score(folder, bench, f"codec=MODEL {key}" if label == CEILING else key))
+    models = " ".join([*(["codec=MODEL"] if label == CEILING else []), *([_ALL_MODELS] if key else [])])
+    return Absent("not scored", score_command([_set_of(sources, label)], bench, models))
 
 
 def _explain_unjudged(sources: Sources, system: str, label: str, bench: str) -> Absent:
-    judge = f"wm judge predictions='[\"{_set_of(sources, label)}\"]' triplets={bench} out=JUDGED"
+    judge = f"wm judge predictions={_list([_set_of(sources, label)])} triplets={shlex.quote(bench)} out=JUDGED"
     if label in sources.judged_systems:
         return Absent(f"no judgement of {system} on a subset: without predictions, or all failed")
     # At other K alone, which tables do not show.
@@ -100,6 +110,14 @@ def _set_of(sources: Sources, label: str) -> str:
     return sources.predicted_in.get(label) or next(iter(sources.predicted_in.values()), "PREDICTIONS")
 
 
+def _scored_sets(sources: Sources, label: str) -> list[str]:
+    """List the prediction sets of the scoring that holds a system, so that its next scoring holds no less."""
+    for source in sources.of("score"):
+        if any(row["system"] == label for row in source.load_json("scores.json")["rows"]):
+            return [str(folder) for folder in source.recipe("predictions", [])]
+    return [_set_of(sources, label)]
+
+
 def explain_unpredicted(sources: Sources, system: str) -> Absent:
     """Say how the images of a system that the results lack are made.
 
@@ -111,20 +129,27 @@ def explain_unpredicted(sources: Sources, system: str) -> Absent:
         The reason, and the commands from a recipe to the images.
     """
     entry = SYSTEMS.get(system)
-    bench = sources.triplets or BENCH
-    if entry is None or entry.origin == "external":
-        return Absent(
-            f"no images of {system}",
-            f"wm collect folder=OUTPUTS system={_quote(sources.label(system))} triplets={bench} out=COLLECTED",
-        )
+    bench = shlex.quote(sources.triplets or BENCH)
+    if entry is not None and entry.origin != "external":
+        return _explain_model(sources, entry, f"no images of {system}")
+    # Where this package runs it itself, there is nothing to collect.
+    if entry is not None and entry.recipe:
+        return Absent(f"no images of {system}", f"wm edit {entry.recipe} triplets={bench}")
+    label = shlex.quote(sources.label(system))
+    return Absent(f"no images of {system}", f"wm collect folder=OUTPUTS system={label} triplets={bench} out=COLLECTED")
+
+
+def _explain_model(sources: Sources, entry: System, reason: str) -> Absent:
+    # The paper's recipes are of no use in the toy world, whose loop trains a part of the systems only.
+    if sources.is_toy:
+        if entry.key in _TOY_TRAINED:
+            return Absent(reason, "wm bootstrap nano/full")
+        return Absent(f"{reason}, which the toy world's loop does not make")
     # A base is evaluated as it is, by the same recipe as what is trained on it.
     if entry.origin == "base":
-        return Absent(f"no images of {system}", f"wm evaluate {entry.recipe}")
-    # The paper's recipes are of no use there.
-    if sources.is_toy:
-        return Absent(f"no images of {system}", "wm bootstrap nano/full")
-    family = _LIQUID if system.startswith("L-") else _CHAMELEON
-    return Absent(f"no images of {system}", f"wm train {entry.recipe} && wm evaluate {family}")
+        return Absent(reason, f"wm evaluate {entry.recipe}")
+    family = _LIQUID if entry.key.startswith("L-") else _CHAMELEON
+    return Absent(reason, f"wm train {entry.recipe} && wm evaluate {family}")
 
 
 def explain_unread(sources: Sources, system: str) -> Absent:
@@ -138,24 +163,32 @@ def explain_unread(sources: Sources, system: str) -> Absent:
         The reason, and the commands from a recipe to the actions.
     """
     entry = SYSTEMS.get(system)
-    bench = sources.triplets or BENCH
-    if entry is None or entry.origin == "external":
-        # A label of one's own may have blanks.
-        label = _quote(sources.label(system))
-        return Absent(
-            f"no actions of {system}",
-            f"wm collect actions=ACTIONS.jsonl system={label} triplets={bench} out=COLLECTED && wm score "
-            f"predictions='[\"COLLECTED\"]' triplets={bench} out=SCORED",
-        )
-    if entry.origin == "base":
-        return Absent(f"no actions of {system}", f"wm evaluate {entry.recipe}")
-    family = _LIQUID if system.startswith("L-") else _CHAMELEON
-    return Absent(f"no actions of {system}", f"wm train {entry.recipe} && wm evaluate {family}")
+    if entry is not None and entry.origin != "external":
+        return _explain_model(sources, entry, f"no actions of {system}")
+    # A label of one's own may have blanks.
+    label, bench = shlex.quote(sources.label(system)), sources.triplets or BENCH
+    return Absent(
+        f"no actions of {system}",
+        f"wm collect actions=ACTIONS.jsonl system={label} triplets={shlex.quote(bench)} out=COLLECTED && "
+        + score_command(["COLLECTED"], bench),
+    )
 
 
-def _score(folder: str, bench: str, key: str) -> str:
-    return " ".join(f"wm score predictions='[\"{folder}\"]' triplets={bench} out=SCORED {key}".split())
+def score_command(folders: Sequence[str], bench: str, key: str = "") -> str:
+    """Write the command that scores prediction sets.
+
+    Args:
+        folders: Of the sets.
+        bench: Folder of the bench.
+        key: What else it needs, such as ``dino=DINO``.
+
+    Returns:
+        The command, ready for a shell.
+    """
+    command = f"wm score predictions={_list(folders)} triplets={shlex.quote(bench)} out=SCORED"
+    return f"{command} {key}" if key else command
 
 
-def _quote(text: str) -> str:
-    return text if text.replace("-", "").replace(".", "").isalnum() else f"'{text}'"
+def _list(folders: Sequence[str]) -> str:
+    # Paths may have blanks and quotes.
+    return shlex.quote(json.dumps(list(folders), ensure_ascii=False))

@@ -87,6 +87,17 @@ def test_no_text_is_a_latex_command(text: str) -> None:
     assert not re.search(r"(?<!\\)[_#%&]", escaped)
 
 
+def test_a_label_with_signs_of_the_format_stays_one_cell() -> None:
+    label = "a|b*c\n\nd"
+    table = Table("t", label, (Column(label),), (Row(label, (Cell(absent=Absent("why", f"wm `{label}`")),)),))
+    text = to_markdown(table)
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in text.splitlines() if row.startswith("|")} == {3}
+    assert r"a\|b\*c d" in text and "`` wm `a|b*c d` ``" in text
+    # An empty line inside of an argument is an error of LaTeX.
+    assert "\n\n" not in to_latex(table)
+    assert [row["row"] for row in csv.DictReader(io.StringIO(to_csv(table)))] == [label]
+
+
 def test_csv_is_one_line_a_cell_with_numbers_in_full() -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(TABLE))))
     assert len(rows) == 5 and tuple(rows[0]) == CSV_COLUMNS

@@ -27,6 +27,10 @@ def test_results_are_found_by_stage_and_system(results: dict[str, Path], tmp_pat
     assert sources.list_systems() == ["GoT", "Copy", "C-FT", "C-FDM", "C-FDM w/o LW", "mine"]
     assert sources.predicted_in == {"GoT": str(collected)} and not sources.is_toy
     assert {score.subset for score in sources.judgements} == {"magicbrush", "something", "kubric"}
+    # Images of an editor that this package runs are a set like any other.
+    edited = write_collected(tmp_path / "edited", results["bench"], "PixInst", GREY)
+    write_stage(edited, "edit", {"triplets": str(results["bench"])})
+    assert read(edited).predicted_in == {"PixInst": str(edited)}
     by_split = read(results["judge"], subset="split")
     assert set(by_split.subsets.values()) == {"test"} and {score.subset for score in by_split.judgements} == {"test"}
 
@@ -67,6 +71,13 @@ def test_bad_folders_are_named(results: dict[str, Path], tmp_path: Path) -> None
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=r"names: SE = 'what'; the results hold .*C-FT"):
         read(results["judge"], names={"SE": "what"})
+
+
+def test_a_name_hides_no_other_system(results: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="names: C-FT = 'mine', but the results hold a system named 'C-FT' too"):
+        read(results["judge"], names={"C-FT": "mine"})
+    # Exchanged names hide none.
+    assert read(results["judge"], names={"C-FT": "C-FDM", "C-FDM": "C-FT"}).title("C-FT") == "C-FDM"
 
 
 def test_results_of_two_benches_are_refused(results: dict[str, Path], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.helpers.paper_results import IDS, judged, write_judging, write_stage
+from tests.helpers.paper_results import IDS, judged, scored, write_judging, write_scoring, write_stage
 from wm.evaluation.metrics.stats import stratified_interval
 from wm.evaluation.paper.cells import Cell, Table
 from wm.evaluation.paper.measured import Measured
@@ -73,6 +73,13 @@ def test_best_of_three_needs_three_judged_samples(results: dict[str, Path], tmp_
     assert measured.best_judge_cell("C-FT", MB).mean == 2  # type: ignore[union-attr]
     something = measured.best_judge_cell("C-FT", ST)
     assert something is not None and (something.mean, something.n, something.expected) == (1, 1, 2)
+    # Three runs of two seeds each are three samples, not six: the first seed's.
+    rows = [
+        row for run in range(3) for seed in range(2) for row in judged("C-FT", [run + 4 * seed] * 5, run=run, seed=seed)
+    ]
+    folder = write_judging(tmp_path / "six", results["bench"], rows)
+    best = Measured(read_sources([str(folder)])).best_judge_cell("C-FT", MB)
+    assert best is not None and (best.mean, best.num_runs, best.n) == (2, 1, 2)
 
 
 def test_ablations_are_paired_differences(layout: Layout) -> None:
@@ -85,6 +92,16 @@ def test_ablations_are_paired_differences(layout: Layout) -> None:
     assert cell(table, "All", "Δ w/o LW").mean == pytest.approx((-1 - 0.5 + 1) / 3)
     empty = cell(table, "MB", "Δ w/o Synth.")
     assert empty.mean is None and empty.absent is not None and "paper/c-fdm-no-synthetic" in empty.absent.command
+
+
+def test_a_failure_of_one_run_leaves_its_item_out(results: dict[str, Path], tmp_path: Path) -> None:
+    rows = judged("C-FDM", [10, 2, 1, 1, 1]) + judged("C-FDM", [10, 2, 1, 1, 1], run=1)
+    rows += judged("C-FDM w/o LW", [None, 1, 1, 1, 1]) + judged("C-FDM w/o LW", [9, 1, 1, 1, 1], run=1)
+    folder = write_judging(tmp_path / "judge", results["bench"], rows)
+    table = TABLES["4"](Layout(Measured(read_sources([str(folder)]))))
+    # Run 0: 1 - 2 alone; with the first item of one side it would be 1 - 6.
+    difference = cell(table, "MB", "Δ w/o LW")
+    assert (difference.mean, difference.std, difference.num_runs, difference.n) == (-1, 0, 2, 2)
 
 
 def test_criteria_table_has_both_losses(layout: Layout) -> None:
@@ -108,7 +125,8 @@ def test_metrics_of_best_of_three_are_of_the_judge_s_choice(layout: Layout) -> N
     assert cell(table, "L1", "C-FT", "MagicBrush").is_best
     assert cell(table, "GPT-4o", "C-FDM", "All").mean == pytest.approx(4.5)
     clip = cell(table, "CLIP-T", "C-FT", "MagicBrush").absent
-    assert clip is not None and clip.reason == "scored without clip" and clip.command.endswith("clip=CLIP blip=BLIP")
+    assert clip is not None and clip.reason == "scored without clip or blip"
+    assert clip.command.endswith("clip=CLIP blip=BLIP dino=DINO")
     unscored = cell(table, "L1", "C-FDM", "MagicBrush").absent
     assert unscored is not None and "wm evaluate paper/evaluate-aurora-bench" in unscored.command
 
@@ -126,6 +144,31 @@ def test_published_numbers_stand_beside_the_five_subsets_alone(layout: Layout) -
     votes = TABLES["5"](as_aurora(layout))
     assert cell(votes, "MB", "SE").published_text() == "0.29†" and votes.absent is not None
     assert cell(TABLES["7"](as_aurora(layout)), "MIT", "#Samples").published_text() == "19,658"
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("gpt-4o", "GPT-4o"), ("gpt-4o-2024-11-20", "GPT-4o"), ("gpt-4o-mini", "Judge"), ("x", "Judge")]
+)
+def test_only_the_paper_s_judge_is_called_so(results: dict[str, Path], tmp_path: Path, model: str, name: str) -> None:
+    folder = write_judging(tmp_path / "judged", results["bench"], judged("C-FT", [1] * 5), model)
+    assert TABLES["2"](Layout(Measured(read_sources([str(folder)])))).title.startswith(f"{name} score")
+
+
+def test_a_subset_without_scored_predictions_asks_for_no_models(results: dict[str, Path], tmp_path: Path) -> None:
+    rows = scored("C-FT", [0.1] * 5)[:4] + scored("Copy", [0.1] * 5)
+    table = TABLES["6"](Layout(Measured(read_sources([str(write_scoring(tmp_path / "s", results["bench"], rows))]))))
+    empty = cell(table, "L1", "C-FT", "Kubric").absent
+    assert empty is not None and empty.reason == "no prediction of C-FT on a subset was scored" and not empty.command
+    assert cell(table, "L1", "C-FT", "MagicBrush").mean == pytest.approx(0.1)
+
+
+def test_empty_cells_of_the_toy_world_name_its_own_loop(results: dict[str, Path], tmp_path: Path) -> None:
+    folder = write_judging(tmp_path / "nano", results["bench"], judged("C-FDM", [1] * 5), "nano:oracle")
+    table = TABLES["4"](Layout(Measured(read_sources([str(folder)]))))
+    synthetic, weights = cell(table, "MB", "Δ w/o Synth.").absent, cell(table, "MB", "Δ w/o LW").absent
+    # The loop trains no model without synthetic triplets but with weights.
+    assert synthetic is not None and synthetic.command == "" and "does not make" in synthetic.reason
+    assert weights is not None and weights.command == "wm bootstrap nano/full"
 
 
 def test_win_rates_of_the_judge_count_no_ties(layout: Layout) -> None:
@@ -150,7 +193,12 @@ def test_video_table_has_a_row_a_set(tmp_path: Path) -> None:
     assert [entry.text() for entry in table.rows[1].cells] == ["7.50", "1.25", "1,200", "3.00", "2.00", "–"]
     assert table.rows[1].cells[0].published == 7.24 and table.rows[3].cells[0].published is None
     mit = table.rows[0].cells[0].absent
-    assert mit is not None and mit.command == "wm annotate paper/annotate-moments"
+    assert mit is not None and mit.command.startswith("wm annotate paper/annotate-moments videos=VIDEOS")
+    # What an earlier version did not count is counted from its tables; those of a selection are no annotation's.
+    old = [write_stage(tmp_path / stage, stage, {"dataset": "old"}) for stage in ("annotate", "select")]
+    sources = read_sources([str(folder) for folder in old])
+    table = TABLES["7"](Layout(Measured(sources), count_videos=lambda folder: {"samples": len(folder.name)}))
+    assert [row.title for row in table.rows][3:] == ["old"] and cell(table, "old", "#Samples").mean == 8
 
 
 def test_motion_splits_the_bench_at_its_median(layout: Layout) -> None:
@@ -164,6 +212,9 @@ def test_motion_splits_the_bench_at_its_median(layout: Layout) -> None:
     assert cell(table, row, "C-FT").mean == pytest.approx(np.mean([finals["C-FT"][key] for key in high]))
     difference = np.mean([finals["C-FDM"][key] - finals["C-FT"][key] for key in high])
     assert cell(table, row, "Δ").mean == pytest.approx(difference) and cell(table, row, "Δ").n == 2
+    # Two scores of 1 and 4 or so would bound their mean far outside of the scale.
+    bounds = [(entry.ci_low, entry.ci_high) for line in table.rows for entry in line.cells[:2]]
+    assert all(low is not None and high is not None and 0 <= low <= high <= 10 for low, high in bounds)
 
 
 def test_flow_magnitude_is_how_far_pixels_move() -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.paper_results import write_scoring, write_stage
+from tests.helpers.paper_results import judged, write_judging, write_scoring, write_stage
+from wm.errors import InputError
 from wm.evaluation.paper.measured import Measured
 from wm.evaluation.paper.sources import read_sources
 from wm.evaluation.paper.tables import TABLES
@@ -43,3 +44,19 @@ def test_actions_of_scoring_and_evaluation_are_in_one_table(results: dict[str, P
     assert vila["BS"].absent.command.endswith("bertscore.model=ROBERTA")
     # The best of a column, which is that of a system of one's own.
     assert mine["R-1"].is_best and mine["BLEU"].is_best and not idm["R-1"].is_best
+
+
+def test_rows_are_named_as_the_results_are_in_the_toy_world(results: dict[str, Path], tmp_path: Path) -> None:
+    rows = [{"system": "IDM", "metrics": {"rouge1": figure(0.5)}, "choice": "none", "k": 1, "num_items": 5}]
+    actions = {"rows": rows, "corpus_bleu": {}, "notes": {}}
+    folders = [write_scoring(tmp_path / name, results["bench"], [], actions) for name in ("first", "second")]
+    judging = write_judging(tmp_path / "judge", results["bench"], judged("C-FT", [1] * 5), "nano:oracle")
+    evaluated = write_stage(tmp_path / "evaluated", "evaluate", {"triplets": str(results["bench"])})
+    inverse = [{"label": "IDM", "metrics": {}}]
+    write_json(evaluated / "tables.json", {"items": 5, "fdm": [], "idm": inverse, "probe": []})
+    given = [str(evaluated), str(folders[0]), str(judging)]
+    table = TABLES["1"](Layout(Measured(read_sources(given, names={"C-IDM": "IDM"}))))
+    assert [row.title for row in table.rows] == ["IDM"]
+    # Of two scorings of one system's actions none is taken in silence.
+    with pytest.raises(InputError, match=r"first and .*second both hold actions of 'IDM'"):
+        TABLES["1"](Layout(Measured(read_sources([str(folder) for folder in folders]))))

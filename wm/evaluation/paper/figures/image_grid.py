@@ -136,9 +136,7 @@ def read_image_grid(sources: Sources) -> ImageGrid | Absent:
         InputError: A triplet of the options is not of the bench.
     """
     if not sources.predictions:
-        return Absent(
-            "no prediction set", "wm evaluate paper/evaluate-aurora-bench, and wm collect for other systems' images"
-        )
+        return Absent("no prediction set", "wm evaluate paper/evaluate-aurora-bench")
     # 1. Which triplets and columns.
     ids = choose_triplets(sources.subsets, sources.options.triplets, sources.options.seed)
     first = _find_first(sources.predictions, ids)

@@ -56,7 +56,9 @@ def read_heat_maps(sources: Sources) -> HeatMaps | Absent:
             triplets.append(_read_triplet(source, files, sources, codec))
             missing -= set(_list_ids(files)) if missing else set()
     if not triplets:
-        return Absent("no data set with a triplet", "wm ingest, or wm annotate paper/annotate-ucf101")
+        return Absent(
+            "no data set with a triplet", "wm annotate paper/annotate-ucf101 videos=VIDEOS idm=IDM out=ANNOTATED"
+        )
     # A misspelt id would show another triplet in silence.
     if missing:
         raise InputError(f"weighted_triplets: {min(missing)!r:.100} is of none of the {len(triplets)} data sets")

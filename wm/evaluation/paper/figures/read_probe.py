@@ -41,7 +41,7 @@ def read_heatmap(sources: Sources) -> HeatData | Absent:
     if not rows:
         return Absent("no evaluation with the preference probe", _PROBE_VLMS)
     expected = max(tables["items"] for _, tables in sources.tables)
-    published = {} if sources.is_toy else load_published()
+    published = load_published() if sources.is_published else {}
     panels = {}
     for role, (title, key) in _HEAT_PANELS.items():
         of_role = {(row["label"], row["negative"]): row for row in rows if row["role"] == role}
@@ -158,8 +158,8 @@ def _read_pairs(source: Source, unit: Unit) -> dict[str, Scatter | Absent] | Abs
     path = unit.file(source.folder / "parts")
     scores = from_arrays(load_part(path)[1]) if path.is_file() else None
     if scores is None:
-        missing = "has no likelihoods item by item: an earlier version kept shares alone"
-        return Absent(f"{path} {missing}", "wm evaluate with the same recipe and another out")
+        missing = "has no likelihoods item by item, as an earlier version kept shares alone"
+        return Absent(f"{path} {missing}: evaluate again by the same recipe with another out")
     return {kind: _build_scatter(scores, kind) for kind in PANELS}
 
 

@@ -53,7 +53,7 @@ def read_verification(sources: Sources) -> Verification | Absent:
     if not _has_curve(values):
         return Absent(
             "no result at several K of a model with a verifier",
-            "wm evaluate paper/evaluate-aurora-bench, then wm judge predictions='[\"EVALUATION\"]' "
+            "wm evaluate paper/evaluate-aurora-bench && wm judge predictions='[\"runs/paper/evaluate-aurora-bench\"]' "
             f"triplets={sources.triplets or 'BENCH'} num_candidates='[1, 2, 4, 8]' out=JUDGED",
         )
     return Verification(_build_panels(sources, values), metric, "runs", lower_is_better, sources.is_toy)

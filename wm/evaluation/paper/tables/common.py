@@ -1,7 +1,10 @@
 """Join our cells with the published ones, and lay out rows by subset. Knows no single table."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
 
 from wm.evaluation.aurora_bench import SUBSET_NAMES, footnote, subset_title
 from wm.evaluation.paper.cells import Absent, Cell, Column
@@ -14,8 +17,13 @@ from wm.evaluation.rows import CEILING, COPY
 SHORT_NAMES = {"magicbrush": "MB", "ag": "AG", "something": "ST", "whatsup": "WU", "kubric": "KU"}
 """Subset → its name in the paper's narrow tables."""
 BLANK = Cell(is_blank=True)
+_GPT_4O = re.compile(r"(?:openai/)?gpt-4o(?:-\d{4}-\d\d-\d\d)?")
+"""Names of the paper's judge, of any date; gpt-4o-mini is another model."""
 CEILING_TITLE = "Codec"
 """Head of the column of the true targets through the codec."""
+
+
+CountVideos: TypeAlias = Callable[[Path], Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -26,11 +34,13 @@ class Layout:
         measured: The results' figures.
         version: Whose rows and columns.
         caption_of: Of which image CLIP-T's caption is.
+        count_videos: Counts table 7's columns from the folder of an annotation that did not count them; None: not.
     """
 
     measured: Measured
     version: str = "acl"
     caption_of: str = "target"
+    count_videos: CountVideos | None = None
 
     @property
     def sources(self) -> Sources:
@@ -44,15 +54,15 @@ class Layout:
 
     @property
     def is_published(self) -> bool:
-        """Return whether published numbers may stand beside these results: not those of another bench or world."""
-        return not self.sources.is_toy and set(self.subsets) == set(SUBSET_NAMES)
+        """Return whether published numbers may stand beside these results."""
+        return self.sources.is_published
 
     @property
     def judge(self) -> str:
         """Return what tables call the judge: ``GPT-4o`` where it is one or there is none, else ``Judge``."""
         # Named where it is another: its scores are not the paper's.
         models = {str(source.recipe("model")) for source in self.sources.of("judge")}
-        return "GPT-4o" if all(model.startswith("gpt-4o") for model in models) else "Judge"
+        return "GPT-4o" if all(_GPT_4O.fullmatch(model) for model in models) else "Judge"
 
     def judge_notes(self) -> tuple[str, ...]:
         """Return which model judged, and what it was shown; nothing where nothing was judged."""

@@ -1,7 +1,7 @@
 """Build table 6: image metrics and the judge's score of every system, by subset."""
 
 from wm.evaluation.aurora_bench import subset_title
-from wm.evaluation.paper.cells import Cell, Column, Row, Table, mark_best
+from wm.evaluation.paper.cells import Absent, Cell, Column, Row, Table, mark_best
 from wm.evaluation.paper.measured import AVERAGE
 from wm.evaluation.paper.systems import explain_unscored
 from wm.evaluation.paper.tables.common import Layout, cell_or, column_of, drop_empty
@@ -96,5 +96,9 @@ def _metric_cell(layout: Layout, system: str, subset: str, metric: str, key: str
         if cell is None and measured.metric_cell(sources.label(base), subset, metric) is not None:
             return judge_cell(layout, system, subset, digits=3)
         return cell_or(cell, explain_unscored(sources, base, "score", key), digits=3)
-    cell = measured.metric_cell(sources.label(system), subset, metric, lower_is_better=lower)
+    label = sources.label(system)
+    cell = measured.metric_cell(label, subset, metric, lower_is_better=lower)
+    # Scored elsewhere by the same metric: no command is missing, but predictions.
+    if cell is None and any(measured.metric_cell(label, name, metric) for name in layout.subsets):
+        return Cell(absent=Absent(f"no prediction of {system} on a subset was scored"), digits=3)
     return cell_or(cell, explain_unscored(sources, system, "score", key), digits=3)

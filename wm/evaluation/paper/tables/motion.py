@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from wm.evaluation.image_scoring import read_targets
+from wm.evaluation.judge.figures import TOP
 from wm.evaluation.metrics.stats import mean_interval
 from wm.evaluation.paper.cells import Absent, Cell, Column, Row, Table
 from wm.evaluation.paper.sources import Sources
@@ -132,7 +133,8 @@ def _mean_cell(values: Mapping[str, float], expected: int, *, is_signed: bool = 
         return None
     # Sorted: a sum in floating point depends on the order.
     ordered = np.array([values[key] for key in sorted(values)])
-    low, high = mean_interval(ordered)
+    # A score is bounded by its scale, a difference is not.
+    low, high = mean_interval(ordered, top=None if is_signed else TOP)
     return Cell(
         mean=float(ordered.mean()), ci_low=low, ci_high=high, n=len(values), expected=expected, is_signed=is_signed
     )

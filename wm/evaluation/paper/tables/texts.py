@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from functools import cached_property
 
+from wm.errors import InputError
 from wm.evaluation.metrics.stats import sample_std
 from wm.evaluation.paper.cells import Absent, Cell, Column, Row, Table, mark_best
-from wm.evaluation.paper.sources import Source, Sources
-from wm.evaluation.paper.systems import explain_unread
+from wm.evaluation.paper.sources import PREDICTING_STAGES, Source, Sources
+from wm.evaluation.paper.systems import explain_unread, score_command
 from wm.evaluation.paper.tables.common import Layout, cell_or
 from wm.evaluation.published import load_published
 from wm.evaluation.rows import Figure
@@ -34,10 +35,16 @@ class TextFigures:
     def _scored(self) -> dict[str, tuple[ScoreRow, Mapping[str, float]]]:
         """Label → its row, and BLEU by run."""
         figures: dict[str, tuple[ScoreRow, Mapping[str, float]]] = {}
+        owners: dict[str, Source] = {}
         for source in self._sources.of("score"):
             texts = source.load_json("scores.json").get("actions") or {}
             for row in texts.get("rows", []):
-                figures.setdefault(row["system"], (row, texts["corpus_bleu"].get(row["system"], {})))
+                # As of images: which of two scorings is meant cannot be known.
+                if (owner := owners.setdefault(row["system"], source)) is not source:
+                    raise InputError(
+                        f"{owner.folder} and {source.folder} both hold actions of {row['system']!r}: give one of them"
+                    )
+                figures[row["system"]] = row, texts["corpus_bleu"].get(row["system"], {})
         return figures
 
     @cached_property
@@ -101,11 +108,13 @@ def build_text_table(layout: Layout) -> Table:
     """
     sources, figures = layout.sources, TextFigures(layout.sources)
     published = load_published()
+    # The paper's families are none of the toy world's: there a row is named as the results name it.
+    titled_rows = [(sources.label(system) if sources.is_toy else title, system) for title, system in _ROWS]
     own = {sources.label(system) for _, system in _ROWS}
     # Base models are evaluated as inverse models under one name in both directions.
     extra = [(label, label) for label in figures.labels() if label not in own]
     rows = []
-    for title, system in (*_ROWS, *extra):
+    for title, system in (*titled_rows, *extra):
         # The later text first; what it leaves out is in the earlier one.
         cells = []
         for column, metric in _METRICS:
@@ -146,9 +155,7 @@ def _explain(layout: Layout, figures: TextFigures, system: str, metric: str) -> 
     if label not in figures.labels():
         return explain_unread(layout.sources, system)
     bench = layout.sources.triplets
-    # Any set with actions will do as an example of the command.
-    folder = next((str(source.folder) for source in layout.sources.of("evaluate", "collect")), "PREDICTIONS")
-    key = " bertscore.model=ROBERTA" if metric == "bertscore" else ""
-    return Absent(
-        f"{metric} was not measured", f"wm score predictions='[\"{folder}\"]' triplets={bench} out=SCORED{key}"
-    )
+    # All sets at once: two scorings of one system could not be given together.
+    folders = [str(source.folder) for source in layout.sources.of(*PREDICTING_STAGES)] or ["PREDICTIONS"]
+    key = "bertscore.model=ROBERTA" if metric == "bertscore" else ""
+    return Absent(f"{metric} was not measured", score_command(folders, bench, key))
