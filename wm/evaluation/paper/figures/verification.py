@@ -32,7 +32,7 @@ _PANEL_IN: Final = (2.35, 2.1)
 
 @dataclass(frozen=True)
 class Point:
-    """A mean. ``k``: candidates, for adaptive N their mean; ``std``: over runs, or the seeds of one; None of one value."""
+    """A mean. ``k``: candidates, for adaptive N their mean; ``std``: over runs or seeds, None where there is one."""
 
     k: float
     mean: float
