@@ -31,8 +31,10 @@ def take_budget(listing: pa.Table, budget: VideoBudget, limit_s: float) -> pa.Ta
     # Nothing is opened, and no note written, where there is no limit.
     if not budget.is_limited:
         return listing
+    if budget.hours is None:
+        return _add_note(listing, *apply_budget(listing, budget, lambda row: None))
     uris, starts, ends = (listing.column(name).to_pylist() for name in ("uri", "start_s", "end_s"))
-    with IsolatedProcess() as process, progress_bar(round((budget.hours or 0) * 3600), "s", "budget") as bar:
+    with IsolatedProcess() as process, progress_bar(round(budget.hours * 3600), "s", "budget") as bar:
 
         def length_s(row: int) -> float | None:
             start_s, end_s = starts[row] or 0.0, ends[row]
@@ -56,10 +58,15 @@ def take_budget(listing: pa.Table, budget: VideoBudget, limit_s: float) -> pa.Ta
             return seconds
 
         part, report = apply_budget(listing, budget, length_s)
-    return part.replace_schema_metadata({**(listing.schema.metadata or {}), BUDGET: json.dumps(report)})
+    return _add_note(listing, part, report)
 
 
 def report_of(listing: pa.Table) -> BudgetReport | None:
     """Return what the budget took; None for a complete listing."""
     note = budget_note(listing)
     return cast(BudgetReport, json.loads(note)) if note else None
+
+
+def _add_note(listing: pa.Table, part: pa.Table, report: BudgetReport) -> pa.Table:
+    """Return the part with the listing's notes and the budget's."""
+    return part.replace_schema_metadata({**(listing.schema.metadata or {}), BUDGET: json.dumps(report)})

@@ -162,6 +162,10 @@ def test_parquet_files_that_hold_the_images(tmp_path: Path) -> None:
     ]
     # Recognised without a name, and one file alone is a set too.
     assert len(list_labelled(root, "data/dev-00000-of-00001-cc.parquet")) == 1
+    # A pattern as absolute as a file may be, below root or not.
+    for folder in (root, tmp_path / "elsewhere"):
+        folder.mkdir(exist_ok=True)
+        assert len(list_labelled(folder, f"{root}/data/train-*.parquet")) == 45
 
 
 def test_rows_in_any_order_are_the_same_images(tmp_path: Path) -> None:
@@ -203,6 +207,7 @@ def test_other_tables_are_refused_in_a_line(tmp_path: Path) -> None:
         ("e.json", "magicbrush", "not a readable Parquet file"),
         ("*.json", "aurora", r"matches 2 files; dataset_layout = 'aurora' reads one table"),
         ("none-*.parquet", "auto", "no such file: .*none-.*the data set's own table"),
+        ("/none/**x/*.parquet", "auto", "no such file: .*none"),
         ("e.json", "aurora_something", "no usable row"),
     ):
         with pytest.raises(InputError, match=said) as caught:

@@ -40,6 +40,9 @@ def test_a_dry_run_says_what_the_budget_takes(
 
     assert "budget:" not in plan()
     assert "budget: 6 of 13 videos, 3 of each of 2 classes\n" in plan(videos_per_class=3)
+    # No file is opened for it, so that there is no progress to show.
+    run(recipe(videos, tiny_base, tmp_path / "out", budget={"videos_per_class": 3}), dry_run=True)
+    assert not capsys.readouterr().err
     text = plan(hours=5 / 3600)
     assert "h of the 0.001389 h asked for" in text and "videos of 2 classes from" in text
     assert "13 of 13 videos" in plan(hours=1) and "the length of 1 cannot be read" in plan(hours=1)

@@ -5,11 +5,12 @@ Not known here: how the frames of a video are read.
 
 import os
 from collections.abc import MutableMapping
+from glob import glob
 from pathlib import Path
 
 from wm.datasets.layouts import LAYOUTS, load_layout, recognise_table
 from wm.datasets.layouts.base import ImagePair, LabelledRow, Problem
-from wm.datasets.videos.folders import find_videos, is_glob
+from wm.datasets.videos.folders import find_videos
 from wm.datasets.videos.index import VideoIndex
 from wm.errors import InputError
 from wm.images import Pixels, decode_image
@@ -74,11 +75,9 @@ def find_tables(root: str | Path, file: str) -> list[Path]:
     path = Path(root) / file
     if os.path.isfile(path):  # noqa: PTH113 - of a name that is too long, pathlib raises
         return [path]
-    # Sharded tables: data/train-*.parquet. A pattern is relative to the fixed part before it.
-    paths: list[Path] = []
-    if is_glob(file):
-        fixed = next(folder for folder in path.parents if not is_glob(str(folder.relative_to(root))))
-        paths = sorted(match for match in fixed.glob(str(path.relative_to(fixed))) if match.is_file())
+    # Sharded tables, data/train-*.parquet. An absolute pattern is its own, and root's name may hold marks of a pattern.
+    names = glob(file, root_dir=root, recursive=True)  # noqa: PTH207 - pathlib takes no absolute pattern
+    paths = sorted(match for name in names if (match := Path(root) / name).is_file())
     if not paths:
         raise InputError(f"no such file: {path!s:.400} (the data set's own table, relative to root)")
     return paths

@@ -34,6 +34,13 @@ class Source:
         """Return what the stage counted."""
         return cast(dict[str, Any], self.record.get("counts", {}))
 
+    def annotation_recipe(self) -> dict[str, Any]:
+        """Return the recipe of the annotation whose triplets a selection chose from; empty where it has gone."""
+        triplets = Path(str(self.recipe("triplets", "")))
+        # The annotation's folder, or that of its triplets.
+        record = read_run(triplets) or read_run(triplets.parent) or {}
+        return cast(dict[str, Any], record.get("recipe", {}))
+
     def load_json(self, name: str) -> Any:
         """Load a JSON file of the folder.
 

@@ -22,6 +22,7 @@ from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.predicted_actions import ActionRow, list_actions
 from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
 from wm.evaluation.rows import CEILING, COPY, Tables
+from wm.packaged import PREFIX
 from wm.tables import read_table
 
 __all__ = ["REFERENCES", "Absent", "Source", "Sources", "read_sources"]
@@ -84,11 +85,14 @@ class Sources:
     @cached_property
     def is_toy(self) -> bool:
         """Whether any result is of the toy world: nothing published is shown beside it then."""
-        # By the data, by the judge, or by the evaluation: any of them is enough.
-        datasets = {row.dataset for row in self.rows} | {str(source.recipe("dataset", "")) for source in self.folders}
+        # By the data, by what annotated it, by the judge, or by the evaluation: any of them is enough.
+        recipes = [source.record.get("recipe", {}) for source in self.folders]
+        recipes += [source.annotation_recipe() for source in self.of("select")]
+        datasets = {row.dataset for row in self.rows} | {str(recipe.get("dataset", "")) for recipe in recipes}
         judges = [source.recipe("model") for source in self.of("judge")]
         oracles = [source for source in self.of("evaluate") if source.recipe("judge") == "oracle"]
-        return bool(datasets & set(TOY_DATASETS)) or _TOY_JUDGE in judges or bool(oracles)
+        has_toy_model = any(str(recipe.get("idm", "")).startswith(PREFIX) for recipe in recipes)
+        return bool(datasets & set(TOY_DATASETS)) or has_toy_model or _TOY_JUDGE in judges or bool(oracles)
 
     @cached_property
     def is_published(self) -> bool:

@@ -49,7 +49,13 @@ def test_copy_may_be_in_several_folders_and_is_taken_once(results: dict[str, Pat
 
 def test_the_toy_world_is_recognised(results: dict[str, Path], tmp_path: Path) -> None:
     assert read(write_judging(tmp_path / "nano", results["bench"], judged("x", [1] * 5), "nano:oracle")).is_toy
-    assert read(write_stage(tmp_path / "clips", "annotate", {"dataset": "tabletop-videos"})).is_toy
+    clips = write_stage(tmp_path / "clips", "annotate", {"dataset": "tabletop-videos"})
+    assert read(clips).is_toy
+    # A selection names no data set: its annotation does. A shipped model is the toy world's whatever it read.
+    assert read(write_stage(tmp_path / "chosen", "select", {"triplets": f"{clips}/triplets"})).is_toy
+    assert read(write_stage(tmp_path / "own", "annotate", {"dataset": "videos", "idm": "nano:idm"})).is_toy
+    real = write_stage(tmp_path / "real", "annotate", {"dataset": "ucf101", "idm": "runs/c-idm"})
+    assert not read(write_stage(tmp_path / "of-real", "select", {"triplets": str(real)})).is_toy
 
 
 def test_bad_folders_are_named(results: dict[str, Path], tmp_path: Path) -> None:

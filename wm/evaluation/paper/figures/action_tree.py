@@ -24,7 +24,7 @@ _ROW_IN: Final = 2.1
 """A leaf with its action above and its score below."""
 _RIGHT_IN: Final = 0.85
 """Room right of the last level, over which its actions may reach."""
-_LETTERS: Final = 24
+_LETTERS: Final = 20
 
 
 class StoredBranch(TypedDict):

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -23,7 +22,6 @@ from wm.evaluation.paper.figures.style import (
     write_csv,
 )
 from wm.evaluation.paper.sources import Source, Sources
-from wm.runs import read_run
 from wm.tables import read_table
 
 if TYPE_CHECKING:
@@ -179,10 +177,7 @@ def read_class_scores(sources: Sources) -> ClassScores | Absent:
 
 def _name_set(source: Source) -> str:
     """Name a selection by the data set of its annotation, or by its folder."""
-    triplets = Path(str(source.recipe("triplets")))
-    # The annotation's folder, or that of its triplets.
-    record = read_run(triplets) or read_run(triplets.parent) or {}
-    dataset = str(record.get("recipe", {}).get("dataset") or source.folder.name)
+    dataset = str(source.annotation_recipe().get("dataset") or source.folder.name)
     return SET_TITLES.get(dataset, dataset)
 
 

@@ -56,7 +56,7 @@ def read_verification(sources: Sources) -> Verification | Absent:
             "wm evaluate paper/evaluate-aurora-bench && wm judge predictions='[\"runs/paper/evaluate-aurora-bench\"]' "
             f"triplets={sources.triplets or 'BENCH'} num_candidates='[1, 2, 4, 8]' out=JUDGED",
         )
-    return Verification(_build_panels(sources, values), metric, "runs", lower_is_better, sources.is_toy)
+    return Verification(_build_panels(sources, values), metric, "runs or seeds", lower_is_better, sources.is_toy)
 
 
 def _has_curve(values: Iterable[_Value]) -> bool:

@@ -32,7 +32,7 @@ _PANEL_IN: Final = (2.35, 2.1)
 
 @dataclass(frozen=True)
 class Point:
-    """A mean. ``k``: candidates, for adaptive N their mean; ``std``: over runs, None where there is one."""
+    """A mean. ``k``: candidates, for adaptive N their mean; ``std``: over runs or seeds, None where there is one."""
 
     k: float
     mean: float
@@ -73,7 +73,7 @@ class Verification:
 
     panels: tuple[Panel, ...]
     metric: str
-    over: str = "runs"
+    over: str = "runs or seeds"
     lower_is_better: bool = False
     is_toy: bool = False
 

@@ -69,7 +69,7 @@ def test_lines_bands_and_levels_are_the_data():
     assert list(axes.get_xticks()) == [1, 2, 8] and axes.get_title() == "AG  (n 50)"
     assert "GoT: 48 of 50" in [text.get_text() for text in axes.texts]
     title = figure.get_suptitle()
-    assert title == "Verification: score by gpt-4o; bands: standard deviation over runs (toy world)"
+    assert title == "Verification: score by gpt-4o; bands: standard deviation over runs or seeds (toy world)"
     # The same colour in every panel.
     assert line_of(figure.axes[1], "C-FT").get_color() == line.get_color()
     again = build_verification(data)
