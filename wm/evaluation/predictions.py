@@ -239,7 +239,9 @@ def list_predictions(folder: str | Path) -> list[PredictionFacts]:
         path = str(file)
         for number, row in enumerate(rows.to_pylist()):
             # Texts that many rows share are stored once: of 100,000 rows they take tens of MB.
-            row |= {name: shared.setdefault(row[name], row[name]) for name in ("triplet_id", "system", "decoding", "view")}
+            row |= {
+                name: shared.setdefault(row[name], row[name]) for name in ("triplet_id", "system", "decoding", "view")
+            }
             facts.append(cast(PredictionFacts, row | {"file": path, "row": number}))
     if not facts:
         raise InputError(f"{folder} holds no prediction")

@@ -90,9 +90,7 @@ def choices_of(row: Values) -> dict[Choice, int]:
     return {(system, "idm", k): chosen_at.count(k) for k in set(chosen_at)}
 
 
-def _build_row(
-    choice: Choice, present: set[str], sums: Mapping[str, Sums], subsets: Mapping[str, str]
-) -> ScoreRow:
+def _build_row(choice: Choice, present: set[str], sums: Mapping[str, Sums], subsets: Mapping[str, str]) -> ScoreRow:
     missing = [subset for triplet_id, subset in subsets.items() if triplet_id not in present]
     return {
         "system": choice[0],
