@@ -226,7 +226,6 @@ def list_predictions(folder: str | Path) -> list[PredictionFacts]:
         )
     columns = [name for name in PredictionFacts.__annotations__ if name not in ("file", "row")]
     facts: list[PredictionFacts] = []
-    shared: dict[str, str] = {}
     for file in checked_files(predictions_folder(folder), PREDICTION_SCHEMA):
         try:
             rows = (
@@ -236,13 +235,8 @@ def list_predictions(folder: str | Path) -> list[PredictionFacts]:
             )
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} is damaged: {to_line(error)}") from error
-        path = str(file)
-        for number, row in enumerate(rows.to_pylist()):
-            # Texts that many rows share are stored once: of 100,000 rows they take tens of MB.
-            row |= {
-                name: shared.setdefault(row[name], row[name]) for name in ("triplet_id", "system", "decoding", "view")
-            }
-            facts.append(cast(PredictionFacts, row | {"file": path, "row": number}))
+        located = (row | {"file": str(file), "row": number} for number, row in enumerate(rows.to_pylist()))
+        facts += [cast(PredictionFacts, row) for row in located]
     if not facts:
         raise InputError(f"{folder} holds no prediction")
     return facts
