@@ -17,10 +17,6 @@ import hypothesis
 import pytest
 import torch
 
-# A shell has its background jobs ignore interrupts, and their children inherit that: tests send some.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # The same examples in every run, however slow the machine is: what fails here fails again.
 hypothesis.settings.register_profile(
     "repeatable",

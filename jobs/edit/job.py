@@ -48,7 +48,7 @@ def run(recipe: EditRecipe, *, dry_run: bool = False) -> RunRecord:
         return read_run(recipe.out) or {}
     check_device(recipe.resources.device)
     if dry_run:
-        read_parts(Path(recipe.model), recipe.pipeline)
+        read_parts(Path(recipe.model), recipe.pipeline, [] if recipe.safety_checker else ["safety_checker"])
         find_editor_class(recipe.pipeline)
         _print_plan(recipe, rows)
         return {}

@@ -38,6 +38,7 @@ _EXAMPLES = {
     "dino": "facebook/dino-vits16",
     "blip": "Salesforce/blip-image-captioning-large",
 }
+_TABLE_ROWS = 1024
 _NEEDS = {
     "clip_i": ["clip"],
     "clip_t_target": ["clip", "blip"],
@@ -189,10 +190,12 @@ def _build_table(recipe: ScoreRecipe, rows: list[BenchRow], num_images: int) -> 
     if not num_images:
         return []
     columns = [name for name in VALUE_SCHEMA.names if name not in ("pixels_sha256", "caption", "target_caption")]
-    values = read_table(Path(recipe.out) / "values", VALUE_SCHEMA, columns).to_pylist()
+    table = read_table(Path(recipe.out) / "values", VALUE_SCHEMA, columns)
     # Every image has a value, or something was lost in silence.
-    if len(values) != num_images:
-        raise InputError(f"{recipe.out}/values holds {len(values)} rows, expected {num_images}; remove the folder")
+    if table.num_rows != num_images:
+        raise InputError(f"{recipe.out}/values holds {table.num_rows} rows, expected {num_images}; remove the folder")
+    # A part at a time: as Python objects all values would take far more memory than Arrow's columns of them.
+    values = (row for part in table.to_batches(_TABLE_ROWS) for row in part.to_pylist())
     return build_score_rows(values, {row.triplet_id: row.subset(recipe.subset) for row in rows})
 
 

@@ -17,6 +17,8 @@ Choice: TypeAlias = tuple[str, str, int]
 """(system, choice, k): choice is none (a system without one), greedy, or idm (the verifier's among k)."""
 WeightedRows: TypeAlias = list[tuple[Values, int]]
 """Rows of values, each with how often it counts."""
+Sums: TypeAlias = dict[tuple[int, int, str], list[float]]
+"""(run, sampling seed, triplet) → sum of a metric over the candidates, each as often as it counts, and their number."""
 
 
 class ScoreFigure(TypedDict):
@@ -54,20 +56,23 @@ def build_score_rows(
     runs.
 
     Args:
-        values: Rows of :data:`wm.evaluation.image_scoring.VALUE_SCHEMA`.
+        values: Rows of :data:`wm.evaluation.image_scoring.VALUE_SCHEMA`; each is read once, and only sums are kept.
         subsets: Id of each triplet of the bench → its subset.
         metrics: Columns that are metrics.
 
     Returns:
         A row a system and choice, systems in their first order.
     """
-    grouped: dict[Choice, WeightedRows] = defaultdict(list)
+    sums: dict[Choice, dict[str, Sums]] = defaultdict(lambda: {name: {} for name in metrics})
+    present: dict[Choice, set[str]] = defaultdict(set)
     for row in values:
         for choice, weight in choices_of(row).items():
-            grouped[choice].append((row, weight))
-    systems = list(dict.fromkeys(system for system, _, _ in grouped))
-    order = sorted(grouped, key=lambda key: (systems.index(key[0]), key[1], key[2]))
-    return [_build_row(choice, grouped[choice], subsets, metrics) for choice in order]
+            present[choice].add(cast(str, row["triplet_id"]))
+            for name, of_metric in sums[choice].items():
+                _add_candidate(of_metric, name, row, weight)
+    systems = list(dict.fromkeys(system for system, _, _ in present))
+    order = sorted(present, key=lambda key: (systems.index(key[0]), key[1], key[2]))
+    return [_build_row(choice, present[choice], sums[choice], subsets) for choice in order]
 
 
 def choices_of(row: Values) -> dict[Choice, int]:
@@ -85,10 +90,8 @@ def choices_of(row: Values) -> dict[Choice, int]:
     return {(system, "idm", k): chosen_at.count(k) for k in set(chosen_at)}
 
 
-def _build_row(choice: Choice, rows: WeightedRows, subsets: Mapping[str, str], metrics: Sequence[str]) -> ScoreRow:
-    present = {cast(str, row["triplet_id"]) for row, _ in rows}
+def _build_row(choice: Choice, present: set[str], sums: Mapping[str, Sums], subsets: Mapping[str, str]) -> ScoreRow:
     missing = [subset for triplet_id, subset in subsets.items() if triplet_id not in present]
-    names = [name for name in metrics if any(row.get(name) is not None for row, _ in rows)]
     return {
         "system": choice[0],
         "choice": choice[1],
@@ -96,13 +99,13 @@ def _build_row(choice: Choice, rows: WeightedRows, subsets: Mapping[str, str], m
         "num_items": len(present),
         "num_missing": len(missing),
         "missing_by_subset": {name: missing.count(name) for name in order_subsets(missing)},
-        "metrics": {name: _build_figure(name, rows, subsets) for name in names},
+        "metrics": {name: _build_figure(of_metric, subsets) for name, of_metric in sums.items() if of_metric},
     }
 
 
-def _build_figure(metric: str, rows: WeightedRows, subsets: Mapping[str, str]) -> ScoreFigure:
+def _build_figure(sums: Sums, subsets: Mapping[str, str]) -> ScoreFigure:
     # 1. Mean over the candidates of an item in one run and seed, then over seeds, then over runs.
-    by_run = _average_candidates(metric, rows)
+    by_run = _average_candidates(sums)
     runs = {run: _average(list(seeds.values())) for run, seeds in sorted(by_run.items())}
     items = _average(list(runs.values()))
     # 2. Means of subsets, of all of the bench's, so that one without a value shows.
@@ -138,18 +141,25 @@ def average_by_run(metric: str, rows: WeightedRows) -> dict[int, dict[str, float
     Returns:
         Training run → triplet → value; rows without a value are left out.
     """
-    by_run = _average_candidates(metric, rows)
+    sums: Sums = {}
+    for row, weight in rows:
+        _add_candidate(sums, metric, row, weight)
+    by_run = _average_candidates(sums)
     return {run: _average(list(seeds.values())) for run, seeds in sorted(by_run.items())}
 
 
-def _average_candidates(metric: str, rows: WeightedRows) -> dict[int, dict[int, dict[str, float]]]:
-    """Average a metric over the candidates of an item: by run, sampling seed and triplet."""
-    sums: dict[tuple[int, int, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for row, weight in rows:
-        if row.get(metric) is not None:
-            total = sums[cast(int, row["run"]), cast(int, row["sampling_seed"]), cast(str, row["triplet_id"])]
-            total[0] += weight * cast(float, row[metric])
-            total[1] += weight
+def _add_candidate(sums: Sums, metric: str, row: Values, weight: int) -> None:
+    """Add a row's value of a metric, if it has one."""
+    value = cast(float | None, row.get(metric))
+    if value is not None:
+        key = cast(int, row["run"]), cast(int, row["sampling_seed"]), cast(str, row["triplet_id"])
+        total = sums.setdefault(key, [0.0, 0.0])
+        total[0] += weight * value
+        total[1] += weight
+
+
+def _average_candidates(sums: Sums) -> dict[int, dict[int, dict[str, float]]]:
+    """Average over the candidates of an item: by run, sampling seed and triplet."""
     by_run: dict[int, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for (run, seed, triplet_id), (total_value, total_weight) in sums.items():
         by_run[run][seed][triplet_id] = total_value / total_weight

@@ -5,7 +5,7 @@ How an editor is called is not known here.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from inspect import signature
@@ -24,6 +24,19 @@ INDEX = "model_index.json"
 """What names a pipeline's class and those of its parts."""
 INSTALL = "pip install 'wm[baselines]'"
 _LIBRARIES = ("diffusers", "transformers")
+_KINDS = (
+    ("transformers", "PreTrainedModel"),
+    ("transformers", "PreTrainedTokenizerBase"),
+    ("transformers", "FeatureExtractionMixin"),
+    ("transformers", "ImageProcessingMixin"),
+    ("transformers", "ProcessorMixin"),
+    ("diffusers", "ModelMixin"),
+    ("diffusers", "SchedulerMixin"),
+)
+"""What a part may be. Not a pipeline: diffusers would load that with its own defaults, which unpickle weights and fetch
+what a README names. Nor anything else that happens to have a ``from_pretrained``."""
+_OLD_NAMES = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
+"""Classes that folders of 2022 name and diffusers renames."""
 _NUM_LISTED = 6
 
 
@@ -55,7 +68,8 @@ def load_pipeline(
     """
     path = Path(folder)
     # 1. What can be read without diffusers, whose import takes seconds.
-    parts = read_parts(path, class_name)
+    without = [] if safety_checker else ["safety_checker"]
+    parts = read_parts(path, class_name, without)
     diffusers = _import_diffusers()
     pipeline_class = find_editor_class(class_name)
     # 2. The folder's own parts of transformers, so that none is filled with random numbers.
@@ -65,7 +79,7 @@ def load_pipeline(
     options |= {"trust_remote_code": False}
     with refusing(f"{path} holds no {class_name} that can be read"), _quiet_libraries():
         given = {name: _load_part(path / name, part, options) for name, part in _find_models(parts, diffusers).items()}
-        if not safety_checker and "safety_checker" in parts:
+        if not safety_checker and "safety_checker" in signature(pipeline_class).parameters:
             given |= {"safety_checker": None, "requires_safety_checker": False}
         pipeline = pipeline_class.from_pretrained(path, **given, **options)
         if scheduler:
@@ -74,15 +88,16 @@ def load_pipeline(
         return pipeline.to(device)
 
 
-def read_parts(folder: Path, class_name: str) -> dict[str, tuple[str, str]]:
+def read_parts(folder: Path, class_name: str, without: Collection[str] = ()) -> dict[str, tuple[str, str]]:
     """Check a folder before anything of diffusers reads it.
 
     Args:
         folder: A pipeline's folder.
         class_name: The class that its index must name.
+        without: Parts that will not be read, and need not be there.
 
     Returns:
-        Name of each part → library and class.
+        Name of each other part → library and class.
 
     Raises:
         InputError: The folder is missing, damaged, names code or another pipeline.
@@ -99,7 +114,7 @@ def read_parts(folder: Path, class_name: str) -> dict[str, tuple[str, str]]:
     parts: dict[str, tuple[str, str]] = {}
     for name, value in index.items():
         # Other values are settings of the pipeline; a part that is left out has no library.
-        if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
+        if name.startswith("_") or not isinstance(value, list) or value == [None, None] or name in without:
             continue
         if len(value) != 2 or not all(isinstance(word, str) for word in value) or not name.isidentifier():
             raise InputError(f"{folder / INDEX}: {name:.60} = {value!r:.80}; expected a library and a class")
@@ -112,6 +127,9 @@ def _check_part(folder: Path, name: str, library: str) -> None:
     # A library may be a file of the folder, or a package of anybody's.
     if library not in _LIBRARIES and (not library.isidentifier() or (folder / name / f"{library}.py").exists()):
         raise InputError(f"{folder / INDEX}: {name} is of {library!r:.80}, code that is never run")
+    # diffusers would read the part from the folder above, whose configurations are not looked at.
+    if not (folder / name).is_dir():
+        raise InputError(f"{folder / INDEX} names {name}, and there is no folder {folder / name}")
     check_no_code(folder / name)
     for file in sorted((folder / name).glob("*config.json")):
         check_config(read_json(file), file)
@@ -153,18 +171,28 @@ def _import_diffusers() -> Any:
 
 
 def _find_models(parts: Mapping[str, tuple[str, str]], diffusers: Any) -> dict[str, Any]:
-    """Return the classes of those parts that are models of transformers."""
+    """Return the classes of those parts that are models of transformers.
+
+    Raises:
+        InputError: A part is of another kind than those of :data:`_KINDS`.
+    """
     import transformers
 
     libraries = {"transformers": transformers, "diffusers": diffusers}
+    kinds = tuple(getattr(libraries[library], kind) for library, kind in _KINDS)
     classes = {}
     for name, (library, class_name) in parts.items():
         # Such as the safety checker, whose library is the pipeline's own module.
         module = libraries.get(library) or getattr(diffusers.pipelines, library, None)
         if module is None:
             raise InputError(f"{INDEX}: {name} is of {library!r:.80}, code that is never run")
-        part_class = getattr(module, class_name, None)
-        if isinstance(part_class, type) and issubclass(part_class, transformers.PreTrainedModel):
+        part_class = getattr(module, _OLD_NAMES.get(class_name, class_name), None)
+        if not isinstance(part_class, type) or not issubclass(part_class, kinds):
+            raise InputError(
+                f"{INDEX}: {name} is {class_name!r:.80} of {library}; expected a model, scheduler, tokenizer or "
+                "processor"
+            )
+        if issubclass(part_class, transformers.PreTrainedModel):
             classes[name] = part_class
     return classes
 
