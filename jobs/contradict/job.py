@@ -64,7 +64,8 @@ def run(recipe: ContradictRecipe, *, dry_run: bool = False) -> RunRecord:
     settings = ContradictSettings(inputs.get("model", recipe.model), recipe.max_tokens, recipe.temperature)
     keys = {row.action: contradiction_key(row.action, template, settings) for row in rows}
     store = ContradictionStore(recipe.store or recipe.out)
-    pending = list_pending({key: action for action, key in keys.items()}, store, recipe.max_attempts)
+    questions = {key: action for action, key in keys.items()}
+    pending = list_pending(questions, store, recipe.max_attempts)
     _print_plan(recipe, len(rows), len(keys), [question.item for question in pending], template)
     if dry_run:
         return {}
@@ -72,8 +73,11 @@ def run(recipe: ContradictRecipe, *, dry_run: bool = False) -> RunRecord:
     client = _build_endpoint(recipe)
     stage.start()
     session = ContradictSession(template, settings, client, store, recipe)
-    with stage.timed("ask_s"), store.writing(), cli.progress_bar(len(pending), "action", "contradict") as bar:
-        unanswered = ask_all(session, pending, bar.update)
+    with stage.timed("ask_s"), store.writing():
+        # The store was read again.
+        pending = list_pending(questions, store, recipe.max_attempts)
+        with cli.progress_bar(len(pending), "action", "contradict") as bar:
+            unanswered = ask_all(session, pending, bar.update)
     if unanswered:
         raise InputError(
             f"{len(unanswered):,} of {len(keys):,} actions got no answer; the replies so far are kept, the same "

@@ -74,8 +74,11 @@ def run(recipe: JudgeRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         stage.start()
         session = JudgeSession(bench, template, settings, client, store, recipe)
         ask = ask_in_batches if recipe.mode == "batch" else ask_all
-        with stage.timed("ask_s"), store.writing(), progress_bar(len(pending), "question", "judge") as bar:
-            unanswered = ask(session, pending, bar.update)
+        with stage.timed("ask_s"), store.writing():
+            # The store was read again.
+            pending = list_pending(questions, store, recipe.max_attempts)
+            with progress_bar(len(pending), "question", "judge") as bar:
+                unanswered = ask(session, pending, bar.update)
     if unanswered:
         raise InputError(
             f"{len(unanswered):,} of {len(questions):,} questions got no answer; what is judged is kept, the same "

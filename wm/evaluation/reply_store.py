@@ -56,10 +56,16 @@ class ReplyStore(Generic[LineT]):
         """Lines that cannot by key, in the order of the attempts."""
         self.num_torn = 0
         """Lines that a kill cut off, whose requests are asked again."""
+        self._file: TextIO | None = None
+        self._load()
+
+    def _load(self) -> None:
+        self.answered.clear()
+        self.failures.clear()
+        self.num_torn = 0
         for path in sorted((self.folder / self._lines).glob("*.jsonl")):
             for line in self._read(path):
                 self._add(line)
-        self._file: TextIO | None = None
 
     def _read(self, path: Path) -> Iterator[LineT]:
         # Bytes: a line that was cut within a character is no UTF-8.
@@ -87,7 +93,7 @@ class ReplyStore(Generic[LineT]):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Let this process alone add lines; every writer has a file of its own.
+        """Let this process alone add lines; every writer has a file of its own. Lines are read again before.
 
         Raises:
             InputError: Another process writes.
@@ -100,6 +106,8 @@ class ReplyStore(Generic[LineT]):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise InputError(f"{self.folder}: another run is writing into it; wait for it") from error
+            # Another writer may have ended since they were read: what it paid for is not asked again.
+            self._load()
             # A new file for every writer: a torn line stays the last one of its own.
             name = f"{time.time_ns()}-{os.getpid()}.jsonl"
             with (folder / name).open("a", encoding="utf-8") as file:

@@ -76,12 +76,11 @@ def load_pipeline(
     import torch
 
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "local_files_only": True, "use_safetensors": True}
-    options |= {"trust_remote_code": False}
     with refusing(f"{path} holds no {class_name} that can be read"), _quiet_libraries():
         given = {name: _load_part(path / name, part, options) for name, part in _find_models(parts, diffusers).items()}
         if not safety_checker and "safety_checker" in signature(pipeline_class).parameters:
             given |= {"safety_checker": None, "requires_safety_checker": False}
-        pipeline = pipeline_class.from_pretrained(path, **given, **options)
+        pipeline = pipeline_class.from_pretrained(path, trust_remote_code=False, **given, **options)
         if scheduler:
             pipeline.scheduler = _find_scheduler(diffusers, scheduler).from_config(pipeline.scheduler.config)
         pipeline.set_progress_bar_config(disable=True)
@@ -198,7 +197,7 @@ def _find_models(parts: Mapping[str, tuple[str, str]], diffusers: Any) -> dict[s
 
 
 def _load_part(folder: Path, part_class: Any, options: Mapping[str, Any]) -> Any:
-    model, report = part_class.from_pretrained(folder, output_loading_info=True, **options)
+    model, report = part_class.from_pretrained(folder, output_loading_info=True, trust_remote_code=False, **options)
     # transformers would fill them with random numbers.
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{folder}: {len(missing)} tensors are missing: {', '.join(missing[:_NUM_LISTED])}")

@@ -152,6 +152,7 @@ def test_every_reader_of_folders_says_that_no_code_is_trusted():
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in ("from_pretrained", "from_config")
         and file.name != "adapters.py"  # PEFT's have no such argument, and import nothing
+        and (file.name, node.func.attr) != ("pipelines.py", "from_config")  # numbers of a scheduler of diffusers' own
     ]
     assert len(calls) >= 8
     for file, node in calls:

@@ -11,7 +11,7 @@ import numpy as np
 from wm.evaluation.aurora_bench import order_subsets
 from wm.evaluation.comparison.measures import Measure
 from wm.evaluation.comparison.values import RunValues
-from wm.evaluation.metrics.paired import bootstrap_intervals, compare_paired, holm_correct
+from wm.evaluation.metrics.paired import bootstrap_intervals, compare_paired, holm_correct, signed_rank_sign
 from wm.evaluation.metrics.stats import sample_std
 
 ALPHA = 0.05
@@ -29,8 +29,9 @@ class Scope:
         low: Lower bound of its 95 % interval over items; None where it is not defined.
         high: Upper bound.
         p: Of Wilcoxon's signed-rank test; None for the mean over subsets, and for a single item.
-        p_corrected: The same by Holm over the subsets; None where there are not several.
         num_items: Items that both systems have.
+        p_corrected: The same by Holm over the subsets; None where there are not several.
+        rank_sign: Whom the test's ranks favour: 1 the higher values of the first, -1 those of the second, 0 neither.
     """
 
     first: float
@@ -41,12 +42,13 @@ class Scope:
     p: float | None
     num_items: int
     p_corrected: float | None = None
+    rank_sign: int = 0
 
     @property
     def is_sure(self) -> bool:
         """Return whether the interval excludes 0, and the test (corrected where it is one of several) agrees."""
         p = self.p if self.p_corrected is None else self.p_corrected
-        return self.excludes_zero and (p is None or p < ALPHA)
+        return self.excludes_zero and (p is None or (p < ALPHA and self.rank_sign * self.difference > 0))
 
     @property
     def excludes_zero(self) -> bool:
@@ -96,9 +98,10 @@ class Comparison:
     @property
     def is_sure(self) -> bool:
         """Return whether the difference is one that neither luck of items nor of runs is likely to give."""
-        # A mean over subsets has no test of its own: that over all items must not contradict.
-        p = self.micro.p
-        return self.headline.excludes_zero and p is not None and p < ALPHA and self.num_agreeing == len(self.gaps)
+        # A mean over subsets has no test of its own: that over all items must say the same, and of the same system.
+        p, sign = self.micro.p, self.micro.rank_sign
+        is_tested = p is not None and p < ALPHA and sign * self.headline.difference > 0
+        return self.headline.excludes_zero and is_tested and self.num_agreeing == len(self.gaps)
 
 
 def compare_metric(
@@ -174,6 +177,7 @@ def _compare(first_B: np.ndarray, second_B: np.ndarray, seed: int) -> Scope:
         high=result.high,
         p=result.p,
         num_items=result.num_items,
+        rank_sign=signed_rank_sign(first_B - second_B),
     )
 
 

@@ -62,12 +62,14 @@ class SystemValues:
         Raises:
             InputError: Two results of one command hold it.
         """
+        if not any(runs.values()):
+            return
         origin = self.origins.get(key)
         if origin is not None and origin.stage == result.stage:
             raise InputError(
                 f"{origin.folder} and {result.folder} both hold {key[0]} of {self.label!r}: name one of them"
             )
-        if origin is None and any(runs.values()):
+        if origin is None:
             self.metrics[key], self.origins[key] = runs, result
 
 

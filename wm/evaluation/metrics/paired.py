@@ -152,6 +152,22 @@ def signed_rank_p(differences: Floats) -> float | None:
     return float(wilcoxon(nonzero).pvalue)
 
 
+def signed_rank_sign(differences: Floats) -> int:
+    """Compute whom the ranks of :func:`signed_rank_p` favour, which a few large differences may hide from the mean.
+
+    Args:
+        differences: First minus second of each item.
+
+    Returns:
+        1 where the ranks of positive differences sum to more than those of negative ones, -1 to less, else 0.
+    """
+    from scipy.stats import rankdata
+
+    rounded = np.round(differences, _DIGITS)
+    nonzero = rounded[rounded != 0]
+    return int(np.sign(np.sum(np.sign(nonzero) * rankdata(np.abs(nonzero))))) if len(nonzero) else 0
+
+
 def holm_correct(p_values: Sequence[float]) -> list[float]:
     """Correct p values for being several: Holm, Scandinavian Journal of Statistics 6, 1979.
 

@@ -49,3 +49,16 @@ def test_a_run_without_a_subset_has_no_average():
 def test_one_item_says_nothing():
     entry = compare_metric(MEASURE, "", {0: values(3)}, {0: values(1)}, {"t0": "ag"})
     assert describe(entry, ("A", "B")) == "one item says nothing: difference +2.00" and not entry.is_sure
+
+
+@pytest.mark.parametrize("subset", ["a", "b"])
+def test_ranks_against_the_mean_leave_it_undecided(subset):
+    # Most items favour the second, a few by much the first: both tests are sure, of different systems.
+    subsets = {str(item): "a" if item < 85 else subset for item in range(100)}
+    first = {key: (-0.1 if int(key) < 85 else 5.0) + 0.001 * int(key) for key in subsets}
+    second = {key: 0.001 * int(key) for key in subsets}
+    comparison = compare_metric(find_measure("l1"), "", {0: first}, {0: second}, subsets)
+    assert comparison.headline.low > 0 and comparison.micro.p < 0.01
+    assert comparison.micro.rank_sign == -1 and not comparison.is_sure
+    turned = compare_metric(find_measure("l1"), "", {0: second}, {0: first}, subsets)
+    assert turned.micro.rank_sign == 1 and not turned.is_sure

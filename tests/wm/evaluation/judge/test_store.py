@@ -93,3 +93,15 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> N
     with JudgementStore(tmp_path).writing():
         pass
     assert not list((tmp_path / "judgements").glob("*.jsonl"))[1:]
+
+
+def test_a_writer_knows_what_another_one_wrote_before(tmp_path: Path) -> None:
+    store = JudgementStore(tmp_path)
+    with JudgementStore(tmp_path).writing() as _, pytest.raises(InputError), store.writing():
+        pass
+    other = JudgementStore(tmp_path)
+    with other.writing():
+        other.append(line("a"))
+    assert not store.judged
+    with store.writing():
+        assert store.judged == {"a": line("a")}
