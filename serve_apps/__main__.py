@@ -29,6 +29,7 @@ with exit_on_interrupt():
     from serve_apps.recipe import ServeRecipe
     from wm import cli
     from wm.errors import InputError
+    from wm.files.mirror import shown
     from wm.packaged import to_packaged_name
     from wm.paths import InputPath
     from wm.private_session import joined_session, private_session
@@ -172,7 +173,7 @@ def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
         recipe: What to serve, and where.
         dry_run: Whether to check the models and the port alone, and start nothing.
     """
-    models = f"fdm {to_packaged_name(recipe.fdm)} and idm {to_packaged_name(recipe.idm)}"
+    models = f"fdm {shown(to_packaged_name(recipe.fdm))} and idm {shown(to_packaged_name(recipe.idm))}"
     if dry_run:
         check_port(recipe.host, recipe.port)
         is_of_toy = is_toy(check_models(recipe))

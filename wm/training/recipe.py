@@ -1,5 +1,6 @@
 """The training recipe: what ``jobs.train`` reads and every worker receives."""
 
+import hashlib
 import math
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -8,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.files.mirror import mirror_root, uri_of
 from wm.models.prompts import Task
 from wm.paths import InputPath, OutputPath
 from wm.training.adapters import Lora
@@ -189,12 +191,18 @@ class TrainRecipe(Recipe):
     @property
     def token_root(self) -> Path:
         """Return the folder of the tokenised triplets."""
+        uri = uri_of(self.out)
+        if uri is not None and not self.data.token_cache:
+            # Each node's own, beside its copies of buckets: what is below the output is uploaded.
+            return mirror_root().parent / "tokens" / hashlib.sha256(uri.encode()).hexdigest()[:16]
         return Path(self.data.token_cache or Path(self.out) / TOKENS)
 
     @property
     def checkpoint_root(self) -> str:
         """Return the folder or URI in which checkpoints are stored."""
-        return self.checkpoint.folder or str(Path(self.out) / "checkpoints")
+        root = self.checkpoint.folder or str(Path(self.out) / "checkpoints")
+        # Written into the bucket itself, file by file: a node's copy would have only what its own ranks wrote.
+        return uri_of(root) or root
 
     def num_steps(self, order: SampleOrder) -> int:
         """Return the optimiser steps over rows in this order.

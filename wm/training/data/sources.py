@@ -8,6 +8,7 @@ Shape suffixes: F rows of all files in their order, P rows of a chunk, N tokens 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -17,14 +18,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from wm.config import Recipe
 from wm.errors import InputError, to_line
+from wm.files.mirror import shown, uri_of
 from wm.paths import InputPath
 from wm.records import TRIPLET_SCHEMA
-from wm.tables import checked_files, table_files, triplets_folder
+from wm.tables import check_columns, checked_files, table_files, triplets_folder
+from wm.training.data.remote_tables import list_tables, open_table
 
 COLUMNS = ("triplet_id", "action", "codec", "source_codes", "target_codes", "change")
 _LISTS = ("source_codes", "target_codes", "change")
@@ -112,7 +114,7 @@ def select_rows(source: Source, generator: np.random.Generator) -> RowSelection:
         InputError: A missing folder, another schema, a damaged file, a selection of unknown rows, or no usable row.
     """
     # 1. Which rows are usable.
-    files = checked_files(source.folder)
+    files = _checked_files(source)
     parts = [batch for file in files for batch in _batches(file, ("triplet_id", "status"), 65_536)]
     table = pa.Table.from_batches(parts, pa.schema([TRIPLET_SCHEMA.field(name) for name in ("triplet_id", "status")]))
     is_selected_F = np.ones(table.num_rows, np.bool_)
@@ -250,16 +252,33 @@ def _check_values(
         raise InputError(f"{title} of triplet {name} holds {values_PN[row, token]}, expected {expected}")
 
 
+def _checked_files(source: Source) -> list[Path]:
+    """List the files of a source and check their columns."""
+    if uri_of(source.path) is None:
+        return checked_files(source.folder)
+    files = [file for file, _, _ in list_tables(source.path)]
+    for file in files:
+        with _reading(file), open_table(file) as parquet:
+            check_columns(file, parquet.schema_arrow.names)
+    return files
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Name the file where it cannot be read; pyarrow's messages have several lines, a user error one."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        state = "is damaged" if uri_of(file) is None else "cannot be read"
+        raise InputError(f"{shown(file)} {state}: {to_line(error)}") from error
+
+
 def _batches(file: Path, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
     """Read a file's columns through a small buffer: a row group may be larger than the memory."""
-    try:
-        # One thread: workers of a node read at the same time.
-        with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet:
-            for batch in parquet.iter_batches(rows, columns=list(columns), use_threads=False):
-                yield _cast(batch, columns, file)
-    # pyarrow's messages have several lines, a user error one.
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} is damaged: {to_line(error)}") from error
+    # One thread: workers of a node read at the same time.
+    with _reading(file), open_table(file) as parquet:
+        for batch in parquet.iter_batches(rows, columns=list(columns), use_threads=False):
+            yield _cast(batch, columns, file)
 
 
 def _cast(batch: pa.RecordBatch, columns: Sequence[str], file: Path) -> pa.RecordBatch:

@@ -15,6 +15,9 @@ Rows are in the order of the Parquet files, so that writing is one pass forwards
 Task, recognition weights and prompt layout are not in it: an inverse and a forward model share one. A temporary folder
 is written and renamed when complete, under a lock: of several workers of a node one writes and the others wait. Where
 locks do not reach (nodes that share a folder over a network), two may write, and the second removes its own.
+
+A cache in a bucket is read through this node's copy of it: tokens that another node has published are downloaded, those
+that are made here are published, ``facts.json`` last.
 """
 
 import fcntl
@@ -34,8 +37,11 @@ import numpy as np
 import numpy.typing as npt
 
 from wm.errors import InputError
+from wm.files.mirror import fetch, publish, uri_of
+from wm.files.transfer import stat_object
 from wm.runs import digest_of, write_json
 from wm.tables import table_files
+from wm.training.data.remote_tables import list_tables
 from wm.training.data.sources import CodecShape, Codes, RowSelection, Source
 from wm.training.data.tokenized import SourceFacts, SourceReader, check_has_rows
 
@@ -106,11 +112,12 @@ def open_source(root: Path, source: Source, number: int, reader: SourceReader, t
         InputError: Something is wrong with the rows, or the disk has not the room.
     """
     folder = root / _key(source, number, reader, tokenizer_digest)
-    if not (folder / _FACTS).is_file():
+    if not _is_here(folder):
         # Checked again under the lock: another worker may have written it meanwhile.
         with _created_folder(root), _locked(root / f".{folder.name}.lock"):
-            if not (folder / _FACTS).is_file():
+            if not _is_here(folder) and not _fetch_shared(folder):
                 _write(folder, source, number, reader)
+                _publish_shared(folder)
     return SourceTokens(folder, source)
 
 
@@ -127,7 +134,36 @@ def find_source(
         tokenizer_digest: Of the reader's tokenizer.
     """
     folder = root / _key(source, number, reader, tokenizer_digest)
-    return SourceTokens(folder, source) if (folder / _FACTS).is_file() else None
+    return SourceTokens(folder, source) if _is_here(folder) or _fetch_shared(folder) else None
+
+
+def _is_here(folder: Path) -> bool:
+    """Return whether the tokens are on this node; of a copy that lost a file to the limit of the local cache they are
+    not."""
+    if not (folder / _FACTS).is_file():
+        return False
+    return not _is_shared(folder) or not _wrong_sizes(folder, json.loads((folder / _FACTS).read_text())["sizes"])
+
+
+def _is_shared(folder: Path) -> bool:
+    """Return whether other nodes find the tokens in a bucket."""
+    return uri_of(folder) is not None
+
+
+def _fetch_shared(folder: Path) -> bool:
+    """Download tokens that another node has published; return False if there are none."""
+    if not _is_shared(folder) or stat_object(str(uri_of(folder / _FACTS))) is None:
+        return False
+    fetch(folder)
+    return True
+
+
+def _publish_shared(folder: Path) -> None:
+    if not _is_shared(folder):
+        return
+    # Facts last: a folder without them is not read.
+    for file in sorted(folder.iterdir(), key=lambda file: (file.name == _FACTS, file.name)):
+        publish(file)
 
 
 def _write(folder: Path, source: Source, number: int, reader: SourceReader) -> None:
@@ -210,16 +246,25 @@ def _key(source: Source, number: int, reader: SourceReader, tokenizer_digest: st
         FORMAT,
         tokenizer_digest,
         [codec.codec_id, codec.tokens_per_image, codec.num_codes],
-        [digest_of(source.path), _files_digest(source.folder)],
-        [digest_of(source.selection), _files_digest(Path(source.selection))] if source.selection else [],
+        [digest_of(source.path), _files_digest(source.path, source.folder)],
+        [digest_of(source.selection), _files_digest(source.selection, source.selection)] if source.selection else [],
         [source.limit, reader.seed, number] if source.limit else [],
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _files_digest(folder: Path) -> str:
-    """Digest names, sizes and times of Parquet files: a table that was written again in place is another one."""
-    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in table_files(folder)]
+def _files_digest(path: str, folder: str | Path) -> str:
+    """Digest names, sizes and times of Parquet files: a table that was written again in place is another one.
+
+    Args:
+        path: Of the table, as the recipe names it.
+        folder: Of its files, if they are on this node.
+    """
+    # Of a bucket as it lists them: the same on every node, whatever of the table has been copied to it.
+    if uri_of(path) is not None:
+        facts = [(file.name, size, mtime_ns) for file, size, mtime_ns in list_tables(path)]
+    else:
+        facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in table_files(folder)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -230,12 +275,16 @@ def _record_type(codes: str, tokens_per_image: int) -> np.dtype[np.void]:
 
 
 def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
-    for name, size in sizes.items():
-        actual = (folder / name).stat().st_size if (folder / name).is_file() else -1
-        if actual != size:
-            raise InputError(
-                f"{folder / name} has {actual} bytes, expected {size}; remove {folder}, which is then written again"
-            )
+    for name, actual in _wrong_sizes(folder, sizes).items():
+        raise InputError(
+            f"{folder / name} has {actual} bytes, expected {sizes[name]}; remove {folder}, which is then written again"
+        )
+
+
+def _wrong_sizes(folder: Path, sizes: dict[str, int]) -> dict[str, int]:
+    """Return the sizes of files that have not the expected one, by name; -1 for one that is not there."""
+    actual = {name: (folder / name).stat().st_size if (folder / name).is_file() else -1 for name in sizes}
+    return {name: size for name, size in actual.items() if size != sizes[name]}
 
 
 def cache_bytes(num_rows: int, codec: CodecShape) -> int:
