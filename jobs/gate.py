@@ -20,7 +20,7 @@ from wm.evaluation.gates import Gate, GateMetric, Role, gate, read_gate_set
 from wm.evaluation.heldout import SubsetColumn
 from wm.files.mirror import shown, uri_of
 from wm.models import copy_model, load_model, read_manifest
-from wm.paths import InputPath, OutputPath
+from wm.paths import ModelPath, OutputPath, TablePath
 from wm.runs import Run, RunRecord, digest_of, read_run
 
 
@@ -33,13 +33,13 @@ class GateRecipe(Recipe):
         "batch_size": "resources.batch_size",
     }
 
-    champion: InputPath
+    champion: ModelPath
     """Model folder in use until now: full weights or an adapter."""
-    challenger: InputPath
+    challenger: ModelPath
     """Model folder that replaces it if it is better."""
     role: Role
     """Inverse (idm) or forward (fdm) dynamics."""
-    triplets: InputPath
+    triplets: TablePath
     """Folder of held-out triplets with image codes, not those that the report uses."""
     out: OutputPath
     """Output folder; out/model leads to the promoted model: a link, or a copy if one of them is in a bucket."""
@@ -51,7 +51,7 @@ class GateRecipe(Recipe):
     """Use so many triplets, spread evenly over the set; 0: all."""
     subset: SubsetColumn = "dataset"
     """The probe's negatives come from rows with the same value in this column."""
-    base: InputPath = ""
+    base: ModelPath = ""
     """Base folder of adapters; empty: the one their manifests name."""
     resources: DeviceSettings = DeviceSettings()
     """Where the models run."""
@@ -78,7 +78,8 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
     for name in names[:2]:
         manifest = read_manifest(getattr(recipe, name))
         if manifest is not None and manifest.task not in (None, recipe.role):
-            raise InputError(f"{name} = {shown(getattr(recipe, name))} was trained as {manifest.task}, not as {recipe.role}")
+            path = shown(getattr(recipe, name))
+            raise InputError(f"{name} = {path} was trained as {manifest.task}, not as {recipe.role}")
     if dry_run or is_complete:
         print(f"gate: {'already complete in' if is_complete else 'would decide in'} {shown(recipe.out)}")
         return (read_run(recipe.out) or {}) if is_complete else {}

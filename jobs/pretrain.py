@@ -75,8 +75,8 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> RunRecord:
     is_complete = stage.is_complete()
     if dry_run or is_complete:
         print(
-            f"pretrain: {'already complete in' if is_complete else 'would train into'} {shown(recipe.out)}/model: codec "
-            f"{recipe.encoder_steps} + {recipe.decoder_steps} steps, language model {recipe.max_steps} steps"
+            f"pretrain: {'already complete in' if is_complete else 'would train into'} {shown(recipe.out)}/model: "
+            f"codec {recipe.encoder_steps} + {recipe.decoder_steps} steps, language model {recipe.max_steps} steps"
         )
         for line in [] if is_complete else schedule_warnings(recipe):
             print(f"warning: {line}")

@@ -31,7 +31,7 @@ with exit_on_interrupt():
     from wm.errors import InputError
     from wm.files.mirror import shown
     from wm.packaged import to_packaged_name
-    from wm.paths import InputPath
+    from wm.paths import ModelPath
     from wm.private_session import joined_session, private_session
 
 APPLICATION = "world_model"
@@ -61,9 +61,9 @@ PROXY_WAITS_S = 10
 class StartRecipe(ServeRecipe):
     """What to serve, and where to listen."""
 
-    fdm: InputPath = Field("nano:fdm", validate_default=True)
+    fdm: ModelPath = Field("nano:fdm", validate_default=True)
     """Folder of the forward dynamics model: full, or an adapter. The default is installed with the package."""
-    idm: InputPath = Field("nano:idm", validate_default=True)
+    idm: ModelPath = Field("nano:idm", validate_default=True)
     """Folder of the inverse dynamics model that verifies: full, or an adapter. The default is installed with the
     package."""
     host: str = "127.0.0.1"

@@ -14,7 +14,7 @@ from serve_apps.recipe import ADAPTER
 from serve_apps.results import AdapterEntry
 from wm.dynamics import Role, load_role
 from wm.errors import InputError
-from wm.files.mirror import uri_of
+from wm.files.mirror import shown, uri_of
 from wm.models import read_manifest
 from wm.models.folder_checks import check_no_code
 from wm.models.manifest import Manifest, is_adapter, is_model_folder, list_model_folders, model_folder
@@ -40,7 +40,7 @@ def find_adapters(folder: str | Path, base_id: str) -> dict[str, tuple[Path, Man
     try:
         entries = list_model_folders(root) if uri_of(root) is not None else sorted(root.iterdir())
     except (InputError, OSError) as error:
-        _log_once(root, f"the folder of adapters {str(folder)!r} cannot be listed: {error}")
+        _log_once(root, f"the folder of adapters {shown(folder)!r} cannot be listed: {error}")
         return {}
     # One that is damaged must not take the others with it.
     adapters = {}
@@ -48,7 +48,7 @@ def find_adapters(folder: str | Path, base_id: str) -> dict[str, tuple[Path, Man
         try:
             manifest = _read_servable(entry, base_id)
         except (InputError, OSError) as error:
-            _log_once(entry, f"adapter {str(entry)!r} is not served: {error}")
+            _log_once(entry, f"adapter {shown(entry)!r} is not served: {shown(error)}")
             continue
         # Once it is served again, what is wrong with it later is news.
         if manifest is not None:
@@ -130,7 +130,7 @@ class Adapters(Generic[ServedT]):
         try:
             role = load_role(path, over=self._base)
         except (InputError, OSError) as error:
-            logger.error("adapter %s cannot be served: %s", path, error)
+            logger.error("adapter %s cannot be served: %s", shown(path), shown(error))
             message = f"model {name!r} cannot be loaded; the server's log says why"
             raise ApiError(message, status=503, kind="server_error", code="model_not_loadable") from error
         return self._build(role)

@@ -126,24 +126,11 @@ def checked_files(folder: str | Path, schema: pa.Schema = TRIPLET_SCHEMA) -> lis
         raise InputError(f"no Parquet file below {folder}")
     for file in files:
         with open_parquet(file) as parquet:
-            check_columns(file, parquet.schema_arrow.names, schema)
+            names = parquet.schema_arrow.names
+        missing = [name for name in schema.names if name not in names and name not in LATER_COLUMNS]
+        if missing:
+            raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(names)}")
     return files
-
-
-def check_columns(file: Path, names: Sequence[str], schema: pa.Schema = TRIPLET_SCHEMA) -> None:
-    """Check that a file has every column of a schema, but for those that earlier versions did not write.
-
-    Args:
-        file: Named in the error.
-        names: Its columns.
-        schema: Columns that it must have.
-
-    Raises:
-        InputError: It lacks a column.
-    """
-    missing = [name for name in schema.names if name not in names and name not in LATER_COLUMNS]
-    if missing:
-        raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(names)}")
 
 
 def read_table(

@@ -19,7 +19,7 @@ from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import count_changes
 from wm.dynamics import Roles, check_draft_length, predict_observations
 from wm.errors import InputError
-from wm.files.mirror import publish, shown
+from wm.files.mirror import shown
 from wm.images import decode_image, fit_square
 from wm.models import ImageCodec, load_codec
 from wm.records import REJECT_SCHEMA, SEED_SCHEME, STAGE_TABLES, TRIPLET_SCHEMA
@@ -92,9 +92,7 @@ def _write_parts(recipe: ImagineRecipe, tries: list[list[Try]], codec: ImageCode
             # Rejects first: a part whose file of triplets exists is complete.
             if rejects:
                 write_table(rejects, out / "rejects" / name, REJECT_SCHEMA)
-                publish(out / "rejects" / name)
             write_table(build_triplets(recipe, codec, accepted), out / "triplets" / name, TRIPLET_SCHEMA)
-            publish(out / "triplets" / name)
         yield len(sources)
 
 

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 
 from wm.dynamics import Prediction, Roles, Sampling, Search, predict_observations
 from wm.evaluation.heldout import HeldOut
-from wm.files.mirror import publish
 from wm.tables import write_table
 
 ROWS_PER_PART = 64
@@ -94,7 +93,6 @@ def predict_triplets(
                 for columns in _build_rows(prediction, search.num_return)
             ]
             write_table(table_rows, path, SCHEMA)
-            publish(path)
         yield len(rows)
 
 

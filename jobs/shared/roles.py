@@ -12,7 +12,7 @@ from wm.dynamics import Roles, Sampling, find_shared_base, load_roles
 from wm.errors import InputError
 from wm.files.mirror import uri_of
 from wm.models import ImageCodec, hub_hint, is_adapter, model_folder, read_adapter_manifest, read_manifest
-from wm.paths import InputPath
+from wm.paths import ModelPath
 
 
 class RolesRecipe(Recipe):
@@ -26,11 +26,11 @@ class RolesRecipe(Recipe):
         "weights": "resources.base_sharing",
     }
 
-    fdm: InputPath
+    fdm: ModelPath
     """Model folder of the forward model: full weights or an adapter."""
-    idm: InputPath
+    idm: ModelPath
     """Model folder of the inverse model that verifies."""
-    base: InputPath = ""
+    base: ModelPath = ""
     """Base folder of the adapters; empty: the one their manifests name."""
     sampling: Sampling = Sampling()
     """How candidates are sampled."""

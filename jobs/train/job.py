@@ -38,6 +38,8 @@ from wm.training.planning.schedule import schedule_warnings
 from wm.training.recipe import TOKENS
 
 _RAY_STATE = ".ray_train"
+_NOT_TO_RESUME = ("*.safetensors", "checkpoint.json", "events.out.*", "step-*")
+"""What the driver leaves in the bucket of a run that resumes: its workers fetch what they need."""
 
 
 def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
@@ -73,8 +75,7 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         num_steps = recipe.num_steps(order_of(recipe, tokens.facts))
         check_newest(recipe, tokens.facts)
     mirrored = MirroredOut(recipe.out)
-    mirrored.clear()
-    stage.start()
+    stage.start(leave=_NOT_TO_RESUME)
     print(f"train {recipe.task}: {tokens.num_rows:,} triplets, {num_steps:,} steps")
     for part in tokens.facts:
         for reason, count in part.left_out.items():
@@ -85,8 +86,7 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     train = _fit_here if recipe.resources.num_workers == 0 else _fit_on_ray
     with stage.timed("train"), _shown_progress(recipe, num_steps):
         summary = train(recipe.with_absolute_paths(), recipe.digest())
-    # The first worker may be on another node: the figures for the summary are in the bucket by now.
-    mirrored.bring()
+    mirrored.settle()
     # What a report says of the run.
     counts = {
         "triplets": tokens.num_rows,

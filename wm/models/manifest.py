@@ -20,6 +20,7 @@ MANIFEST = "wm_model.json"
 ADAPTER_CONFIG = "adapter_config.json"
 _CONFIGS = ("config.json", ADAPTER_CONFIG)
 
+
 class Manifest(Recipe):
     """Facts about a model folder that Hugging Face's files do not hold."""
 

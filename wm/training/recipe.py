@@ -11,7 +11,7 @@ from wm.config import Recipe
 from wm.errors import InputError
 from wm.files.mirror import mirror_root, uri_of
 from wm.models.prompts import Task
-from wm.paths import InputPath, OutputPath
+from wm.paths import ModelPath, OutputPath
 from wm.training.adapters import Lora
 from wm.training.data.order import SampleOrder
 from wm.training.data.sources import Source
@@ -79,7 +79,7 @@ class TrainRecipe(Recipe):
 
     task: Task
     """idm: (source, target) to action. fdm: (source, action) to target."""
-    base: InputPath
+    base: ModelPath
     """Folder of the base model (Hugging Face format)."""
     triplets: list[Source]
     """Tables of triplets: ``[[triplets]]`` tables in the file, or triplets=FOLDER for one."""

@@ -89,9 +89,7 @@ def test_a_killed_run_resumes_on_a_node_that_has_nothing(
         # 5. Node c loads the model; the same command has nothing to do there.
         monkeypatch.setenv("WM_CACHE", str(tmp_path / "c"))
         model = load_model("s3://data/runs/fdm")
-        for (name, ours), theirs in zip(
-            model.module.named_parameters(), expected.module.parameters(), strict=True
-        ):
+        for (name, ours), theirs in zip(model.module.named_parameters(), expected.module.parameters(), strict=True):
             assert torch.equal(ours, theirs), name
         capsys.readouterr()
         assert run(recipe_of("s3://data", "s3://data/runs/fdm", **values))["summary"] == record["summary"]

@@ -23,10 +23,9 @@ from pydantic import Field
 from wm.config import Recipe
 from wm.errors import InputError, to_line
 from wm.files.mirror import shown, uri_of
-from wm.paths import InputPath
+from wm.paths import TablePath
 from wm.records import TRIPLET_SCHEMA
-from wm.tables import check_columns, checked_files, table_files, triplets_folder
-from wm.training.data.remote_tables import list_tables, open_table
+from wm.tables import checked_files, local_files, open_columns, table_files, triplets_folder
 
 COLUMNS = ("triplet_id", "action", "codec", "source_codes", "target_codes", "change")
 _LISTS = ("source_codes", "target_codes", "change")
@@ -42,13 +41,13 @@ class Source(Recipe):
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"weight": "mix_weight"}
 
-    path: InputPath
+    path: TablePath
     """Folder of triplet Parquet files, or a stage's output folder that holds ``triplets``."""
     mix_weight: float = Field(default=1.0, gt=0.0)
     """How often each row appears in an epoch: 2 twice, 0.5 a random half of the rows, anew each epoch."""
     limit: int = Field(default=0, ge=0)
     """Keep this many rows, sampled once with the recipe's seed; 0: all."""
-    selection: InputPath = ""
+    selection: TablePath = ""
     """Parquet file or folder with a column ``triplet_id`` (jobs.select writes one): only these rows; empty:
     all."""
 
@@ -114,7 +113,7 @@ def select_rows(source: Source, generator: np.random.Generator) -> RowSelection:
         InputError: A missing folder, another schema, a damaged file, a selection of unknown rows, or no usable row.
     """
     # 1. Which rows are usable.
-    files = _checked_files(source)
+    files = checked_files(source.folder)
     parts = [batch for file in files for batch in _batches(file, ("triplet_id", "status"), 65_536)]
     table = pa.Table.from_batches(parts, pa.schema([TRIPLET_SCHEMA.field(name) for name in ("triplet_id", "status")]))
     is_selected_F = np.ones(table.num_rows, np.bool_)
@@ -252,17 +251,6 @@ def _check_values(
         raise InputError(f"{title} of triplet {name} holds {values_PN[row, token]}, expected {expected}")
 
 
-def _checked_files(source: Source) -> list[Path]:
-    """List the files of a source and check their columns."""
-    if uri_of(source.path) is None:
-        return checked_files(source.folder)
-    files = [file for file, _, _ in list_tables(source.path)]
-    for file in files:
-        with _reading(file), open_table(file) as parquet:
-            check_columns(file, parquet.schema_arrow.names)
-    return files
-
-
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
     """Name the file where it cannot be read; pyarrow's messages have several lines, a user error one."""
@@ -276,7 +264,7 @@ def _reading(file: Path) -> Iterator[None]:
 def _batches(file: Path, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
     """Read a file's columns through a small buffer: a row group may be larger than the memory."""
     # One thread: workers of a node read at the same time.
-    with _reading(file), open_table(file) as parquet:
+    with _reading(file), open_columns(file) as parquet:
         for batch in parquet.iter_batches(rows, columns=list(columns), use_threads=False):
             yield _cast(batch, columns, file)
 
@@ -299,7 +287,7 @@ def _cast(batch: pa.RecordBatch, columns: Sequence[str], file: Path) -> pa.Recor
 
 def _read_selection(table: pa.Table, source: Source) -> pa.Array:
     """Read the ids of the selection, all of which must be in the table."""
-    files = [str(file) for file in table_files(source.selection)]
+    files = [str(file) for file in local_files(table_files(source.selection))]
     if not files:
         raise InputError(f"no Parquet file below selection {source.selection}")
     # Ids alone: a selection may come with all columns of its table.

@@ -37,11 +37,11 @@ import numpy as np
 import numpy.typing as npt
 
 from wm.errors import InputError
-from wm.files.mirror import fetch, publish, uri_of
+from wm.files.cache import hold
+from wm.files.mirror import fetch, list_below, publish, uri_of
 from wm.files.transfer import stat_object
 from wm.runs import digest_of, write_json
 from wm.tables import table_files
-from wm.training.data.remote_tables import list_tables
 from wm.training.data.sources import CodecShape, Codes, RowSelection, Source
 from wm.training.data.tokenized import SourceFacts, SourceReader, check_has_rows
 
@@ -112,6 +112,8 @@ def open_source(root: Path, source: Source, number: int, reader: SourceReader, t
         InputError: Something is wrong with the rows, or the disk has not the room.
     """
     folder = root / _key(source, number, reader, tokenizer_digest)
+    if _is_shared(folder):
+        hold(folder)
     if not _is_here(folder):
         # Checked again under the lock: another worker may have written it meanwhile.
         with _created_folder(root), _locked(root / f".{folder.name}.lock"):
@@ -246,23 +248,19 @@ def _key(source: Source, number: int, reader: SourceReader, tokenizer_digest: st
         FORMAT,
         tokenizer_digest,
         [codec.codec_id, codec.tokens_per_image, codec.num_codes],
-        [digest_of(source.path), _files_digest(source.path, source.folder)],
-        [digest_of(source.selection), _files_digest(source.selection, source.selection)] if source.selection else [],
+        [digest_of(source.path), _files_digest(source.folder)],
+        [digest_of(source.selection), _files_digest(source.selection)] if source.selection else [],
         [source.limit, reader.seed, number] if source.limit else [],
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _files_digest(path: str, folder: str | Path) -> str:
-    """Digest names, sizes and times of Parquet files: a table that was written again in place is another one.
-
-    Args:
-        path: Of the table, as the recipe names it.
-        folder: Of its files, if they are on this node.
-    """
-    # Of a bucket as it lists them: the same on every node, whatever of the table has been copied to it.
-    if uri_of(path) is not None:
-        facts = [(file.name, size, mtime_ns) for file, size, mtime_ns in list_tables(path)]
+def _files_digest(folder: str | Path) -> str:
+    """Digest names, sizes and times of Parquet files: a table that was written again in place is another one."""
+    if uri_of(folder) is not None:
+        # As the bucket lists them: the same on every node, whatever of the table has been copied to it.
+        listed = [entry for entry in list_below(folder) if f"{folder}{entry.name}".endswith(".parquet")]
+        facts = [(Path(entry.name).name, entry.size_bytes, entry.mtime_ns) for entry in listed]
     else:
         facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in table_files(folder)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from wm.errors import InputError
-from wm.files.mirror import fetch, list_below, publish, remove, uri_of
-from wm.files.transfer import BucketError, ObjectFacts, write_object
+from wm.files.mirror import UNFINISHED, fetch, list_below, publish, remove, uri_of
+from wm.files.transfer import ObjectFacts, write_object
 from wm.training.checkpoint.retention import FAILED
 from wm.training.monitoring.evaluation import BEST, BEST_FOLDER, EVALUATIONS, LAST, MODEL, SAMPLES
 from wm.training.monitoring.metrics import METRICS
@@ -47,10 +47,22 @@ class MirroredOut:
         # The thread that writes a checkpoint publishes too.
         self._lock = threading.Lock()
 
-    def clear(self) -> None:
-        """Remove what an earlier attempt left of the folder on this node: the bucket says how far the run is."""
-        if self._uri is not None:
-            shutil.rmtree(self._out, ignore_errors=True)
+    def settle(self) -> None:
+        """Make this node's folder, at the end, what the first worker has published, wherever that was.
+
+        What else is here (of an attempt whose first worker was on this node) would be uploaded with the rest.
+
+        Raises:
+            InputError: The bucket cannot be read.
+        """
+        if self._uri is None:
+            return
+        for path in self._out.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != UNFINISHED:
+                path.unlink()
+        self.bring()
 
     def bring(self) -> None:
         """Copy what a resumed run reads to this node; what an earlier attempt left here alone is removed.
@@ -197,10 +209,4 @@ class MirroredOut:
         return str(json.loads(note.read_text())["folder"]) if note.is_file() else None
 
     def _list(self) -> list[ObjectFacts]:
-        try:
-            return list_below(self._out)
-        except BucketError as error:
-            # Nothing was written there yet.
-            if error.reason == "missing_file":
-                return []
-            raise
+        return list_below(self._out, missing_ok=True)
