@@ -75,10 +75,7 @@ ModelPath = Annotated[str, PathKey(is_output=False, is_model=True), _AS_PATH, _A
 OptionalModelPath = Annotated[str | None, PathKey(is_output=False, is_model=True), _AS_PATH, _AS_NAME]
 SourcePath = Annotated[str, PathKey(is_output=False, takes_uri=True), _AS_SHIPPED, _AS_SHIPPED_NAME]
 """Videos: a URI stays one, and its reader opens it."""
-OptionalModelPath = Annotated[str, PathKey(is_output=False, is_model=True), _AS_PATH, _AS_NAME]
-"""A model folder, or that of the run that trained it: see wm.models.manifest."""
-OptionalModelPath = Annotated[str | None, PathKey(is_output=False, is_model=True), _AS_PATH, _AS_NAME]
-SourcePath = Annotated[str | None, PathKey(is_output=False, takes_uri=True), _AS_SHIPPED, _AS_SHIPPED_NAME]
+OptionalSourcePath = Annotated[str | None, PathKey(is_output=False, takes_uri=True), _AS_SHIPPED, _AS_SHIPPED_NAME]
 OutputPath = Annotated[str, PathKey(is_output=True), _AS_PATH, _AS_NAME]
 CachePath = Annotated[str, PathKey(is_output=True, is_cache=True), _AS_PATH, _AS_NAME]
 OutputPathOrUri = Annotated[str, PathKey(is_output=True, takes_uri=True)]
