@@ -129,7 +129,8 @@ def _localise(value: object, mark: PathKey | None) -> object:
         return {key: _localise(item, mark) for key, item in value.items()}
     if mark is None or not isinstance(value, str) or uri_of(value) is None:
         return value
-    if mark.is_output:
+    # Whoever loads a model fetches what it needs.
+    if mark.is_output or mark.is_model:
         return str(on_this_node(value))
     return str(fetch(value, leave=LARGE if mark.is_lazy else ()))
 
