@@ -8,7 +8,6 @@ Shape suffixes: F rows of all files in their order, P rows of a chunk, N tokens 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -22,7 +21,6 @@ from pydantic import Field
 
 from wm.config import Recipe
 from wm.errors import InputError, to_line
-from wm.files.mirror import shown, uri_of
 from wm.paths import TablePath
 from wm.records import TRIPLET_SCHEMA
 from wm.tables import checked_files, local_files, open_columns, table_files, triplets_folder
@@ -251,22 +249,16 @@ def _check_values(
         raise InputError(f"{title} of triplet {name} holds {values_PN[row, token]}, expected {expected}")
 
 
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Name the file where it cannot be read; pyarrow's messages have several lines, a user error one."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        state = "is damaged" if uri_of(file) is None else "cannot be read"
-        raise InputError(f"{shown(file)} {state}: {to_line(error)}") from error
-
-
 def _batches(file: Path, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
     """Read a file's columns through a small buffer: a row group may be larger than the memory."""
-    # One thread: workers of a node read at the same time.
-    with _reading(file), open_columns(file) as parquet:
-        for batch in parquet.iter_batches(rows, columns=list(columns), use_threads=False):
-            yield _cast(batch, columns, file)
+    try:
+        # One thread: workers of a node read at the same time.
+        with open_columns(file) as parquet:
+            for batch in parquet.iter_batches(rows, columns=list(columns), use_threads=False):
+                yield _cast(batch, columns, file)
+    # pyarrow's messages have several lines, a user error one.
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file} is damaged: {to_line(error)}") from error
 
 
 def _cast(batch: pa.RecordBatch, columns: Sequence[str], file: Path) -> pa.RecordBatch:

@@ -16,8 +16,7 @@ Task, recognition weights and prompt layout are not in it: an inverse and a forw
 is written and renamed when complete, under a lock: of several workers of a node one writes and the others wait. Where
 locks do not reach (nodes that share a folder over a network), two may write, and the second removes its own.
 
-A cache in a bucket is read through this node's copy of it: tokens that another node has published are downloaded, those
-that are made here are published, ``facts.json`` last.
+A cache in a bucket is read through this node's copy of it (:mod:`wm.training.data.shared_tokens`).
 """
 
 import fcntl
@@ -37,11 +36,10 @@ import numpy as np
 import numpy.typing as npt
 
 from wm.errors import InputError
-from wm.files.cache import hold
-from wm.files.mirror import fetch, list_below, publish, uri_of
-from wm.files.transfer import stat_object
+from wm.files.mirror import list_below, uri_of
 from wm.runs import digest_of, write_json
 from wm.tables import table_files
+from wm.training.data.shared_tokens import fetch_shared, is_here, publish_shared, wrong_sizes
 from wm.training.data.sources import CodecShape, Codes, RowSelection, Source
 from wm.training.data.tokenized import SourceFacts, SourceReader, check_has_rows
 
@@ -112,14 +110,12 @@ def open_source(root: Path, source: Source, number: int, reader: SourceReader, t
         InputError: Something is wrong with the rows, or the disk has not the room.
     """
     folder = root / _key(source, number, reader, tokenizer_digest)
-    if _is_shared(folder):
-        hold(folder)
-    if not _is_here(folder):
+    if not is_here(folder, _FACTS):
         # Checked again under the lock: another worker may have written it meanwhile.
         with _created_folder(root), _locked(root / f".{folder.name}.lock"):
-            if not _is_here(folder) and not _fetch_shared(folder):
+            if not is_here(folder, _FACTS) and not fetch_shared(folder, _FACTS):
                 _write(folder, source, number, reader)
-                _publish_shared(folder)
+                publish_shared(folder, _FACTS)
     return SourceTokens(folder, source)
 
 
@@ -136,36 +132,7 @@ def find_source(
         tokenizer_digest: Of the reader's tokenizer.
     """
     folder = root / _key(source, number, reader, tokenizer_digest)
-    return SourceTokens(folder, source) if _is_here(folder) or _fetch_shared(folder) else None
-
-
-def _is_here(folder: Path) -> bool:
-    """Return whether the tokens are on this node; of a copy that lost a file to the limit of the local cache they are
-    not."""
-    if not (folder / _FACTS).is_file():
-        return False
-    return not _is_shared(folder) or not _wrong_sizes(folder, json.loads((folder / _FACTS).read_text())["sizes"])
-
-
-def _is_shared(folder: Path) -> bool:
-    """Return whether other nodes find the tokens in a bucket."""
-    return uri_of(folder) is not None
-
-
-def _fetch_shared(folder: Path) -> bool:
-    """Download tokens that another node has published; return False if there are none."""
-    if not _is_shared(folder) or stat_object(str(uri_of(folder / _FACTS))) is None:
-        return False
-    fetch(folder)
-    return True
-
-
-def _publish_shared(folder: Path) -> None:
-    if not _is_shared(folder):
-        return
-    # Facts last: a folder without them is not read.
-    for file in sorted(folder.iterdir(), key=lambda file: (file.name == _FACTS, file.name)):
-        publish(file)
+    return SourceTokens(folder, source) if is_here(folder, _FACTS) or fetch_shared(folder, _FACTS) else None
 
 
 def _write(folder: Path, source: Source, number: int, reader: SourceReader) -> None:
@@ -259,8 +226,7 @@ def _files_digest(folder: str | Path) -> str:
     """Digest names, sizes and times of Parquet files: a table that was written again in place is another one."""
     if uri_of(folder) is not None:
         # As the bucket lists them: the same on every node, whatever of the table has been copied to it.
-        listed = [entry for entry in list_below(folder) if f"{folder}{entry.name}".endswith(".parquet")]
-        facts = [(Path(entry.name).name, entry.size_bytes, entry.mtime_ns) for entry in listed]
+        facts = [(entry.name, entry.size_bytes, entry.mtime_ns) for entry in list_below(folder)]
     else:
         facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in table_files(folder)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -273,16 +239,10 @@ def _record_type(codes: str, tokens_per_image: int) -> np.dtype[np.void]:
 
 
 def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
-    for name, actual in _wrong_sizes(folder, sizes).items():
+    for name, actual in wrong_sizes(folder, sizes).items():
         raise InputError(
             f"{folder / name} has {actual} bytes, expected {sizes[name]}; remove {folder}, which is then written again"
         )
-
-
-def _wrong_sizes(folder: Path, sizes: dict[str, int]) -> dict[str, int]:
-    """Return the sizes of files that have not the expected one, by name; -1 for one that is not there."""
-    actual = {name: (folder / name).stat().st_size if (folder / name).is_file() else -1 for name in sizes}
-    return {name: size for name, size in actual.items() if size != sizes[name]}
 
 
 def cache_bytes(num_rows: int, codec: CodecShape) -> int:

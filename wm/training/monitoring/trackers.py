@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wm.errors import InputError
-from wm.files.mirror import uri_of
+from wm.files.mirror import to_uri
 from wm.images import Pixels
 from wm.paths import check_tracking_uri
 from wm.training.recipe import TrainRecipe
@@ -230,7 +230,7 @@ class MLflow:
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "wm")
         experiment = self._client.get_experiment_by_name(title)
         number = experiment.experiment_id if experiment else self._client.create_experiment(title)
-        self._run = self._client.create_run(number, run_name=_title(recipe)).info.run_id
+        self._run = self._client.create_run(number, run_name=to_uri(recipe.out)).info.run_id
         for name, setting in recipe.model_dump(mode="json").items():
             # A table's keys are parameters of their own, by which MLflow can filter runs.
             items = (
@@ -275,7 +275,7 @@ class WandB:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "wm"),
             id=note.read_text().strip(),
-            name=_title(recipe),
+            name=to_uri(recipe.out),
             config=recipe.model_dump(mode="json"),
             dir=recipe.out,
             resume="allow",
@@ -296,8 +296,3 @@ class WandB:
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
-
-
-def _title(recipe: TrainRecipe) -> str:
-    """Return what a run is called elsewhere: its folder, or the URI of it."""
-    return uri_of(recipe.out) or recipe.out

@@ -1,5 +1,5 @@
-"""Stages that use models, with models, tables and outputs in buckets: what they write equals what they write locally, and
-one that is killed resumes on a node that has nothing."""
+"""Stages that use models, with models, tables and outputs in buckets: what they write equals what they write locally,
+and one that is killed resumes on a node that has nothing."""
 
 import json
 from pathlib import Path
