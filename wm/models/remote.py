@@ -34,7 +34,7 @@ def to_local(path: str | Path) -> Path:
 
 
 def is_in_bucket(folder: Path) -> bool:
-    """Return whether a model folder is one of a bucket; by its name, one that is being written here is not there yet."""
+    """Return whether a model folder is one of a bucket: not one that is being written here, as its name says."""
     is_being_written = folder.name.startswith(".") or folder.suffix == ".partial"
     return uri_of(folder) is not None and not is_being_written
 
