@@ -154,9 +154,9 @@ def list_objects(uri: str, *, missing_ok: bool = False, patience_s: float = PATI
         files = [each for each in store.get_file_info(selector) if each.type == fs.FileType.File]
         # rclone lists some times with a fraction that AWS's SDK cannot read: those objects are asked for by name, or
         # their copies would never count as fresh.
-        unknown = [each.path for each in files if not each.mtime_ns]
-        known = [each for each in files if each.mtime_ns]
-        return known + (store.get_file_info(unknown) if unknown else [])
+        unclear = [each.path for each in files if not each.mtime_ns]
+        clear = [each for each in files if each.mtime_ns]
+        return clear + (store.get_file_info(unclear) if unclear else [])
 
     infos = _attempt(uri, "read", work, patience_s)
     address = parse_address(uri)

@@ -227,30 +227,42 @@ def save_model(
         check_same_codec(codec.codec_id, vlm.codec_id, out)
     # Written beside its place and renamed: a process that is killed leaves no half of a model.
     with replace_folder(out) as folder:
-        base_path = ""
-        if kind != "adapter" and codec is not None:
-            tensors = state_dict if state_dict is not None else vlm.inner.state_dict()
-            load_family(vlm.inner.config.model_type).write(vlm, codec, tensors, folder)
-        else:
-            vlm.module.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
-            if vlm.folder is not None:
-                base_path = name_base(vlm.folder, out)
-        manifest = Manifest(
-            family=vlm.family,
-            kind=kind,
-            base_id=base_id_of(folder) if kind == "base" else vlm.base_id,
-            codec_id=vlm.codec_id,
-            decoder_id=(codec.decoder_id or "") if kind != "adapter" and codec is not None else "",
-            task=task,
-            recipe_digest=recipe_digest,
-            action_slot_tokens=vlm.action_slot_tokens,
-            base_path=base_path,
-        )
+        manifest = _write_model(vlm, folder, out=out, kind=kind, codec=codec, state_dict=state_dict)
+        manifest = manifest.model_copy(update={"task": task, "recipe_digest": recipe_digest})
         manifest.write(folder)
     # Of a mirrored path the caller knows when the rest of an output is ready.
     if "://" in str(path):
         publish(out)
     return manifest
+
+
+def _write_model(
+    vlm: UnifiedVLM,
+    folder: Path,
+    *,
+    out: Path,
+    kind: Literal["base", "full", "adapter"],
+    codec: ImageCodec | None,
+    state_dict: Mapping[str, Tensor] | None,
+) -> Manifest:
+    """Write the files of a model into ``folder``, which becomes ``out``; returns what they are."""
+    base_path = ""
+    if kind != "adapter" and codec is not None:
+        tensors = state_dict if state_dict is not None else vlm.inner.state_dict()
+        load_family(vlm.inner.config.model_type).write(vlm, codec, tensors, folder)
+    else:
+        vlm.module.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+        if vlm.folder is not None:
+            base_path = name_base(vlm.folder, out)
+    return Manifest(
+        family=vlm.family,
+        kind=kind,
+        base_id=base_id_of(folder) if kind == "base" else vlm.base_id,
+        codec_id=vlm.codec_id,
+        decoder_id=(codec.decoder_id or "") if kind != "adapter" and codec is not None else "",
+        action_slot_tokens=vlm.action_slot_tokens,
+        base_path=base_path,
+    )
 
 
 def copy_model(path: str | Path, out: Path) -> None:

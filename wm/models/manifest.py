@@ -1,6 +1,7 @@
 """``wm_model.json``, beside the weights: what a folder holds and what it was made for."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -220,9 +221,9 @@ def name_base(base: Path, folder: Path) -> str:
     """
     base_uri, uri = uri_of(base), uri_of(folder)
     if base_uri is not None:
-        addresses = parse_address(base_uri), parse_address(uri or base_uri)
-        is_same = uri is not None and len({(one.scheme, one.bucket, one.options) for one in addresses}) == 1
-        return os.path.relpath(addresses[0].key, addresses[1].key) if is_same else base_uri
+        source, target = parse_address(base_uri), parse_address(uri or base_uri)
+        is_same = uri is not None and replace(source, key="") == replace(target, key="")
+        return os.path.relpath(source.key, target.key) if is_same else base_uri
     name = to_packaged_name(str(base.resolve()))
     if name.startswith(PREFIX) or uri is not None:
         return name

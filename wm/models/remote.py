@@ -144,8 +144,8 @@ def changed_s(folder: Path) -> int:
         except OSError:  # removed since it was listed
             return 0
     # A copy is as new as its node: the bucket knows when the model was written.
-    known = [time_ns for path, time_ns in _changed_ns.items() if path.parent == folder]
-    return max(known or (facts.mtime_ns for facts in list_below(folder))) // 10**9
+    times_ns = [time_ns for path, time_ns in _changed_ns.items() if path.parent == folder]
+    return max(times_ns or (facts.mtime_ns for facts in list_below(folder))) // 10**9
 
 
 def relative_uri(folder: Path, path: str) -> Path:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from wm.errors import InputError
 from wm.files.mirror import UNFINISHED, fetch, list_below, publish, remove, uri_of
@@ -27,20 +27,22 @@ _log = logging.getLogger(__name__)
 _FIGURES: Final = (METRICS, EVALUATIONS)
 _PERIOD_S: Final = 10.0
 _BYTES_PER_PERIOD: Final = 1 << 20
-"""A file of figures is uploaded as a whole: the longer it is, the less often."""
+"""A file of figures is uploaded from its first byte each time: the longer it is, the less often."""
 
 
 class MirroredOut:
-    """The output folder of a run in a bucket, as its first worker sees it; nothing if the folder is a local one."""
+    """The output folder of a run in a bucket, as its first worker sees it; others, and local folders, do nothing."""
 
-    def __init__(self, out: str | Path) -> None:
+    def __init__(self, out: str | Path, is_first: bool = True) -> None:
         """Set the folder; nothing is read or written.
 
         Args:
             out: Folder of the run, a mirrored path or a local one.
+            is_first: Whether this is the first worker, or the driver; others only remove their tokens.
         """
         self._out = Path(out)
-        self._uri = uri_of(self._out)
+        self._is_mirrored = uri_of(self._out) is not None
+        self._is_on = self._is_mirrored and is_first
         # What the bucket has of the files that are replaced or removed while the run lasts.
         self._notes: dict[str, bytes] = {}
         self._best_folders: set[str] = set()
@@ -55,7 +57,7 @@ class MirroredOut:
         Raises:
             InputError: The bucket cannot be read.
         """
-        if self._uri is None:
+        if not self._is_on:
             return
         for path in self._out.iterdir():
             if path.is_dir():
@@ -64,14 +66,17 @@ class MirroredOut:
                 path.unlink()
         self.bring()
 
-    def bring(self) -> None:
+    def bring(self) -> Self:
         """Copy what a resumed run reads to this node; what an earlier attempt left here alone is removed.
+
+        Returns:
+            Itself.
 
         Raises:
             InputError: The bucket cannot be read.
         """
-        if self._uri is None:
-            return
+        if not self._is_on:
+            return self
         self._out.mkdir(parents=True, exist_ok=True)
         names = {facts.name for facts in self._list()}
         # The bucket's figures reach as far as its newest checkpoint, from which the run resumes.
@@ -87,6 +92,7 @@ class MirroredOut:
         # The tracker hides steps that are repeated where it finds its folder.
         if any(name.startswith(f"{TENSORBOARD}/") for name in names):
             (self._out / TENSORBOARD).mkdir(exist_ok=True)
+        return self
 
     def publish(self) -> None:
         """Upload what has changed, without the trained model.
@@ -94,56 +100,47 @@ class MirroredOut:
         Raises:
             InputError: The bucket cannot be written to.
         """
-        if self._uri is None:
+        if not self._is_on:
             return
         with self._lock:
             self._publish_all()
 
-    def publish_models(self) -> None:
-        """Upload the trained model, and the last one where the trained one is another, then all else.
+    @contextmanager
+    def following(self, recipe: TrainRecipe) -> Iterator[None]:
+        """Publish the figures from time to time while the block trains, and the trained model at its end.
+
+        Args:
+            recipe: The run, whose tokens this node does not need any longer at the end.
+
+        Yields:
+            Nothing.
 
         Raises:
             InputError: The bucket cannot be written to.
         """
-        if self._uri is None:
-            return
-        with self._lock:
-            for name in (LAST, MODEL):
-                self._publish_model(self._out / name)
-            self._publish_all()
-
-    @contextmanager
-    def following(self, is_first: bool) -> Iterator[None]:
-        """Publish the figures from time to time, in a thread, while the block runs.
-
-        Args:
-            is_first: Whether this is the first worker; others publish nothing.
-        """
-        if self._uri is None or not is_first:
-            yield
-            return
         stopped = threading.Event()
         # A daemon, so that a killed run ends at once.
         thread = threading.Thread(target=self._follow, args=(stopped,), name="wm-figures", daemon=True)
-        thread.start()
+        if self._is_on:
+            thread.start()
         try:
             yield
         finally:
             stopped.set()
-            thread.join()
-
-    def remove_tokens(self, recipe: TrainRecipe) -> None:
-        """Remove the tokens of a run that is over from this node: the driver removes those of its own node alone.
-
-        Args:
-            recipe: The run.
-        """
-        if self._uri is not None and not recipe.data.token_cache:
+            if self._is_on:
+                thread.join()
+        if self._is_on:
+            with self._lock:
+                for name in (LAST, MODEL):
+                    self._publish_model(self._out / name)
+                self._publish_all()
+        # The driver removes the tokens of its own node alone.
+        if self._is_mirrored and not recipe.data.token_cache:
             shutil.rmtree(recipe.token_root, ignore_errors=True)
 
     def remove_best(self) -> None:
         """Remove the note and the folders of best models, of which the best is the trained one by now."""
-        if self._uri is None:
+        if not self._is_on:
             return
         names = {facts.name.split("/")[0] for facts in self._list()}
         # The note first: it would name a folder that is gone.
