@@ -99,7 +99,7 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     for folder in (_RAY_STATE, TOKENS):
         shutil.rmtree(Path(recipe.out) / folder, ignore_errors=True)
     (Path(recipe.out) / BEST).unlink(missing_ok=True)
-    mirrored.remove_best()
+    mirrored.clean_up(recipe)
     print_summary(recipe, summary, record["wall_s"])
     return record
 

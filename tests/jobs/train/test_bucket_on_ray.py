@@ -65,7 +65,7 @@ def test_nodes_that_share_nothing_resume_a_killed_run(
             output = undisturbed.communicate(timeout=300)[0]
             assert undisturbed.returncode == 0, output
             # Both nodes have had the base, by themselves.
-            for node in ("node1", "node2"):
+            for node in ("node1", "node2", "driver1"):
                 assert (tmp_path / node / "wm-buckets" / "s3" / "data" / "base" / "model.safetensors").is_file()
                 assert not list((tmp_path / node / "tokens").glob("*"))
             killed = start(tmp_path / "driver2", arguments("s3://data/killed"))

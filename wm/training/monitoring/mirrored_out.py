@@ -134,18 +134,27 @@ class MirroredOut:
                 for name in (LAST, MODEL):
                     self._publish_model(self._out / name)
                 self._publish_all()
-        # The driver removes the tokens of its own node alone.
-        if self._is_mirrored and not recipe.data.token_cache:
-            shutil.rmtree(recipe.token_root, ignore_errors=True)
+        self._remove_tokens(recipe)
 
-    def remove_best(self) -> None:
-        """Remove the note and the folders of best models, of which the best is the trained one by now."""
+    def clean_up(self, recipe: TrainRecipe) -> None:
+        """Remove, after a complete run, the note and the folders of best models, of which the best is the trained one
+        by now, and this node's tokens.
+
+        Args:
+            recipe: The run.
+        """
+        self._remove_tokens(recipe)
         if not self._is_on:
             return
         names = {facts.name.split("/")[0] for facts in self._list()}
         # The note first: it would name a folder that is gone.
         for name in sorted(name for name in names if name == BEST or name.startswith(BEST_FOLDER)):
             remove(self._out / name)
+
+    def _remove_tokens(self, recipe: TrainRecipe) -> None:
+        # Each node has its own.
+        if self._is_mirrored and not recipe.data.token_cache:
+            shutil.rmtree(recipe.token_root, ignore_errors=True)
 
     def _follow(self, stopped: threading.Event) -> None:
         while not stopped.wait(self._period_s()):
