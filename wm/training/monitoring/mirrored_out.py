@@ -86,8 +86,8 @@ class MirroredOut:
                 fetch(self._out / name)
                 self._notes[name] = b"" if name in _FIGURES else (self._out / name).read_bytes()
         self._best_folders = {name.split("/")[0] for name in names if name.startswith(BEST_FOLDER)}
-        best = self._best_folder()
-        if best in self._best_folders:
+        best = self._best_folder(self._read(BEST))
+        if best is not None and best in self._best_folders:
             fetch(self._out / best)
         # The tracker hides steps that are repeated where it finds its folder.
         if any(name.startswith(f"{TENSORBOARD}/") for name in names):
@@ -138,7 +138,7 @@ class MirroredOut:
 
     def clean_up(self, recipe: TrainRecipe) -> None:
         """Remove, after a complete run, the note and the folders of best models, of which the best is the trained one
-        by now, and this node's tokens.
+        by now, the note of a checkpoint that failed, and this node's tokens.
 
         Args:
             recipe: The run.
@@ -148,7 +148,7 @@ class MirroredOut:
             return
         names = {facts.name.split("/")[0] for facts in self._list()}
         # The note first: it would name a folder that is gone.
-        for name in sorted(name for name in names if name == BEST or name.startswith(BEST_FOLDER)):
+        for name in sorted(name for name in names if name in (BEST, FAILED) or name.startswith(BEST_FOLDER)):
             remove(self._out / name)
 
     def _remove_tokens(self, recipe: TrainRecipe) -> None:
@@ -170,14 +170,11 @@ class MirroredOut:
         return _PERIOD_S * (1 + sum(sizes) / _BYTES_PER_PERIOD)
 
     def _publish_all(self) -> None:
-        # 1. The best model before the note that names it.
-        best = self._best_folder()
-        if best is not None and best not in self._best_folders:
-            self._publish_model(self._out / best)
-            self._best_folders.add(best)
+        # 1. The best model, then the note that names it.
+        best = self._publish_best()
         # 2. All else.
         self._publish_figures()
-        for name in (BEST, *NOTES):
+        for name in NOTES:
             self._publish_note(name)
         for name in (SAMPLES, TENSORBOARD):
             if (self._out / name).is_dir():
@@ -193,10 +190,31 @@ class MirroredOut:
                 publish(self._out / name)
         self._publish_note(FAILED)
 
-    def _publish_note(self, name: str) -> None:
+    def _publish_best(self) -> str | None:
+        """Upload the best model and the note that names it; returns the name of its folder."""
+        while True:
+            content = self._read(BEST)
+            best = self._best_folder(content)
+            if best is None or best in self._best_folders:
+                break
+            self._best_folders.add(best)
+            is_here = True
+            try:
+                self._publish_model(self._out / best)
+            except FileNotFoundError:
+                is_here = False
+            # Training continues meanwhile: a better model changes the note before the old folder is removed.
+            if self._read(BEST) == content:
+                if not is_here:
+                    raise FileNotFoundError(f"{self._out / best} is not complete")
+                break
+        self._publish_note(BEST, content)
+        return best
+
+    def _publish_note(self, name: str, content: bytes | None = None) -> None:
         """Upload a small file by its content: one of the same size within the same second is another all the same."""
         file = self._out / name
-        content = file.read_bytes() if file.is_file() else None
+        content = content or self._read(name)
         if content is None and name in self._notes:
             remove(file)
             del self._notes[name]
@@ -210,9 +228,14 @@ class MirroredOut:
         for file in sorted(files, key=lambda file: (file.suffix == ".json", file)):
             publish(file)
 
-    def _best_folder(self) -> str | None:
-        note = self._out / BEST
-        return str(json.loads(note.read_text())["folder"]) if note.is_file() else None
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return (self._out / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _best_folder(self, content: bytes | None) -> str | None:
+        return None if content is None else str(json.loads(content)["folder"])
 
     def _list(self) -> list[ObjectFacts]:
         return list_below(self._out, missing_ok=True)
