@@ -36,7 +36,17 @@ def test_the_builder_is_sent_what_is_copied_and_nothing_else():
 
 def test_a_submitted_job_takes_the_code_alone(tmp_path, capsys):
     """Of a copy without the large files: Ray's own rules are applied to the folder's ``.rayignore``."""
-    names = [".git/HEAD", "docs/x.md", "tests/test_x.py", "wm/cli.py", "jobs/recipes/a.toml", "runs/x/big", "my.toml"]
+    secret = "cluster/kubernetes/settings/auth_token"
+    names = [
+        secret,
+        ".git/HEAD",
+        "docs/x.md",
+        "tests/test_x.py",
+        "wm/cli.py",
+        "jobs/recipes/a.toml",
+        "runs/x/big",
+        "my.toml",
+    ]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * 1000)
