@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.helpers.kubernetes import FOLDER, OVERLAYS, copy_filled
+from tests.helpers.kubernetes_server import kubernetes_server
 from tests.helpers.kustomize import render
 
 KUBECTL = shutil.which("kubectl")
@@ -62,3 +63,26 @@ def test_the_folder_ships_without_settings_and_says_which():
     examples = FOLDER / "settings" / "bucket"
     assert (examples / "store.env.example").read_text().startswith("WM_STORE=")
     assert "AWS_SECRET_ACCESS_KEY=\n" in (examples / "bucket.env.example").read_text()
+
+
+@needs_kubectl
+@pytest.mark.parametrize("component", ["annotate", "serve", "cluster"])
+def test_a_label_applies_one_part_and_what_all_need(filled, tmp_path, component):
+    """As the docs say it, against a stand-in that keeps what kubectl sends."""
+    environment = {"KUBECONFIG": "/dev/null", "HOME": str(tmp_path)}
+    selector = f"app.kubernetes.io/component in (store, {component})"
+    with kubernetes_server() as (address, objects):
+        command = [str(KUBECTL), "--server", address, "apply", "--validate=false"]
+        ended = subprocess.run(
+            [*command, "-k", str(filled / "overlays" / "cpu"), "-l", selector],
+            env=environment, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        sent = {(body["kind"], body["metadata"]["name"]) for body in objects.values()}
+    needed = {("ConfigMap", "wm-store"), *(("Secret", f"wm-{name}") for name in ("bucket", "keys", "token"))}
+    parts = {
+        "annotate": {("RayJob", "wm-annotate")},
+        "serve": {("RayService", "wm-server"), ("PodDisruptionBudget", "wm-serve")},
+        "cluster": {("RayCluster", "wm")},
+    }
+    assert sent == needed | parts[component]
