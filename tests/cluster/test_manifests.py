@@ -168,7 +168,7 @@ def test_gpus_are_asked_for_by_workers_and_tolerated(rendered):
                 assert wants_gpu == ("1" if overlay == "gpu" and index > 0 else None)
                 keys = {toleration["key"] for toleration in pod.get("tolerations", [])}
                 assert keys == ({"nvidia.com/gpu"} if wants_gpu else set())
-                tag = {"cpu": "0.1.0", "gpu": "0.1.0-cu128"}[overlay]
+                tag = {"cpu": "0.1.0", "gpu": "0.1.0-cu130"}[overlay]
                 assert {box["image"] for box in pod["containers"]} == {f"wm:{tag}"}
 
 
