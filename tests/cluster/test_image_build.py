@@ -24,6 +24,8 @@ import cv2, decord, av, ray, torch
 import jobs, serve_apps, wm
 from wm.packaged import SHIPPED
 
+PROGRAMS = ("wget", "rsync", "ray")
+
 def is_writable(folder):
     return os.access(folder, os.W_OK)
 
@@ -35,7 +37,7 @@ print(json.dumps({
     "compiled": pathlib.Path(wm.__file__).parent.joinpath("__pycache__").is_dir(),
     "shipped": sorted(path.name for path in pathlib.Path(SHIPPED).iterdir() if path.is_dir()),
     "version": wm.__version__,
-    "programs": [subprocess.run([name, "--version"], capture_output=True).returncode for name in ("wget", "rsync", "ray")],
+    "programs": [subprocess.run([name, "--version"], capture_output=True).returncode for name in PROGRAMS],
     "packages": {entry.name.lower(): entry.version for entry in importlib.metadata.distributions()},
 }))
 """
