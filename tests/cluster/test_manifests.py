@@ -238,7 +238,7 @@ def test_the_service_asks_for_the_keys_of_its_secret(rendered, variant):
         folders = {mount["name"]: mount["mountPath"] for mount in box["volumeMounts"]}
         assert recipe.keys == f"{folders['keys']}/keys.toml" and "keys.toml" in SETTINGS
     root = ROOTS[variant[1]]
-    assert (application.args["fdm"], application.args["idm"]) == (f"{root}/fdm/model", f"{root}/idm/model")
+    assert (application.args["fdm"], application.args["idm"]) == (f"{root}/run/fdm/model", f"{root}/run/idm/model")
     # Replicas and proxies have room on the workers; a pod is not killed before its replicas gave up.
     graces = [options.get("graceful_shutdown_timeout_s", 30) for options in (recipe.fdm_server, recipe.idm_server)]
     assert max(graces) < groups(manifest)[1]["template"]["spec"]["terminationGracePeriodSeconds"]
