@@ -15,7 +15,7 @@ from wm.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "cluster" / "compose.yaml"
-DEFAULTS = {"WM_FDM": "nano:fdm", "WM_IDM": "nano:idm"}
+DEFAULTS = {"WM_FDM": "nano:fdm", "WM_IDM": "nano:idm", "WM_DEVICE": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,9 @@ def test_the_server_asks_for_keys_and_its_recipe_is_known(compose, tmp_path):
     server = compose["services"]["server"]
     *_, script = server["command"]
     (tmp_path / "keys.toml").write_text('[[keys]]\nname = "alice"\nsha256 = "' + "0" * 64 + '"\n')
-    words = shlex.split(script.replace("$$WM_FDM", DEFAULTS["WM_FDM"]).replace("$$WM_IDM", DEFAULTS["WM_IDM"]))
+    for name, text in DEFAULTS.items():
+        script = script.replace(f"$${name}", text)
+    words = shlex.split(script)
     settings = words[words.index("serve_apps") + 1 :]
     assert {name: server["environment"][name] for name in DEFAULTS} == {
         name: f"${{{name}:-{model}}}" for name, model in DEFAULTS.items()
@@ -110,6 +112,17 @@ def test_images_are_named_by_version(compose):
         "dockerfile": "cluster/Dockerfile",
         "args": {"TORCH_BACKEND": "${TORCH_BACKEND:-cpu}"},
     }
+
+
+def test_the_file_for_gpus_changes_image_and_device_alone(compose):
+    over = yaml.safe_load((FILE.parent / "compose.gpu.yaml").read_text())["services"]
+    devices = {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    for service in over.values():
+        assert service["deploy"]["resources"]["reservations"]["devices"] == [devices]
+        assert service["image"] == "${WM_IMAGE:-wm:0.1.0-cu130}"
+    assert set(over) == {"head", "server"} <= set(compose["services"])
+    assert set(over["head"]) | set(over["server"]) == {"image", "build", "environment", "deploy"}
+    assert set(over["server"]["environment"]) <= set(compose["services"]["server"]["environment"])
 
 
 def test_docker_compose_reads_the_file(tmp_path):
