@@ -9,6 +9,7 @@ from jobs.contradict import ContradictRecipe, run
 from tests.helpers.judge_server import Answer, completion, failure, judge_server
 from tests.helpers.triplet_files import triplet, write_output
 from wm.errors import InputError
+from wm.evaluation.counterfactuals import read_counterfactuals
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,19 @@ def test_single_requests_that_are_refused_are_rejects(bench: Path, tmp_path: Pat
         record = run(recipe(bench, server.url, tmp_path / "c"))
         assert len(server.bodies) == 1 + 11 * 3
     assert record["counts"]["rejects_by_reason"] == {"bad_request": 11}
+
+
+def test_triplets_without_an_action_are_not_asked_about(tmp_path: Path) -> None:
+    rows = [triplet(number, action=action) for number, action in enumerate(["open it", " ", "open it"])]
+    with judge_server(lambda *_: completion("Close it.")) as server:
+        mixed = write_output(tmp_path / "mixed", rows, num_rejects=0)
+        record = run(recipe(mixed, server.url, tmp_path / "c"))
+        assert len(server.bodies) == 1 and record["counts"]["rejects_by_reason"] == {"no_action": 1}
+        assert set(read_counterfactuals(tmp_path / "c").values()) == {"close it"}
+        empty = write_output(tmp_path / "empty", rows[1:2], num_rejects=0)
+        with pytest.raises(InputError, match="has an action, so that there is nothing to contradict"):
+            run(recipe(empty, server.url, tmp_path / "d"))
+    assert not (tmp_path / "d").exists()
 
 
 def test_newer_models_know_the_limit_by_another_name(bench: Path, tmp_path: Path) -> None:

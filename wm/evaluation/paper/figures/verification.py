@@ -148,7 +148,12 @@ def _draw_curve(axes: "Axes", curve: Curve, number: int, bound: str) -> dict[str
     ks, means = [point.k for point in curve.points], [point.mean for point in curve.points]
     if curve.choice == "adaptive":
         label = f"{curve.label}, adaptive N"
-        return {label: axes.plot(ks, means, "*", markersize=8, color=colour, markeredgecolor="white", label=label)[0]}
+        # A dark edge: a white one would cut the lines that the stars lie on.
+        stars = axes.plot(
+            ks, means, "*", markersize=8.5, color=colour, markeredgecolor="#222222", markeredgewidth=0.6, zorder=4,
+            label=label,
+        )  # fmt: skip
+        return {label: stars[0]}
     # The oracle is a bound and no system: thin, without marks.
     is_oracle = curve.choice == "oracle"
     label = f"{curve.label}, {bound}" if is_oracle else curve.label
