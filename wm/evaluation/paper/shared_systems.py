@@ -11,14 +11,12 @@ from typing import TypeAlias, TypeVar, cast
 
 from wm.errors import InputError
 from wm.evaluation.paper.folders import Source
-from wm.evaluation.rows import CEILING, COPY, Tables
+from wm.evaluation.rows import REFERENCES, Tables
 
 T = TypeVar("T")
 Facts: TypeAlias = tuple[object, object]
 """What a row is of, and what was measured: numbers, texts, None, and lists and mappings of these."""
 
-REFERENCES = (COPY, CEILING)
-"""Systems that every scoring measures of the bench itself, so that several folders may hold them."""
 _REL_TOL, _ABS_TOL = 1e-6, 1e-9
 """Figures closer than this are equal: batches of other shapes differ in their last digits."""
 _TABLE_PARTS = ("fdm", "idm", "probe", "adaptive")

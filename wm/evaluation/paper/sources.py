@@ -19,10 +19,10 @@ from wm.evaluation.judge.score_files import read_scores
 from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.folders import Source, read_source
 from wm.evaluation.paper.options import FigureOptions
-from wm.evaluation.paper.shared_systems import REFERENCES, Facts, SharedSystems
+from wm.evaluation.paper.shared_systems import Facts, SharedSystems
 from wm.evaluation.predicted_actions import ActionRow, list_actions
 from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
-from wm.evaluation.rows import Tables
+from wm.evaluation.rows import REFERENCES, Tables
 from wm.packaged import PREFIX
 from wm.tables import read_table
 
