@@ -2,10 +2,11 @@
 
 from typing import ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.evaluation.predictions import View
+from wm.evaluation.rows import check_label
 from wm.paths import InputPath, OutputPath
 
 
@@ -44,6 +45,8 @@ class CollectRecipe(Recipe):
     """Rows of the bench that go into one Parquet file; a killed run resumes at the next file."""
     resources: CollectResources = CollectResources()
     """Ray tasks: resources.num_workers=4."""
+
+    _check_label = field_validator("system")(check_label)
 
     @model_validator(mode="after")
     def _check_inputs(self) -> "CollectRecipe":

@@ -50,7 +50,16 @@ def print_comparisons(setting: Setting, comparisons: Sequence[Comparison], only:
         only: Metrics of the first and of the second that the other one lacks.
     """
     print(f"{_head(setting)}\n")
-    header = ["metric", *_short_names(setting), "difference", "95 % interval", "p", "n", "runs", "± runs"]
+    header = [
+        "metric",
+        *_short_names(setting),
+        "difference",
+        "95 % interval",
+        "p",
+        "n",
+        "training seeds",
+        "± over them",
+    ]
     rows = [_build_row(_title(entry), entry.headline, entry) for entry in comparisons]
     print(format_grid(header, rows), end="\n\n")
     # The verdicts come last but for the notes: they are what is read first.
@@ -60,7 +69,7 @@ def print_comparisons(setting: Setting, comparisons: Sequence[Comparison], only:
     print()
     notes = [*_list_missing(setting, comparisons), *_list_unshared(setting, only)]
     if any(min(map(len, entry.runs)) == 1 for entry in comparisons):
-        notes.append("One training run: what another seed would change is in no interval.")
+        notes.append("One training seed: what another one would change is in no interval.")
     print("\n".join([*notes, *METHOD]))
 
 
@@ -187,7 +196,7 @@ def to_markdown(setting: Setting, comparisons: Sequence[Comparison]) -> str:
         lines += [_to_markdown_row(name, scope, entry.measure) for name, scope in [*scopes, (_MICRO, entry.micro)]]
         if entry.std is not None:
             gaps = ", ".join(f"{run}: {entry.measure.text(gap, signed=True)}" for run, gap in entry.gaps.items())
-            lines += ["", f"By training run {gaps}; standard deviation {entry.measure.text(entry.std)}."]
+            lines += ["", f"By training seed {gaps}; standard deviation {entry.measure.text(entry.std)}."]
     return "\n".join([*lines, "", *_list_missing(setting, comparisons), "", *METHOD, ""])
 
 

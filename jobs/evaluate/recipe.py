@@ -9,6 +9,7 @@ from jobs.shared.devices import DType
 from wm.config import Recipe
 from wm.dynamics import BaseSharing, Sampling
 from wm.evaluation.heldout import SubsetColumn
+from wm.evaluation.rows import check_label
 from wm.paths import InputPath, OptionalInputPath, OutputPath
 
 
@@ -29,6 +30,8 @@ class ModelEntry(Recipe):
     """Of an FDM: name of the entry that verifies it; empty: the recipe's idm."""
     base: InputPath = ""
     """Of an adapter: its base folder; empty: the recipe's base, else what its manifest says."""
+
+    _check_label = field_validator("label")(check_label)
 
 
 class CandidateSearch(Recipe):
@@ -153,6 +156,8 @@ class EvaluateRecipe(Recipe):
     """Longest action an IDM may propose, tokens."""
     resources: EvaluateResources = EvaluateResources()
     """Where the models run, and how many rows and units at a time."""
+
+    _check_label = field_validator("zero_shot_label")(check_label)
 
     @field_validator("seeds")
     @classmethod

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypedDict
 
 from jobs.judge.session import JudgeSession
-from jobs.shared.chat.asking import CostReachedError, Pending, spent_so_far
+from jobs.shared.chat.asking import Pending, spent_so_far
+from jobs.shared.chat.budget import CostReachedError
 from jobs.shared.chat.client import ChatClient, Reply, to_reply
 from wm.errors import InputError
 from wm.evaluation.judge.items import JudgeItem

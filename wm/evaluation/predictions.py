@@ -256,7 +256,9 @@ def check_systems(sets: Sequence[tuple[str, Sequence[PredictionFacts]]]) -> None
         for system in sorted({row["system"] for row in facts}):
             if owners.setdefault(system, folder) != folder:
                 raise InputError(
-                    f"{owners[system]} and {folder} both hold a system named {system!r}; give another system"
+                    f"{owners[system]} and {folder} both hold a system named {system!r}; give one of them another name "
+                    "(system=, or in an evaluation zero_shot_label= or models.NAME.label=), or leave a base out "
+                    "(zero_shot=false)"
                 )
 
 

@@ -106,7 +106,9 @@ def test_runs_and_equal_candidates_of_a_row(bench, tmp_path):
         (0, 1, [0, 1, 2]), (0, 12, [0]), (1, 1, [2])
     ]  # fmt: skip
     assert (record["counts"]["images"], record["counts"]["distinct_images"], record["counts"]["runs"]) == (5, 3, 2)
-    with pytest.raises(InputError, match="both hold a system named 'GoT'; give another system"):
+    with pytest.raises(
+        InputError, match=r"both hold a system named 'GoT'; give one of them another name .*zero_shot=false"
+    ):
         check_systems([("a", facts), ("b", facts)])
 
 
@@ -123,6 +125,8 @@ def test_runs_and_equal_candidates_of_a_row(bench, tmp_path):
         ({"pattern": "{id}.png"}, "no {id} for triplet .*: give bench_file"),
         ({"pattern": "{row}.webp"}, "no file below .* fits pattern = .*expected 0.webp and the like, found kubric/004"),
         ({"folder": "/nowhere"}, "no such file or folder: /nowhere"),
+        ({"system": "Copy"}, "system = 'Copy': 'Copy' is what every bench measures of itself: give another name"),
+        ({"system": " "}, "a system needs a name"),
         ({"folder": ""}, "nothing to collect: give folder, actions or both"),
         ({"view": "oval"}, "view = 'oval'"),
     ],

@@ -75,10 +75,10 @@ def test_a_known_difference_by_subset(bench, tmp_path, capsys):
     assert entry["micro"]["low"] < entry["macro"]["low"] and entry["micro"]["num_items"] == COUNT
     assert entry["verdict"] == (
         f"A is better by 1.44 [{entry['macro']['low']:.2f}, {entry['macro']['high']:.2f}], macro average, 16 items, "
-        "1 run; surely on even, on odd undecided"
+        "1 training seed; surely on even, on odd undecided"
     )
     text = capsys.readouterr().out
-    assert "One training run" in text and "Holm" in text and f"judge's score (m): {entry['verdict']}" in text
+    assert "One training seed" in text and "Holm" in text and f"judge's score (m): {entry['verdict']}" in text
     # The other way round the same is said.
     turned = compare("B", f"{judged}:A")["judge.final"]
     assert turned["verdict"] == entry["verdict"] and turned["macro"]["difference"] == pytest.approx(-1.4375)
@@ -102,18 +102,18 @@ def test_runs_are_paired_by_their_seed(bench, tmp_path):
     entry = compare(f"{judged}:A", "B")["judge.final"]
     assert entry["differences_of_runs"] == pytest.approx({"0": 1.4375, "1": 2.4375, "2": 3.4375})
     assert entry["std_over_runs"] == pytest.approx(1.0) and entry["is_sure"]
-    assert "16 items, 3 runs (± 1.00)" in entry["verdict"]
+    assert "16 items, 3 training seeds (± 1.00)" in entry["verdict"]
     # B and C differ in two of three runs: an interval over items alone would call that sure.
     entry = compare(f"{judged}:C", "B")["judge.final"]
     assert entry["macro"]["low"] > 0 and not entry["is_sure"]
-    assert "undecided: C is ahead by 0.96" in entry["verdict"] and "(so in 2 of 3 runs)" in entry["verdict"]
+    assert "undecided: C is ahead by 0.96" in entry["verdict"] and "(so in 2 of 3 training seeds)" in entry["verdict"]
 
 
 def test_ties_and_equal_systems(bench, tmp_path):
     tied = [value + (1 if item < 4 else -1 if item < 8 else 0) for item, value in enumerate(BASE)]
     judged = write_judged(tmp_path / "j", bench, {"A": [BASE], "B": [BASE], "C": [tied]})
     entry = compare(f"{judged}:A", "B")["judge.final"]
-    assert entry["verdict"] == "equal on every item, 16 items, 1 run" and not entry["is_sure"]
+    assert entry["verdict"] == "equal on every item, 16 items, 1 training seed" and not entry["is_sure"]
     entry = compare(f"{judged}:A", "C")["judge.final"]
     assert entry["micro"]["p"] == 1.0 and entry["verdict"].startswith("undecided: difference 0.00 [-")
     assert entry["verdict"].endswith("undecided on every subset")

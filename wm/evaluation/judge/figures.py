@@ -1,7 +1,7 @@
 """Compute means of judgements by system and subset, each with how many items it is of. Knows no file and no API."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Final, Literal, TypeAlias, TypedDict
@@ -47,7 +47,7 @@ class ItemScore:
 
 
 class JudgeFigure(TypedDict):
-    """A mean from 0 to 10. ``std`` is over runs, seeds and repeats; the interval (95 %) is over the items."""
+    """A mean from 0 to 10. ``std`` is over what the system's ``over`` says; the interval (95 %) is over the items."""
 
     mean: float
     std: float | None
@@ -62,7 +62,10 @@ class SystemFigures(TypedDict):
 
     system: str
     num_candidates: int
-    runs: int
+    num_values: int
+    """Times that each item may be judged: different training seeds, sampling seeds and repeats of the question."""
+    over: str
+    """What these differ in, which spreads are over, such as ``sampling seeds``."""
     figures: dict[str, dict[str, JudgeFigure]]
     missing: dict[str, int]
     """Triplets of a subset without any prediction, where there are some."""
@@ -96,13 +99,31 @@ def compute_figures(scores: Sequence[ItemScore], subsets: Mapping[str, str]) -> 
             {
                 "system": system,
                 "num_candidates": num_candidates,
-                "runs": len(runs),
+                "num_values": len(runs),
+                "over": name_repetitions(runs),
                 "figures": {criterion: _by_subset(group, criterion, sizes, len(runs)) for criterion in CRITERIA},
                 "missing": {name: sizes[name] - present[name] for name in sizes if present[name] < sizes[name]},
                 "unjudged": dict(sorted(Counter(score.failure for score in group if score.failure).items())),
             }
         )
     return table
+
+
+def name_repetitions(keys: Collection[tuple[int, int, int]]) -> str:
+    """Name what tells repeated judgements of an item apart.
+
+    Args:
+        keys: Training seed, sampling seed and repeat of each; of a system that others trained its own numbering.
+
+    Returns:
+        ``training seeds``, ``sampling seeds`` or ``repeats``; where several of them differ, their combinations.
+    """
+    names = ("training seeds", "sampling seeds", "repeats")
+    varying = [name for name, values in zip(names, zip(*keys, strict=True), strict=False) if len(set(values)) > 1]
+    # A single judgement has no spread, and this name is never shown.
+    if not varying:
+        return "sampling seeds"
+    return varying[0] if len(varying) == 1 else f"combinations of {' and '.join(varying)}"
 
 
 def copy_warning(table: Sequence[SystemFigures]) -> str | None:

@@ -24,7 +24,7 @@ def test_runs_that_both_have_are_paired_and_others_averaged():
     # One seed in common pairs nothing.
     entry = compare_metric(MEASURE, "", first, {0: values(*[1] * 9)}, SUBSETS)
     assert entry.runs == ([0, 1, 2], [0]) and entry.gaps == {} and entry.std is None
-    assert entry.micro.first == 32.0 and "3 and 1 run" in describe(entry, ("A", "B"))
+    assert entry.micro.first == 32.0 and "3 and 1 training seed" in describe(entry, ("A", "B"))
 
 
 def test_an_average_is_over_all_subsets_or_not_there():
