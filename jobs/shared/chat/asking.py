@@ -284,6 +284,6 @@ class _Budget:
 
     def error(self) -> CostReachedError:
         return CostReachedError(
-            f"max_cost = {self._max_cost:g} allows no further request ({self._spent:.4f} spent); what is judged is "
-            "kept, the same command with a larger max_cost resumes"
+            f"max_cost = {self._max_cost:g} allows no further request ({self._spent:.4f} spent); the replies so "
+            "far are kept, the same command with a larger max_cost resumes"
         )

@@ -22,6 +22,7 @@ from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.predicted_actions import ActionRow, list_actions
 from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
 from wm.evaluation.rows import CEILING, COPY, Tables
+from wm.names import hint_nearest, quote_names
 from wm.packaged import PREFIX
 from wm.tables import read_table
 
@@ -244,7 +245,10 @@ def read_sources(
     labels = result.list_systems()
     for system, label in result.names.items():
         if label not in labels:
-            raise InputError(f"names: {system} = {label!r:.100}; the results hold {', '.join(labels) or 'no system'}")
+            raise InputError(
+                f"names: {system} = {label!r:.100}; systems of the results: {quote_names(labels)}"
+                f"{hint_nearest(label, labels)}"
+            )
         # Under one name only one of them would be shown.
         if label != system and system in labels and system not in result.names.values():
             raise InputError(
