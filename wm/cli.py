@@ -49,10 +49,10 @@ def main(
     Args:
         recipe_class: Whose keys the command takes.
         run: The job.
-        name: Of the command, as in ``python -m jobs.NAME``.
+        name: Of the command, as in ``wm NAME``.
         description: For ``--help``.
         argv: Arguments; None: those of this process.
-        prog: How the command is called, where it is not ``python -m jobs.NAME``.
+        prog: How the command is called, where it is not ``wm NAME``.
 
     Returns:
         The exit status. 0: done, or nothing left to do. 1: the disk is full or not writable, or memory does not
@@ -72,7 +72,7 @@ def _run(
     prog: str | None,
 ) -> int:
     """Parse, load and run; returns the exit status, errors being printed in one line."""
-    parser = _build_parser(recipe_class, prog or f"python -m jobs.{name}", description)
+    parser = _build_parser(recipe_class, prog or f"wm {name}", description)
     arguments, options = parser.parse_known_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("wm.sampling").setLevel(logging.INFO)  # it reports which batch size it chose

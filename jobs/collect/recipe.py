@@ -38,7 +38,7 @@ class CollectRecipe(Recipe):
     """JSON lines of the actions that the system read from the pairs: {"triplet_id" or "row", "action", "run"}; empty:
     none."""
     bench_file: InputPath = ""
-    """The bench's own list, such as test.json, for {id}, and for {row} where the triplets are not of jobs.ingest."""
+    """The bench's own list, such as test.json, for {id}, and for {row} where the triplets are not of wm ingest."""
     view: View = "full"
     """full: the images show the full frame; square: its centre-cropped square, and other images are rejects."""
     shard_rows: int = Field(default=256, ge=1)

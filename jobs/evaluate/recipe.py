@@ -150,7 +150,7 @@ class EvaluateRecipe(Recipe):
     examples: int = Field(default=12, ge=0)
     """How many examples to keep with images."""
     keep_images: bool | None = None
-    """Write every predicted image below out/predictions, the prediction set that jobs.score and others read; left out:
+    """Write every predicted image below out/predictions, the prediction set that wm score and others read; left out:
     for at most 1,000 triplets."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Longest action an IDM may propose, tokens."""

@@ -1,7 +1,7 @@
 """Plan an annotation before paying for it: hours, bottleneck and cost on a cluster.
 
-The work comes from a list of videos (videos=, read as jobs.annotate reads it) or from hours= and mean_length_s=; the
-rates from what python -m jobs.benchmark measured (rates=FILE.json, or rates=["keyframes.json", "annotate.json"]); the
+The work comes from a list of videos (videos=, read as wm annotate reads it) or from hours= and mean_length_s=; the
+rates from what wm benchmark measured (rates=FILE.json, or rates=["keyframes.json", "annotate.json"]); the
 cluster from nodes (in a recipe: one [[nodes]] table a kind of machine). from_run=DIR takes frame rate, key-frames,
 pairs and stored size from a finished annotation, such as one of the first 1,000 videos, or from a
 look. Time to start the cluster and to download videos is not in it.

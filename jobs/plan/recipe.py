@@ -36,9 +36,9 @@ class PlanKeyframes(Recipe):
     """What the work of choosing key-frames depends on."""
 
     rule: RuleName = "top_then_spacing"
-    """As for jobs.annotate."""
+    """As for wm annotate."""
     motion: MotionKind = "dis"
-    """As for jobs.annotate; farneback takes the rate exact_frames_per_s."""
+    """As for wm annotate; farneback takes the rate exact_frames_per_s."""
 
 
 class PlanResources(Recipe):
@@ -65,15 +65,15 @@ class PlanRecipe(Recipe):
     }
 
     rates: Annotated[list[str], BeforeValidator(_to_list), INPUT] = Field(min_length=1)
-    """JSON files of jobs.benchmark; of a rate that several have, the last one counts."""
+    """JSON files of wm benchmark; of a rate that several have, the last one counts."""
     nodes: list[NodeKind] = Field(min_length=1)
     """Kinds of machines: name, count, cpus, gpus, price_per_hour."""
     videos: OptionalSourcePath = None
-    """Folder, glob or list, as for jobs.annotate; or give hours and mean_length_s."""
+    """Folder, glob or list, as for wm annotate; or give hours and mean_length_s."""
     dataset_layout: DatasetLayout = "auto"
-    """As for jobs.annotate."""
+    """As for wm annotate."""
     annotations: OptionalInputPath = None
-    """As for jobs.annotate."""
+    """As for wm annotate."""
     hours: float | None = Field(default=None, gt=0)
     """Hours of video in all, where there is no list."""
     mean_length_s: float | None = Field(default=None, gt=0)
@@ -88,7 +88,7 @@ class PlanRecipe(Recipe):
     keyframes_per_video: float | None = Field(default=None, ge=0)
     """Left out: from_run's, or what keyframes.rule gives of videos of this length."""
     keyframes: PlanKeyframes = PlanKeyframes()
-    """Rule and motion, as for jobs.annotate."""
+    """Rule and motion, as for wm annotate."""
     shape: str = ""
     """Take the motion rate of this shape of clips, such as xvid or h264 (dis_frames_per_s_h264)."""
     resources: PlanResources = PlanResources()

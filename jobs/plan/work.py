@@ -59,7 +59,7 @@ def read_rates(files: Sequence[str]) -> dict[str, float]:
             raise InputError(f"rates: {file} is not JSON: {error}") from error
         rates = record.get("rates") if isinstance(record, dict) else None
         if not isinstance(rates, dict) or not rates:
-            raise InputError(f"rates: {file} holds no object 'rates'; python -m jobs.benchmark writes such files")
+            raise InputError(f"rates: {file} holds no object 'rates'; wm benchmark writes such files")
         for name, value in rates.items():
             # True is an integer to Python.
             if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -1,4 +1,4 @@
-"""Fine-tune an inverse or forward dynamics model on triplets: ``python -m jobs.train recipe.toml task=idm
+"""Fine-tune an inverse or forward dynamics model on triplets: ``wm train recipe.toml task=idm
 key=value``.
 
 The trained model (PEFT adapter or full folder) is ``out/model``, the loss curve ``out/metrics.jsonl``; watch it with

@@ -63,7 +63,7 @@ def test_help_lists_every_key_with_its_text(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as caught:
         Calls().main("--help")
     text = capsys.readouterr().out
-    assert caught.value.code == 0 and "python -m jobs.job" in text and "Does a thing." in text
+    assert caught.value.code == 0 and "usage: wm job" in text and "Does a thing." in text
     keys = text.split("seeds='[0, 1]'\n\n")[1]
     assert (
         keys

@@ -222,7 +222,7 @@ def list_predictions(folder: str | Path) -> list[PredictionFacts]:
     check_complete(folder)
     if not predictions_folder(folder).is_dir():
         raise InputError(
-            f"{folder} has no predictions/: expected a folder of jobs.collect, or of jobs.evaluate with keep_images"
+            f"{folder} has no predictions/: expected a folder of wm collect, or of wm evaluate with keep_images"
         )
     columns = [name for name in PredictionFacts.__annotations__ if name not in ("file", "row")]
     facts: list[PredictionFacts] = []

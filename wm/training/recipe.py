@@ -1,4 +1,4 @@
-"""The training recipe: what ``jobs.train`` reads and every worker receives."""
+"""The training recipe: what ``wm train`` reads and every worker receives."""
 
 import math
 from pathlib import Path
@@ -156,7 +156,7 @@ class TrainRecipe(Recipe):
             if every := getattr(self.eval, name):
                 raise ValueError(
                     f"eval.{name} = {every} with resources.zero_stage = 3: no worker has the complete model to "
-                    "evaluate; choose resources.zero_stage = 2 or lower, or leave it out and run jobs.gate on the "
+                    "evaluate; choose resources.zero_stage = 2 or lower, or leave it out and run wm gate on the "
                     "trained model"
                 )
 

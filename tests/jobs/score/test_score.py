@@ -227,7 +227,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(bench, got, models, tmp_path):
         ([tmp_path / "half"], {}, "half is not complete: expected a folder with run.json"),
         ([tmp_path / "none"], {}, "none does not exist"),
         ([mixed], {}, "predictions/other.parquet lacks the column 'system'"),
-        ([bench], {}, "has no predictions/: expected a folder of jobs.collect"),
+        ([bench], {}, "has no predictions/: expected a folder of wm collect"),
         ([], {"with_copy": False}, "nothing to score"),
         ([got, got], {}, "expected different folders"),
         ([got], {"clip": models["dino"]}, "holds a model of type 'vit'; expected clip"),

@@ -23,6 +23,7 @@ from wm.evaluation.paper.shared_systems import Facts, SharedSystems
 from wm.evaluation.predicted_actions import ActionRow, list_actions
 from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
 from wm.evaluation.rows import REFERENCES, Tables
+from wm.names import hint_nearest, quote_names
 from wm.packaged import PREFIX
 from wm.tables import read_table
 
@@ -247,7 +248,10 @@ def read_sources(
     labels = result.list_systems()
     for system, label in result.names.items():
         if label not in labels:
-            raise InputError(f"names: {system} = {label!r:.100}; the results hold {', '.join(labels) or 'no system'}")
+            raise InputError(
+                f"names: {system} = {label!r:.100}; systems of the results: {quote_names(labels)}"
+                f"{hint_nearest(label, labels)}"
+            )
         # Under one name only one of them would be shown.
         if label != system and system in labels and system not in result.names.values():
             raise InputError(

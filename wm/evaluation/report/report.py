@@ -76,7 +76,7 @@ def examples_section(findings: Findings) -> Markup:
 
 
 def paper_section(findings: Findings) -> Markup:
-    """Render the pages that ``jobs.paper`` made in the run.
+    """Render the pages that ``wm paper`` made in the run.
 
     Args:
         findings: What the run holds.
