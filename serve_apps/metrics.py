@@ -36,6 +36,7 @@ REQUESTS = Metric("wm_requests", "counter", "Requests answered; status 499: the 
 REQUEST_SECONDS = Metric("wm_request_seconds", "histogram", "From request to complete answer", ("endpoint",), SECONDS)
 IN_PROGRESS = Metric("wm_requests_in_progress", "gauge", "Requests being answered, those that wait among them")
 RATE_LIMITED = Metric("wm_rate_limited", "counter", "Requests beyond the limits of their key (429)", ("key",))
+LIMITS_ALONE = Metric("wm_limits_alone", "counter", "Requests let through while the shared limits did not answer")
 STREAM_ERRORS = Metric("wm_stream_errors", "counter", "Streams that ended in an event `error`", ("code",))
 RETRIES = Metric("wm_replica_retries", "counter", "Requests asked of another replica because one died")
 

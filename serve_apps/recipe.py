@@ -92,7 +92,8 @@ class ServeRecipe(Recipe):
     idm_server: DeploymentOptions = {}
     """Those of the IDM's deployment, with base_sharing = separate."""
     ingress: DeploymentOptions = {}
-    """Those of the processes that speak HTTP; the limits of a key, and max_requests, are each one's."""
+    """Those of the processes that speak HTTP; max_requests and the bounds in bytes and pixels are each one's, the limits
+    of a key are those of all together."""
     max_requests: int = Field(256, ge=1)
     """Requests that are answered at a time, or wait to be; more are answered 503."""
     max_held_bytes: int = Field(500_000_000, ge=1)
@@ -241,6 +242,13 @@ class ServeRecipe(Recipe):
             "ray_actor_options": {"num_cpus": 0},
         }
         return merge_options(defaults, self.ingress)
+
+    @property
+    def shares_limits(self) -> bool:
+        """Whether keys have limits that several processes keep together."""
+        autoscaling = self.ingress.get("autoscaling_config")
+        max_replicas = autoscaling.get("max_replicas", 1) if isinstance(autoscaling, Mapping) else 1
+        return self.keys is not None and (self.ingress.get("num_replicas") not in (None, 1) or max_replicas != 1)
 
     def num_threads(self, task: str) -> int:
         """Return the number of threads of the process that does a task: its cores, at least 1."""
