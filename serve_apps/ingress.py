@@ -17,6 +17,7 @@ from serve_apps.middleware.cors import cors_middlewares
 from serve_apps.middleware.leases import Leases
 from serve_apps.middleware.tracing_and_limits import LimitsMiddleware, TraceMiddleware
 from serve_apps.recipe import ServeRecipe
+from serve_apps.replica_log import keep_in_serve_log
 from serve_apps.routes import chat, edits, examples, models, playground, reference, rollouts, score
 from serve_apps.routes.examples import build_gallery
 
@@ -73,6 +74,7 @@ class Ingress:
     ) -> None:
         # Before Ray opens the port: it does so once this is built.
         keep_replica_local(ray.util.get_node_ip_address())
+        keep_in_serve_log()
         # Whatever started it: a cluster may have had a Serve before that listens on every address.
         check_guarded(recipe, find_proxy_host())
         self._graph, self._limits = Graph(recipe, fdm, idm), limits

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from serve_apps.tracing import span
+
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
@@ -129,9 +131,10 @@ def record_to(recorder: Recorder | None) -> None:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Time a stage of :data:`STAGES`; one that fails is not counted."""
+    """Time a stage of :data:`STAGES`, and trace it; one that fails is not counted."""
     start_s = time.perf_counter()
-    yield
+    with span(name):
+        yield
     seconds = time.perf_counter() - start_s
     record(STAGE_SECONDS, seconds, stage=name)
     own = _own_stages.get()

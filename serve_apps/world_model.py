@@ -56,7 +56,9 @@ def bind(args: ServeRecipe, codec_id: str) -> serve.Application:
     args = args.model_copy(update=paths)
     ingress = serve.deployment(Ingress, name="Ingress").options(**args.ingress_options())
     # Without the recipe: a new one replaces the ingresses, and what their keys have used stays known.
-    limits = _deployment("serve_apps.ledger", "LimitsServer", LEDGER_OPTIONS).bind() if args.shares_limits else None
+    limits = None
+    if args.shares_limits:
+        limits = _deployment("serve_apps.ledger", "LimitsServer", LEDGER_OPTIONS | args.log_options()).bind()
     if args.base_sharing != "separate":
         models = _deployment("serve_apps.fdm_server", "WorldModelServer", args.server_options(FDM)).bind(args)
         return ingress.bind(args, models, models, limits)

@@ -7,6 +7,7 @@ each process lets through its share of the limit by itself.
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -44,7 +45,7 @@ class Leases:
         self._name = uuid.uuid4().hex
         self._allowances: dict[str, LeasedAllowance] = {}
         self._returning: asyncio.Task[None] | None = None
-        self._broken_until_s = -REST_S
+        self._broken_until_s = self._heard_s = -math.inf
         self.num_holders = 1
 
     def allowance(self, key: Key) -> "LeasedAllowance":
@@ -70,7 +71,7 @@ class Leases:
                 logger.warning("the shared limits of keys do not answer (%r); this process keeps its share", error)
             self._broken_until_s = self.clock() + REST_S
             return None
-        self.num_holders = grants[0].num_holders
+        self.num_holders, self._heard_s = grants[0].num_holders, self.clock()
         return grants
 
     def begin_returning(self) -> None:
@@ -78,17 +79,19 @@ class Leases:
         if self._returning is None or self._returning.done():
             self._returning = asyncio.create_task(self._return_all())
 
+    async def give_back(self) -> None:
+        """Give back what was not used since the last call, and say what is kept, if the ledger has not heard of it
+        lately: it frees the slots of a process that is silent."""
+        is_due = self.clock() - self._heard_s > HOLDER_S / 3
+        returns = [allowance.claim_return(is_due=is_due) for allowance in self._allowances.values()]
+        claims = [claim for claim in returns if claim is not None]
+        if claims and not self.is_broken:
+            await self.ask(claims)
+
     async def _return_all(self) -> None:
-        asked_s = self.clock()
         while any(allowance.holds_any for allowance in self._allowances.values()):
             await asyncio.sleep(RETURN_S)
-            # Also where nothing comes back: the ledger frees the slots of a process that is silent.
-            is_due = self.clock() - asked_s > HOLDER_S / 3
-            returns = [allowance.claim_return(is_due=is_due) for allowance in self._allowances.values()]
-            claims = [claim for claim in returns if claim is not None]
-            if claims and not self.is_broken:
-                asked_s = self.clock()
-                await self.ask(claims)
+            await self.give_back()
 
 
 class LeasedAllowance:
@@ -193,6 +196,8 @@ class LeasedAllowance:
             self._slots = max(self._slots, self.in_progress) + grant.slots
             self._peak = max(self._peak, min(self._slots, self.in_progress + num_waiting))
             self._left, self._left_at_s = grant.left, self._leases.clock()
+            # What has just come is not idle, though nobody has taken it yet.
+            self._was_used = True
             self._leases.begin_returning()
             return grant.tokens >= wants and grant.slots >= wants_slots
 

@@ -33,6 +33,11 @@ class Processes:
             raise ConnectionError("no ledger")
         return self.ledger.exchange(holder, claims)
 
+    async def give_back(self):
+        """Twice: what was in use a moment before the first is idle at the second."""
+        for process in 2 * self.all:
+            await process.give_back()
+
     def allowances(self, key):
         return [process.allowance(key) for process in self.all]
 
@@ -43,18 +48,16 @@ def key_with(per_minute=60, at_once=1000):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that pass only in the test: what gives back does so when it is let to."""
-    monkeypatch.setattr(leases_module, "RETURN_S", 0.0)
+    """Seconds that pass only in the test, which gives back what is idle by itself."""
+    monkeypatch.setattr(leases_module, "RETURN_S", 3600.0)
     return Clock()
 
 
 def run(scenario):
-    asyncio.run(asyncio.wait_for(scenario, 30))
+    asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
-def test_all_processes_together_let_through_the_limit(clock, monkeypatch):
-    monkeypatch.setattr(leases_module, "RETURN_S", 3600.0)
-
+def test_all_processes_together_let_through_the_limit(clock):
     async def scenario():
         processes = Processes(4, clock)
         allowances = processes.allowances(key_with(60))
@@ -67,7 +70,7 @@ def test_all_processes_together_let_through_the_limit(clock, monkeypatch):
         assert "60 requests a minute are allowed to this key; try again in 1s" in refusal.message
         assert refusal.headers["x-ratelimit-limit-requests"] == "60"
 
-    run(scenario())
+    run(scenario)
 
 
 def test_most_requests_ask_nobody(clock):
@@ -79,7 +82,7 @@ def test_most_requests_ask_nobody(clock):
             allowance.release()
         assert processes.questions <= 2 + 600 // 300
 
-    run(scenario())
+    run(scenario)
 
 
 def test_requests_at_once_wait_for_one_question(clock):
@@ -95,7 +98,7 @@ def test_requests_at_once_wait_for_one_question(clock):
         assert [answer for answer in [await allowance.take() for _ in range(50)] if answer is None] == []
         assert processes.questions == 1
 
-    run(scenario())
+    run(scenario)
 
 
 def test_a_slot_that_is_free_at_one_process_comes_to_another(clock):
@@ -106,31 +109,41 @@ def test_a_slot_that_is_free_at_one_process_comes_to_another(clock):
         assert (await second.take()).status == 429
         first.release()
         clock.now_s += 1.0
-        # Two looks: in the first the slot was in use a moment before.
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await processes.give_back()
         assert await second.take() is None
         assert (await second.take()).status == 429
 
-    run(scenario())
+    run(scenario)
 
 
-def test_what_is_idle_is_given_back_and_then_nothing_runs(clock):
+def test_what_is_idle_is_given_back(clock):
     async def scenario():
         processes = Processes(2, clock)
         first, second = processes.allowances(key_with(60))
         assert await first.take() is None
         first.release()
-        for _ in range(30):
-            await asyncio.sleep(0)
+        await processes.give_back()
         assert not first.holds_any
-        assert processes.all[0]._returning.done()
         passed = 0
         while await second.take() is None:
             passed += 1
         assert passed == 59
 
-    run(scenario())
+    run(scenario)
+
+
+def test_giving_back_ends_with_what_is_held(monkeypatch):
+    monkeypatch.setattr(leases_module, "RETURN_S", 0.0)
+
+    async def scenario():
+        processes = Processes(1, Clock())
+        (allowance,) = processes.allowances(key_with(60))
+        assert await allowance.take() is None
+        allowance.release()
+        await processes.all[0]._returning
+        assert not allowance.holds_any
+
+    run(scenario)
 
 
 def test_long_requests_keep_their_slots(clock):
@@ -140,12 +153,11 @@ def test_long_requests_keep_their_slots(clock):
         assert await first.take() is None
         for _ in range(10):
             clock.now_s += HOLDER_S / 2
-            for _ in range(10):
-                await asyncio.sleep(0)
+            await processes.give_back()
             assert (await second.take()).status == 429
         first.release()
 
-    run(scenario())
+    run(scenario)
 
 
 def test_without_a_ledger_each_process_lets_its_share_through(clock, caplog):
@@ -172,7 +184,7 @@ def test_without_a_ledger_each_process_lets_its_share_through(clock, caplog):
         assert await first.take() is None and len(alone) == 15
 
     try:
-        run(scenario())
+        run(scenario)
     finally:
         metrics.record_to(None)
 
@@ -187,7 +199,7 @@ def test_a_client_that_leaves_takes_nothing_from_the_others(clock):
         assert await staying is None
         assert allowance.in_progress == 1
 
-    run(scenario())
+    run(scenario)
 
 
 def test_limits_of_a_changed_key_file_hold_at_once(clock):
@@ -198,4 +210,4 @@ def test_limits_of_a_changed_key_file_hold_at_once(clock):
         (same,) = processes.allowances(key_with(60, at_once=2))
         assert same is allowance and (await same.take()).status == 429
 
-    run(scenario())
+    run(scenario)
