@@ -188,6 +188,8 @@ def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
     models = f"fdm {to_packaged_name(recipe.fdm)} and idm {to_packaged_name(recipe.idm)}"
     if dry_run:
         check_port(recipe.host, recipe.port)
+        if recipe.traces:
+            check_exporter()
         is_of_toy = is_toy(check_models(recipe))
         print(f"would serve {models} at {_url(recipe)}" + (f"\n{TOY_NOTICE}" if is_of_toy else ""))
         return

@@ -38,9 +38,7 @@ def build_app(graph: Graph, *, adds_id: bool = True, limits: DeploymentHandle | 
     return app
 
 
-def _build_middlewares(
-    recipe: ServeRecipe, adds_id: bool, limits: DeploymentHandle | None = None
-) -> list[Middleware]:
+def _build_middlewares(recipe: ServeRecipe, adds_id: bool, limits: DeploymentHandle | None = None) -> list[Middleware]:
     """Build the middlewares, outermost first.
 
     A browser must be able to read every error, so that CORS is around all that refuse.

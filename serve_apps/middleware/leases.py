@@ -165,9 +165,7 @@ class LeasedAllowance:
 
     def _claim(self, *, returned: int = 0, wants: int = 0, wants_slots: int = 0) -> Claim:
         key, slots = self.key, max(self._slots, self.in_progress)
-        return Claim(
-            key.sha256, key.requests_per_minute, key.concurrent_requests, slots, returned, wants, wants_slots
-        )
+        return Claim(key.sha256, key.requests_per_minute, key.concurrent_requests, slots, returned, wants, wants_slots)
 
     def _take_leased(self) -> bool:
         if self._tokens < 1 or self.in_progress >= min(self._slots, self.key.concurrent_requests):

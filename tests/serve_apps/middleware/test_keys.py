@@ -238,7 +238,9 @@ def test_a_bucket_fills_up_within_a_minute():
     assert allowance.take_now() is None
     clock.now_s = 10_000.0
     assert allowance.headers()["x-ratelimit-remaining-requests"] == "0"
-    assert [allowance.take_now() is None for _ in range(5)] == [True] * 4 + [False], "no more than a minute's is saved up"
+    assert [allowance.take_now() is None for _ in range(5)] == [True] * 4 + [False], (
+        "no more than a minute's is saved up"
+    )
 
 
 @pytest.mark.parametrize(
