@@ -5,7 +5,6 @@ Not known here: which jobs there are. Neither Ray nor torch is imported.
 
 import argparse
 import errno
-import logging
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
+from wm import logs
 from wm.buckets import show_uris
 from wm.config import Recipe
 from wm.errors import InputError
@@ -74,10 +74,10 @@ def _run(
     """Parse, load and run; returns the exit status, errors being printed in one line."""
     parser = _build_parser(recipe_class, prog or f"wm {name}", description)
     arguments, options = parser.parse_known_intermixed_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("wm.sampling").setLevel(logging.INFO)  # it reports which batch size it chose
     out = ""
     try:
+        logs.configure()
+        logs.bind(command=name)
         # Before the job starts: an error names the file or the key.
         if options:
             raise InputError(f"no such option: {options[0]:.200}; keys are given without dashes, as key=value")
@@ -87,22 +87,20 @@ def _run(
         with show_uris(recipe):
             run(recipe, dry_run=arguments.dry_run)
     except KeyboardInterrupt:
-        print("interrupted; what is finished is kept, the same command resumes", file=sys.stderr)
+        logs.report_error("interrupted; what is finished is kept, the same command resumes")
         return 130
     except Exception as error:
         cause = cause_to_report(error)
         if cause is None:
             raise  # a mistake of this program: its traceback is wanted
         if isinstance(cause, InputError):
-            print(f"error: {shown(cause)}", file=sys.stderr)
+            logs.report_error(f"error: {shown(cause)}")
             return 2
         if _is_about_memory(cause):
-            print(f"error: out of memory: {str(cause).splitlines()[0]:.300}", file=sys.stderr)
+            logs.report_error(f"error: out of memory: {str(cause).splitlines()[0]:.300}")
             return 1
         folder = f" (out = {out!r})" if out and getattr(cause, "filename", None) is None else ""
-        print(
-            f"error: {shown(cause)}{shown(folder)}\nwhat is finished is kept, the same command resumes", file=sys.stderr
-        )
+        logs.report_error(f"error: {shown(cause)}{shown(folder)}\nwhat is finished is kept, the same command resumes")
         return 1
     return 0
 
@@ -177,7 +175,8 @@ def _is_recipe_file(recipe_class: type[Recipe], text: str) -> bool:
 
 
 def progress_bar(total: int, unit: str, description: str, done: int = 0) -> "tqdm[NoReturn]":
-    """Build a tqdm bar that is redrawn twice a second on a terminal, and every ten seconds where stderr is a log.
+    """Build a tqdm bar that is redrawn twice a second on a terminal, and every ten seconds where stderr is a log; in a
+    JSON log its states are lines.
 
     Args:
         total: Number of units.
@@ -185,8 +184,11 @@ def progress_bar(total: int, unit: str, description: str, done: int = 0) -> "tqd
         description: Text before the bar.
         done: Units that were finished before.
     """
-    interval_s = float(os.environ.get(PROGRESS_INTERVAL) or (0.5 if sys.stderr.isatty() else 10.0))
-    return tqdm(total=total, initial=done, unit=unit, desc=description, mininterval=interval_s, dynamic_ncols=True)
+    is_json = logs.log_format() == "json"
+    is_drawn = sys.stderr.isatty() and not is_json
+    interval_s = float(os.environ.get(PROGRESS_INTERVAL) or (0.5 if is_drawn else 10.0))
+    kind = logs.LoggedBar if is_json else tqdm
+    return kind(total=total, initial=done, unit=unit, desc=description, mininterval=interval_s, dynamic_ncols=True)
 
 
 def cause_to_report(error: BaseException) -> BaseException | None:

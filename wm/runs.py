@@ -17,6 +17,7 @@ from wm import __version__
 from wm.config import Recipe
 from wm.errors import InputError, OtherRunError
 from wm.files.mirror import UNFINISHED, fetch, list_below, publish, remove, shown, uri_of
+from wm.logs import bind
 from wm.run_files import COMPLETE, digest_of, parse_json, read_run, write_json, write_text
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ class Run:
             raise InputError(f"out = {str(self.out)!r}: cannot make this folder: {error.strerror}") from error
         write_json(self.out / UNFINISHED, self._record)
         publish(self.out / UNFINISHED)
+        # From here on the log says whose lines they are; run.json has the same digest.
+        bind(stage=str(self._record["stage"]), run=str(self._record["recipe_digest"]), out=shown(self.out))
 
     def _take(self, uri: str, leave: Sequence[str]) -> None:
         """Become the writer of an output in a bucket, and make the local folder what the bucket has."""

@@ -6,7 +6,6 @@ thread that waits for Ray cannot be stopped.
 
 import atexit
 import codecs
-import logging
 import multiprocessing
 import os
 import pickle
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from jobs.bootstrap.console import Console
 from jobs.bootstrap.plan import Stage
+from wm import logs
 from wm.cli import PROGRESS_INTERVAL, cause_to_report
 from wm.errors import InputError
 
@@ -224,7 +224,7 @@ def _take_over(surroundings: _Surroundings) -> None:
         reconfigure: Callable[..., None] = getattr(stream, "reconfigure")  # noqa: B009
         reconfigure(line_buffering=True)
     surroundings.output.close()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure()
 
 
 def _end_with_parent() -> None:

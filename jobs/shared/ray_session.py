@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from wm.errors import InputError
+from wm.logs import worker_variables
 from wm.private_session import joined_session, private_session
 
 MIN_LOGICAL_CPUS = 8
@@ -58,12 +59,13 @@ def connect(num_cpus: int | None = None) -> None:
         _follow_token()
         address = os.environ["RAY_ADDRESS"]
         with joined_session(ray_constants, address), _quiet_core():
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address, **_worker_logs(), log_to_driver=False, logging_level=logging.ERROR)
         return
     with private_session(ray_constants) as private, _quiet_core(), _started_in_time():
         ray.init(
             "local",
             **private,
+            **_worker_logs(),
             num_cpus=num_logical_cpus() if num_cpus is None else num_cpus,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
@@ -138,6 +140,14 @@ def shutdown() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
+
+
+def _worker_logs() -> dict[str, Any]:
+    """Return what lets workers write their logs in JSON, with this run's fields; nothing where the log is text."""
+    variables = worker_variables()
+    if not variables:
+        return {}
+    return {"runtime_env": {"env_vars": variables, "worker_process_setup_hook": "wm.logs.configure_worker"}}
 
 
 def _ignore_interrupts() -> None:
