@@ -9,7 +9,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,12 @@ OBJECT_STORE_BYTES = 128 * 2**20
 
 @contextmanager
 def local_nodes(
-    num_nodes: int = 2, *, cpus_per_node: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES
+    num_nodes: int = 2,
+    *,
+    cpus_per_node: int = 2,
+    object_store_bytes: int = OBJECT_STORE_BYTES,
+    dashboard: bool = False,
+    head: Mapping[str, object] | None = None,
 ) -> Iterator["Cluster"]:
     """Run a cluster that ends with the block.
 
@@ -32,6 +37,8 @@ def local_nodes(
         num_nodes: Nodes, the head among them.
         cpus_per_node: Logical CPUs of each.
         object_store_bytes: Size of each node's object store.
+        dashboard: Whether the head has one, to which ``ray job submit`` speaks: ``webui_url`` of the cluster.
+        head: Further settings of the head, as Ray's ``RayParams`` names them.
 
     Yields:
         The cluster; ``add_node`` and ``remove_node`` change it. ``RAY_ADDRESS`` names it, for this process and its
@@ -57,7 +64,9 @@ def local_nodes(
         }
         folder = Path(private["_temp_dir"]).parent
         with _own_address_file(folder):
-            cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+            cluster = Cluster(
+                initialize_head=True, head_node_args={**node, "include_dashboard": dashboard, **(head or {})}
+            )
         try:
             # The head is there already.
             for _ in range(num_nodes - 1):
