@@ -7,19 +7,23 @@ a node can be taken away in the middle.
 import argparse
 import logging
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wm.interrupts import keep_terminate_handler
 from wm.private_session import private_session, set_private_token
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 OBJECT_STORE_BYTES = 128 * 2**20
+_AGENT_S = 120.0
 
 
 @contextmanager
@@ -46,6 +50,7 @@ def local_nodes(
 
     Raises:
         ValueError: Fewer than one node or CPU.
+        TimeoutError: With a dashboard: the head does not take jobs.
     """
     if num_nodes < 1 or cpus_per_node < 1:
         raise ValueError(f"expected at least one node and one CPU, got {num_nodes} and {cpus_per_node}")
@@ -63,16 +68,21 @@ def local_nodes(
             "temp_dir": private["_temp_dir"],
         }
         folder = Path(private["_temp_dir"]).parent
-        with _own_address_file(folder):
-            cluster = Cluster(
-                initialize_head=True, head_node_args={**node, "include_dashboard": dashboard, **(head or {})}
-            )
+        with _own_address_file(folder), keep_terminate_handler():
+            settings = {**node, "include_dashboard": dashboard, **(head or {})}
+            if dashboard:
+                # Not Ray's own ports: another cluster of this machine may have them. 0: any that is free.
+                settings |= {"dashboard_port": _find_free_port(), "dashboard_agent_listen_port": 0}
+            cluster = Cluster(initialize_head=True, head_node_args=settings)
         try:
-            # The head is there already.
-            for _ in range(num_nodes - 1):
-                cluster.add_node(**node)
+            # The head is there already. Ray would take SIGTERM for each node, and end it without what uses it.
+            with keep_terminate_handler():
+                for _ in range(num_nodes - 1):
+                    cluster.add_node(**node)
             cluster.wait_for_nodes()
             os.environ["RAY_ADDRESS"] = cluster.address
+            if dashboard:
+                _wait_for_agent(cluster)
             yield cluster
         finally:
             with _own_address_file(folder):
@@ -96,6 +106,25 @@ def _own_address_file(folder: Path) -> Iterator[None]:
         del os.environ["RAY_TMPDIR"]
         if before is not None:
             os.environ["RAY_TMPDIR"] = before
+
+
+def _find_free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def _wait_for_agent(cluster: "Cluster") -> None:
+    """Wait until the head takes jobs: its agent starts after all else, and the dashboard waits 10 s for it at most."""
+    from ray._private import ray_constants
+    from ray._raylet import GcsClient
+    from ray.dashboard.consts import DASHBOARD_AGENT_ADDR_NODE_ID_PREFIX
+
+    client, end_s = GcsClient(address=cluster.address), time.monotonic() + _AGENT_S
+    key = f"{DASHBOARD_AGENT_ADDR_NODE_ID_PREFIX}{cluster.head_node.node_id}".encode()
+    while not client.internal_kv_get(key, namespace=ray_constants.KV_NAMESPACE_DASHBOARD):
+        if time.monotonic() > end_s:
+            raise TimeoutError(f"the head's agent, which takes jobs, did not start within {_AGENT_S:g} s")
+        time.sleep(0.2)
 
 
 def _authenticate() -> None:

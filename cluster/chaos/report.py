@@ -37,15 +37,30 @@ def build_record(recipe: ChaosRecipe, phases: Sequence[PhaseReport], arguments: 
         },
         "versions": {name: version(name) for name in ("wm", "ray", "torch", "pyarrow")},
         "settings": recipe.model_dump(exclude={"out"}),
-        "passed": is_passed(phases),
+        "passed": is_passed(recipe, phases),
         "ratios": {"failed_requests_share": share} if (share := _failed_share(phases)) is not None else {},
+        "counts": {phase.phase: _count(phase) for phase in phases},
         "phases": [asdict(phase) for phase in phases],
     }
 
 
-def is_passed(phases: Sequence[PhaseReport]) -> bool:
-    """Return whether every result equals its undisturbed one."""
-    return not any(phase.differences for phase in phases)
+def _count(phase: PhaseReport) -> dict[str, float]:
+    """Count what happened in a phase, by name."""
+    kills = Counter(str(kill["kind"]) for kill in phase.kills)
+    counts: dict[str, float] = {"seconds": phase.seconds, "kills": len(phase.kills)}
+    counts |= {f"{kind}s killed": count for kind, count in sorted(kills.items())}
+    if phase.rounds:
+        counts["times done"] = len(phase.rounds)
+        counts["submissions"] = sum(
+            len(done["attempts"]) for done in phase.rounds if isinstance(done["attempts"], list)
+        )
+    counts |= {name: value for name, value in phase.failures.items() if isinstance(value, int | float)}
+    return counts | {"differences": len(phase.differences)}
+
+
+def is_passed(recipe: ChaosRecipe, phases: Sequence[PhaseReport]) -> bool:
+    """Return whether every phase came to its end, and every result equals its undisturbed one."""
+    return len(phases) == len(recipe.phases) and not any(phase.differences for phase in phases)
 
 
 def write_report(out: Path, record: Mapping[str, object], phases: Sequence[PhaseReport]) -> list[str]:

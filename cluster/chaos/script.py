@@ -57,7 +57,7 @@ def run(recipe: ChaosRecipe, *, dry_run: bool = False) -> list[PhaseReport]:
         record = build_record(recipe, phases, sys.argv[1:])
         lines = write_report(out, record, phases)
     print("\n".join(lines))
-    if not is_passed(phases):
+    if not is_passed(recipe, phases):
         raise InputError(f"results differ from undisturbed ones; {out} has them and the report")
     return phases
 

@@ -90,7 +90,8 @@ def test_the_report_says_what_was_killed_and_what_failed(tmp_path):
             },
         ),
     ]
-    record = build_record(recipe_of(), phases, ["minutes=1"])
+    recipe = recipe_of(phases=["annotation", "serving"])
+    record = build_record(recipe, phases, ["minutes=1"])
     assert record["passed"] and record["ratios"] == {"failed_requests_share": 0.015}
     lines = write_report(tmp_path, record, phases)
     assert json.loads((tmp_path / "chaos.json").read_text())["phases"][0]["kills"][0]["victim"] == "node 2"
@@ -100,8 +101,10 @@ def test_the_report_says_what_was_killed_and_what_failed(tmp_path):
     assert "200 requests, 3 failed; the command was started 2 times" in text and "    2 x HTTP 503" in text
     assert "      9.5 s  node    node 2" in text
     phases[0].differences = ["annotation-1: triplets: absent"]
-    record = build_record(recipe_of(), phases, [])
+    record = build_record(recipe, phases, [])
     assert not record["passed"] and "DIFFERS: annotation-1" in "\n".join(write_report(tmp_path, record, phases))
+    # A phase that got stuck has no report.
+    assert not build_record(recipe, phases[1:], [])["passed"]
 
 
 def test_a_dry_run_prints_the_plan(tmp_path, capsys):

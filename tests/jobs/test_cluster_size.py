@@ -106,7 +106,7 @@ def test_the_nodes_that_an_autoscaler_may_add_count(joined, monkeypatch):
 def test_stages_of_a_bootstrap_share_the_cluster(joined, monkeypatch):
     monkeypatch.setattr("jobs.bootstrap.graph.read_cluster_size", lambda: ClusterSize(6.0, 0.0))
     tables = {name: {"max_steps": 2} for name in ("idm", "fdm")}
-    recipe = BootstrapRecipe.parse({"out": "o/run", "base_model": "b", **tables}, "test")
+    recipe = BootstrapRecipe.parse({"out": "o/run", "base_model": "b", "select": {"k": 9}, **tables}, "test")
     stages, size = fit_stages(plan(recipe))
     recipes = {stage.name: stage.recipe for stage in stages}
     assert recipes["idm"].resources.num_workers == 4 and recipes["evaluate"].resources.num_workers == 6
