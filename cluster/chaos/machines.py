@@ -83,7 +83,7 @@ class Machines:
                         process.send_signal(signal.SIGKILL)
             self._cluster.remove_node(node, allow_graceful=False)
             self._others.remove(node)
-        # Its place is taken while work goes on. A node of which Ray is to take care at the end of this process would set
+        # Its place is taken while work goes on. A node that Ray is to end with this process would set
         # a signal handler, which a thread must not: it ends with the cluster's context.
         self._cluster._shutdown_at_exit = False
         added = self._cluster.add_node(num_cpus=self._cpus_per_node, object_store_memory=OBJECT_STORE_BYTES)

@@ -67,4 +67,4 @@ def _max_of_autoscaler(resource: str) -> float:
     config = state.get_cluster_config()
     groups = [] if config is None else config.node_group_configs
     # A group without a limit has a negative one: what is there now counts alone.
-    return sum(group.resources.get(resource, 0.0) * max(0, group.max_count) for group in groups)
+    return float(sum(group.resources.get(resource, 0.0) * max(0, group.max_count) for group in groups))
