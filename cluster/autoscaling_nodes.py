@@ -24,6 +24,14 @@ WORKER = "worker"
 
 _PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 _HEAD = "ray.head.default"
+_COMMANDS = (
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
 _UPDATE_S = 1
 _END_S = 10.0
 
@@ -123,6 +131,8 @@ def build_config(
             },
         },
         "head_node_type": _HEAD,
+        # Without them Ray fails to join the lists of a provider that has no defaults.
+        **{name: [] for name in _COMMANDS},
     }
 
 

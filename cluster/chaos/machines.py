@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from cluster.chaos.bucket import BucketServer
 from cluster.local_nodes import OBJECT_STORE_BYTES
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ _END_S = 20.0
 class Machines:
     """The nodes of a cluster of :func:`cluster.local_nodes.local_nodes`."""
 
-    def __init__(self, cluster: "Cluster", cpus_per_node: int) -> None:
+    def __init__(self, cluster: "Cluster", cpus_per_node: int, bucket: BucketServer | None = None) -> None:
+        self.bucket = bucket
+        """Where commands write; None: to folders."""
         self._cluster = cluster
         self._cpus_per_node = cpus_per_node
         # In the order in which they were started, so that a number always names the same one.

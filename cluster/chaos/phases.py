@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from cluster.chaos.bucket import NAME as BUCKET
 from cluster.chaos.machines import Machines, kill_one
 from cluster.chaos.outcomes import digest_files, digest_rows, list_differences
 from cluster.chaos.recipe import ChaosRecipe, Kind, Phase
@@ -61,22 +62,23 @@ def prepare_data(recipe: ChaosRecipe, out: Path) -> None:
     run_here(["-m", "jobs.ingest", *source, f"out={out}/triplets", "resources.num_workers=0"], out / "triplets.log")
 
 
-def command_of(recipe: ChaosRecipe, phase: Phase, out: Path, name: str) -> list[str]:
+def command_of(recipe: ChaosRecipe, phase: Phase, name: str) -> list[str]:
     """Build the arguments of Python for the work of a phase.
 
     Args:
         recipe: How much of it.
         phase: Annotation or training.
-        out: Folder of the run.
-        name: Of the output's folder in it.
+        name: Of the output's folder.
     """
+    out = recipe.out
+    output = f"s3://{BUCKET}/{name}" if recipe.bucket else f"{out}/{name}"
     if phase == "annotation":
-        keys = [f"videos={out}/world/videos", "idm=nano:idm", f"out={out}/{name}", "dataset=tabletop"]
+        keys = [f"videos={out}/world/videos", "idm=nano:idm", f"out={output}", "dataset=tabletop"]
         # Small batches and shards: there is something to disturb all the time.
         more = ["max_new_tokens=12", "videos_per_shard=4", "keyframes.min_interval_frames=8"]
         more += ["resources.num_decoders=3", "resources.num_annotators=3", "resources.idm_batch_size=2"]
         return ["-m", ANNOTATE, *keys, *more]
-    keys = ["task=idm", "base=nano:base", f"triplets={out}/triplets", f"out={out}/{name}", f"max_steps={recipe.steps}"]
+    keys = ["task=idm", "base=nano:base", f"triplets={out}/triplets", f"out={output}", f"max_steps={recipe.steps}"]
     more = ["global_batch_size=8", "checkpoint.every_steps=10", "resources.num_workers=2", "resources.max_failures=2"]
     return ["-m", TRAIN, *keys, *more, "logging.trackers=[]"]
 
@@ -87,7 +89,11 @@ def digest_output(phase: Phase, folder: Path) -> dict[str, str]:
 
 
 def run_jobs(
-    recipe: ChaosRecipe, phase: Phase, client: "JobSubmissionClient", machines: Machines, say: Callable[[str], None]
+    recipe: ChaosRecipe,
+    phase: Phase,
+    client: "JobSubmissionClient",
+    machines: Machines,
+    say: Callable[[str], None],
 ) -> PhaseReport:
     """Run a phase of submitted commands: once undisturbed, then as often as the time allows while parts are killed.
 
@@ -98,7 +104,7 @@ def run_jobs(
         machines: What is killed.
         say: Takes lines for the user.
     """
-    out, limit_s = Path(recipe.out), 60 * recipe.limit_minutes
+    out, limit_s = Path(recipe.out) if machines.bucket is None else machines.bucket.folder, 60 * recipe.limit_minutes
     report = PhaseReport(phase)
 
     def submit(name: str, disturber: Disturber | None) -> JobRun:
@@ -106,7 +112,7 @@ def run_jobs(
         shutil.rmtree(out / name, ignore_errors=True)
         return submit_until_done(
             client,
-            command_of(recipe, phase, out, name),
+            command_of(recipe, phase, name),
             is_disturbed=lambda: disturber is not None and not disturber.is_over,
             count_kills=lambda: 0 if disturber is None else len(disturber.kills),
             limit_s=limit_s,
@@ -117,7 +123,7 @@ def run_jobs(
     undisturbed = digest_output(phase, out / f"{phase}-undisturbed")
     say(f"{phase}: {report.undisturbed_s:g} s undisturbed")
     # 2. The same again and again, until the time is over; the last round ends in peace.
-    strike = strike_of(phase, machines, drivers=lambda: machines.list_job_commands([f"{_module_of(phase)}"]))
+    strike = strike_of(phase, machines, drivers=lambda: machines.list_job_commands([_module_of(phase)]))
     with Disturber(plan_kills(recipe, phase), strike, recipe.phase_s) as disturber:
         while not disturber.is_over or not report.rounds:
             name = f"{phase}-{len(report.rounds) + 1}"
@@ -146,6 +152,8 @@ def strike_of(
     def strike(kind: Kind, draw: float) -> str | None:
         if kind == "node":
             return machines.kill_node(draw)
+        if kind == "bucket":
+            return None if machines.bucket is None else machines.bucket.kill()
         if kind == "worker":
             return kill_one(machines.list_actors(_ACTORS[phase]), draw)
         if kind == "job":

@@ -8,12 +8,12 @@ from wm.config import Recipe
 from wm.paths import OutputPath
 
 Phase: TypeAlias = Literal["annotation", "training", "serving"]
-Kind: TypeAlias = Literal["worker", "driver", "node", "job"]
+Kind: TypeAlias = Literal["worker", "driver", "node", "job", "bucket"]
 
 KINDS_OF_PHASE: dict[Phase, tuple[Kind, ...]] = {
-    "annotation": ("worker", "driver", "node", "job"),
-    "training": ("worker", "driver", "node", "job"),
-    # A server's command is no submitted job.
+    "annotation": ("worker", "driver", "node", "job", "bucket"),
+    "training": ("worker", "driver", "node", "job", "bucket"),
+    # A server's command is no submitted job, and writes nothing.
     "serving": ("worker", "driver", "node"),
 }
 """What may be killed in each phase."""
@@ -45,7 +45,10 @@ class ChaosRecipe(Recipe):
     kinds: list[Kind] = list(get_args(Kind))
     """What is killed, always by SIGKILL. worker: a Ray actor that decodes, annotates, trains, serves or speaks HTTP.
     driver: the process of the command. node: a raylet other than the head's with all that runs on it; another node
-    takes its place. job: the head's process that watches over a submitted command."""
+    takes its place. job: the head's process that watches over a submitted command. bucket: the server of the bucket,
+    which is away for some seconds; only with bucket = true."""
+    bucket: bool = False
+    """Jobs write to s3://, which rclone serves from out/bucket; else to folders of this machine."""
     videos: int = Field(default=240, ge=4)
     """Clips to annotate."""
     steps: int = Field(default=240, ge=2)
@@ -67,10 +70,14 @@ class ChaosRecipe(Recipe):
         if self.min_gap_s > self.max_gap_s:
             raise ValueError(f"min_gap_s = {self.min_gap_s:g} is more than max_gap_s = {self.max_gap_s:g}")
         for phase in self.phases:
-            if not set(self.kinds) & set(KINDS_OF_PHASE[phase]):
+            if not self.kinds_of(phase):
                 names = ", ".join(KINDS_OF_PHASE[phase])
                 raise ValueError(f"kinds = {self.kinds}: nothing of it is killed while {phase} runs; there: {names}")
         return self
+
+    def kinds_of(self, phase: Phase) -> list[Kind]:
+        """List what is killed in a phase, in the order of :data:`KINDS_OF_PHASE`."""
+        return [kind for kind in KINDS_OF_PHASE[phase] if kind in self.kinds and (kind != "bucket" or self.bucket)]
 
     @property
     def phase_s(self) -> float:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from cluster.chaos.recipe import KINDS_OF_PHASE, ChaosRecipe, Kind, Phase
+from cluster.chaos.recipe import ChaosRecipe, Kind, Phase
 
 _RETRY_S = 0.5
 
@@ -46,7 +46,7 @@ def plan_kills(recipe: ChaosRecipe, phase: Phase) -> list[PlannedKill]:
     """
     # Of the names, not of their order: leaving a phase out does not change the others.
     generator = random.Random(f"{recipe.seed}/{phase}")
-    kinds = [kind for kind in KINDS_OF_PHASE[phase] if kind in recipe.kinds]
+    kinds = recipe.kinds_of(phase)
     kills: list[PlannedKill] = []
     at_s = generator.uniform(recipe.min_gap_s, recipe.max_gap_s)
     while at_s < recipe.phase_s:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.chaos.bucket import BucketServer, served_bucket
 from cluster.chaos.machines import Machines
 from cluster.chaos.phases import PhaseReport, prepare_data, run_jobs
 from cluster.chaos.recipe import ChaosRecipe
@@ -51,7 +52,8 @@ def run(recipe: ChaosRecipe, *, dry_run: bool = False) -> list[PhaseReport]:
     prepare_data(recipe, out)
     phases: list[PhaseReport] = []
     try:
-        _run_phases(recipe, phases)
+        with served_bucket(out, recipe.bucket) as bucket:
+            _run_phases(recipe, phases, bucket)
     finally:
         # What was found before something got stuck is worth as much.
         record = build_record(recipe, phases, sys.argv[1:])
@@ -62,12 +64,12 @@ def run(recipe: ChaosRecipe, *, dry_run: bool = False) -> list[PhaseReport]:
     return phases
 
 
-def _run_phases(recipe: ChaosRecipe, phases: list[PhaseReport]) -> None:
+def _run_phases(recipe: ChaosRecipe, phases: list[PhaseReport], bucket: BucketServer | None) -> None:
     """Start the cluster and append the report of each phase as it ends."""
     with local_nodes(recipe.nodes, cpus_per_node=recipe.cpus_per_node, dashboard=True) as cluster:
         from ray.job_submission import JobSubmissionClient
 
-        machines = Machines(cluster, recipe.cpus_per_node)
+        machines = Machines(cluster, recipe.cpus_per_node, bucket)
         client = JobSubmissionClient(f"http://{cluster.webui_url}")
         for phase in recipe.phases:
             if phase == "serving":

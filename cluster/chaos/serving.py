@@ -48,8 +48,8 @@ class Server:
         return [psutil.Process(self._process.pid)]
 
     def ensure_running(self) -> None:
-        """Start the command if it has ended, as a supervisor does."""
-        if self._process is not None and self._process.poll() is None:
+        """Start the command if it has ended and nothing answers: Serve keeps what a killed command has started."""
+        if (self._process is not None and self._process.poll() is None) or self.is_answering():
             return
         options = [f"{name}={_OPTIONS}" for name in ("fdm_server", "idm_server")]
         arguments = [f"port={self._port}", "num_candidates=2", "ingress={num_replicas=2}", *options]
@@ -58,6 +58,13 @@ class Server:
                 [sys.executable, "-m", "serve_apps", *arguments], stdout=file, stderr=subprocess.STDOUT, env=os.environ
             )
         self.num_starts += 1
+
+    def is_answering(self) -> bool:
+        """Return whether it says that it is well."""
+        try:
+            return requests.get(f"{self.url}/health", timeout=10).ok
+        except requests.RequestException:
+            return False
 
     def wait_until_ready(self, limit_s: float) -> float:
         """Wait until it answers, starting it where it has ended; returns the seconds that it took.
@@ -71,11 +78,8 @@ class Server:
         begin_s = time.monotonic()
         while time.monotonic() - begin_s < limit_s:
             self.ensure_running()
-            try:
-                if requests.get(f"{self.url}/health", timeout=10).ok:
-                    return time.monotonic() - begin_s
-            except requests.RequestException:
-                pass
+            if self.is_answering():
+                return time.monotonic() - begin_s
             time.sleep(_POLL_S)
         raise StuckError(f"the server does not answer {limit_s:g} s after its start; {self._log} says more")
 
@@ -111,7 +115,7 @@ def run_serving(recipe: ChaosRecipe, machines: Machines, say: Callable[[str], No
         except requests.RequestException as error:
             raise InputError(f"the server does not answer before anything is killed: {error}") from error
         say(f"serving: up after {report.undisturbed_s:g} s")
-        # 2. Clients and kills at a time. The command is started again when it was killed, as a supervisor does.
+        # 2. Clients and kills at a time.
         strike = strike_of("serving", machines, drivers=server.list_commands)
         with Disturber(plan_kills(recipe, "serving"), strike, recipe.phase_s) as disturber:
             with load:

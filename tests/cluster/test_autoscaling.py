@@ -26,6 +26,10 @@ def test_the_configuration_names_no_file_that_ray_lacks():
     config = build_config(
         "127.0.0.1:6379", 2, head_resources={"CPU": 1, SHARE: 1}, worker_resources={"CPU": 1, SHARE: 1}, idle_s=30
     )
+    # As the autoscaler reads it.
+    prepared = prepare_config(config)
+    validate_config(prepared)
+    assert prepared["available_node_types"] == config["available_node_types"]
     assert config["provider"]["type"] == "external" and config["idle_timeout_minutes"] == 0.5
     assert config["available_node_types"]["ray.head.default"]["resources"] == {"CPU": 1, SHARE: 1}
     assert config["available_node_types"]["worker"]["max_workers"] == config["max_workers"] == 2
