@@ -20,6 +20,7 @@ from jobs.annotate.pairs import Pair, Seconds, even_chunks, halve_when_full, pro
 from jobs.annotate.settings import AnnotatorSettings
 from jobs.annotate.shards import shard_name, write_shard
 from jobs.annotate.tables import DECODE_STAGES, DecodedVideo, report_problem, stage_seconds, to_batch
+from jobs.shared.ray_session import find_node_id
 from wm.datasets.filters import action_findings, reason_of
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
@@ -61,6 +62,7 @@ class Annotator:
         self.problem = ""
         self.metrics = Metrics(settings.dataset)
         self.settings = settings
+        self._node = find_node_id()
         try:
             # Models of a bucket come here once a node.
             self.settings = settings = settings.on_this_node()
@@ -117,6 +119,9 @@ class Annotator:
                 "pairs": counts["pairs"],
                 "triplets": counts["triplets"],
                 "reasons": json.dumps(counts["reasons"]),
+                "block_bytes": batch.nbytes,
+                # The block of a shard is made on one node, and read as a whole.
+                "moved_bytes": batch.nbytes if videos[0]["node"] != self._node else 0,
             }
         )
 

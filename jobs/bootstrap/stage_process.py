@@ -26,6 +26,7 @@ from jobs.bootstrap.plan import Stage
 from wm import logs
 from wm.cli import PROGRESS_INTERVAL, cause_to_report
 from wm.errors import InputError
+from wm.interrupts import terminate
 
 _WARM = "jobs.bootstrap.warm"
 _GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
@@ -185,6 +186,8 @@ def _run_in_child(stage: Stage, work: Callable[[Stage], object], surroundings: _
     os.setsid()
     # A run in the background of a script ignores Ctrl-C, and so would its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # `ray job stop` sends SIGTERM to every process below the run.
+    signal.signal(signal.SIGTERM, terminate)
     _take_over(surroundings)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # 2. The stage.

@@ -1,7 +1,7 @@
 """Define what ``evaluate`` is asked: which models, on which triplets, and what is measured."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -81,7 +81,8 @@ class EvaluateResources(Recipe):
     """Where the models run, and how many rows and units at a time."""
 
     num_workers: int = Field(default=0, ge=0)
-    """Ray tasks at a time; 0: in this process, without Ray."""
+    """Ray tasks at a time; 0: in this process, without Ray. Left out, a cluster that is joined gives one a CPU, unless
+    device names another."""
     device: str = "cpu"
     """Device of torch, such as cpu or cuda:1."""
     dtype: DType = "float32"
@@ -163,6 +164,23 @@ class EvaluateRecipe(Recipe):
     @classmethod
     def _check_seeds(cls, values: list[int]) -> list[int]:
         return _check_different(values, min_value=0)
+
+    @property
+    def is_sized(self) -> bool:
+        """Return whether the number of tasks is given, or the device of this process is to be used."""
+        return "num_workers" in self.resources.model_fields_set or self.resources.device != "cpu"
+
+    def sized_for(self, cpus: float, gpus: float) -> Self:
+        """Return the recipe with a task for each CPU of a cluster, where it does not say how many.
+
+        Args:
+            cpus: Of the cluster.
+            gpus: Not used: a task has no GPU.
+        """
+        if self.is_sized:
+            return self
+        resources = self.resources.model_copy(update={"num_workers": max(1, int(cpus))})
+        return self.model_copy(update={"resources": resources})
 
 
 def _check_different(values: list[int], *, min_value: int) -> list[int]:

@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jobs.shared.ray_messages import filter_messages
 from wm.errors import InputError
+from wm.interrupts import keep_terminate_handler
 from wm.logs import worker_variables
 from wm.private_session import joined_session, private_session
 
@@ -50,6 +52,7 @@ def connect(num_cpus: int | None = None) -> None:
 
     if ray.is_initialized():
         return
+    filter_messages()
     # Registered after Ray's own, so that it comes before: a second Ctrl-C while Ray ends would print a traceback of it,
     # and leave processes behind.
     atexit.register(_ignore_interrupts)
@@ -58,10 +61,10 @@ def connect(num_cpus: int | None = None) -> None:
     if not is_private():
         _follow_token()
         address = os.environ["RAY_ADDRESS"]
-        with joined_session(ray_constants, address), _quiet_core():
+        with joined_session(ray_constants, address), _quiet_core(), keep_terminate_handler():
             ray.init(address, **_worker_logs(), log_to_driver=False, logging_level=logging.ERROR)
         return
-    with private_session(ray_constants) as private, _quiet_core(), _started_in_time():
+    with private_session(ray_constants) as private, _quiet_core(), _started_in_time(), keep_terminate_handler():
         ray.init(
             "local",
             **private,
@@ -77,6 +80,13 @@ def connect(num_cpus: int | None = None) -> None:
 def is_private() -> bool:
     """Return whether :func:`connect` starts a session of this machine alone, rather than joining a cluster."""
     return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
+def find_node_id() -> str | None:
+    """Return Ray's id of the node on which this process runs; None in a process without a session."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
 
 
 def quiet_data() -> None:

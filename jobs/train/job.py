@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.shared import ray_session
+from jobs.shared.cluster_size import fit_to_cluster
 from jobs.train.evaluator import HeldOutEvaluator, check_evaluation
 from jobs.train.report import print_plan, print_summary, progress
 from jobs.train.worker import fit_worker
@@ -50,6 +51,7 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         InputError: The recipe, the data or the machine does not allow it.
         DivergedError: The loss became non-finite.
     """
+    recipe = fit_to_cluster(recipe)
     if not model_folder(recipe.base).is_dir():
         raise InputError(f"base = {recipe.base!r}: no such model folder{hub_hint(recipe.base)}")
     stage = Run(recipe.out, "train", recipe, _inputs(recipe))

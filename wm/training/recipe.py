@@ -172,6 +172,30 @@ class TrainRecipe(Recipe):
         return self.model_copy(update={"resources": self.resources.model_copy(update=settings)})
 
     @property
+    def is_sized(self) -> bool:
+        """Return whether it says how many workers there are."""
+        return "num_workers" in self.resources.model_fields_set
+
+    def sized_for(self, cpus: float, gpus: float) -> Self:
+        """Return the recipe with as many workers as a cluster holds, where it does not say how many.
+
+        Args:
+            cpus: Of the cluster; a worker takes one.
+            gpus: Of the cluster; with ``resources.use_gpu`` a worker takes one.
+        """
+        if self.is_sized:
+            return self
+        limit = min(self.global_batch_size, max(1, int(gpus if self.resources.use_gpu else cpus)))
+        # As the recipe is checked: an even share of the batch each, in even passes.
+        counts = [
+            count
+            for count in range(1, limit + 1)
+            if self.global_batch_size % count == 0
+            and self.global_batch_size // count % (self.micro_batch_size or self.global_batch_size // count) == 0
+        ]
+        return self.with_resources(num_workers=max(counts, default=1))
+
+    @property
     def num_ranks(self) -> int:
         """Return the processes that train: one even without Ray."""
         return max(1, self.resources.num_workers)
