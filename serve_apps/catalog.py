@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from pathlib import Path
 
 from ray.serve.handle import DeploymentHandle
 
@@ -11,6 +10,8 @@ from serve_apps.names import FDM, IDM
 from serve_apps.openai.errors import ApiError
 from serve_apps.recipe import OTHER_CODEC, ServeRecipe
 from serve_apps.results import AdapterEntry, ModelEntry
+from wm.errors import InputError
+from wm.models.remote import changed_s, to_local
 
 # After so long the folder of adapters is listed again.
 REFRESH_S = 5.0
@@ -77,9 +78,10 @@ class Catalog:
         if len(set(codecs)) > 1:
             message = OTHER_CODEC.format(*codecs)
             raise ApiError(message, status=503, kind="server_error", code="models_do_not_match")
+        changed_s = await asyncio.gather(*(asyncio.to_thread(_changed_s, folder) for folder in folders.values()))
         self._own = {
-            name: _entry(name, int(Path(folder).stat().st_mtime) if Path(folder).exists() else 0, entry)
-            for (name, folder), entry in zip(folders.items(), described, strict=True)
+            name: _entry(name, changed, entry)
+            for name, changed, entry in zip(folders, changed_s, described, strict=True)
         }
 
     async def _list_adapters(self) -> None:
@@ -90,6 +92,14 @@ class Catalog:
             adapter["id"]: _entry(adapter["id"], adapter["created"], self._own[adapter["task"]]) for adapter in adapters
         }
         self._listed_s = time.monotonic()
+
+
+def _changed_s(folder: str) -> int:
+    """Return when a model was last changed, in s; 0 if this node does not see it."""
+    try:
+        return changed_s(to_local(folder))
+    except InputError:
+        return 0
 
 
 def _entry(name: str, created_s: int, described: ModelEntry) -> CatalogEntry:
