@@ -102,7 +102,9 @@ def test_commands_that_run_models_themselves_get_a_gpu(rendered):
 SMALL = {
     "tabletop": "train=120 tune=0 test=20 videos=16",
     "train-idm": "max_steps=20 optim.warmup_steps=2 resources.num_workers=0",
-    "annotate": "resources={num_decoders=1,num_annotators=1}",
+    "annotate": " ".join(
+        f"resources.{size}_{kind}=1" for size in ("num", "max") for kind in ("decoders", "annotators")
+    ),
     "select": "k=20",
     "train-fdm": "max_steps=20 optim.warmup_steps=2 resources.num_workers=0",
     "evaluate": "limit=8 resources.num_workers=0 search.num_candidates=[1,2]",
