@@ -85,7 +85,11 @@ def test_ray_starts_with_options_that_it_has_and_the_token(compose):
         assert "auth_token" in service["secrets"]
         assert service["cap_drop"] == ["ALL"] and service["init"] is True
     # Prometheus asks both where they say.
-    config = yaml.safe_load((FILE.parent / "compose" / "prometheus.yaml").read_text())
+    prometheus = compose["services"]["prometheus"]
+    folders = {target: path for path, target in mounted(prometheus).items()}
+    assert prometheus["command"].startswith("--config.file=/etc/wm/prometheus.yaml ")
+    config = yaml.safe_load((folders["/etc/wm"] / "prometheus.yaml").read_text())
+    assert config["rule_files"] == ["alert*.yaml"]
     (targets,) = [entry["targets"] for job in config["scrape_configs"] for entry in job["static_configs"]]
     assert targets == ["head:8080", "server:8080"]
     assert all("--metrics-export-port=8080" in command for command in commands)

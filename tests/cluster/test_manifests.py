@@ -111,7 +111,7 @@ def test_the_operators_own_rules(nodes):
         # 4. Jobs: a time to live needs a cluster that is shut down; neither is negative.
         if node["kind"] == "RayJob":
             assert node["spec"]["backoffLimit"] >= 0 and node["spec"]["ttlSecondsAfterFinished"] >= 0
-            assert node["spec"]["shutdownAfterJobFinishes"] is True
+            assert node["spec"]["shutdownAfterJobFinishes"] is True and node["spec"]["preRunningDeadlineSeconds"] > 0
             assert node["spec"]["submissionMode"] == "K8sJobMode"
     # 5. Services that the operator names after them do not meet.
     heads = [node["metadata"]["name"] for node in of_ray(nodes)]

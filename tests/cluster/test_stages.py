@@ -1,7 +1,10 @@
 """The commands of the Kubernetes jobs, as the submitter's shell makes them, against the recipes that they are for."""
 
+import os
 import shlex
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from tests.helpers.kubernetes import OVERLAYS, copy_filled, render_all
 from wm.cli import load_recipe
 from wm.files.mirror import to_uri
 
+ROOT = Path(__file__).resolve().parents[2]
 STORES = ["/mnt/wm", "s3://bucket/wm"]
 ORDER = ["ingest", "ingest-test", "train-idm", "annotate", "select", "train-fdm", "evaluate", "score"]
 
@@ -93,3 +97,40 @@ def test_commands_that_run_models_themselves_get_a_gpu(rendered):
         in_process = "device=cuda" in spec["entrypoint"]
         assert spec.get("entrypointNumGpus", 0) == int(in_process)
         assert spec["entrypointNumCpus"] >= 1
+
+
+SMALL = {
+    "tabletop": "train=120 tune=0 test=20 videos=16",
+    "train-idm": "max_steps=20 optim.warmup_steps=2 resources.num_workers=0",
+    "annotate": " ".join(
+        f"resources.{size}_{kind}=1" for size in ("num", "max") for kind in ("decoders", "annotators")
+    ),
+    "select": "k=20",
+    "train-fdm": "max_steps=20 optim.warmup_steps=2 resources.num_workers=0",
+    "evaluate": "limit=8 resources.num_workers=0 search.num_candidates=[1,2]",
+    "imagine": "limit=4",
+    "bootstrap": "--dry-run",
+}
+"""What is added to a command so that two cores do with minutes."""
+
+
+@pytest.mark.soak
+def test_the_nano_stages_run_one_after_another(rendered, tmp_path):
+    """Each as its job has it, with a folder as store."""
+    store = tmp_path / "store"
+    environment = {**os.environ, "WM_STORE": str(store), "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    for name, spec in jobs(rendered["cpu", "claim"]).items():
+        script = f"{spec['entrypoint']} {SMALL.get(name.removeprefix('wm-'), '')}"
+        ended = subprocess.run(
+            ["bash", "-ce", script],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=1500,
+            check=False,
+        )
+        assert ended.returncode == 0, f"{name}: {ended.stderr[-3000:]}"
+        print(f"{name}: {ended.stdout.strip().splitlines()[-1][:150]}")
+    assert (store / "report" / "report.html").is_file() and (store / "run" / "fdm" / "model").is_dir()
