@@ -107,7 +107,9 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
     if gates["challenger"].has_collapsed:
         print(f"  the challenger copies its source in {gates['challenger'].copies:.0%} of the triplets: not promoted")
     spread = "" if error is None else f" ± {error:.4f} (standard error over triplets)"
-    print(f"gate: {recipe.metric} better by {gain:.4f}{spread}: the {winner} is used, {shown(stage.out / 'model')}")
+    # A gain of less than nothing is a loss.
+    gap = f"{'better' if gain > 0 else 'worse'} by {abs(gain):.4f}{spread}" if gain else "equal"
+    print(f"gate: by {recipe.metric} the challenger is {gap}: the {winner} is used, {shown(stage.out / 'model')}")
     return record
 
 

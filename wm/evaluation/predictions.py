@@ -257,8 +257,7 @@ def check_systems(sets: Sequence[tuple[str, Sequence[PredictionFacts]]]) -> None
             if owners.setdefault(system, folder) != folder:
                 raise InputError(
                     f"{owners[system]} and {folder} both hold a system named {system!r}; give one of them another name "
-                    "(system=, or in an evaluation zero_shot_label= or models.NAME.label=), or leave a base out "
-                    "(zero_shot=false)"
+                    "(system, label or zero_shot_label), or leave a base out by zero_shot=false"
                 )
 
 

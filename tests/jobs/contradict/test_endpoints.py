@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.contradict import ContradictRecipe, run
@@ -43,13 +45,17 @@ def test_single_requests_that_are_refused_are_rejects(bench: Path, tmp_path: Pat
 
 
 def test_triplets_without_an_action_are_not_asked_about(tmp_path: Path) -> None:
-    rows = [triplet(number, action=action) for number, action in enumerate(["open it", " ", "open it"])]
+    """Other programs may write such tables."""
+    rows = [triplet(number, action="open it") for number in range(3)]
+    mixed, empty = (write_output(tmp_path / name, rows[:count], num_rejects=0) for name, count in (("m", 3), ("e", 1)))
+    for folder, actions in ((mixed, ["open it", " ", "open it"]), (empty, [""])):
+        (file,) = (folder / "triplets").glob("*.parquet")
+        table = pq.read_table(file)
+        pq.write_table(table.set_column(table.schema.names.index("action"), "action", pa.array(actions)), file)
     with judge_server(lambda *_: completion("Close it.")) as server:
-        mixed = write_output(tmp_path / "mixed", rows, num_rejects=0)
         record = run(recipe(mixed, server.url, tmp_path / "c"))
         assert len(server.bodies) == 1 and record["counts"]["rejects_by_reason"] == {"no_action": 1}
         assert set(read_counterfactuals(tmp_path / "c").values()) == {"close it"}
-        empty = write_output(tmp_path / "empty", rows[1:2], num_rejects=0)
         with pytest.raises(InputError, match="has an action, so that there is nothing to contradict"):
             run(recipe(empty, server.url, tmp_path / "d"))
     assert not (tmp_path / "d").exists()

@@ -1,7 +1,7 @@
 """Compute means of judgements by system and subset, each with how many items it is of. Knows no file and no API."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Final, Literal, TypeAlias, TypedDict
@@ -9,6 +9,7 @@ from typing import Final, Literal, TypeAlias, TypedDict
 import numpy as np
 
 from wm.evaluation.judge.items import COPY
+from wm.evaluation.judge.repetitions import Repetition, name_repetitions
 from wm.evaluation.metrics.stats import mean_interval, sample_std
 
 Criterion: TypeAlias = Literal["final", "editing_success", "minimal_editing"]
@@ -37,6 +38,11 @@ class ItemScore:
     editing_success: float | None
     minimal_editing: float | None
     failure: str | None
+
+    @property
+    def repetition(self) -> Repetition:
+        """What tells it from other judgements of the same item."""
+        return self.run, self.sampling_seed, self.repeat
 
     @property
     def final(self) -> float | None:
@@ -94,7 +100,7 @@ def compute_figures(scores: Sequence[ItemScore], subsets: Mapping[str, str]) -> 
     for (system, num_candidates), group in groups.items():
         # Without a prediction there is nothing to judge, which is another thing than a failure of the judge.
         present = Counter(subsets[triplet_id] for triplet_id in {score.triplet_id for score in group})
-        runs = {(score.run, score.sampling_seed, score.repeat) for score in group}
+        runs = {score.repetition for score in group}
         table.append(
             {
                 "system": system,
@@ -107,23 +113,6 @@ def compute_figures(scores: Sequence[ItemScore], subsets: Mapping[str, str]) -> 
             }
         )
     return table
-
-
-def name_repetitions(keys: Collection[tuple[int, int, int]]) -> str:
-    """Name what tells repeated judgements of an item apart.
-
-    Args:
-        keys: Training seed, sampling seed and repeat of each; of a system that others trained its own numbering.
-
-    Returns:
-        ``training seeds``, ``sampling seeds`` or ``repeats``; where several of them differ, their combinations.
-    """
-    names = ("training seeds", "sampling seeds", "repeats")
-    varying = [name for name, values in zip(names, zip(*keys, strict=True), strict=False) if len(set(values)) > 1]
-    # A single judgement has no spread, and this name is never shown.
-    if not varying:
-        return "sampling seeds"
-    return varying[0] if len(varying) == 1 else f"combinations of {' and '.join(varying)}"
 
 
 def copy_warning(table: Sequence[SystemFigures]) -> str | None:
@@ -161,22 +150,22 @@ def _by_subset(
 
 def _means_by_run(group: Sequence[ItemScore], criterion: Criterion, sizes: Mapping[str, int]) -> list[float]:
     """Compute the macro average of every run that has all subsets."""
-    runs: dict[tuple[int, int, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    runs: dict[Repetition, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for score in group:
         value = getattr(score, criterion)
         if value is not None:
-            runs[score.run, score.sampling_seed, score.repeat][score.subset].append(value)
+            runs[score.repetition][score.subset].append(value)
     return [mean(mean(run[name]) for name in sizes) for run in runs.values() if len(run) == len(sizes)]
 
 
 def _figure(group: Sequence[ItemScore], criterion: Criterion, expected: int) -> JudgeFigure | None:
     """Compute the mean over what was judged, each item's runs averaged first; None without any."""
-    by_item, by_run = defaultdict[str, list[float]](list), defaultdict[tuple[int, int, int], list[float]](list)
+    by_item, by_run = defaultdict[str, list[float]](list), defaultdict[Repetition, list[float]](list)
     for score in group:
         value = getattr(score, criterion)
         if value is not None:
             by_item[score.triplet_id].append(value)
-            by_run[score.run, score.sampling_seed, score.repeat].append(value)
+            by_run[score.repetition].append(value)
     if not by_item:
         return None
     # Items are what the interval is over: several judgements of one item are no further items.

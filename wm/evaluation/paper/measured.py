@@ -5,28 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from statistics import mean
-from typing import TypeAlias, cast
+from typing import cast
 
 import numpy as np
 
 from wm.evaluation.image_scoring import Values
-from wm.evaluation.judge.figures import (
-    MACRO,
-    TOP,
-    Criterion,
-    ItemScore,
-    SystemFigures,
-    compute_figures,
-    name_repetitions,
-)
+from wm.evaluation.judge.figures import MACRO, TOP, Criterion, ItemScore, SystemFigures, compute_figures
+from wm.evaluation.judge.repetitions import Repetition, name_repetitions
 from wm.evaluation.metrics.paired import bootstrap_intervals
 from wm.evaluation.metrics.stats import sample_std, stratified_interval
 from wm.evaluation.paper.cells import Cell
 from wm.evaluation.paper.sources import Sources
 from wm.evaluation.score_tables import ScoreFigure, build_score_rows
 
-RunKey: TypeAlias = tuple[int, int, int]
-"""Training seed, sampling seed and repeat of a judgement."""
 AVERAGE = "average"
 """The unweighted mean of the subsets' means, as a subset's name."""
 NUM_BEST_OF = 3
@@ -268,20 +259,16 @@ class Measured:
             expected=sum(name in names for name in self.sources.subsets.values()),
         )  # fmt: skip
 
-    def _differences_by_run(self, first: str, second: str, names: Sequence[str]) -> dict[RunKey, float]:
+    def _differences_by_run(self, first: str, second: str, names: Sequence[str]) -> dict[Repetition, float]:
         """Compute the mean difference of each run that both systems have, over the items that both have in it."""
         # Known by training seed, sampling seed and repeat: equal ones share what is random but for the systems.
-        finals = {(*_run_of(score), score.triplet_id): score.final for score in self.scores_of(second)}
-        runs: dict[RunKey, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        finals = {(*score.repetition, score.triplet_id): score.final for score in self.scores_of(second)}
+        runs: dict[Repetition, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for score in self.scores_of(first):
-            other = finals.get((*_run_of(score), score.triplet_id))
+            other = finals.get((*score.repetition, score.triplet_id))
             if score.final is not None and other is not None and score.subset in names:
-                runs[_run_of(score)][score.subset].append(score.final - other)
+                runs[score.repetition][score.subset].append(score.final - other)
         return {key: mean(map(mean, runs[key].values())) for key in sorted(runs) if len(runs[key]) == len(names)}
-
-
-def _run_of(score: ItemScore) -> RunKey:
-    return score.run, score.sampling_seed, score.repeat
 
 
 def _items_by_subset(scores: Sequence[ItemScore], criterion: Criterion) -> list[list[float]]:

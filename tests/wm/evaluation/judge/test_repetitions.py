@@ -1,6 +1,6 @@
 """What repeated judgements of an item differ in."""
 
-from wm.evaluation.judge.figures import name_repetitions
+from wm.evaluation.judge.repetitions import name_repetitions
 
 
 def test_repetitions_are_named_by_what_differs() -> None:
