@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.annotate.counts import ShardCounts, ShardRows, count_shard
+from jobs.annotate.marks import read_all
 from jobs.annotate.tables import CLIPS_SCHEMA, PAIRS_SCHEMA, DecodedVideo, clip_rows
 from wm.errors import InputError
 from wm.files.uris import scheme_of
@@ -151,7 +152,7 @@ def shards_with(out: Path, reasons: Sequence[str]) -> list[Path]:
     """
     failures = {f"failed/{reason}" for reason in reasons}
     marks = sorted((out / "shards").glob("shard-*.json"))
-    return [path for path in marks if (counts := _load_mark(path)) and failures & counts["reasons"].keys()]
+    return [path for path, counts in read_all(_load_mark, marks) if counts and failures & counts["reasons"].keys()]
 
 
 @contextmanager
@@ -207,8 +208,7 @@ def tidy(out: Path) -> set[int]:
     # 1. Shards whose mark and files are all there.
     finished: set[int] = set()
     names: dict[str, set[str]] = {table: set() for table in TABLES}
-    for path in (out / "shards").glob("shard-*.json"):
-        counts = _load_mark(path)
+    for path, counts in read_all(_load_mark, list((out / "shards").glob("shard-*.json"))):
         if counts is None:
             path.unlink()
             continue
