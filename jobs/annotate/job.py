@@ -23,13 +23,13 @@ from jobs.annotate.shards import (
     cut_shards,
     load_listing,
     shard_name,
-    shard_table,
     shards_with,
     sole_writer,
     store_listing,
     tidy,
 )
 from jobs.annotate.tables import ShardReport
+from jobs.annotate.waves import run_waves
 from jobs.shared.cluster_size import fit_to_cluster
 from jobs.shared.ray_session import check_available, connect, quiet_data
 from wm.cli import main as cli_main
@@ -166,30 +166,29 @@ def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, t
     decoders, annotators = recipe.resources.pool_sizes(len(pending))
     context = DataContext.get_current()
     block_bytes, context.target_max_block_size = context.target_max_block_size, None  # a shard stays one block
-    try:
-        counts = (
-            # not from_arrow, which asks a remote task for each block's size: thousands of tasks, and workers for them
-            ray.data.from_blocks([shard_table(listing, number, *rows) for number, rows in pending.items()])
-            .map_batches(
-                Decoder,
-                fn_constructor_args=(recipe.clip_settings(), recipe.download_settings(), recipe.dataset),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(min_size=decoders.start, max_size=decoders.stop),
-                num_cpus=recipe.resources.cpus_per_decoder,
-            )
-            .map_batches(
-                Annotator,
-                fn_constructor_args=(recipe.annotator_settings(),),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(min_size=annotators.start, max_size=annotators.stop),
-                num_cpus=recipe.resources.cpus_per_annotator,
-                num_gpus=recipe.resources.gpus_per_annotator,
-                resources=recipe.resources.custom_per_annotator,
-            )
+
+    def annotate(shards: ray.data.Dataset) -> ray.data.Dataset:
+        return shards.map_batches(
+            Decoder,
+            fn_constructor_args=(recipe.clip_settings(), recipe.download_settings(), recipe.dataset),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(min_size=decoders.start, max_size=decoders.stop),
+            num_cpus=recipe.resources.cpus_per_decoder,
+        ).map_batches(
+            Annotator,
+            fn_constructor_args=(recipe.annotator_settings(),),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(min_size=annotators.start, max_size=annotators.stop),
+            num_cpus=recipe.resources.cpus_per_annotator,
+            num_gpus=recipe.resources.gpus_per_annotator,
+            resources=recipe.resources.custom_per_annotator,
         )
-        return _show_progress(counts.iter_rows(), listing.num_rows, sum(rows for _, rows in pending.values()))
+
+    try:
+        counts = run_waves(listing, pending, annotate)
+        return _show_progress(counts, listing.num_rows, sum(rows for _, rows in pending.values()))
     finally:
         context.target_max_block_size = block_bytes
 
