@@ -230,8 +230,8 @@ class ServeRecipe(Recipe):
 
     def log_options(self) -> DeploymentOptions:
         """Return the option of every deployment that says how its log is written; none where Ray's setting holds."""
-        chosen = self.log_format or ("json" if log_format() == "json" else None)
-        return {} if chosen is None else {"logging_config": {"encoding": chosen.upper()}}
+        encoding = self.log_format or ("json" if log_format() == "json" else None)
+        return {} if encoding is None else {"logging_config": {"encoding": encoding.upper()}}
 
     @property
     def max_replica_wait_s(self) -> float:
