@@ -16,6 +16,7 @@ BASE = {
     "files",
     "images",
     "judging",
+    "logs",
     "interrupts",
     "packaged",
     "paths",
@@ -54,6 +55,7 @@ LONE = {
     "errors": set(),
     "files": {"errors"},
     "images": {"errors"},
+    "logs": {"errors"},
     "packaged": {"errors"},
 }
 """Base modules that may import fewer than all of the base."""

@@ -182,8 +182,8 @@ def progress_bar(total: int, unit: str, description: str, done: int = 0) -> "tqd
         done: Units that were finished before.
     """
     is_json = logs.log_format() == "json"
-    is_drawn = sys.stderr.isatty() and not is_json
-    interval_s = float(os.environ.get(PROGRESS_INTERVAL) or (0.5 if is_drawn else 10.0))
+    is_terminal = sys.stderr.isatty() and not is_json
+    interval_s = float(os.environ.get(PROGRESS_INTERVAL) or (0.5 if is_terminal else 10.0))
     kind = logs.LoggedBar if is_json else tqdm
     return kind(total=total, initial=done, unit=unit, desc=description, mininterval=interval_s, dynamic_ncols=True)
 

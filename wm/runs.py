@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from wm import __version__
+from wm import __version__, logs
 from wm.config import Recipe
 from wm.errors import InputError, OtherRunError
 from wm.files.atomic import replace_file
-from wm.logs import bind
 
 RunRecord: TypeAlias = dict[str, Any]
 """What ``run.json`` holds: stage, recipe, inputs, counts (by name, nested where a stage likes), seconds, and what the
@@ -108,8 +107,7 @@ class Run:
                 raise
             raise InputError(f"out = {str(self.out)!r}: cannot make this folder: {error.strerror}") from error
         write_json(self.out / _UNFINISHED, self._record)
-        # From here on the log says whose lines they are; run.json has the same digest.
-        bind(stage=str(self._record["stage"]), run=str(self._record["recipe_digest"]), out=str(self.out))
+        logs.bind(stage=str(self._record["stage"]), run=str(self._record["recipe_digest"]), out=str(self.out))
 
     def reopen(self) -> None:
         """Make a complete run of this very recipe unfinished again: a part of it is to be done anew."""
