@@ -134,11 +134,12 @@ def _start_proxy(recipe: StartRecipe) -> None:
         http_options={"host": recipe.host, "port": recipe.port, "request_timeout_s": recipe.timeout_s + PROXY_WAITS_S},
         # The proxy's and the controller's log; the replicas have it from their deployments.
         logging_config=recipe.log_options().get("logging_config"),
-        tracing_config={
-            "enabled": recipe.traces > 0,
-            "exporter_import_path": IMPORT_PATH_OF_TRACES,
-            "sampling_ratio": recipe.traces,
-        },
+        # Left out, Ray's own variables decide.
+        tracing_config=(
+            {"enabled": True, "exporter_import_path": IMPORT_PATH_OF_TRACES, "sampling_ratio": recipe.traces}
+            if recipe.traces
+            else None
+        ),
     )
 
 

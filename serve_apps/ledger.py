@@ -44,7 +44,7 @@ class Grant:
 
     tokens: int
     slots: int
-    left: float
+    remaining: float
     """Tokens in the bucket after this."""
     num_holders: int
     """Processes that share the limits now."""
@@ -52,9 +52,9 @@ class Grant:
 
 @dataclass
 class _Account:
-    left: float
+    remaining: float
     at_s: float
-    leased: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
     slots: dict[str, int] = field(default_factory=dict)
 
 
@@ -89,22 +89,22 @@ class Ledger:
         limit = claim.requests_per_minute
         account = self._accounts.setdefault(claim.key, _Account(float(limit), now_s))
         # 1. What time has filled in, and what comes back: never more than was leased, or a bucket could grow.
-        leased = account.leased.get(holder, 0)
-        returned = min(claim.returned, leased)
-        account.left = min(limit, account.left + (now_s - account.at_s) * limit / 60 + returned)
+        num_leased = account.tokens.get(holder, 0)
+        num_returned = min(claim.returned, num_leased)
+        account.remaining = min(limit, account.remaining + (now_s - account.at_s) * limit / 60 + num_returned)
         account.at_s = now_s
         # 2. Slots as the process says: a ledger that was started anew learns them so.
         others = sum(slots for name, slots in account.slots.items() if name != holder)
         slots = max(0, min(claim.wants_slots, claim.concurrent_requests - others - claim.slots))
         account.slots[holder] = claim.slots + slots
         # 3. Tokens: those wanted, and some ahead, of which the other processes must find their share.
-        tokens = min(claim.wants, int(account.left))
+        tokens = min(claim.wants, int(account.remaining))
         if claim.wants and tokens == claim.wants:
-            spare = (int(account.left) - tokens) // (2 * len(self._heard_s))
+            spare = (int(account.remaining) - tokens) // (2 * len(self._heard_s))
             tokens += min(spare, int(limit * MAX_AHEAD_SHARE))
-        account.left -= tokens
-        account.leased[holder] = leased - returned + tokens
-        return Grant(tokens, slots, account.left, len(self._heard_s))
+        account.remaining -= tokens
+        account.tokens[holder] = num_leased - num_returned + tokens
+        return Grant(tokens, slots, account.remaining, len(self._heard_s))
 
     def _forget_silent(self, now_s: float) -> None:
         silent = [name for name, heard_s in self._heard_s.items() if now_s - heard_s > HOLDER_S]
@@ -112,7 +112,7 @@ class Ledger:
             del self._heard_s[name]
             # Its tokens are spent for all that is known; its requests have ended with it.
             for account in self._accounts.values():
-                account.leased.pop(name, None)
+                account.tokens.pop(name, None)
                 account.slots.pop(name, None)
         # A bucket that is full again and that nobody leases from says nothing that a new one would not.
         self._accounts = {

@@ -67,8 +67,8 @@ class ServeRecipe(Recipe):
     idm_server: DeploymentOptions = {}
     """Those of the IDM's deployment, with base_sharing = separate."""
     ingress: DeploymentOptions = {}
-    """Those of the processes that speak HTTP; max_requests and the bounds in bytes and pixels are each one's, the limits
-    of a key are those of all together."""
+    """Those of the processes that speak HTTP; max_requests and the bounds in bytes and pixels are each one's, the
+    limits of a key are those of all together."""
     max_requests: int = Field(256, ge=1)
     """Requests that are answered at a time, or wait to be; more are answered 503."""
     max_held_bytes: int = Field(500_000_000, ge=1)
@@ -77,8 +77,8 @@ class ServeRecipe(Recipe):
     """Seconds for a request, from its first byte to the end of its answer; then it is given up (408), in the models
     too."""
     replica_wait_s: float | None = Field(None, ge=0)
-    """Seconds that a request waits where a model has no replica (min_replicas = 0, or all are gone); then it is answered
-    503 with Retry-After, and the replica starts all the same. Half of timeout_s if left out."""
+    """Seconds that a request waits where a model has no replica (min_replicas = 0, or all are gone); then it is
+    answered 503 with Retry-After, and the replica starts all the same. Half of timeout_s if left out."""
     log_format: Literal["text", "json"] | None = None
     """Format of the log lines of all replicas, each with its request's id; what WM_LOG_FORMAT says if left out."""
     keys: OptionalInputPath = None
@@ -229,9 +229,9 @@ class ServeRecipe(Recipe):
         return merge_options(defaults | self.log_options(), self.ingress)
 
     def log_options(self) -> DeploymentOptions:
-        """Return the option of every deployment that says how its log is written; none where Ray's own setting holds."""
-        chosen = self.log_format or ("json" if log_format() == "json" else None)
-        return {} if chosen is None else {"logging_config": {"encoding": chosen.upper()}}
+        """Return the option of every deployment that says how its log is written; none where Ray's setting holds."""
+        encoding = self.log_format or ("json" if log_format() == "json" else None)
+        return {} if encoding is None else {"logging_config": {"encoding": encoding.upper()}}
 
     @property
     def max_replica_wait_s(self) -> float:

@@ -1,8 +1,8 @@
 """Write the log as text, or as one JSON object a line where ``WM_LOG_FORMAT=json`` says so.
 
-JSON lines have the keys of Ray's own (``asctime``, ``levelname``, ``message``, ``filename``, ``lineno``, ``process``), so
-that one reader does for jobs and for the server, and the fields that :func:`bind` has set: ``stage``, ``run``, ``shard``.
-The log is on standard error; standard output is a command's answer and stays text. Not known here: Ray.
+JSON lines have the keys of Ray's own (``asctime``, ``levelname``, ``message``, ``filename``, ``lineno``, ``process``),
+so that one reader does for jobs and for the server, and the fields that :func:`bind` has set: ``stage``, ``run``,
+``shard``. The log is on standard error; standard output is a command's answer and stays text. Not known here: Ray.
 """
 
 import json

@@ -46,17 +46,17 @@ class Allowance:
         return limit_headers(self.key.requests_per_minute, self._filled)
 
 
-def limit_headers(limit: int, left: float) -> dict[str, str]:
+def limit_headers(limit: int, remaining: float) -> dict[str, str]:
     """Return OpenAI's headers of requests a minute.
 
     Args:
         limit: Requests a minute.
-        left: What is left of them now.
+        remaining: What remains of them now.
     """
     return {
         "x-ratelimit-limit-requests": str(limit),
-        "x-ratelimit-remaining-requests": str(int(left)),
-        "x-ratelimit-reset-requests": duration((limit - left) * 60 / limit),
+        "x-ratelimit-remaining-requests": str(int(remaining)),
+        "x-ratelimit-reset-requests": duration((limit - remaining) * 60 / limit),
     }
 
 

@@ -102,7 +102,7 @@ class LeasedAllowance:
         self.in_progress = 0
         self._tokens = self._slots = self._peak = self._num_next = 0
         self._was_used = False
-        self._left, self._left_at_s = float(key.requests_per_minute), leases.clock()
+        self._remaining, self._counted_s = float(key.requests_per_minute), leases.clock()
         self._next: asyncio.Task[bool | None] | None = None
         self._lock = asyncio.Lock()
         self._refusal: tuple[float, ApiError] | None = None
@@ -144,7 +144,7 @@ class LeasedAllowance:
 
     def headers(self) -> dict[str, str]:
         """Return OpenAI's headers of requests a minute: of the key, as far as this process knows."""
-        return limit_headers(self.key.requests_per_minute, self._estimate_left())
+        return limit_headers(self.key.requests_per_minute, self._estimate_remaining())
 
     def claim_return(self, *, is_due: bool) -> Claim | None:
         """Give back what was not used since the last call.
@@ -156,12 +156,12 @@ class LeasedAllowance:
             What to report; None: nothing.
         """
         # A key in use keeps its tokens, and as many slots as it needed at once.
-        returned = 0 if self._was_used else self._tokens
+        num_returned = 0 if self._was_used else self._tokens
         slots = max(self.in_progress, self._peak)
-        is_changed = returned > 0 or slots < self._slots
-        self._tokens, self._slots = self._tokens - returned, slots
+        is_changed = num_returned > 0 or slots < self._slots
+        self._tokens, self._slots = self._tokens - num_returned, slots
         self._peak, self._was_used = self.in_progress, False
-        return self._claim(returned=returned) if is_changed or (is_due and slots) else None
+        return self._claim(returned=num_returned) if is_changed or (is_due and slots) else None
 
     def _claim(self, *, returned: int = 0, wants: int = 0, wants_slots: int = 0) -> Claim:
         key, slots = self.key, max(self._slots, self.in_progress)
@@ -193,7 +193,7 @@ class LeasedAllowance:
             self._tokens += grant.tokens
             self._slots = max(self._slots, self.in_progress) + grant.slots
             self._peak = max(self._peak, min(self._slots, self.in_progress + num_waiting))
-            self._left, self._left_at_s = grant.left, self._leases.clock()
+            self._remaining, self._counted_s = grant.remaining, self._leases.clock()
             # What has just come is not idle, though nobody has taken it yet.
             self._was_used = True
             self._leases.begin_returning()
@@ -202,7 +202,7 @@ class LeasedAllowance:
     def _refuse(self) -> ApiError:
         key, headers = self.key, self.headers()
         if self._tokens < 1:
-            wait_s = max(0.0, 1 - self._left) * 60 / key.requests_per_minute
+            wait_s = max(0.0, 1 - self._remaining) * 60 / key.requests_per_minute
             error = too_many_in_a_minute(key.requests_per_minute, wait_s, headers)
         else:
             error, wait_s = too_many_at_once(key.concurrent_requests, headers), REFUSAL_S
@@ -226,7 +226,7 @@ class LeasedAllowance:
             self._count_in()
         return error
 
-    def _estimate_left(self) -> float:
+    def _estimate_remaining(self) -> float:
         limit = self.key.requests_per_minute
-        filled = (self._leases.clock() - self._left_at_s) * limit / 60
-        return min(float(limit), self._left + self._tokens + filled)
+        filled = (self._leases.clock() - self._counted_s) * limit / 60
+        return min(float(limit), self._remaining + self._tokens + filled)

@@ -83,6 +83,8 @@ def serve_head(**variables: str) -> Iterator[Head]:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
             "RAY_ADDRESS": "",
+            # The tests hide GPUs; these need not be there, and nothing asks them to compute.
+            "CUDA_VISIBLE_DEVICES": "0,1,2,3",
             **variables,
         }
         options = [f"--{key}={port}" for key, port in ports.items()]

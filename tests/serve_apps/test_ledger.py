@@ -29,23 +29,30 @@ def ask(ledger, holder, *, slots=0, returned=0, wants=0, wants_slots=0, per_minu
 def test_tokens_come_ahead_and_leave_the_others_their_share(clock):
     ledger = Ledger(clock)
     first = ask(ledger, "a", wants=1, wants_slots=1)
-    assert (first.tokens, first.slots, first.left, first.num_holders) == (1 + int(60 * MAX_AHEAD_SHARE), 1, 56.0, 1)
+    assert (first.tokens, first.slots, first.remaining, first.num_holders) == (
+        1 + int(60 * MAX_AHEAD_SHARE),
+        1,
+        56.0,
+        1,
+    )
     assert ask(ledger, "b", wants=40).tokens == 43
     # 13 are left: of two processes each may take a quarter of what is over.
     last = ask(ledger, "a", slots=1, wants=5)
     assert (last.tokens, last.num_holders) == (5 + (13 - 5) // 4, 2)
-    assert ask(ledger, "b", wants=40).tokens == int(last.left), "what there is, and none ahead"
+    assert ask(ledger, "b", wants=40).tokens == int(last.remaining), "what there is, and none ahead"
 
 
 def test_what_comes_back_can_be_had_again_but_not_more(clock):
     ledger = Ledger(clock)
     granted = ask(ledger, "a", wants=60)
-    assert (granted.tokens, granted.left) == (60, 0.0)
+    assert (granted.tokens, granted.remaining) == (60, 0.0)
     assert ask(ledger, "b", wants=1).tokens == 0
-    assert ask(ledger, "a", returned=20).left == 20.0
-    assert ask(ledger, "a", returned=50).left == 60.0, "40 were left with it: a process cannot return what it has not"
+    assert ask(ledger, "a", returned=20).remaining == 20.0
+    assert ask(ledger, "a", returned=50).remaining == 60.0, (
+        "40 were left with it: a process cannot return what it has not"
+    )
     clock.now_s = 1000.0
-    assert ask(ledger, "b").left == 60.0, "no more than a minute's is saved up"
+    assert ask(ledger, "b").remaining == 60.0, "no more than a minute's is saved up"
 
 
 def test_slots_are_freed_by_what_a_process_says_or_by_silence(clock):

@@ -1,12 +1,11 @@
-"""The shipped YAML files on a cluster with a token: several ingresses under one limit, updates under load, scale to zero
-and back, logs and traces across processes. ``make soak`` runs it: a cluster that starts takes a minute."""
+"""The shipped YAML files on a cluster with a token: several ingresses under one limit, updates under load, scale to
+zero and back, logs and traces across processes. ``make soak`` runs it: a cluster that starts takes a minute."""
 
 import hashlib
 import json
 import threading
 import time
 from collections import defaultdict
-from pathlib import Path
 
 import httpx2
 import numpy as np

@@ -94,7 +94,7 @@ def test_a_bar_says_its_states_in_lines(json_log, monkeypatch):
             bar.update(1)
     lines = json_log()
     assert {(line["message"].rstrip(": "), line["unit"], line["total"]) for line in lines} == {("annotate", "video", 4)}
-    assert [line["done"] for line in lines][0] == 1 and lines[-1]["done"] == 4
+    assert lines[0]["done"] == 1 and lines[-1]["done"] == 4
     assert all(isinstance(line["rate"], float) for line in lines)
 
 

@@ -1,15 +1,21 @@
 """Limits that several processes share, each process an object here: what passes, what is asked, what is given back."""
 
 import asyncio
+import contextlib
+import hashlib
 from collections import Counter
 
 import pytest
+from starlette.testclient import TestClient
 
 from serve_apps import metrics
+from serve_apps.ingress import build_app
 from serve_apps.keys import Key
-from serve_apps.ledger import HOLDER_S, Ledger
+from serve_apps.ledger import HOLDER_S, Ledger, LimitsServer
 from serve_apps.middleware import leases as leases_module
 from serve_apps.middleware.leases import Leases
+from serve_apps.recipe import ServeRecipe
+from tests.helpers.serve_local import LocalHandle, local_graph
 
 
 class Clock:
@@ -211,3 +217,38 @@ def test_limits_of_a_changed_key_file_hold_at_once(clock):
         assert same is allowance and (await same.take()).status == 429
 
     run(scenario)
+
+
+def test_two_ingresses_let_through_what_one_would(tiny_base, tmp_path):
+    path = tmp_path / "keys.toml"
+    path.write_text(
+        f'[[keys]]\nname = "a"\nsha256 = "{hashlib.sha256(b"wm-a").hexdigest()}"\nrequests_per_minute = 5\n'
+    )
+    recipe = ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), keys=str(path), ingress={"num_replicas": 2})
+    assert recipe.shares_limits
+    graph, limits = local_graph(recipe), LocalHandle(LimitsServer())
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(TestClient(build_app(graph, limits=limits))) for _ in range(2)]
+        replies = [
+            clients[number % 2].get("/v1/models", headers={"authorization": "Bearer wm-a"}) for number in range(8)
+        ]
+    assert [reply.status_code for reply in replies] == [200] * 5 + [429] * 3
+    assert [reply.headers["x-ratelimit-remaining-requests"] for reply in replies[:5]] == ["4", "3", "2", "1", "0"]
+    assert 11 <= int(replies[-1].headers["retry-after"]) <= 12
+
+
+@pytest.mark.parametrize(
+    ("options", "is_shared"),
+    [
+        ({}, False),
+        ({"num_replicas": 1}, False),
+        ({"num_replicas": 2}, True),
+        ({"num_replicas": "auto"}, True),
+        ({"autoscaling_config": {"min_replicas": 1, "max_replicas": 3}}, True),
+        ({"autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}, False),
+    ],
+)
+def test_limits_are_shared_where_there_may_be_several_ingresses(tiny_base, options, is_shared):
+    models = {"fdm": str(tiny_base), "idm": str(tiny_base), "ingress": options}
+    assert ServeRecipe(**models, keys="keys.toml").shares_limits is is_shared
+    assert not ServeRecipe(**models).shares_limits, "without keys there are no limits"
