@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ray.autoscaler._private.util import prepare_config, validate_config
 
 from cluster.autoscaling_nodes import autoscaling_nodes, build_config, wait_for_nodes
 from cluster.chaos.clients import Load
@@ -29,7 +30,11 @@ def test_the_configuration_names_no_file_that_ray_lacks():
     # As the autoscaler reads it.
     prepared = prepare_config(config)
     validate_config(prepared)
-    assert prepared["available_node_types"] == config["available_node_types"]
+    types = prepared["available_node_types"]
+    assert {name: (node["min_workers"], node["max_workers"]) for name, node in types.items()} == {
+        "ray.head.default": (0, 0),
+        "worker": (0, 2),
+    }
     assert config["provider"]["type"] == "external" and config["idle_timeout_minutes"] == 0.5
     assert config["available_node_types"]["ray.head.default"]["resources"] == {"CPU": 1, SHARE: 1}
     assert config["available_node_types"]["worker"]["max_workers"] == config["max_workers"] == 2
