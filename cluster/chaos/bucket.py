@@ -82,6 +82,17 @@ class BucketServer:
             return
         raise InputError(f"the bucket server did not start at {self._address}")
 
+    def prepare(self, name: str) -> None:
+        """Make the folder of an output.
+
+        Args:
+            name: Of the output in the bucket.
+        """
+        # rclone removes a folder with its last object, and then fails to write into it: one object stays.
+        folder = self.folder / name / ".wm-writers"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "keep").touch()
+
     def kill(self) -> str | None:
         """Kill it and start it again some seconds later; returns what it was."""
         if self._process is None:

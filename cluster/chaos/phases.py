@@ -110,6 +110,8 @@ def run_jobs(
     def submit(name: str, disturber: Disturber | None) -> JobRun:
         # What a killed run of this script left would be complete at once.
         shutil.rmtree(out / name, ignore_errors=True)
+        if machines.bucket is not None:
+            machines.bucket.prepare(name)
         return submit_until_done(
             client,
             command_of(recipe, phase, name),
