@@ -73,7 +73,7 @@ def test_an_annotation_grows_to_three_nodes_and_back(cluster, tiny_base, tmp_pat
     down_s = wait_for_nodes(1, LIMIT_S)
     print(f"annotation: 1 to 3 nodes in {up_s:.0f} s, back {down_s:.0f} s after its end\n{output}")
     # On more than one node it worked, and nothing was lost.
-    assert "MB of key-frames now" in output
+    assert "  decoders passed on " in output
     assert digest_rows(tmp_path / "out") == digest_rows(tmp_path / "here")
 
 
