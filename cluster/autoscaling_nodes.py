@@ -24,7 +24,8 @@ WORKER = "worker"
 
 _PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 _HEAD = "ray.head.default"
-_COMMANDS = (
+_LISTS = (
+    "cluster_synced_files",
     "initialization_commands",
     "setup_commands",
     "head_setup_commands",
@@ -132,7 +133,7 @@ def build_config(
         },
         "head_node_type": _HEAD,
         # Without them Ray fails to join the lists of a provider that has no defaults.
-        **{name: [] for name in _COMMANDS},
+        **{name: [] for name in _LISTS},
     }
 
 

@@ -17,7 +17,6 @@ from wm import __version__, logs
 from wm.config import Recipe
 from wm.errors import InputError, OtherRunError
 from wm.files.mirror import UNFINISHED, fetch, list_below, publish, remove, shown, uri_of
-from wm.logs import bind
 from wm.run_files import COMPLETE, digest_of, parse_json, read_run, write_json, write_text
 
 if TYPE_CHECKING:

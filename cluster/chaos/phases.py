@@ -104,7 +104,7 @@ def run_jobs(
         machines: What is killed.
         say: Takes lines for the user.
     """
-    out, limit_s = Path(recipe.out) if machines.bucket is None else machines.bucket.folder, 60 * recipe.limit_minutes
+    out, limit_s = Path(recipe.out), 60 * recipe.limit_minutes
     report = PhaseReport(phase)
 
     def submit(name: str, disturber: Disturber | None) -> JobRun:
@@ -118,9 +118,13 @@ def run_jobs(
             limit_s=limit_s,
         )
 
+    def digest(name: str) -> dict[str, str]:
+        bucket = machines.bucket
+        return digest_output(phase, out / name if bucket is None else bucket.fetch(name, out / "reader"))
+
     # 1. What it should be.
     report.undisturbed_s = round(submit(f"{phase}-undisturbed", None).seconds, 1)
-    undisturbed = digest_output(phase, out / f"{phase}-undisturbed")
+    undisturbed = digest(f"{phase}-undisturbed")
     say(f"{phase}: {report.undisturbed_s:g} s undisturbed")
     # 2. The same again and again, until the time is over; the last round ends in peace.
     strike = strike_of(phase, machines, drivers=lambda: machines.list_job_commands([_module_of(phase)]))
@@ -128,7 +132,7 @@ def run_jobs(
         while not disturber.is_over or not report.rounds:
             name = f"{phase}-{len(report.rounds) + 1}"
             run = submit(name, disturber)
-            differences = list_differences(digest_output(phase, out / name), undisturbed)
+            differences = list_differences(digest(name), undisturbed)
             report.differences += [f"{name}: {line}" for line in differences]
             report.rounds.append({"name": name, "attempts": [asdict(attempt) for attempt in run.attempts]})
             equal = "equal to the undisturbed one" if not differences else f"DIFFERS in {len(differences)}"

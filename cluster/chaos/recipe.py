@@ -48,7 +48,7 @@ class ChaosRecipe(Recipe):
     takes its place. job: the head's process that watches over a submitted command. bucket: the server of the bucket,
     which is away for some seconds; only with bucket = true."""
     bucket: bool = False
-    """Jobs write to s3://, which rclone serves from out/bucket; else to folders of this machine."""
+    """Jobs write to s3:// of a server on this machine (moto), and are read back from there; else to folders."""
     videos: int = Field(default=240, ge=4)
     """Clips to annotate."""
     steps: int = Field(default=240, ge=2)

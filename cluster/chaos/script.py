@@ -7,6 +7,7 @@ the server is wrong; requests that failed are counted and named. Exit status 0 w
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,9 @@ def run(recipe: ChaosRecipe, *, dry_run: bool = False) -> list[PhaseReport]:
     out = Path(recipe.out).absolute()
     recipe = recipe.model_copy(update={"out": str(out)})
     out.mkdir(parents=True, exist_ok=True)
+    # Copies of objects of an earlier run's bucket.
+    for name in ("cache", "reader"):
+        shutil.rmtree(out / name, ignore_errors=True)
     # Before the cluster starts, whose processes inherit them.
     os.environ.setdefault(_PROXY_VARIABLE, _MIDDLEWARES)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))

@@ -175,6 +175,7 @@ def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, t
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=decoders.start, max_size=decoders.stop),
             num_cpus=recipe.resources.cpus_per_decoder,
+            resources=recipe.resources.custom_per_decoder,
         ).map_batches(
             Annotator,
             fn_constructor_args=(recipe.annotator_settings(),),

@@ -36,6 +36,9 @@ class AnnotateResources(Recipe):
     joined gives as many as its CPUs hold, beside the annotators."""
     cpus_per_decoder: float = Field(default=0.5, gt=0)
     """Logical CPUs that Ray reserves for a decoder."""
+    custom_per_decoder: dict[str, float] = {}
+    """Custom resources that Ray reserves for a decoder, such as {gpu_node = 0.01}: it runs on nodes that were started
+    with them (ray start --resources), so that key-frames need not leave the nodes that annotate."""
     num_annotators: int = Field(default=1, ge=1)
     """Min number of actors that hold codec and IDM."""
     max_annotators: int = Field(default=0, ge=0)
@@ -55,7 +58,7 @@ class AnnotateResources(Recipe):
     idm_batch_size: int = Field(default=64, ge=1)
     """Pairs that the IDM gets at once; halved where the GPU's memory does not hold them."""
 
-    @field_validator("custom_per_annotator")
+    @field_validator("custom_per_decoder", "custom_per_annotator")
     @classmethod
     def _check_custom(cls, amounts: dict[str, float]) -> dict[str, float]:
         for name, amount in amounts.items():

@@ -89,10 +89,8 @@ def print_result(recipe: AnnotateRecipe, record: Mapping[str, Any]) -> None:
     # 4. What the network had to carry; nothing is known of what an earlier, killed command annotated.
     traffic = record["traffic"]
     if traffic["block_bytes"]:
-        print(
-            f"  decoders passed on {traffic['block_bytes'] / 1e6:,.1f} MB of key-frames now, "
-            f"{traffic['moved_bytes'] / 1e6:,.1f} MB of them to another node"
-        )
+        share = traffic["moved_bytes"] / traffic["block_bytes"]
+        print(f"  decoders passed on {traffic['block_bytes'] / 1e6:,.1f} MB now, {share:.0%} of it to another node")
 
 
 def print_table7(table: Mapping[str, float | None]) -> None:

@@ -13,9 +13,10 @@ import pytest
 from cluster.chaos.outcomes import digest_rows
 from cluster.local_nodes import local_nodes
 from tests.helpers.video_files import marked_frame, write_video
+from wm.runs import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 240.0
+LIMIT_S = 400.0
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 
@@ -85,3 +86,49 @@ def test_status_log_and_resumption_of_jobs(address, clips, tiny_base, tmp_path):
     done = ray_job(address, "submit", "--", *annotation(clips, tiny_base, out))
     assert done.returncode == 0 and "annotate: resuming, " in done.stdout, done.stdout
     assert digest_rows(out) == digest_rows(tmp_path / "whole")
+
+
+BOOTSTRAP = """
+base_model = "nano:base"
+tabletop = { train = 24, test = 8, tune = 0, videos = 6, resources = { num_workers = 0 } }
+ingest = { resources = { num_workers = 0 } }
+idm = { max_steps = 2, global_batch_size = 8, lora = { enabled = false } }
+fdm = { max_steps = 2, global_batch_size = 8, lora = { enabled = false } }
+select = { k = 10, min_changed_codes = 0 }
+variants = { unweighted = false }
+[annotate]
+filters = { action = "score", unchanged = "score" }
+keyframes = { motion = "farneback", min_interval_frames = 8 }
+max_new_tokens = 6
+[evaluate]
+judge = "oracle"
+search = { num_candidates = [1, 2] }
+limit = 4
+max_new_tokens = 6
+examples = 2
+"""
+"""No stage that can use a cluster names a number of workers."""
+
+
+def test_the_whole_loop_is_one_job_that_stops_and_resumes(address, tmp_path):
+    (tmp_path / "loop.toml").write_text(BOOTSTRAP)
+    out = tmp_path / "loop"
+    command = [sys.executable, "-m", "jobs.bootstrap", str(tmp_path / "loop.toml"), f"out={out}"]
+    # 1. Stopped once its first model is trained.
+    assert ray_job(address, "submit", "--no-wait", "--submission-id", "loop", "--", *command).returncode == 0
+    end_s = time.monotonic() + LIMIT_S
+    while not (out / "idm" / "run.json").exists():
+        assert time.monotonic() < end_s, ray_job(address, "logs", "loop").stdout
+        time.sleep(0.2)
+    assert ray_job(address, "stop", "loop").returncode == 0
+    log = ray_job(address, "logs", "loop").stdout
+    assert "bootstrap: stages that name no number of workers use the cluster's 4 CPUs and 0 GPUs" in log
+    assert "stopping (SIGTERM); what is finished is kept" in log and "Traceback" not in log, log
+    assert not (out / "report" / "run.json").exists()
+    # 2. The same command: what is complete stays, the rest is done.
+    done = ray_job(address, "submit", "--", *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (out / "report" / "report.html").is_file() and "\r" not in done.stdout.partition("Tailing logs")[2]
+    workers = {name: read_run(out / name)["recipe"]["resources"] for name in ("idm", "fdm", "annotated", "evaluate")}
+    assert [workers[name].get("num_workers") for name in ("idm", "fdm", "evaluate")] == [4, 4, 4]
+    assert workers["annotated"]["max_annotators"] == 4
