@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self._answer(status, headers, reply, fault)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = pass_on
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = pass_on  # noqa: N815 - as http.server calls them
 
     def _read_body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
