@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 BASE = {
     "wm",
+    "buckets",
     "cli",
     "config",
     "errors",
@@ -25,6 +26,7 @@ BASE = {
     "recipe_fields",
     "recipe_help",
     "records",
+    "run_files",
     "runs",
     "tables",
     "templates",

@@ -15,8 +15,10 @@ from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
+from wm.buckets import show_uris
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.files.mirror import shown
 from wm.interrupts import quiet_when_unread
 from wm.preflight import run_checks
 from wm.recipe_help import describe_fields
@@ -82,7 +84,8 @@ def _run(
         recipe = load_recipe(recipe_class, arguments.settings)
         out = str(getattr(recipe, "out", ""))
         run_checks(recipe)
-        run(recipe, dry_run=arguments.dry_run)
+        with show_uris(recipe):
+            run(recipe, dry_run=arguments.dry_run)
     except KeyboardInterrupt:
         print("interrupted; what is finished is kept, the same command resumes", file=sys.stderr)
         return 130
@@ -91,13 +94,15 @@ def _run(
         if cause is None:
             raise  # a mistake of this program: its traceback is wanted
         if isinstance(cause, InputError):
-            print(f"error: {cause}", file=sys.stderr)
+            print(f"error: {shown(cause)}", file=sys.stderr)
             return 2
         if _is_about_memory(cause):
             print(f"error: out of memory: {str(cause).splitlines()[0]:.300}", file=sys.stderr)
             return 1
         folder = f" (out = {out!r})" if out and getattr(cause, "filename", None) is None else ""
-        print(f"error: {cause}{folder}\nwhat is finished is kept, the same command resumes", file=sys.stderr)
+        print(
+            f"error: {shown(cause)}{shown(folder)}\nwhat is finished is kept, the same command resumes", file=sys.stderr
+        )
         return 1
     return 0
 

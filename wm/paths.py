@@ -8,11 +8,12 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, overload
 
 from pydantic import AfterValidator, PlainSerializer
 
-from wm.files.uris import is_remote, local_path
+from wm.files.mirror import to_path, to_uri, uri_of
+from wm.files.uris import OBJECT_STORES, is_remote, local_path
 from wm.packaged import resolve_packaged, to_packaged_name
 
 SUBMITTED_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -29,21 +30,51 @@ class PathKey:
     is_output: bool
     """True if something is written there."""
     takes_uri: bool = False
-    """True if an output may be in an object store; inputs are checked by who reads them."""
+    """True if a URI stays one, for its reader or writer to open; else it becomes the path that stands for it."""
     is_cache: bool = False
     """True if what is written there can be made again: a disk of one node does."""
+    is_lazy: bool = False
+    """True if Parquet files of an input in a bucket are fetched by whoever reads them."""
 
 
 INPUT: Final = PathKey(is_output=False)
 
-# A shipped file is read at its absolute path and recorded by its name: a run resumes where the package was moved.
-InputPath = Annotated[str, INPUT, AfterValidator(resolve_packaged), PlainSerializer(to_packaged_name, when_used="json")]
-OptionalInputPath = Annotated[
-    str | None, INPUT, AfterValidator(resolve_packaged), PlainSerializer(to_packaged_name, when_used="json")
-]
-OutputPath = Annotated[str, PathKey(is_output=True)]
-CachePath = Annotated[str, PathKey(is_output=True, is_cache=True)]
+
+@overload
+def _resolve(path: str) -> str: ...
+@overload
+def _resolve(path: None) -> None: ...
+def _resolve(path: str | None) -> str | None:
+    return path if path is None else to_path(resolve_packaged(path))
+
+
+@overload
+def _to_name(path: str) -> str: ...
+@overload
+def _to_name(path: None) -> None: ...
+def _to_name(path: str | None) -> str | None:
+    return path if path is None else to_uri(to_packaged_name(path))
+
+
+# A shipped file, or an object of a bucket, is read at a path of this node and recorded by its name, which is the same
+# on every machine. Nothing is downloaded here: wm.preflight does that when a command starts.
+_AS_PATH: Final = AfterValidator(_resolve)
+_AS_NAME: Final = PlainSerializer(_to_name, when_used="json")
+_AS_SHIPPED: Final = AfterValidator(resolve_packaged)
+_AS_SHIPPED_NAME: Final = PlainSerializer(to_packaged_name, when_used="json")
+
+InputPath = Annotated[str, INPUT, _AS_PATH, _AS_NAME]
+OptionalInputPath = Annotated[str | None, INPUT, _AS_PATH, _AS_NAME]
+TablePath = Annotated[str, PathKey(is_output=False, is_lazy=True), _AS_PATH, _AS_NAME]
+"""A stage's output, or a folder of Parquet files, which are fetched by whoever reads them: see wm.tables."""
+OptionalTablePath = Annotated[str | None, PathKey(is_output=False, is_lazy=True), _AS_PATH, _AS_NAME]
+SourcePath = Annotated[str, PathKey(is_output=False, takes_uri=True), _AS_SHIPPED, _AS_SHIPPED_NAME]
+"""Videos: a URI stays one, and its reader opens it."""
+OptionalSourcePath = Annotated[str | None, PathKey(is_output=False, takes_uri=True), _AS_SHIPPED, _AS_SHIPPED_NAME]
+OutputPath = Annotated[str, PathKey(is_output=True), _AS_PATH, _AS_NAME]
+CachePath = Annotated[str, PathKey(is_output=True, is_cache=True), _AS_PATH, _AS_NAME]
 OutputPathOrUri = Annotated[str, PathKey(is_output=True, takes_uri=True)]
+"""A folder of checkpoints: a URI stays one, and its writer opens it."""
 
 
 def path_key(metadata: Iterable[object]) -> PathKey | None:
@@ -69,22 +100,26 @@ def check_output(name: str, path: str, *, takes_uri: bool = False) -> None:
     Args:
         name: Recipe key, for the message.
         path: Its value; empty means that nothing is written.
-        takes_uri: Whether an object store is meant by ``s3://`` and ``gs://``.
+        takes_uri: Whether ``file://`` is taken too.
 
     Raises:
-        ValueError: The path is a URI where only local paths can be written, is relative in a submitted job, or leads
-            into Ray's package cache.
+        ValueError: The path is a URI of no object store, is relative in a submitted job, or leads into Ray's package
+            cache.
     """
-    if not path:
+    # What stands for an object is kept in its bucket.
+    if not path or uri_of(path) is not None:
         return
-    # 1. URIs: only few outputs may go to an object store.
+    # 1. URIs: of the others only those of object stores can be written.
     if "://" in path:
-        if not takes_uri:
-            raise ValueError(f"{name} = {path!r:.200} is a URI; expected a local path, such as {name}=/mnt/shared/run")
-        if is_remote(path):
+        if path.startswith(tuple(f"{scheme}://" for scheme in OBJECT_STORES)):
             return
+        if not (takes_uri and path.startswith("file://")):
+            raise ValueError(
+                f"{name} = {path!r:.200} is no URI of an object store; expected a path, such as "
+                f"{name}=/mnt/shared/run, or one in a bucket, such as {name}=s3://bucket/run"
+            )
     local = Path(local_path(path))
-    remedy = f"give an absolute path on storage that all nodes share, such as {name}=/mnt/shared/run"
+    remedy = f"give an absolute path on storage that all nodes share, such as {name}=/mnt/shared/run, or a bucket"
     # Links are followed: an absolute path may lead into the cache too.
     try:
         real = Path(os.path.realpath(local))

@@ -23,13 +23,17 @@ def add_check(check: "Callable[[Recipe], None]") -> None:
 
 
 def run_checks(recipe: "Recipe") -> None:
-    """Call every check that was added.
+    """Call every check that was added, then prepare what the recipe names in buckets.
 
     Args:
         recipe: Of the command that starts.
 
     Raises:
-        InputError: A check refuses the recipe.
+        InputError: A check refuses the recipe, or a bucket that it names cannot be used.
     """
+    from wm.buckets import prepare_buckets
+
     for check in _checks:
         check(recipe)
+    # Downloads come last: what is refused costs none.
+    prepare_buckets(recipe)

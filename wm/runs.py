@@ -4,26 +4,39 @@ Not known here: what a stage writes into the folder.
 """
 
 import errno
-import hashlib
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wm import __version__
 from wm.config import Recipe
 from wm.errors import InputError, OtherRunError
-from wm.files.atomic import replace_file
+from wm.files.mirror import UNFINISHED, fetch, list_below, publish, remove, shown, uri_of
+from wm.run_files import COMPLETE, digest_of, parse_json, read_run, write_json, write_text
+
+if TYPE_CHECKING:
+    from wm.files.lease import Lease
+
+__all__ = [
+    "Run",
+    "RunRecord",
+    "check_place",
+    "digest_of",
+    "parse_json",
+    "read_run",
+    "recipe_difference",
+    "write_json",
+    "write_text",
+]
 
 RunRecord: TypeAlias = dict[str, Any]
 """What ``run.json`` holds: stage, recipe, inputs, counts (by name, nested where a stage likes), seconds, and what the
 stage adds."""
-
-_COMPLETE = "run.json"
-_UNFINISHED = "run.unfinished.json"
 
 
 class Run:
@@ -31,6 +44,9 @@ class Run:
 
     ``run.unfinished.json`` is there while the stage works; it becomes ``run.json`` when the output is
     complete. A folder that holds another stage's or another recipe's run is refused, so nothing is overwritten.
+
+    A folder may stand for one of a bucket (:mod:`wm.files.mirror`): then the bucket's marks count, one writer at a time
+    has the right to write, and what is not published earlier is uploaded at the end, ``run.json`` last.
     """
 
     def __init__(self, out: str | Path, stage: str, recipe: Recipe, inputs: Mapping[str, str] | None = None) -> None:
@@ -43,6 +59,7 @@ class Run:
             inputs: Digest of each input by name (see :func:`digest_of`).
         """
         self.out = Path(out)
+        self._lease: Lease | None = None
         self.timings_s: dict[str, float] = {}
         self._started = time.time()
         self._recipe_class = type(recipe)
@@ -73,32 +90,40 @@ class Run:
         """
         check_place(self.out)
         # The complete mark first: a kill between the last two steps of finish() leaves both.
-        for name in (_COMPLETE, _UNFINISHED):
+        for name in (COMPLETE, UNFINISHED):
             record = read_run(self.out, name)
             if record is None:
                 continue
             # Never overwritten: another recipe's output may be somebody's only copy.
             if self._key_of(record) != self.key:
-                state = "another run" if name == _COMPLETE else "another run, unfinished"
-                way_out = "choose another out" if name == _COMPLETE else "choose another out, or remove that folder"
-                raise OtherRunError(
-                    f"{self.out} holds {state} ({_difference(record, self._record, self._recipe_class)}); {way_out}"
-                )
-            if name == _COMPLETE:
+                state = "another run" if name == COMPLETE else "another run, unfinished"
+                way_out = "choose another out" if name == COMPLETE else "choose another out, or remove that folder"
+                difference = _difference(record, self._record, self._recipe_class)
+                raise OtherRunError(f"{shown(self.out)} holds {state} ({difference}); {way_out}")
+            if name == COMPLETE:
                 return True
         return False
 
-    def start(self) -> None:
+    def start(self, *, leave: Sequence[str] = ()) -> None:
         """Create the folder and mark it unfinished. Call after :meth:`is_complete` returned False.
 
+        In a bucket the right to write is taken first, and what an earlier attempt has published is fetched.
+
+        Args:
+            leave: Names of files (shell patterns) of a bucket that the stage does not need to resume.
+
         Raises:
-            InputError: The folder holds files of something else, or cannot be made.
+            InputError: The folder holds files of something else, cannot be made, or another writer has it.
         """
+        uri = uri_of(self.out)
+        if uri is not None:
+            self._take(uri, leave)
         # Files that no run has marked are the user's own: nothing is written among them.
-        is_unmarked = self.out.is_dir() and not (self.out / _UNFINISHED).exists()
+        is_unmarked = self.out.is_dir() and not (self.out / UNFINISHED).exists()
         files = sorted(path.name for path in self.out.iterdir() if not path.name.startswith(".")) if is_unmarked else []
         if files:
-            raise InputError(f"{self.out} is not empty ({files[0]}) and is no run of wm; choose another out")
+            self._let_go()
+            raise InputError(f"{shown(self.out)} is not empty ({files[0]}) and is no run of wm; choose another out")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -106,15 +131,52 @@ class Run:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise InputError(f"out = {str(self.out)!r}: cannot make this folder: {error.strerror}") from error
-        write_json(self.out / _UNFINISHED, self._record)
+        write_json(self.out / UNFINISHED, self._record)
+        publish(self.out / UNFINISHED)
+
+    def _take(self, uri: str, leave: Sequence[str]) -> None:
+        """Become the writer of an output in a bucket, and make the local folder what the bucket has."""
+        from wm.files.lease import Lease
+
+        self._lease = Lease(uri, str(self._record["stage"]))
+        self._lease.acquire()
+        try:
+            # What another attempt has left on this node, and never published, is no part of the output.
+            if list_below(self.out, missing_ok=True):
+                fetch(self.out, leave=leave, prune=True)
+            elif self.out.is_dir():
+                shutil.rmtree(self.out)
+            # Another process may have finished this run while this one waited.
+            if self.is_complete():
+                raise InputError(f"{uri} was completed meanwhile; run the command again to see its result")
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _let_go(self) -> None:
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
 
     def reopen(self) -> None:
         """Make a complete run of this very recipe unfinished again: a part of it is to be done anew."""
-        os.replace(self.out / _COMPLETE, self.out / _UNFINISHED)
+        if uri_of(self.out) is None:
+            os.replace(self.out / COMPLETE, self.out / UNFINISHED)
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(self.out / UNFINISHED, self._record)
+        publish(self.out / UNFINISHED)
+        remove(self.out / COMPLETE)
 
     def abandon(self) -> None:
         """Remove the mark of a run of which nothing is kept, so that another recipe may use the folder."""
-        (self.out / _UNFINISHED).unlink(missing_ok=True)
+        remove(self.out / UNFINISHED)
+        self._let_go()
+
+    def check_writer(self) -> None:
+        """Raise :class:`InputError` if another writer has taken over this output meanwhile; for long work."""
+        if self._lease is not None:
+            self._lease.check()
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -142,114 +204,16 @@ class Run:
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **more,
         }
+        # All of it before the mark that says so; a second writer's output is not marked as this one's.
+        self.check_writer()
+        publish(self.out)
+        self.check_writer()
         # Complete before it is no longer unfinished: a kill between the two loses nothing.
-        write_json(self.out / _COMPLETE, record)
-        (self.out / _UNFINISHED).unlink(missing_ok=True)
+        write_json(self.out / COMPLETE, record)
+        publish(self.out / COMPLETE)
+        remove(self.out / UNFINISHED)
+        self._let_go()
         return record
-
-
-def read_run(folder: str | Path, name: str = _COMPLETE) -> dict[str, Any] | None:
-    """Load the record of a run.
-
-    Args:
-        folder: Output folder of the run.
-        name: Name of the file.
-
-    Returns:
-        The record; None if there is none.
-
-    Raises:
-        InputError: It is damaged.
-    """
-    path = Path(folder) / name
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of too many digits
-        raise InputError(f"{path} is damaged: {error}") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{path} is damaged: expected a JSON object")
-    return record
-
-
-def parse_json(text: str | bytes, where: str) -> Any:
-    """Parse JSON that somebody else wrote.
-
-    Args:
-        text: The text, or its bytes in UTF-8.
-        where: Its origin for the message, such as a file and a line.
-
-    Returns:
-        What the text holds.
-
-    Raises:
-        InputError: It is no JSON, is nested too deeply, or has a number of more digits than Python reads.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise InputError(f"{where}: not valid JSON: nested too deeply") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON: {error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not valid JSON: not UTF-8 text") from error
-    except ValueError as error:  # Python's limit of digits
-        raise InputError(f"{where}: not valid JSON: a number of more digits than are read") from error
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON to a temporary file, then rename it.
-
-    Args:
-        path: The file; its folder must exist.
-        value: What JSON can hold.
-    """
-    write_text(path, json.dumps(value, indent=1, sort_keys=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to a temporary file, then rename it; a failed attempt leaves nothing.
-
-    Args:
-        path: The file; its folder must exist.
-        text: Its content.
-    """
-    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut leaves the name without its content
-
-
-def digest_of(path: str | Path) -> str:
-    """Compute a digest of an input.
-
-    Args:
-        path: A file or folder. For a stage's output, its ``run.json`` is digested, else names, sizes and times below.
-
-    Returns:
-        16 hexadecimal digits.
-
-    Raises:
-        InputError: Nothing is there.
-    """
-    root = Path(path)
-    if not root.exists():
-        raise InputError(f"no such file or folder: {root}")
-    digest = hashlib.sha256()
-    # A stage's output, or a table in one: the run says what is in it, also where the files were copied.
-    for folder in (root, root.parent):
-        record = read_run(folder) if folder.is_dir() else None
-        if record is not None:
-            identity = {name: record.get(name) for name in ("stage", "recipe", "inputs", "finished_at")}
-            digest.update(json.dumps([identity, root.name], sort_keys=True).encode())
-            return digest.hexdigest()[:16]
-    # Not the content: reading terabytes of videos would take hours.
-    for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
-        if file.is_file():
-            facts = file.stat()
-            digest.update(f"{file.relative_to(root)}\x1f{facts.st_size}\x1f{facts.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def check_place(out: Path) -> None:

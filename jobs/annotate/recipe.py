@@ -12,7 +12,7 @@ from wm.config import Recipe
 from wm.datasets.filters import Filters
 from wm.datasets.layouts import DatasetLayout
 from wm.datasets.videos.budget import VideoBudget
-from wm.paths import InputPath, OptionalInputPath, OutputPath
+from wm.paths import InputPath, OptionalInputPath, OutputPath, SourcePath
 from wm.video import REASONS, ClipSettings, Reader
 from wm.video.settings import DecodeLimits, KeyframeSettings
 
@@ -96,7 +96,7 @@ class AnnotateRecipe(Recipe):
         "idm_batch": "resources.idm_batch_size",
     }
 
-    videos: InputPath
+    videos: SourcePath
     """Folder, glob, one file, or list (.txt .csv .tsv .jsonl .parquet with uri and optional class_label, start_s,
     end_s, license); local, s3://, gs:// or https://."""
     idm: InputPath

@@ -16,7 +16,7 @@ from jobs.benchmark.annotate_trials import broken_run, memory_growth, scale_out
 from jobs.benchmark.clips import XVID, list_sources, made_clips, real_clips
 from jobs.benchmark.harness import CommonRecipe, Figures, check_out, spread, write_record
 from wm.errors import InputError
-from wm.paths import InputPath
+from wm.paths import InputPath, SourcePath
 
 PACKAGES = ("wm", "av", "decord", "numpy", "opencv-python-headless", "pyarrow", "ray", "torch")
 _SOURCES = 12
@@ -25,7 +25,7 @@ _SOURCES = 12
 class BenchmarkRecipe(CommonRecipe):
     """Which trials, how large."""
 
-    videos: InputPath = ""
+    videos: SourcePath = ""
     """Folder, glob or list of real videos, re-encoded; without it, clips are made."""
     idm: InputPath = ""
     """Model folder for the memory trial and the rates of encoding and IDM; without it a random nano model."""

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from jobs.benchmark.clips import SHAPES, Shape, list_sources, made_clips, real_clips
 from jobs.benchmark.harness import CommonRecipe, Figures, Seconds, check_out, interleaved, spread, write_record
-from wm.paths import InputPath, OutputPath
+from wm.paths import OutputPath, SourcePath
 from wm.video import KEYFRAME_RULES, Scan, choose_keyframes, scan_video
 from wm.video.fetch import fetch_decord, fetch_pyav
 
@@ -36,7 +36,7 @@ Curve: TypeAlias = npt.NDArray[np.float32]
 class BenchmarkRecipe(CommonRecipe):
     """On which clips, and how often."""
 
-    videos: InputPath = ""
+    videos: SourcePath = ""
     """Folder, glob or list of real videos, re-encoded to both shapes; without it, clips are made."""
     clips: int = Field(default=8, ge=1)
     """Synthetic clips of each shape; of real ones, max number of videos (each gives up to two clips)."""

@@ -20,7 +20,7 @@ from jobs.score.recipe import ScoreRecipe
 from jobs.select.recipe import SelectRecipe
 from jobs.tabletop import TabletopRecipe
 from wm.config import Recipe
-from wm.paths import OptionalInputPath, OutputPath
+from wm.paths import OptionalInputPath, OptionalSourcePath, OutputPath
 from wm.recipe_errors import describe_error
 from wm.training import Source, TrainRecipe
 
@@ -60,7 +60,7 @@ class BootstrapData(Recipe):
     """Its rows for evaluation."""
     tune_file: str = "data/tabletop/tune.json"
     """With rounds > 1: its rows that decide which model is used; neither for training nor for the report."""
-    videos: OptionalInputPath = None
+    videos: OptionalSourcePath = None
     """Folder, glob or list of unlabelled videos; without it the tabletop's."""
 
 

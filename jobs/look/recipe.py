@@ -12,7 +12,7 @@ from jobs.annotate.recipe import AnnotateRecipe, Limits
 from wm.config import Recipe
 from wm.datasets.filters import Filters
 from wm.datasets.layouts import DatasetLayout
-from wm.paths import InputPath, OptionalInputPath, OutputPath
+from wm.paths import OptionalInputPath, OutputPath, SourcePath
 from wm.video import KEYFRAME_RULES, Reader
 from wm.video.settings import KeyframeSettings
 
@@ -44,7 +44,7 @@ class LookRecipe(Recipe):
         "time_limit_s": "limits.time_limit_s",
     }
 
-    videos: InputPath
+    videos: SourcePath
     """Folder, glob, list or one video, local or remote, as for jobs.annotate; may be given without videos=."""
     out: OutputPath = ""
     """Folder for the page; empty: a folder in runs/look named after the videos and the settings."""

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from wm.config import Recipe
 from wm.datasets.layouts import DatasetLayout
 from wm.datasets.planning import Pool
-from wm.paths import INPUT, OptionalInputPath, OutputPath
+from wm.paths import INPUT, OptionalInputPath, OptionalSourcePath, OutputPath
 from wm.video import MotionKind
 from wm.video.settings import RuleName
 
@@ -68,7 +68,7 @@ class PlanRecipe(Recipe):
     """JSON files of jobs.benchmark; of a rate that several have, the last one counts."""
     nodes: list[NodeKind] = Field(min_length=1)
     """Kinds of machines: name, count, cpus, gpus, price_per_hour."""
-    videos: OptionalInputPath = None
+    videos: OptionalSourcePath = None
     """Folder, glob or list, as for jobs.annotate; or give hours and mean_length_s."""
     dataset_layout: DatasetLayout = "auto"
     """As for jobs.annotate."""

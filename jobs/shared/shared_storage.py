@@ -17,6 +17,7 @@ from pathlib import Path
 from jobs.shared import ray_session
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.files.mirror import uri_of
 from wm.files.uris import is_remote, local_path
 from wm.paths import path_key
 
@@ -71,7 +72,8 @@ def find_local_outputs(recipe: Recipe, prefix: str = "") -> dict[str, str]:
             outputs |= find_local_outputs(value, f"{prefix}{name}.")
         mark = path_key(field.metadata)
         is_kept = mark is not None and mark.is_output and not mark.is_cache
-        if is_kept and value and not is_remote(value):
+        # What is kept in a bucket need not be seen by other nodes.
+        if is_kept and value and not is_remote(value) and uri_of(value) is None:
             outputs[prefix + name] = local_path(value)
     return outputs
 

@@ -12,6 +12,7 @@ import pytest
 from tests.helpers.recipes import recipe_classes
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.files.mirror import mirrored_path
 from wm.paths import SUBMITTED_JOB, absolute_path, check_tracking_uri, path_key
 from wm.training import TrainRecipe
 from wm.training.monitoring.trackers import check_trackers
@@ -164,14 +165,21 @@ def test_no_output_may_lead_into_the_package_cache(
 
 
 @pytest.mark.parametrize(("kind", "name"), OUTPUTS, ids=lambda value: getattr(value, "__name__", value))
-def test_an_output_that_is_a_uri_is_no_folder_here(kind: type[Recipe], name: str, tmp_path: Path) -> None:
+def test_an_output_may_be_in_a_bucket_and_at_no_other_uri(
+    kind: type[Recipe], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = package_cache(tmp_path)
     if kind is CheckpointSettings:
         assert problem_of(kind, name, "s3://bucket/x") == problem_of(kind, name, f"file://{tmp_path}/x") == ""
         assert "package cache" in problem_of(kind, name, f"file://{cache}/x")
         return
-    for value in ("s3://bucket/x", "gs://bucket/x", f"file://{tmp_path}/x", "hdfs://host/x"):
-        assert problem_of(kind, name, value).startswith(f"{name} = {value!r} is a URI; expected a local path")
+    for value in (f"file://{tmp_path}/x", "hdfs://host/x", "http://host/x"):
+        assert problem_of(kind, name, value).startswith(f"{name} = {value!r} is no URI of an object store; expected")
+    # A bucket keeps what is written, wherever the command runs.
+    monkeypatch.setenv(SUBMITTED_JOB, "{}")
+    monkeypatch.setenv("WM_CACHE", str(tmp_path / "cache"))
+    for value in ("s3://bucket/x", str(mirrored_path("gs://bucket/x"))):
+        assert problem_of(kind, name, value) == ""
 
 
 def test_ray_sets_the_variable_that_marks_a_submitted_job() -> None:

@@ -36,8 +36,7 @@ def get_filesystem(address: ObjectAddress, stall_limit_s: float) -> "FileSystem"
     endpoint_scheme, _, host = endpoint.rpartition("://")
     scheme = options.get("scheme") or endpoint_scheme or "https"
     # Without a login only public buckets can be read: requests are then not signed.
-    has_login = _has_aws_login() if address.scheme == "s3" else _has_google_login()
-    anonymous = options.get("anonymous", "").lower() in ("true", "1") or not has_login
+    anonymous = options.get("anonymous", "").lower() in ("true", "1") or not has_login(address.scheme)
     region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
     login = (anonymous, os.environ.get("AWS_ACCESS_KEY_ID", ""))
     server = (host.rstrip("/"), scheme, region)
@@ -65,8 +64,14 @@ def _open_filesystem(
         region=region or "us-east-1",
         connect_timeout=min(stall_limit_s, CONNECT_LIMIT_S),
         request_timeout=stall_limit_s,
+        allow_delayed_open=True,  # a small object is one request, not three
         **settings,
     )
+
+
+def has_login(scheme: str) -> bool:
+    """Return whether this node has credentials for a kind of store, ``s3`` or ``gs``, or somewhere to get them."""
+    return _has_aws_login() if scheme == "s3" else _has_google_login()
 
 
 def _s3_endpoint() -> str:

@@ -1,0 +1,131 @@
+"""Prepare what a recipe names in buckets before its command works: outputs are written to for a test, inputs fetched.
+
+Not known here: which command it is.
+"""
+
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TextIO, cast
+
+from wm.config import Recipe
+from wm.errors import InputError
+from wm.files.mirror import WRITERS, fetch, shown, uri_of
+from wm.files.uris import join_uri
+from wm.paths import PathKey, path_key
+
+CHECK_S = 20.0
+"""How long a store that does not answer well is asked again, before a command starts."""
+LARGE = ("*.parquet",)
+"""Files of tables, which are fetched by whoever reads them."""
+
+
+def prepare_buckets(recipe: Recipe) -> None:
+    """Check every output of a recipe that is in a bucket, and fetch its inputs.
+
+    Args:
+        recipe: Of the command that starts, or of a call of its ``run`` from Python.
+
+    Raises:
+        InputError: A bucket does not exist, cannot be read or written, or there are no credentials; the message has
+            the key, the URI and what to do.
+    """
+    paths = list(find_bucket_paths(recipe))
+    # Outputs first: a wrong one costs no download.
+    for name, uri, mark in paths:
+        if mark.is_output:
+            check_writable(name, uri)
+    for name, uri, mark in paths:
+        if not mark.is_output:
+            fetch_input(name, uri, is_lazy=mark.is_lazy)
+
+
+def find_bucket_paths(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, str, PathKey]]:
+    """Yield the dotted key, URI and mark of every path of a recipe, and of tables in it, that stands for an object."""
+    for name, field in type(recipe).model_fields.items():
+        mark = path_key(field.metadata)
+        value = getattr(recipe, name)
+        items: Iterator[tuple[str, object]] = iter([("", value)])
+        if isinstance(value, Mapping):
+            items = ((f".{key}", item) for key, item in value.items())
+        elif isinstance(value, list):
+            items = ((f".{number}", item) for number, item in enumerate(value))
+        for suffix, item in items:
+            if isinstance(item, Recipe):
+                yield from find_bucket_paths(item, f"{prefix}{name}{suffix}.")
+            elif mark is not None and isinstance(item, (str, Path)) and (uri := uri_of(item)) is not None:
+                yield f"{prefix}{name}{suffix}", uri, mark
+
+
+def check_writable(name: str, uri: str) -> None:
+    """Write a small object where an output goes, and remove it.
+
+    Args:
+        name: Recipe key, for the message.
+        uri: Of the output.
+
+    Raises:
+        InputError: It cannot be written there.
+    """
+    from wm.files.transfer import BucketError, delete_object, write_object
+
+    # Among the claims of writers: no reader takes it for a part of the output.
+    probe = join_uri(uri, f"{WRITERS}/check-{secrets.token_hex(8)}")
+    try:
+        write_object(probe, b"?", patience_s=CHECK_S)
+        delete_object(probe, patience_s=CHECK_S)
+    except BucketError as error:
+        raise InputError(f"{name} = {uri!r}: {error.detail}") from error
+
+
+def fetch_input(name: str, uri: str, *, is_lazy: bool = False) -> Path:
+    """Make the local copy of an input.
+
+    Args:
+        name: Recipe key, for the message.
+        uri: Of the file or folder.
+        is_lazy: Leave Parquet files to who reads them.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    from wm.files.transfer import BucketError, list_objects
+
+    try:
+        # Asked for briefly, so that a wrong bucket or login is reported soon.
+        list_objects(uri, patience_s=CHECK_S)
+        return fetch(uri, leave=LARGE if is_lazy else ())
+    except BucketError as error:
+        inner = "" if error.uri == uri else f"{error.uri}: "
+        raise InputError(f"{name} = {uri!r}: {inner}{error.detail}") from error
+
+
+class _UriStream:
+    """A text stream that writes URIs for the local copies of buckets."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(shown(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def show_uris(recipe: Recipe) -> Iterator[None]:
+    """Let what is printed inside name URIs for local copies of buckets; does nothing for a recipe without a bucket.
+
+    Args:
+        recipe: Of the command that prints.
+    """
+    if next(find_bucket_paths(recipe), None) is None:
+        yield
+        return
+    out, error = (cast(TextIO, _UriStream(stream)) for stream in (sys.stdout, sys.stderr))
+    with redirect_stdout(out), redirect_stderr(error):
+        yield
