@@ -16,6 +16,8 @@ from jobs.shared.chat.asking import CostReachedError, Pending, spent_so_far
 from jobs.shared.chat.client import ChatClient, Reply, to_reply
 from wm.errors import InputError
 from wm.evaluation.judge.items import JudgeItem
+from wm.files.mirror import fetch, publish, remove
+from wm.files.transfer import BucketError
 from wm.runs import parse_json, write_json
 
 # OpenAI's guide to the Batch API: at most 50,000 requests and 200 MB a file. A margin is left.
@@ -66,23 +68,25 @@ def ask_in_batches(
         _check_cost(session, list(waiting.values()))
         for file, keys in _write_files(session, rest):
             sent.append({"id": _send(session.client, file), "keys": keys})
-            write_json(path, sent)
+            _store_sent(path, sent)
         # 2. Each batch's replies are stored before its name is removed.
         while sent:
             try:
                 replies = _receive(session.client, sent[0], session.recipe.poll_s)
             except _BatchFailedError as error:
                 # Forgotten, so that the next run sends its questions anew.
-                write_json(path, sent[1:])
+                _store_sent(path, sent[1:])
                 raise InputError(f"{error}; the same command sends it again") from error
             for key in sent[0]["keys"]:
                 if key in waiting:
                     _take_reply(session, waiting, unanswered, key, replies.get(key))
                     if key not in waiting and key not in unanswered:
                         on_settled()
+            # The replies first: a name that is removed is not asked for again.
+            session.store.flush()
             sent = sent[1:]
-            write_json(path, sent)
-    path.unlink(missing_ok=True)
+            _store_sent(path, sent)
+    remove(path)
     return list(unanswered.values())
 
 
@@ -119,7 +123,18 @@ def _take_reply(
         waiting[key] = Pending(key, question.item, question.attempts + 1)
 
 
+def _store_sent(path: Path, sent: list[SentBatch]) -> None:
+    write_json(path, sent)
+    publish(path)
+
+
 def _load_sent(path: Path) -> list[SentBatch]:
+    try:
+        fetch(path)
+    except BucketError as error:
+        if error.reason != "missing_file":
+            raise
+        return []
     if not path.is_file():
         return []
     batches: list[SentBatch] = parse_json(path.read_bytes(), str(path))

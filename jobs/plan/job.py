@@ -15,6 +15,7 @@ from jobs.plan.report import print_plan
 from jobs.plan.work import read_rates, work_of
 from wm.cli import main as cli_main
 from wm.datasets.planning import Node, as_numbers, estimate, rates_from, stage_seconds, with_one_more
+from wm.files.mirror import publish
 from wm.runs import write_json
 
 
@@ -54,6 +55,7 @@ def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         path = Path(recipe.out)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, plan)
+        publish(path)
         print(f"plan → {path}")
     return plan
 

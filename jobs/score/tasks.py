@@ -1,14 +1,18 @@
 """Score one batch and store its values. Runs as a Ray task."""
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from jobs.score.recipe import ScoreRecipe
+from jobs.shared.inputs import fetch_inputs, to_own_path
 from wm.evaluation.feature_cache import FeatureCache
 from wm.evaluation.image_scoring import VALUE_SCHEMA, ImageModels, ScoreBatch, score_batch
 from wm.evaluation.metrics.encoders import load_blip, load_clip, load_dino
+from wm.evaluation.predictions import PredictionFacts
+from wm.files.mirror import publish
 from wm.models import load_codec
 from wm.tables import write_table
 
@@ -38,11 +42,22 @@ def score_and_store(batch: ScoreBatch, recipe_json: str, is_worker: bool) -> int
     if is_worker:
         torch.set_num_threads(1)
     recipe = ScoreRecipe.model_validate_json(recipe_json)
+    models = load_models(recipe_json)
     # Beside the values, unless several runs share one.
     cache = FeatureCache(recipe.cache or Path(recipe.out) / "features")
-    values = score_batch(batch, load_models(recipe_json), cache)
+    values = score_batch(_with_own_paths(batch), models, cache)
     write_table(values, values_file(recipe.out, batch), VALUE_SCHEMA)
+    publish(values_file(recipe.out, batch))
     return len(values)
+
+
+def _with_own_paths(batch: ScoreBatch) -> ScoreBatch:
+    """Name the batch's files as they are on this node, where the driver of another node has cut it."""
+    if to_own_path(batch.file) == batch.file and all(to_own_path(row.file) == row.file for row in batch.chunk[:1]):
+        return batch
+    facts: list[PredictionFacts] = [{**fact, "file": to_own_path(fact["file"])} for fact in batch.facts]
+    chunk = [replace(row, file=to_own_path(row.file)) for row in batch.chunk]
+    return replace(batch, file=to_own_path(batch.file), facts=facts, chunk=chunk)
 
 
 @lru_cache(maxsize=1)
@@ -53,6 +68,8 @@ def load_models(recipe_json: str) -> ImageModels:
         InputError: A folder is missing or holds another model.
     """
     recipe = ScoreRecipe.model_validate_json(recipe_json)
+    # Models and images, once a process.
+    fetch_inputs(recipe)
     device, size = recipe.resources.device, recipe.resources.batch_size
     # What a metric lacks is said by the driver.
     return ImageModels(

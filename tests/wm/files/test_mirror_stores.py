@@ -26,9 +26,7 @@ def on_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     paths = (path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in paths if not path.name.startswith(".")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if not path.name.startswith(".")}
 
 
 def test_another_node_gets_the_bytes_and_asks_no_more_than_it_must(
