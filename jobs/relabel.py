@@ -18,7 +18,7 @@ from wm.images import decode_image, fit_square
 from wm.nano.world.actions import action_between
 from wm.nano.world.oracle import read_states
 from wm.nano.world.scenes import SIDE_PX, State
-from wm.paths import InputPath, OutputPath
+from wm.paths import OutputPath, TablePath
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, RejectRow, TripletRow, reject_row
 from wm.runs import Run, RunRecord, digest_of
 from wm.tables import read_table, triplets_folder, write_table
@@ -27,9 +27,9 @@ from wm.tables import read_table, triplets_folder, write_table
 class RelabelRecipe(Recipe):
     """Which triplets, and which labels they get."""
 
-    triplets: InputPath
+    triplets: TablePath
     """Folder of annotated triplets of the tabletop."""
-    selection: InputPath
+    selection: TablePath
     """Folder of jobs.select: the rows to take."""
     out: OutputPath
     """Folder for out/triplets, out/rejects and out/run.json."""

@@ -14,9 +14,11 @@ from typing import Any
 from jobs import evaluate, ingest, pretrain, tabletop, train
 from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.ingest.recipe import IngestRecipe
+from wm.buckets import prepare_buckets
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.evaluation.rows import CEILING
+from wm.files.mirror import fetch, publish
 from wm.nano.packing import pack_base, pack_role, write_images
 from wm.paths import OutputPath
 from wm.training import TrainRecipe
@@ -73,6 +75,7 @@ def run(recipe: ShipRecipe, *, dry_run: bool = False) -> dict[str, dict[str, flo
             # 2. Pack what is to be measured: the figures are those of the stored weights, not of the trained ones.
             _pack(out, into, {role: {} for role in _ROLES})
         print(f"[{name}]")
+        prepare_buckets(settings)
         run_stage(settings)
     # 3. Pack again with the figures.
     figures = read_figures(out / "evaluate")
@@ -105,10 +108,13 @@ def _plan(recipe: ShipRecipe, out: Path, into: Path) -> dict[str, tuple[Callable
 
 
 def _pack(out: Path, into: Path, figures: dict[str, dict[str, float]]) -> None:
-    pack_base(out / "base", into / "base")
-    pack_role(out / "idm", into / "idm", "idm", figures["idm"])
-    pack_role(out / "fdm", into / "fdm", "fdm", figures["fdm"])
+    # A stage may have been completed on another node.
+    base, idm, fdm = (fetch(out / name) for name in ("base", *_ROLES))
+    pack_base(base, into / "base")
+    pack_role(idm, into / "idm", "idm", figures["idm"])
+    pack_role(fdm, into / "fdm", "fdm", figures["fdm"])
     write_images(into / "images")
+    publish(into)
 
 
 def read_figures(evaluation: Path) -> dict[str, dict[str, float]]:
@@ -120,7 +126,7 @@ def read_figures(evaluation: Path) -> dict[str, dict[str, float]]:
     Returns:
         Figures by name, of ``idm`` and of ``fdm``.
     """
-    tables: dict[str, Any] = json.loads((evaluation / "tables.json").read_text())
+    tables: dict[str, Any] = json.loads((fetch(evaluation) / "tables.json").read_text())
     inverse = {
         "actions that give the true target": tables["idm"][0]["metrics"]["state_equivalent"]["mean"],
         "actions in the very words": tables["idm"][0]["metrics"]["exact_match"]["mean"],

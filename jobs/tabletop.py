@@ -16,6 +16,7 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.files.mirror import list_below, on_this_node, publish, uri_of
 from wm.paths import OutputPath
 from wm.runs import Run, RunRecord, read_run
 
@@ -59,7 +60,7 @@ def write_clips(seeds: list[int], folder: str) -> int:
 
     Args:
         seeds: One a clip.
-        folder: Absolute path; a subfolder for each class is made in it.
+        folder: Absolute path, or one that stands for a folder of a bucket; a subfolder for each class is made in it.
 
     Returns:
         Number of clips of the seeds.
@@ -74,7 +75,7 @@ def write_clips(seeds: list[int], folder: str) -> int:
     cv2.setNumThreads(1)  # the tasks share the cores already
     for seed in seeds:
         clip = plan_clip(seed)
-        path = clip_path(Path(folder), clip)
+        path = clip_path(on_this_node(folder), clip)
         # A clip is renamed when it is complete: an existing one needs nothing.
         if not path.exists():
             try:
@@ -82,6 +83,7 @@ def write_clips(seeds: list[int], folder: str) -> int:
             except OSError as error:
                 message = f"cannot write {path}: {error}; what is written is kept, the same command resumes"
                 raise InputError(message) from error
+        publish(path)
     return len(seeds)
 
 
@@ -104,7 +106,7 @@ def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> RunRecord:
             f"{', '.join(f'{count:,} {split} pairs' for split, count in splits.items())}, {recipe.videos:,} clips"
         )
         return (read_run(recipe.out) or {}) if is_complete else {}
-    stage.start()
+    stage.start(leave=["*.mp4", "*.avi"])
     out = Path(recipe.out)
     with stage.timed("videos_s"):
         _write_videos(recipe, out / "videos")
@@ -119,15 +121,26 @@ def _write_videos(recipe: TabletopRecipe, folder: Path) -> None:
     if not recipe.videos:
         return
     first = recipe.seed * 1_000_000  # worlds of different seeds share no clip
-    seeds = list(range(first, first + recipe.videos))
+    seeds = _find_missing(list(range(first, first + recipe.videos)), folder)
     step = recipe.resources.clips_per_task
     parts = [(seeds[start : start + step],) for start in range(0, len(seeds), step)]
     # As many tasks as workers: each logical CPU's worker would stay in memory for the stages that follow.
     num_workers = recipe.resources.num_workers
     results = each(write_clips, parts, str(folder.absolute()), on_ray=num_workers > 0, max_running=num_workers or None)
-    with progress_bar(len(seeds), "clip", "tabletop videos") as bar, closing(results):
+    done = recipe.videos - len(seeds)
+    with progress_bar(recipe.videos, "clip", "tabletop videos", done) as bar, closing(results):
         for num_clips in results:
             bar.update(num_clips)
+
+
+def _find_missing(seeds: list[int], folder: Path) -> list[int]:
+    """List the seeds whose clips are not in a bucket yet; all of them where clips are files, which tasks look at."""
+    if uri_of(folder) is None:
+        return seeds
+    from wm.nano.world.videos import clip_path, plan_clip
+
+    present = {facts.name for facts in list_below(folder, missing_ok=True)}
+    return [seed for seed in seeds if str(clip_path(folder, plan_clip(seed)).relative_to(folder)) not in present]
 
 
 def _write_pairs(recipe: TabletopRecipe, root: Path, splits: dict[str, int]) -> None:

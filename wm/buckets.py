@@ -8,13 +8,15 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TextIO, cast
+from typing import TextIO, TypeVar, cast
 
 from wm.config import Recipe
 from wm.errors import InputError
-from wm.files.mirror import WRITERS, fetch, shown, uri_of
+from wm.files.mirror import WRITERS, fetch, on_this_node, shown, uri_of
 from wm.files.uris import join_uri
 from wm.paths import PathKey, path_key
+
+RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 CHECK_S = 20.0
 """How long a store that does not answer well is asked again, before a command starts."""
@@ -102,6 +104,35 @@ def fetch_input(name: str, uri: str, *, is_lazy: bool = False) -> Path:
     except BucketError as error:
         inner = "" if error.uri == uri else f"{error.uri}: "
         raise InputError(f"{name} = {uri!r}: {inner}{error.detail}") from error
+
+
+def localise(recipe: RecipeT) -> RecipeT:
+    """Return a recipe of another node with this node's paths; its inputs in buckets are fetched.
+
+    Args:
+        recipe: As a worker got it from the process that handed out the work.
+
+    Raises:
+        BucketError: An input cannot be read from here.
+    """
+    changes: dict[str, object] = {}
+    for name, field in type(recipe).model_fields.items():
+        changes[name] = _localise(getattr(recipe, name), path_key(field.metadata))
+    return recipe.model_copy(update=changes)
+
+
+def _localise(value: object, mark: PathKey | None) -> object:
+    if isinstance(value, Recipe):
+        return localise(value)
+    if isinstance(value, list):
+        return [_localise(item, mark) for item in value]
+    if isinstance(value, dict):
+        return {key: _localise(item, mark) for key, item in value.items()}
+    if mark is None or not isinstance(value, str) or uri_of(value) is None:
+        return value
+    if mark.is_output:
+        return str(on_this_node(value))
+    return str(fetch(value, leave=LARGE if mark.is_lazy else ()))
 
 
 class _UriStream:

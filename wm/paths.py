@@ -119,7 +119,7 @@ def check_output(name: str, path: str, *, takes_uri: bool = False) -> None:
                 f"{name}=/mnt/shared/run, or one in a bucket, such as {name}=s3://bucket/run"
             )
     local = Path(local_path(path))
-    remedy = f"give an absolute path on storage that all nodes share, such as {name}=/mnt/shared/run, or a bucket"
+    remedy = f"give an absolute path on storage that all nodes share, such as {name}=/mnt/shared/run"
     # Links are followed: an absolute path may lead into the cache too.
     try:
         real = Path(os.path.realpath(local))

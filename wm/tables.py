@@ -1,10 +1,12 @@
 """Read and write tables: Parquet files, written completely or not at all, checked against a schema when read.
 
-Knows no column: schemas are the caller's, that of triplets is the default.
+Knows no column: schemas are the caller's, that of triplets is the default. Tables in a bucket (see
+:mod:`wm.files.mirror`) are listed there, and a file is fetched when it is opened.
 """
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,11 +15,15 @@ import pyarrow.parquet as pq
 
 from wm.errors import InputError, to_line
 from wm.files.atomic import replace_file
+from wm.files.mirror import fetch, list_below, mirrored_path, publish, uri_of
 from wm.records import LATER_COLUMNS, TRIPLET_SCHEMA
+
+SOME_THREADS = 16
+"""Footers that are read from a bucket at a time."""
 
 
 def write_table(rows: Iterable[Mapping[str, object]], path: Path, schema: pa.Schema) -> int:
-    """Write rows as one Parquet file, complete or not at all. Overwrites ``path``.
+    """Write rows as one Parquet file, complete or not at all. Overwrites ``path``; one of a bucket is published.
 
     Args:
         rows: Values by column; absent ones are null.
@@ -41,6 +47,8 @@ def write_parquet(
 ) -> None:
     """Write a table as one Parquet file, to a temporary file that is then renamed. Overwrites ``path``.
 
+    One of a bucket is published: what other nodes have written is listed there, and so must this be.
+
     Args:
         table: The rows, maybe none.
         path: The file; its folder is made.
@@ -61,6 +69,7 @@ def write_parquet(
         if is_durable:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
+    publish(path)
 
 
 def fill_empty_tables(out: str | Path, schemas: Mapping[str, pa.Schema], name: str) -> None:
@@ -72,36 +81,67 @@ def fill_empty_tables(out: str | Path, schemas: Mapping[str, pa.Schema], name: s
         name: Name of a file without rows, such as ``part-00000.parquet``.
     """
     for table, schema in schemas.items():
-        if not any((Path(out) / table).glob("*.parquet")):
+        folder = Path(out) / table
+        if not has_files(folder) or not table_files(folder):
             write_table([], Path(out) / table / name, schema)
 
 
 def triplets_folder(folder: str | Path) -> Path:
     """Return the folder of Parquet triplets: ``triplets`` below a stage's output folder, else the folder itself."""
     inner = Path(folder) / "triplets"
-    return inner if inner.is_dir() else Path(folder)
+    return inner if has_files(inner) else Path(folder)
+
+
+def has_files(folder: Path) -> bool:
+    """Return whether a folder is there, here or in the bucket that it is of."""
+    if uri_of(folder) is None:
+        return folder.is_dir()
+    names = [facts.name for facts in list_below(folder, missing_ok=True)]
+    return bool(names) and names != [""]
 
 
 def table_files(folder: str | Path) -> list[Path]:
-    """List the finished Parquet files below ``folder`` (or the one file), sorted; hidden names are left out."""
+    """List the finished Parquet files below ``folder`` (or the one file), sorted; hidden names are left out.
+
+    Files of a bucket need not be here: :func:`open_parquet` and :func:`local_files` fetch them.
+    """
     root = Path(folder)
-    if root.is_file():
+    uri = uri_of(root)
+    if uri is not None:
+        root = mirrored_path(uri)
+        names = [facts.name for facts in list_below(root)]
+        if names == [""]:
+            return [root]
+        files = [root / name for name in names if name.endswith(".parquet")]
+    elif root.is_file():
         return [root]
-    if not root.is_dir():
+    elif root.is_dir():
+        files = list(root.rglob("*.parquet"))
+    else:
         raise InputError(f"no such folder of Parquet files: {root}")
-    return sorted(
-        file
-        for file in root.rglob("*.parquet")
-        if not any(part.startswith(".") for part in file.relative_to(root).parts)
-    )
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts))
+
+
+def local_files(files: Sequence[Path]) -> list[Path]:
+    """Fetch those files that are in a bucket, for readers that open files by themselves.
+
+    Args:
+        files: As :func:`table_files` lists them.
+
+    Returns:
+        Where each is on this node.
+    """
+    return [fetch(file) for file in files]
 
 
 def open_parquet(file: str | Path) -> pq.ParquetFile:
-    """Open a Parquet file to be read in small parts: a row group of images may be large.
+    """Open a Parquet file to be read in small parts: a row group of images may be large. One of a bucket is fetched.
 
     Raises:
         InputError: It names the file, which cannot be read.
     """
+    # Not held: an open file outlives its name, and is fetched again if it is opened again.
+    file = fetch(file, hold=False)
     try:
         return pq.ParquetFile(file, buffer_size=1 << 20)
     except (pa.ArrowException, OSError) as error:
@@ -124,13 +164,52 @@ def checked_files(folder: str | Path, schema: pa.Schema = TRIPLET_SCHEMA) -> lis
     files = table_files(folder)
     if not files:
         raise InputError(f"no Parquet file below {folder}")
-    for file in files:
-        with open_parquet(file) as parquet:
-            names = parquet.schema_arrow.names
+    for file, footer in zip(files, read_footers(files), strict=True):
+        names = footer.schema.to_arrow_schema().names
         missing = [name for name in schema.names if name not in names and name not in LATER_COLUMNS]
         if missing:
             raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(names)}")
     return files
+
+
+def open_columns(file: str | Path) -> pq.ParquetFile:
+    """Open a Parquet file of which few columns are read: one of a bucket is read there, not fetched.
+
+    Raises:
+        InputError: It names the file, which cannot be read.
+    """
+    uri = uri_of(file)
+    if uri is None:
+        return open_parquet(file)
+    from wm.files.transfer import explain_error, object_store
+
+    try:
+        store, path = object_store(uri)
+        return pq.ParquetFile(store.open_input_file(path), buffer_size=1 << 20, pre_buffer=True)
+    except (pa.ArrowException, OSError) as error:
+        raise explain_error(uri, error, "read") from error
+
+
+def read_footers(files: Sequence[Path]) -> list[pq.FileMetaData]:
+    """Read columns and numbers of rows of Parquet files, here or in a bucket, from their ends.
+
+    Raises:
+        InputError: It names the file that cannot be read.
+    """
+
+    def read(file: Path) -> pq.FileMetaData:
+        uri = uri_of(file)
+        if uri is None:
+            with open_parquet(file) as parquet:
+                return parquet.metadata
+        from wm.files.transfer import read_footer
+
+        return read_footer(uri)
+
+    if not files or uri_of(files[0]) is None:
+        return [read(file) for file in files]
+    with ThreadPoolExecutor(SOME_THREADS) as pool:
+        return list(pool.map(read, files))
 
 
 def read_table(
@@ -150,15 +229,35 @@ def read_table(
         InputError: There is no file, or one is damaged or of another schema.
     """
     files = checked_files(folder, schema)
+    if columns is None:
+        files = local_files(files)
     try:
-        return pads.dataset([str(file) for file in files], schema=schema).to_table(columns=columns)
+        return open_dataset(files, schema).to_table(columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{_unreadable(files, schema)}: {to_line(error)}") from error
+
+
+def open_dataset(files: Sequence[Path], schema: pa.Schema) -> pads.Dataset:
+    """Open Parquet files as one data set; of a bucket's files only the columns that are read come over the network.
+
+    Args:
+        files: As :func:`checked_files` lists them, or local copies of them.
+        schema: Their schema.
+    """
+    uri = uri_of(files[0])
+    if uri is None or all(file.exists() for file in files):
+        return pads.dataset([str(file) for file in files], schema=schema)
+    from wm.files.transfer import object_store
+
+    store, _ = object_store(uri)
+    paths = [object_store(str(uri_of(file)))[1] for file in files]
+    return pads.dataset(paths, schema=schema, format="parquet", filesystem=store)
 
 
 def _unreadable(files: Sequence[Path], schema: pa.Schema) -> str:
     """Describe the file that could not be read, and the reason as far as its schema shows it."""
     for file in files:
+        file = fetch(file)  # noqa: PLW2901 - the copy is the same file
         stored = pq.read_schema(file)
         for name in schema.names:
             if name in stored.names and stored.field(name).type != schema.field(name).type:

@@ -52,11 +52,13 @@ class Annotator:
         from wm.models import load_codec
 
         torch.set_num_threads(settings.threads)
-        self.settings = settings
         # Kept for the first call: Ray shows the error of a failed constructor as a dead actor's.
         self.problem = ""
         self.metrics = Metrics(settings.dataset)
+        self.settings = settings
         try:
+            # Models of a bucket come here once a node.
+            self.settings = settings = settings.on_this_node()
             # The codec stays in float32: its codes must not depend on the precision of the IDM.
             dtype = getattr(torch, settings.dtype)
             where = {"base": settings.base, "device": settings.device, "dtype": dtype}
@@ -94,6 +96,8 @@ class Annotator:
         rows = self.annotate(videos, seconds)
         try:
             counts = write_shard(Path(self.settings.out), number, videos, rows, seconds.by_stage)
+        except InputError as error:
+            return report_problem(str(error))
         except OSError as error:
             return report_problem(f"cannot write into {self.settings.out}: {error.strerror}", error.errno or 0)
         self.metrics.shard(counts)

@@ -38,6 +38,7 @@ from wm.datasets.statistics import markdown_table
 from wm.datasets.videos.listing import listing_digest, passed_over_of
 from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
+from wm.files.mirror import remove
 from wm.runs import Run, digest_of, read_run
 from wm.tables import fill_empty_tables
 
@@ -79,7 +80,7 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         _check_codec(recipe)
     if dry_run or is_complete:
         return print_plan(recipe, listing, is_complete)
-    stage.start()
+    stage.start(leave=["*.parquet"])  # marks alone say what is left to do
     with sole_writer(Path(recipe.out)):
         store_listing(Path(recipe.out), listing, videos_digest)
         return _annotate_missing(recipe, stage, listing, shards, retried)
@@ -122,7 +123,7 @@ def _annotate_missing(
     print_passed_over(listing)
     out = Path(recipe.out)
     for mark in retried:
-        mark.unlink(missing_ok=True)
+        remove(mark)
     finished = tidy(out)
     pending = {number: rows for number, rows in shards.items() if number not in finished}
     num_pending = sum(rows for _, rows in pending.values())
@@ -139,7 +140,9 @@ def _annotate_missing(
         raise InputError(f"{recipe.out} accounts for {accounted}; run the command again")
     fill_empty_tables(out, TABLES, f"{shard_name(0)}.parquet")  # before the card, which names every table
     title, notes = f"{recipe.dataset}: triplets", markdown_table(counts["table7"])
-    write_dataset_card(out, title=title, license=recipe.license, split=recipe.split, notes=notes)
+    rows = {name: counts[key] for name, key in (("triplets", "triplets"), ("clips", "videos"), ("pairs", "pairs"))}
+    rows["rejects"] = counts["filtered"] + counts["failed"]
+    write_dataset_card(out, title=title, license=recipe.license, split=recipe.split, rows=rows, notes=notes)
     budget = report_of(listing)
     more = {} if budget is None else {"budget": budget}
     record = stage.finish(counts, annotated_now=num_pending, passed_over=passed_over_of(listing), **more)

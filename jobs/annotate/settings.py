@@ -1,13 +1,14 @@
 """Define the settings of an annotating actor, and the recipe's table ``sampling``: how an action is taken from the
 inverse model's distribution. Brings no torch, so that the driver can read them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
 from wm.config import Recipe
 from wm.datasets.filters import Filters
+from wm.files.mirror import fetch, on_this_node
 
 if TYPE_CHECKING:
     from wm.sampling.noise import Sampling  # brings torch, which the driver need not load
@@ -63,3 +64,12 @@ class AnnotatorSettings:
     threads: int
     device: str
     dtype: str
+
+    def on_this_node(self) -> "AnnotatorSettings":
+        """Return the settings with this node's paths; models in buckets are fetched, once a node.
+
+        Raises:
+            BucketError: A model cannot be read from here.
+        """
+        base = None if self.base is None else str(fetch(self.base))
+        return replace(self, out=str(on_this_node(self.out)), idm=str(fetch(self.idm)), base=base)

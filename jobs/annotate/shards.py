@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 from jobs.annotate.counts import ShardCounts, ShardRows, count_shard
 from jobs.annotate.tables import CLIPS_SCHEMA, PAIRS_SCHEMA, DecodedVideo, clip_rows
 from wm.errors import InputError
+from wm.files.mirror import fetch, list_below, publish, remove, uri_of
 from wm.files.uris import scheme_of
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA
 from wm.runs import write_json
-from wm.tables import write_table
+from wm.tables import has_files, write_table
 
 TABLES = {"rejects": REJECT_SCHEMA, "clips": CLIPS_SCHEMA, "pairs": PAIRS_SCHEMA, "triplets": TRIPLET_SCHEMA}
 
@@ -88,11 +89,15 @@ def store_listing(out: Path, listing: pa.Table, digest: str) -> None:
         temporary = path.with_suffix(".tmp")
         pq.write_table(listing.replace_schema_metadata({**(listing.schema.metadata or {}), _DIGEST: digest}), temporary)
         temporary.replace(path)
+    publish(path)
 
 
 def load_listing(out: Path) -> tuple[pa.Table, str] | None:
     """Load the listing that a run in this folder began with, and its digest; None if there is none."""
     path = out / _LISTING
+    if uri_of(path) is not None and not list_below(path, missing_ok=True):
+        return None
+    path = fetch(path) if uri_of(path) is not None else path
     if not path.is_file():
         return None
     listing = pq.read_table(path)
@@ -131,14 +136,17 @@ def write_shard(
         "triplets": rows["triplets"],
     }
     for table, schema in TABLES.items():
+        path = out / table / f"{name}.parquet"
         if tables[table]:
-            write_table(tables[table], out / table / f"{name}.parquet", schema)
+            write_table(tables[table], path, schema)
         else:
-            (out / table / f"{name}.parquet").unlink(missing_ok=True)
+            remove(path)
     # The tables first: the mark says that they are all there.
     counts = count_shard(videos, rows, {**seconds, "write": time.perf_counter() - begin})
     (out / "shards").mkdir(parents=True, exist_ok=True)
-    write_json(out / "shards" / f"{name}.json", counts)
+    mark = out / "shards" / f"{name}.json"
+    write_json(mark, counts)
+    publish(mark)
     return counts
 
 
@@ -150,8 +158,11 @@ def shards_with(out: Path, reasons: Sequence[str]) -> list[Path]:
         reasons: Reasons of failed videos.
     """
     failures = {f"failed/{reason}" for reason in reasons}
+    if has_files(out / "shards"):
+        fetch(out / "shards")
     marks = sorted((out / "shards").glob("shard-*.json"))
-    return [path for path in marks if (counts := _load_mark(path)) and failures & counts["reasons"].keys()]
+    sizes = _sizes_in_bucket(out)
+    return [path for path in marks if (counts := _load_mark(path, sizes)) and failures & counts["reasons"].keys()]
 
 
 @contextmanager
@@ -178,15 +189,30 @@ def sole_writer(out: Path, stage: str = "annotate") -> Iterator[None]:
         yield
 
 
-def _load_mark(mark: Path) -> ShardCounts | None:
-    """Load the counts of a shard; None where the mark is damaged or a file of it is missing."""
+def _sizes_in_bucket(out: Path) -> dict[str, int] | None:
+    """List the sizes of a run's files by their names below ``out``; None if it is in no bucket."""
+    if uri_of(out) is None:
+        return None
+    return {facts.name: facts.size_bytes for facts in list_below(out, missing_ok=True)}
+
+
+def _load_mark(mark: Path, sizes: Mapping[str, int] | None = None) -> ShardCounts | None:
+    """Load the counts of a shard; None where the mark is damaged or a file of it is missing.
+
+    Args:
+        mark: The file.
+        sizes: Of the files of a run in a bucket, which need not be here.
+    """
     # After a power cut, or a copy that was broken off: then the shard is made again.
     try:
         counts: ShardCounts = json.loads(mark.read_text())
         tables = _filled(counts)
     except (ValueError, KeyError, TypeError):
         return None
-    files = [mark.parent.parent / table / f"{mark.stem}.parquet" for table in tables]
+    names = [f"{table}/{mark.stem}.parquet" for table in tables]
+    if sizes is not None:
+        return counts if all(sizes.get(name) for name in names) else None
+    files = [mark.parent.parent / name for name in names]
     return counts if all(file.is_file() and file.stat().st_size for file in files) else None
 
 
@@ -207,19 +233,24 @@ def tidy(out: Path) -> set[int]:
     # 1. Shards whose mark and files are all there.
     finished: set[int] = set()
     names: dict[str, set[str]] = {table: set() for table in TABLES}
+    sizes = _sizes_in_bucket(out)
+    # Marks that other nodes have published since.
+    if sizes is not None and any(name.startswith("shards/") for name in sizes):
+        fetch(out / "shards", prune=True)
     for path in (out / "shards").glob("shard-*.json"):
-        counts = _load_mark(path)
+        counts = _load_mark(path, sizes)
         if counts is None:
-            path.unlink()
+            remove(path)
             continue
         finished.add(int(path.stem.removeprefix("shard-")))
         for table in _filled(counts):
             names[table].add(path.stem)
     # 2. Files without a mark.
     for table in TABLES:
-        for path in (out / table).glob("*.parquet"):
+        in_bucket = [out / name for name in sizes or () if name.startswith(f"{table}/") and name.endswith(".parquet")]
+        for path in {*(out / table).glob("*.parquet"), *in_bucket}:
             if path.stem not in names[table]:
-                path.unlink()
+                remove(path)
     # 3. What no process will rename any more.
     for table in (*TABLES, "shards"):
         for path in (out / table).glob(".*.tmp"):

@@ -13,6 +13,7 @@ from jobs.ingest.recipe import IngestRecipe
 from jobs.ingest.report import print_passed_over, print_plan, print_result
 from jobs.ingest.rows import LoadedPair, digest_rows, list_rows, load_row
 from jobs.shared.ray_session import connect, quiet_data
+from wm.buckets import localise
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
@@ -32,7 +33,7 @@ from wm.records import (
     triplet_row,
 )
 from wm.runs import Run, digest_of, read_run
-from wm.tables import fill_empty_tables, read_table, write_table
+from wm.tables import fill_empty_tables, has_files, read_table, table_files, write_table
 from wm.video.isolation import IsolatedProcess
 
 ListedPair: TypeAlias = ImagePair | StoredPair | VideoSegment
@@ -70,7 +71,7 @@ class Ingestor:
 
     def __init__(self, recipe: IngestRecipe) -> None:
         """Load the codec and read the list once."""
-        self.recipe = recipe
+        self.recipe = recipe = localise(recipe)
         # Once an actor: shards name ranges of these rows.
         self.rows = list_rows(recipe)
         self.process = IsolatedProcess()
@@ -194,7 +195,7 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         return (read_run(recipe.out) or {}) if is_finished else {}
     print_passed_over(passed_over)
     # 2. Write shard by shard: a killed run resumes at the first one that is missing.
-    stage.start()
+    stage.start(leave=["*.parquet"])
     with stage.timed("ingest_s"):
         _ingest(recipe, len(rows))
     counts = _count_rows(Path(recipe.out), len(rows), has_codes=recipe.codec is not None)
@@ -214,10 +215,12 @@ def _check_codec(folder: str) -> None:
 
 def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
     # Shards whose triplets are there were finished by an earlier run.
+    folder = Path(recipe.out) / "triplets"
+    finished = {file.name for file in table_files(folder)} if has_files(folder) else set()
     shards: list[ShardRange] = [
         {"number": number, "start": start, "stop": min(start + recipe.shard_rows, num_rows)}
         for number, start in enumerate(range(0, num_rows, recipe.shard_rows))
-        if not (Path(recipe.out) / "triplets" / f"part-{number:05d}.parquet").exists()
+        if f"part-{number:05d}.parquet" not in finished
     ]
     if not shards:
         return
@@ -263,7 +266,7 @@ def _count_rows(out: Path, num_rows: int, has_codes: bool) -> dict[str, Any]:
     """Count what was written. Without a codec nothing is known of codes, so ``unchanged_codes`` is absent."""
     triplets = read_table(out / "triplets", columns=["class_label"])
     reasons: Counter[str] = Counter()
-    if (out / "rejects").is_dir():
+    if has_files(out / "rejects"):
         reasons.update(read_table(out / "rejects", REJECT_SCHEMA, ["reason"]).column("reason").to_pylist())
     # Rows in = triplets + rejects, or something was lost in silence.
     if triplets.num_rows + sum(reasons.values()) != num_rows:

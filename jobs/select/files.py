@@ -27,7 +27,7 @@ from wm.datasets.selection.rows import (
 )
 from wm.datasets.selection.tally import Tally, merge_tallies, tally
 from wm.errors import InputError
-from wm.tables import open_parquet, write_parquet
+from wm.tables import open_columns, write_parquet
 
 GROUP_ROWS = 2_000_000
 GROUP_FILES = 512
@@ -68,7 +68,7 @@ def survey(files: Sequence[str], columns: Sequence[str]) -> Files:
     # Footers only: no row is read.
     rows = []
     for file in files:
-        with open_parquet(file) as parquet:
+        with open_columns(file) as parquet:
             names = parquet.schema_arrow.names
             missing = [name for name in columns if name not in names]
             if missing:

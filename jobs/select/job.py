@@ -70,7 +70,7 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             quotas = zip(plan.labels, plan.quota_C.tolist(), strict=True)
             summary = _build_summary(counts, {label: (rows, None, None) for label, rows in quotas})
         else:
-            stage.start()
+            stage.start(leave=["*.parquet", "*.arrow"])  # of a killed run nothing is used
             counted = (counts, changes)
             summary = _select(recipe, stage, files, criteria, counted=counted, on_ray=remote, bar=bar)
         summary |= _count_changes(recipe, changes, is_filtered)

@@ -1,6 +1,5 @@
 """Run the passes of ``select`` over its files. This process hands out groups and parts, and adds up counts."""
 
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -27,7 +26,8 @@ from wm.datasets.selection.algorithm import Plan
 from wm.datasets.selection.rows import Criteria
 from wm.datasets.selection.tally import Tally, merge_tallies
 from wm.errors import InputError
-from wm.tables import table_files
+from wm.files.mirror import remove
+from wm.tables import has_files, table_files
 
 FILES_HERE = 2048
 ROWS_HERE = 4_000_000
@@ -41,7 +41,7 @@ def input_folders(triplets: str) -> tuple[Path, Path]:
     """Return the folders (triplets, pairs) of an annotation, from its own folder or that of its triplets."""
     root = Path(triplets).absolute()
     inner = root / "triplets"
-    return (inner, root / "pairs") if inner.is_dir() else (root, root.parent / "pairs")
+    return (inner, root / "pairs") if has_files(inner) else (root, root.parent / "pairs")
 
 
 def find_files(folder: Path, columns: Sequence[str], name: str, on_ray: bool | None) -> tuple[Files, bool]:
@@ -174,9 +174,6 @@ def clear(out: Path, *names: str) -> None:
     """
     # Also what a killed run has left half done.
     for name in names:
-        if (out / name).is_dir():
-            shutil.rmtree(out / name)
-        else:
-            (out / name).unlink(missing_ok=True)
+        remove(out / name)
     if out.is_dir() and not any(out.iterdir()):
         out.rmdir()

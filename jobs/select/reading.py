@@ -8,7 +8,7 @@ from wm.datasets.changes import CODE_COLUMNS, changed_codes
 from wm.datasets.selection.rows import Criteria
 from wm.errors import InputError, to_line
 from wm.records import TRIPLET_SCHEMA
-from wm.tables import open_parquet
+from wm.tables import open_columns
 
 BATCH_ROWS = 262_144
 """Rows of one read: what a task holds at once (some 60 bytes a row)."""
@@ -36,7 +36,7 @@ def read_rows(file: str, columns: Sequence[str], criteria: Criteria) -> Iterator
 
 def _has_codes(file: str) -> bool:
     # Codes of another type could not be compared.
-    with open_parquet(file) as parquet:
+    with open_columns(file) as parquet:
         schema = parquet.schema_arrow
     if any(name not in schema.names for name in CODE_COLUMNS):
         return False
@@ -56,7 +56,7 @@ def read_batches(file: str, columns: Sequence[str], batch_rows: int | None = Non
         columns: Columns to read.
         batch_rows: Rows of a batch; None: ``BATCH_ROWS``.
     """
-    with open_parquet(file) as parquet:
+    with open_columns(file) as parquet:
         try:
             # Damage shows only when its page is read.
             for batch in parquet.iter_batches(batch_rows or BATCH_ROWS, columns=list(columns)):

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from wm.config import Recipe
 from wm.datasets.selection.rows import Score
-from wm.paths import InputPath, OutputPath
+from wm.paths import OutputPath, TablePath
 
 
 class SelectRecipe(Recipe):
@@ -14,7 +14,7 @@ class SelectRecipe(Recipe):
 
     RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"run_on"})
 
-    triplets: InputPath
+    triplets: TablePath
     """Folder of annotated triplets (jobs.annotate writes it), or the annotation's own folder."""
     out: OutputPath
     """Folder for the selection: out/selection holds triplet_id, score, rank and order."""

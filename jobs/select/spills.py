@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from wm.datasets.selection.rows import Ints, Words
+from wm.files.mirror import fetch, publish
 
 SPILL_ROWS = 262_144
 """Rows of one spilled block: what a task holds at once (some 60 bytes a row)."""
@@ -58,6 +59,7 @@ class SpillWriter:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, self._schema) as writer:
             for start, stop in itertools.pairwise(bounds.tolist()):
                 writer.write_batch(batch.slice(start, stop - start))
+        publish(path)  # another node may read it
         self._files.append(str(path))
         self._held, self._num_held = [], 0
 
@@ -73,7 +75,7 @@ def read_part(spills: Sequence[str], part: int, schema: pa.Schema) -> pa.Table:
     batches = []
     for path in spills:
         # Mapped: of each file one batch is needed, not all of them.
-        with pa.memory_map(path) as source:
+        with pa.memory_map(str(fetch(path, hold=False))) as source:
             batches.append(pa.ipc.open_file(source).get_batch(part))
     return pa.Table.from_batches(batches, schema=schema).combine_chunks()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wm.errors import InputError
 from wm.runs import write_text
-from wm.tables import open_parquet, table_files
+from wm.tables import has_files, read_footers, table_files
 
 TABLES: dict[str, str] = {
     "triplets": "source image, action, target image",
@@ -71,7 +71,7 @@ def write_dataset_card(
     """
     folder = Path(out)
     counts = dict(rows or {})
-    tables = [name for name in TABLES if (folder / name).is_dir() and table_files(folder / name)]
+    tables = [name for name in TABLES if has_files(folder / name) and table_files(folder / name)]
     if not tables:
         raise InputError(f"{folder} has none of the tables {', '.join(TABLES)}; there is nothing to describe")
     for name in tables:
@@ -162,4 +162,4 @@ def _body(
 
 def _count(files: Sequence[Path]) -> int:
     # From the footers: no row is read.
-    return sum(open_parquet(file).metadata.num_rows for file in files)
+    return sum(footer.num_rows for footer in read_footers(files))

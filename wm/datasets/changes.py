@@ -11,10 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from wm.records import TRIPLET_SCHEMA
-from wm.tables import checked_files
+from wm.tables import checked_files, open_dataset
 
 CODE_COLUMNS = ["source_codes", "target_codes"]
 
@@ -61,7 +60,7 @@ def count_changes(folder: str | Path) -> Changes:
         InputError: A file is no table of triplets.
     """
     # Every file is checked first: a wrong one is named before any code is read.
-    dataset = pads.dataset([str(file) for file in checked_files(folder, TRIPLET_SCHEMA)], schema=TRIPLET_SCHEMA)
+    dataset = open_dataset(checked_files(folder, TRIPLET_SCHEMA), TRIPLET_SCHEMA)
     batches = dataset.to_batches(columns=CODE_COLUMNS, batch_size=_BATCH_ROWS)
     return sum_changes(count_rows(changed_codes(pa.Table.from_batches([batch]))) for batch in batches)
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 from wm.errors import InputError
-from wm.tables import open_parquet, read_table, table_files
+from wm.tables import has_files, open_parquet, read_table, table_files
 from wm.words import count_words
 
 Table7: TypeAlias = dict[str, float | None]
@@ -131,7 +131,7 @@ def _add_pairs(sums: VideoSums, pairs: pa.Table) -> None:
 
 def _files_of(folder: str | Path, name: str) -> Sequence[Path]:
     path = Path(folder) / name
-    if not path.is_dir():
+    if not has_files(path):
         raise InputError(f"{folder} has no table {name!r}: Table 7 is counted from the output folder of an annotation")
     return table_files(path)
 

@@ -1,9 +1,9 @@
 """Let a path below the mirror root stand for an object of a bucket, so that all code may keep paths.
 
 ``s3://bucket/runs/a`` is ``$WM_CACHE/wm-buckets/s3/bucket/runs/a``, and back, without a registry: workers on other
-nodes get paths and call :func:`fetch` before they read, :func:`publish` after they wrote. The bucket is the truth, a local
-copy may go at any time. A copy carries size and time of change of its object: that it is fresh needs no other record.
-Not known here: who may write (:mod:`wm.files.lease`), how bytes travel (:mod:`wm.files.transfer`).
+nodes get paths and call :func:`fetch` before they read, :func:`publish` after they wrote. The bucket is the truth, a
+local copy may go at any time. A copy carries size and time of change of its object: that it is fresh needs no other
+record. Not known here: who may write (:mod:`wm.files.lease`), how bytes travel (:mod:`wm.files.transfer`).
 """
 
 import os
@@ -87,6 +87,12 @@ def to_uri(path: str) -> str:
     return uri_of(path) or path
 
 
+def on_this_node(path: str | Path) -> Path:
+    """Return where a path of another node is on this one: the same path, but for what stands for an object."""
+    uri = uri_of(path)
+    return Path(path) if uri is None else mirrored_path(uri)
+
+
 def shown(text: object) -> str:
     """Write URIs for the local copies that a message names, without options: users need not know of copies."""
     root = f"{mirror_root()}/"
@@ -97,7 +103,8 @@ def shown(text: object) -> str:
 def is_own(name: str) -> bool:
     """Return whether a name below an output is bookkeeping of this package and no part of the output."""
     parts = name.split("/")
-    return parts[0] == WRITERS or parts[-1] == ".lock" or (parts[-1].startswith(".") and parts[-1].endswith(".tmp"))
+    is_temporary = any(part.startswith(".") and part.endswith(".tmp") for part in parts)
+    return parts[0] == WRITERS or parts[-1] == ".lock" or is_temporary
 
 
 def list_below(path: str | Path, *, missing_ok: bool = False) -> "list[ObjectFacts]":

@@ -20,11 +20,12 @@ from tqdm import tqdm
 from wm.errors import InputError, to_line
 from wm.files.atomic import temporary_path
 from wm.files.clients import has_login
-from wm.files.storage import object_store
+from wm.files.storage import StorageError, object_store
 from wm.files.uris import parse_address, scheme_of
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
+    from pyarrow.parquet import FileMetaData
 
 T = TypeVar("T")
 
@@ -192,6 +193,21 @@ def read_object(uri: str, *, patience_s: float = PATIENCE_S) -> bytes | None:
         raise
 
 
+def read_footer(uri: str) -> "FileMetaData":
+    """Read the end of a Parquet file in a bucket: its columns and number of rows.
+
+    Raises:
+        BucketError: It cannot be read, or is no Parquet file.
+    """
+    import pyarrow.parquet as pq
+
+    def work(store: "FileSystem", path: str) -> "FileMetaData":
+        with store.open_input_file(path) as file:
+            return pq.read_metadata(file)
+
+    return _attempt(uri, "read", work, PATIENCE_S)
+
+
 def write_object(uri: str, content: bytes, *, patience_s: float = PATIENCE_S) -> None:
     """Write a small object.
 
@@ -354,5 +370,7 @@ def _within(uri: str, limit_s: float, act: str, work: "Callable[[FileSystem, str
         return value  # type: ignore[return-value]
     if isinstance(value, (OSError, pa.ArrowException)):
         raise explain_error(uri, value, act) from value
+    if isinstance(value, StorageError):
+        raise BucketError(uri, value.detail, value.reason, transient=True) from value
     assert isinstance(value, BaseException)
     raise value
