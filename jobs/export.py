@@ -10,7 +10,6 @@ from typing import ClassVar, Literal, NoReturn
 from pydantic import Field
 from tqdm import tqdm
 
-from jobs.shared.inputs import to_own_path
 from jobs.shared.ray_session import num_logical_cpus
 from jobs.shared.tasks import each
 from wm.cli import main as cli_main
@@ -34,7 +33,7 @@ from wm.datasets.export import (
     write_part,
 )
 from wm.errors import InputError
-from wm.files.mirror import fetch
+from wm.files.mirror import fetch, on_this_node
 from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.runs import Run, RunRecord, digest_of, read_run
 from wm.tables import triplets_folder
@@ -234,7 +233,7 @@ def _write_rows(part: Part, name: str, context: Context) -> int:
     """Write a part in a worker; returns how many rows it has."""
     # Files of a bucket have other paths on another node, and may not be there yet.
     slices = tuple(replace(piece, file=str(fetch(piece.file, hold=False))) for piece in part.slices)
-    context = replace(context, out=to_own_path(context.out))
+    context = replace(context, out=str(on_this_node(context.out)))
     return write_part(name, context, replace(part, slices=slices))["rows"]
 
 

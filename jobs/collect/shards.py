@@ -5,12 +5,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from jobs.collect.recipe import CollectRecipe
-from jobs.shared.inputs import fetch_inputs
+from wm.buckets import localise
 from wm.errors import InputError
 from wm.evaluation.bench_rows import BenchRow
 from wm.evaluation.output_files import OutputFile
 from wm.evaluation.predictions import PredictionRow, prediction_row, write_predictions
-from wm.files.mirror import publish
 from wm.images import Pixels, decode_image
 from wm.records import REJECT_SCHEMA, RejectRow, reject_row
 from wm.tables import write_table
@@ -73,18 +72,14 @@ def write_shard(shard: Shard, recipe_json: str) -> int:
     # The rejects first: a shard whose predictions file exists is complete.
     if rejects:
         write_table(rejects, out / "rejects" / shard.name, REJECT_SCHEMA)
-        publish(out / "rejects" / shard.name)
     write_predictions(predictions, out / "predictions" / shard.name)
-    publish(out / "predictions" / shard.name)
     return len(shard.rows)
 
 
 @lru_cache(maxsize=1)
 def _load_recipe(recipe_json: str) -> CollectRecipe:
     """Load the recipe with the paths of this node, to which the images are fetched."""
-    recipe = CollectRecipe.model_validate_json(recipe_json)
-    fetch_inputs(recipe)
-    return recipe
+    return localise(CollectRecipe.model_validate_json(recipe_json))
 
 
 def _load_prediction(row: BenchRow, file: OutputFile, recipe: CollectRecipe) -> PredictionRow:

@@ -10,7 +10,6 @@ from wm.dynamics.editor import EditFailure, ImageEditor, candidate_seed
 from wm.errors import InputError
 from wm.evaluation.bench_rows import BenchRow
 from wm.evaluation.predictions import PredictionRow, prediction_row, read_image_bytes, write_predictions
-from wm.files.mirror import publish
 from wm.images import Pixels, decode_image
 from wm.records import REJECT_SCHEMA, RejectRow, reject_row
 from wm.tables import write_table
@@ -88,9 +87,7 @@ def write_shard(shard: Shard, recipe: EditRecipe, editor: ImageEditor, on_images
     # The rejects first: a shard whose predictions file exists is complete.
     if rejects:
         write_table(rejects, Path(recipe.out) / "rejects" / shard.name, REJECT_SCHEMA)
-        publish(Path(recipe.out) / "rejects" / shard.name)
     write_predictions(predictions.values(), Path(recipe.out) / "predictions" / shard.name)
-    publish(Path(recipe.out) / "predictions" / shard.name)
 
 
 def _list_requests(shard: Shard, recipe: EditRecipe, rejects: list[RejectRow]) -> list[EditRequest]:

@@ -10,11 +10,11 @@ import torch
 
 from jobs.evaluate.bench import build_bench
 from jobs.evaluate.recipe import EvaluateRecipe
-from jobs.shared.inputs import fetch_inputs
 from jobs.shared.tasks import each
+from wm.buckets import localise
 from wm.evaluation.bench import Bench
 from wm.evaluation.predictions import predictions_folder
-from wm.evaluation.unit_predictions import prediction_file, write_unit_predictions
+from wm.evaluation.unit_predictions import write_unit_predictions
 from wm.evaluation.units import Unit, run_unit
 from wm.files.mirror import fetch, publish
 
@@ -75,12 +75,9 @@ def _run_unit(recipe: EvaluateRecipe, bench: Bench, unit: Unit, parts: Path, ima
     # Of the unit's file, so that a run stopped between the two writes the images when it resumes.
     if images is not None:
         write_unit_predictions(bench, unit, parts, images, recipe.search.num_candidates)
-        if (file := prediction_file(unit, images)).is_file():
-            publish(file)
 
 
 @lru_cache(maxsize=1)
 def _build_worker_bench(recipe_json: str) -> tuple[EvaluateRecipe, Bench]:
-    recipe = EvaluateRecipe.model_validate_json(recipe_json)
-    fetch_inputs(recipe)
+    recipe = localise(EvaluateRecipe.model_validate_json(recipe_json))
     return recipe, build_bench(recipe)

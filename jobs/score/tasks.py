@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from jobs.score.recipe import ScoreRecipe
-from jobs.shared.inputs import fetch_inputs, to_own_path
+from wm.buckets import localise
 from wm.evaluation.feature_cache import FeatureCache
 from wm.evaluation.image_scoring import VALUE_SCHEMA, ImageModels, ScoreBatch, score_batch
 from wm.evaluation.metrics.encoders import load_blip, load_clip, load_dino
 from wm.evaluation.predictions import PredictionFacts
-from wm.files.mirror import publish
+from wm.files.mirror import on_this_node
 from wm.models import load_codec
 from wm.tables import write_table
 
@@ -47,17 +47,14 @@ def score_and_store(batch: ScoreBatch, recipe_json: str, is_worker: bool) -> int
     cache = FeatureCache(recipe.cache or Path(recipe.out) / "features")
     values = score_batch(_with_own_paths(batch), models, cache)
     write_table(values, values_file(recipe.out, batch), VALUE_SCHEMA)
-    publish(values_file(recipe.out, batch))
     return len(values)
 
 
 def _with_own_paths(batch: ScoreBatch) -> ScoreBatch:
     """Name the batch's files as they are on this node, where the driver of another node has cut it."""
-    if to_own_path(batch.file) == batch.file and all(to_own_path(row.file) == row.file for row in batch.chunk[:1]):
-        return batch
-    facts: list[PredictionFacts] = [{**fact, "file": to_own_path(fact["file"])} for fact in batch.facts]
-    chunk = [replace(row, file=to_own_path(row.file)) for row in batch.chunk]
-    return replace(batch, file=to_own_path(batch.file), facts=facts, chunk=chunk)
+    facts: list[PredictionFacts] = [{**fact, "file": str(on_this_node(fact["file"]))} for fact in batch.facts]
+    chunk = [replace(row, file=str(on_this_node(row.file))) for row in batch.chunk]
+    return replace(batch, file=str(on_this_node(batch.file)), facts=facts, chunk=chunk)
 
 
 @lru_cache(maxsize=1)
@@ -67,9 +64,8 @@ def load_models(recipe_json: str) -> ImageModels:
     Raises:
         InputError: A folder is missing or holds another model.
     """
-    recipe = ScoreRecipe.model_validate_json(recipe_json)
-    # Models and images, once a process.
-    fetch_inputs(recipe)
+    # Models and images are fetched once a process, where this node has not got them yet.
+    recipe = localise(ScoreRecipe.model_validate_json(recipe_json))
     device, size = recipe.resources.device, recipe.resources.batch_size
     # What a metric lacks is said by the driver.
     return ImageModels(

@@ -1,4 +1,4 @@
-"""The contract of a run whose folder is in a bucket, in every store: mark last, one writer, resumed where nothing is."""
+"""The contract of a run whose folder is in a bucket, in every store: mark last, one writer, resumed on another node."""
 
 import json
 import os
@@ -50,9 +50,7 @@ def on_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     monkeypatch.setenv("WM_CACHE", str(tmp_path / name))
 
 
-def test_the_mark_comes_last_and_says_the_uri(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_mark_comes_last_and_says_the_uri(bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = stage(bucket)
     assert not run.is_complete()
     run.start()
