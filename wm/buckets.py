@@ -20,8 +20,10 @@ RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 CHECK_S = 20.0
 """How long a store that does not answer well is asked again, before a command starts."""
-LARGE = ("*.parquet",)
-"""Files of tables, which are fetched by whoever reads them."""
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.distcp")
+"""Files of models and checkpoints, which readers of results and reports do not need."""
+LARGE = ("*.parquet", *WEIGHTS)
+"""Files that are fetched by whoever reads them, where an input is a stage's output as a whole."""
 
 
 def prepare_buckets(recipe: Recipe) -> None:

@@ -17,6 +17,7 @@ from wm.evaluation.bench_rows import BenchRow, add_list_rows, read_bench_rows
 from wm.evaluation.output_files import Matches, match_outputs
 from wm.evaluation.predicted_actions import ACTION_SCHEMA, ActionRow, read_actions
 from wm.evaluation.predictions import PREDICTION_SCHEMA
+from wm.files.mirror import fetch
 from wm.records import REJECT_SCHEMA, reject_row
 from wm.runs import Run, RunRecord, digest_of, read_run
 from wm.tables import fill_empty_tables, read_table, write_table
@@ -115,13 +116,16 @@ def _write_images(recipe: CollectRecipe, rows: list[BenchRow], matches: Matches)
     workers = recipe.resources.num_workers
     # 2. Here, or in tasks on all nodes.
     inputs = [(shard,) for shard in todo]
-    recipe = recipe.with_absolute_paths()
+    recipe_json = recipe.with_absolute_paths().model_dump_json()
     with (
-        closing(each(write_shard, inputs, recipe, on_ray=workers > 0, max_running=workers or None)) as results,
+        closing(each(write_shard, inputs, recipe_json, on_ray=workers > 0, max_running=workers or None)) as results,
         cli.progress_bar(len(matches.files), "row", "collect", finished) as bar,
     ):
         for num_rows in results:
             bar.update(num_rows)
+    # Tasks of other nodes have theirs in the bucket.
+    if shards:
+        fetch(recipe.out)
 
 
 def _write_actions(recipe: CollectRecipe, rows: list[BenchRow], actions: list[ActionRow]) -> None:

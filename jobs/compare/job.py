@@ -17,12 +17,21 @@ from wm.errors import InputError
 from wm.evaluation.bench_rows import BenchRow
 from wm.evaluation.comparison.bases import MetricKey, list_differences
 from wm.evaluation.comparison.figures import Comparison, compare_metric
-from wm.evaluation.comparison.folders import Choice, Result, find_results, is_folder, parse_system, split_choice
+from wm.evaluation.comparison.folders import (
+    Choice,
+    Result,
+    fetch_system,
+    find_results,
+    is_folder,
+    parse_system,
+    split_choice,
+)
 from wm.evaluation.comparison.measures import MEASURES, find_measure
 from wm.evaluation.comparison.values import SystemValues, list_labels, read_values
 from wm.evaluation.comparison.verdict import METHOD
 from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.rows import CEILING, COPY
+from wm.files.mirror import to_uri
 from wm.names import find_nearest, hint_nearest, quote_names
 from wm.runs import Run, digest_of, write_json, write_text
 
@@ -85,7 +94,7 @@ def _list_others(system: SystemValues, keys: Sequence[MetricKey]) -> list[str]:
 
 def _find_systems(recipe: CompareRecipe) -> tuple[list[list[Result]], list[tuple[str, Choice]]]:
     """Find the results, the label and the choice of both systems."""
-    names = [parse_system(text, recipe.results) for text in (recipe.first, recipe.second)]
+    names = [parse_system(fetch_system(text), recipe.results) for text in (recipe.first, recipe.second)]
     # A label alone is looked up where the other one is.
     folders = [name.folders or other.folders for name, other in zip(names, names[::-1], strict=True)]
     for text, of in zip((recipe.first, recipe.second), folders, strict=True):
@@ -144,15 +153,20 @@ def _describe(
     if names[0] == names[1] and first.choice != second.choice:
         names = [f"{system.label}, {system.choice}" for system in (first, second)]
     if names[0] == names[1]:
-        names = [f"{name} of {of[0].folder}" for name, of in zip(names, results, strict=True)]
+        names = [f"{name} of {to_uri(str(of[0].folder))}" for name, of in zip(names, results, strict=True)]
     return Setting(
         names=(names[0], names[1]),
         labels=(first.label, second.label),
         choices=(str(first.choice), str(second.choice)),
-        folders=([str(result.folder) for result in results[0]], [str(result.folder) for result in results[1]]),
+        folders=(_list_folders(results[0]), _list_folders(results[1])),
         subset=recipe.subset or (several or columns)[0],
         num_items=len(bench),
     )
+
+
+def _list_folders(results: Sequence[Result]) -> list[str]:
+    """List the folders of results, those of a bucket by their URIs."""
+    return [to_uri(str(result.folder)) for result in results]
 
 
 def _choose_metrics(recipe: CompareRecipe, first: SystemValues, second: SystemValues) -> list[MetricKey]:
@@ -193,7 +207,7 @@ def _write(
     document: dict[str, Any],
 ) -> None:
     """Write both files; an earlier comparison of the same results stays."""
-    inputs = {f"result {result.folder}": digest_of(result.folder) for of in results for result in of}
+    inputs = {f"result {to_uri(str(result.folder))}": digest_of(result.folder) for of in results for result in of}
     # Another comparison in that folder is never overwritten.
     stage = Run(recipe.out, "compare", recipe, inputs)
     if not stage.is_complete():

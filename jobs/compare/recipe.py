@@ -17,7 +17,7 @@ class CompareRecipe(Recipe):
     wm judge or wm score, or a folder that has some below it. LABEL@8: its predictions at K = 8; LABEL@greedy."""
     second: str
     """Likewise. Without a label: the first one's, or the only system there."""
-    results: Annotated[list[str], INPUT] = []
+    results: Annotated[list[InputPath], INPUT] = []
     """Folders in which labels that are given alone are looked up."""
     k: int = Field(default=1, ge=1)
     """Compare what the verifier chooses among so many candidates; 1: single predictions."""

@@ -20,6 +20,8 @@ from jobs.shared.chat.client import ChatClient, Reply, to_reply
 from wm.errors import InputError
 from wm.evaluation.judge.items import JudgeItem
 from wm.evaluation.judge.store import JudgementStore
+from wm.files.mirror import fetch, publish, remove
+from wm.files.transfer import BucketError
 from wm.runs import parse_json, write_json
 
 # OpenAI's guide to the Batch API: at most 50,000 requests and 200 MB a file. A margin is left.
@@ -73,7 +75,7 @@ def ask_in_batches(
         for file, keys in _write_files(session, rest):
             attempts = [waiting[key].attempts for key in keys]
             sent.append({"id": _send(session.client, file), "keys": keys, "attempts": attempts})
-            write_json(path, sent)
+            _write_sent(path, sent)
         # 2. Each batch's replies are stored before its name is removed.
         for batch in [batch for batch in sent if any(key in waiting for key in batch["keys"])]:
             try:
@@ -87,6 +89,8 @@ def ask_in_batches(
                 _settle(session, waiting, unanswered, key, is_answered=replies.get(key) is not None)
                 if key not in waiting and key not in unanswered:
                     on_settled()
+            # The replies first: a name that is removed is not asked for again.
+            session.store.flush()
             sent.remove(batch)
             _write_sent(path, sent)
     # 3. What other runs into this store sent was paid for as well.
@@ -105,6 +109,12 @@ def load_sent(path: Path) -> list[SentBatch]:
     Args:
         path: See :func:`batches_file`; need not exist.
     """
+    try:
+        fetch(path)
+    except BucketError as error:
+        if error.reason != "missing_file":
+            raise
+        return []
     if not path.is_file():
         return []
     batches: list[SentBatch] = parse_json(path.read_bytes(), str(path))
@@ -135,8 +145,9 @@ def _write_sent(path: Path, batches: Sequence[SentBatch]) -> None:
     # A list with entries is never removed: each stands for replies that were paid for.
     if batches:
         write_json(path, list(batches))
+        publish(path)
     else:
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _receive_of_others(session: JudgeSession, path: Path) -> None:
@@ -153,6 +164,7 @@ def _receive_of_others(session: JudgeSession, path: Path) -> None:
             continue
         if replies is not None:
             _store_replies(session, batch, replies)
+            session.store.flush()
             sent.remove(batch)
             _write_sent(path, sent)
 

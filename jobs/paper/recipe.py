@@ -24,7 +24,7 @@ class PaperRecipe(Recipe):
 
     items: list[str] = Field(default=["all"], min_length=1)
     """Such as "table 2" and "figure 4"; "tables", "figures", "all": all of a kind, or everything."""
-    results: Annotated[list[str], INPUT] = []
+    results: Annotated[list[InputPath], INPUT] = []
     """Output folders of wm evaluate, collect, edit, score, judge, annotate, select, ingest, predict, in any order; of
     each system one."""
     out: OutputPath

@@ -22,6 +22,7 @@ from jobs.plan.work import read_probe, read_rates, work_of
 from wm.cli import main as cli_main
 from wm.datasets.planning import Node, as_numbers, estimate, rates_from, stage_seconds, with_one_more
 from wm.datasets.sweep import estimate_sizes, list_sizes
+from wm.files.mirror import publish
 from wm.runs import write_json
 
 DEFAULT_EFFICIENCY = 0.9
@@ -69,6 +70,7 @@ def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         path = Path(recipe.out)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, plan)
+        publish(path)
         print(f"plan → {path}")
     if recipe.figure and not dry_run:
         draw_sizes(sizes, Path(recipe.figure), f"{work.videos:,} videos, {work.length_s / 3600:,.0f} h")

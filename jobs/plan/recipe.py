@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from wm.config import Recipe
 from wm.datasets.layouts import DatasetLayout
 from wm.datasets.planning import Pool
-from wm.paths import INPUT, OptionalInputPath, OptionalSourcePath, OutputPath
+from wm.paths import INPUT, InputPath, OptionalInputPath, OptionalSourcePath, OptionalTablePath, OutputPath
 from wm.video import MotionKind
 from wm.video.settings import RuleName
 
@@ -94,7 +94,7 @@ class PlanRecipe(Recipe):
         "efficiency": "resources.efficiency",
     }
 
-    rates: Annotated[list[str], BeforeValidator(_to_list), INPUT] = Field(min_length=1)
+    rates: Annotated[list[InputPath], BeforeValidator(_to_list), INPUT] = Field(min_length=1)
     """JSON files of wm benchmark, best of wm benchmark probe on your cluster; of a rate that several have, the last one
     counts."""
     nodes: list[NodeKind] = Field(min_length=1)
@@ -113,7 +113,7 @@ class PlanRecipe(Recipe):
     """Local videos whose headers are read for length and frame rate, where they are not known otherwise."""
     fps: float | None = Field(default=None, gt=0)
     """Frames a second. Left out: from_run's, or probed, or 25."""
-    from_run: OptionalInputPath = None
+    from_run: OptionalTablePath = None
     """Folder of a finished annotate or look: frames, key-frames, pairs, triplets a video and bytes a triplet are its
     own."""
     keyframes_per_video: float | None = Field(default=None, ge=0)

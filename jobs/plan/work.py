@@ -18,6 +18,7 @@ from wm.datasets.planning import Work
 from wm.datasets.videos.listing import passed_over_of
 from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
+from wm.files.mirror import list_below, uri_of
 from wm.files.uris import is_remote
 from wm.runs import read_run
 from wm.tables import table_files
@@ -182,7 +183,7 @@ def _load_habits(folder: str) -> Habits:
         stored = triplets * 2 * (counts["png_bytes_per_image"] or 0)
     else:
         triplets = counts["triplets"]
-        stored = sum(file.stat().st_size for file in table_files(Path(folder) / "triplets")) if triplets else 0
+        stored = _sum_bytes(Path(folder) / "triplets") if triplets else 0
     return _to_habits(counts, triplets, stored, has_model=stage == "annotate")
 
 
@@ -199,6 +200,13 @@ def _to_habits(counts: Mapping[str, Any], triplets: int, stored: float, *, has_m
         bytes_per_triplet=stored / triplets if triplets else BYTES_PER_TRIPLET,
         has_model=has_model,
     )
+
+
+def _sum_bytes(folder: Path) -> int:
+    """Sum the sizes of the Parquet files below a folder; of one in a bucket its listing says them."""
+    if uri_of(folder) is not None:
+        return sum(facts.size_bytes for facts in list_below(folder) if facts.name.endswith(".parquet"))
+    return sum(file.stat().st_size for file in table_files(folder))
 
 
 def _probe_headers(listing: pa.Table, at_most: int) -> tuple[float, float, str]:

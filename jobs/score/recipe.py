@@ -39,7 +39,7 @@ class ScoreRecipe(Recipe):
 
     RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources.num_workers", "cache"})
 
-    predictions: Annotated[list[str], INPUT] = []
+    predictions: Annotated[list[InputPath], INPUT] = []
     """Prediction sets with images, actions or both: folders of wm evaluate and wm collect, no two with a system of
     one name."""
     triplets: InputPath

@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from wm.errors import InputError, to_line
 from wm.evaluation.heldout import SubsetColumn
+from wm.evaluation.recorded_inputs import fetch_recorded
+from wm.files.mirror import to_path
 from wm.records import stable_id
 from wm.runs import parse_json, read_run
 from wm.tables import checked_files, open_parquet, triplets_folder
@@ -93,8 +95,8 @@ def _list_numbers(folder: str | Path) -> dict[str, int]:
 def _count_listed(record: dict[str, dict[str, int]]) -> int:
     # A sample's rows may be anywhere in the list, whose length is only in the file.
     recipe = record["recipe"]
-    path = Path(str(recipe["root"])) / str(recipe["file"])
-    if recipe.get("sample") and path.is_file():
+    path = Path(to_path(str(recipe["root"]))) / str(recipe["file"])
+    if recipe.get("sample") and Path(fetch_recorded(str(path))).is_file():
         return len(parse_json(path.read_bytes(), str(path)))
     return int(record["counts"]["rows"])
 

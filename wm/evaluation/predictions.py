@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from wm.errors import InputError, to_line
 from wm.files.atomic import replace_file
+from wm.files.mirror import publish
 from wm.images import Pixels, encode_png
 from wm.records import StoredImage, hf_dtype
 from wm.runs import read_run
@@ -194,9 +195,9 @@ def write_predictions(rows: Iterable[PredictionRow], path: Path) -> int:
             while group := list(islice(remaining, ROWS_PER_GROUP)):
                 writer.write_table(pa.Table.from_pylist(group, schema=PREDICTION_SCHEMA))
                 count += len(group)
-        # A rename can reach the disk before the content does.
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # a rename can reach the disk before the content does
+    publish(path)
     return count
 
 

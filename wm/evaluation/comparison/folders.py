@@ -9,10 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from wm.buckets import WEIGHTS
 from wm.errors import InputError
 from wm.evaluation.bench_rows import BenchRow, read_bench_rows
 from wm.evaluation.heldout import spread_rows
+from wm.evaluation.recorded_inputs import fetch_recorded
 from wm.evaluation.report.findings import SUPERSEDED
+from wm.files.mirror import fetch, list_below
+from wm.files.uris import OBJECT_STORES, parse_address
 from wm.runs import read_run
 
 STAGES = ("evaluate", "judge", "score")
@@ -85,6 +89,31 @@ def parse_system(text: str, results: Sequence[str]) -> SystemName:
     if (colon and "/" in head) or ("/" in text and not results):
         raise InputError(f"no such folder: {head or text!r:.300}; expected FOLDER, FOLDER:LABEL or LABEL")
     return SystemName(tuple(results), text.removeprefix(":"))
+
+
+def fetch_system(text: str) -> str:
+    """Fetch the folder of ``URI`` or ``URI:LABEL`` and write its local path for it; any other text stays as it is.
+
+    Args:
+        text: As it was given.
+
+    Raises:
+        InputError: No part of a URI is a folder of a bucket, or it cannot be read.
+    """
+    if not text.startswith(tuple(f"{scheme}://" for scheme in OBJECT_STORES)):
+        return text
+    # As with paths the longest part counts: names, labels and options may all hold colons.
+    begin = text.index("://") + 3
+    positions = [len(text), *(index for index in range(len(text) - 1, begin, -1) if text[index] == ":")]
+    for position in positions:
+        uri = text[:position]
+        # Options end a URI; only a server's has a colon of its own.
+        if any(":" in value for name, value in parse_address(uri).options if name != "endpoint_override"):
+            continue
+        if list_below(uri, missing_ok=True):
+            # What single items need, without the weights of models.
+            return f"{fetch(uri, leave=WEIGHTS)}{text[position:]}"
+    raise InputError(f"no such folder in the bucket: {text:.300}; expected URI, URI:LABEL or LABEL")
 
 
 def is_folder(text: str) -> bool:
@@ -182,7 +211,7 @@ def read_bench(result: Result, triplets: str) -> tuple[BenchRow, ...]:
     Raises:
         InputError: The bench is not there.
     """
-    folder = triplets or str(result.key("triplets", ""))
+    folder = triplets or fetch_recorded(str(result.key("triplets", "")))
     if not Path(folder).is_dir():
         raise InputError(f"{result.folder}: its bench {folder} is not there; give triplets=FOLDER")
     rows = _read_rows(folder)

@@ -22,6 +22,7 @@ from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.paper.shared_systems import Facts, SharedSystems
 from wm.evaluation.predicted_actions import ActionRow, list_actions
 from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
+from wm.evaluation.recorded_inputs import fetch_recorded
 from wm.evaluation.rows import REFERENCES, Tables
 from wm.names import hint_nearest, quote_names
 from wm.packaged import PREFIX
@@ -232,7 +233,7 @@ def read_sources(
     sources = tuple(read_source(folder) for folder in folders)
     # 1. Each folder by itself, then the bench that they share.
     of_bench = [source for source in sources if source.stage in BENCH_STAGES]
-    bench = triplets or (str(of_bench[0].recipe("triplets")) if of_bench else "")
+    bench = triplets or (fetch_recorded(str(of_bench[0].recipe("triplets"))) if of_bench else "")
     if not bench:
         return Sources(sources, dict(names or {}), subset=subset, options=options or FigureOptions())
     if not Path(bench).is_dir():
@@ -264,11 +265,12 @@ def read_sources(
 def _check_benches(of_bench: Sequence[Source], bench: str, rows: Sequence[BenchRow]) -> None:
     """Check that no result is of another bench. Benches are known by their triplets, as folders may be copied."""
     ids = {row.triplet_id for row in rows}
-    for other in dict.fromkeys(str(source.recipe("triplets")) for source in of_bench):
+    for name in dict.fromkeys(str(source.recipe("triplets")) for source in of_bench):
+        other = fetch_recorded(name)
         if other == bench or not Path(other).is_dir():
             continue
         if (other_ids := {row.triplet_id for row in read_bench_rows(other)}) != ids:
-            owner = next(source.folder for source in of_bench if str(source.recipe("triplets")) == other)
+            owner = next(source.folder for source in of_bench if str(source.recipe("triplets")) == name)
             raise InputError(
                 f"{owner} is of another bench: {other} and {bench} share {len(ids & other_ids)} triplets of "
                 f"{len(other_ids)} and {len(ids)}"
