@@ -11,7 +11,7 @@ from wm.config import Recipe
 from wm.evaluation.report.claims import Labels
 from wm.evaluation.report.findings import read_findings
 from wm.evaluation.report.report import render_report
-from wm.paths import InputPath, OutputPath
+from wm.paths import OutputPath, TablePath
 from wm.runs import Run, digest_of, write_text
 
 FILE = "report.html"
@@ -20,7 +20,7 @@ FILE = "report.html"
 class ReportRecipe(Recipe):
     """Which run, and what is said about it."""
 
-    run: InputPath
+    run: TablePath
     """Folder of the run, with its stages' folders below it."""
     out: OutputPath
     """Output folder; the report is out/report.html."""

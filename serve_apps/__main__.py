@@ -27,10 +27,13 @@ with exit_on_interrupt():
     from serve_apps.ports import check_port
     from serve_apps.quiet import quiet_end, without_ray_threads
     from serve_apps.recipe import ServeRecipe
+    from serve_apps.tracing import IMPORT_PATH as IMPORT_PATH_OF_TRACES
+    from serve_apps.tracing import check_exporter
     from wm import cli
     from wm.errors import InputError
+    from wm.files.mirror import shown
     from wm.packaged import to_packaged_name
-    from wm.paths import InputPath
+    from wm.paths import ModelPath
     from wm.private_session import joined_session, private_session
 
 APPLICATION = "world_model"
@@ -60,15 +63,17 @@ PROXY_WAITS_S = 10
 class StartRecipe(ServeRecipe):
     """What to serve, and where to listen."""
 
-    fdm: InputPath = Field("nano:fdm", validate_default=True)
+    fdm: ModelPath = Field("nano:fdm", validate_default=True)
     """Folder of the forward dynamics model: full, or an adapter. The default is installed with the package."""
-    idm: InputPath = Field("nano:idm", validate_default=True)
+    idm: ModelPath = Field("nano:idm", validate_default=True)
     """Folder of the inverse dynamics model that verifies: full, or an adapter. The default is installed with the
     package."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in: that needs keys = FILE, or open = true."""
     port: int = Field(8000, ge=1, le=65535)
     """TCP port."""
+    traces: float = Field(0.0, ge=0, le=1)
+    """Share of the requests that are traced by OpenTelemetry; spans go where OTEL_EXPORTER_OTLP_ENDPOINT says."""
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
@@ -98,6 +103,8 @@ def start(recipe: StartRecipe, interrupts: Interrupts | None = None) -> str:
     # 1. What is wrong with the recipe is said before Ray starts: that takes seconds.
     check_port(recipe.host, recipe.port)
     with exit_on_interrupt():  # torch is imported
+        if recipe.traces:
+            check_exporter()
         codec_id = check_models(recipe)
         from serve_apps.world_model import bind
     settings = recipe.model_dump(exclude=set(StartRecipe.model_fields) - set(ServeRecipe.model_fields))
@@ -125,6 +132,14 @@ def _start_proxy(recipe: StartRecipe) -> None:
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": recipe.host, "port": recipe.port, "request_timeout_s": recipe.timeout_s + PROXY_WAITS_S},
+        # The proxy's and the controller's log; the replicas have it from their deployments.
+        logging_config=recipe.log_options().get("logging_config"),
+        # Left out, Ray's own variables decide.
+        tracing_config=(
+            {"enabled": True, "exporter_import_path": IMPORT_PATH_OF_TRACES, "sampling_ratio": recipe.traces}
+            if recipe.traces
+            else None
+        ),
     )
 
 
@@ -172,9 +187,11 @@ def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
         recipe: What to serve, and where.
         dry_run: Whether to check the models and the port alone, and start nothing.
     """
-    models = f"fdm {to_packaged_name(recipe.fdm)} and idm {to_packaged_name(recipe.idm)}"
+    models = f"fdm {shown(to_packaged_name(recipe.fdm))} and idm {shown(to_packaged_name(recipe.idm))}"
     if dry_run:
         check_port(recipe.host, recipe.port)
+        if recipe.traces:
+            check_exporter()
         is_of_toy = is_toy(check_models(recipe))
         print(f"would serve {models} at {_url(recipe)}" + (f"\n{TOY_NOTICE}" if is_of_toy else ""))
         return

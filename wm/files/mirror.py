@@ -230,10 +230,18 @@ def _prune(uri: str, local: Path, names: set[str], prune: bool | None) -> None:
     if not extras or prune is False:
         return
     # Of an output that is being written, here or on another node, files are there before they are published.
-    if prune is None and _is_being_written(uri):
-        return
+    if prune is None:
+        # So too of stages below, of which one may be working while another one reads all of their folders.
+        extras = [name for name in extras if not _is_below_mark(local, name)]
+        if not extras or _is_being_written(uri):
+            return
     for name in extras:
         (local / name).unlink(missing_ok=True)
+
+
+def _is_below_mark(folder: Path, name: str) -> bool:
+    """Return whether a file is in an output below a folder that is being written on this node."""
+    return any((folder / parent / UNFINISHED).exists() for parent in PurePath(name).parents)
 
 
 def _is_being_written(uri: str) -> bool:

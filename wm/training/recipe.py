@@ -1,5 +1,6 @@
-"""The training recipe: what ``jobs.train`` reads and every worker receives."""
+"""The training recipe: what ``wm train`` reads and every worker receives."""
 
+import hashlib
 import math
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -8,8 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.files.mirror import mirror_root, uri_of
 from wm.models.prompts import Task
-from wm.paths import InputPath, OutputPath
+from wm.paths import ModelPath, OutputPath
 from wm.training.adapters import Lora
 from wm.training.data.order import SampleOrder
 from wm.training.data.sources import Source
@@ -77,7 +79,7 @@ class TrainRecipe(Recipe):
 
     task: Task
     """idm: (source, target) to action. fdm: (source, action) to target."""
-    base: InputPath
+    base: ModelPath
     """Folder of the base model (Hugging Face format)."""
     triplets: list[Source]
     """Tables of triplets: ``[[triplets]]`` tables in the file, or triplets=FOLDER for one."""
@@ -156,7 +158,7 @@ class TrainRecipe(Recipe):
             if every := getattr(self.eval, name):
                 raise ValueError(
                     f"eval.{name} = {every} with resources.zero_stage = 3: no worker has the complete model to "
-                    "evaluate; choose resources.zero_stage = 2 or lower, or leave it out and run jobs.gate on the "
+                    "evaluate; choose resources.zero_stage = 2 or lower, or leave it out and run wm gate on the "
                     "trained model"
                 )
 
@@ -170,6 +172,30 @@ class TrainRecipe(Recipe):
             The recipe, all else unchanged.
         """
         return self.model_copy(update={"resources": self.resources.model_copy(update=settings)})
+
+    @property
+    def is_sized(self) -> bool:
+        """Return whether it says how many workers there are."""
+        return "num_workers" in self.resources.model_fields_set
+
+    def sized_for(self, cpus: float, gpus: float) -> Self:
+        """Return the recipe with as many workers as a cluster holds, where it does not say how many.
+
+        Args:
+            cpus: Of the cluster; a worker takes one.
+            gpus: Of the cluster; with ``resources.use_gpu`` a worker takes one.
+        """
+        if self.is_sized:
+            return self
+        limit = min(self.global_batch_size, max(1, int(gpus if self.resources.use_gpu else cpus)))
+        # As the recipe is checked: an even share of the batch each, in even passes.
+        counts = [
+            count
+            for count in range(1, limit + 1)
+            if self.global_batch_size % count == 0
+            and self.global_batch_size // count % (self.micro_batch_size or self.global_batch_size // count) == 0
+        ]
+        return self.with_resources(num_workers=max(counts, default=1))
 
     @property
     def num_ranks(self) -> int:
@@ -189,12 +215,18 @@ class TrainRecipe(Recipe):
     @property
     def token_root(self) -> Path:
         """Return the folder of the tokenised triplets."""
+        uri = uri_of(self.out)
+        if uri is not None and not self.data.token_cache:
+            # Each node's own, beside its copies of buckets: what is below the output is uploaded.
+            return mirror_root().parent / "tokens" / hashlib.sha256(uri.encode()).hexdigest()[:16]
         return Path(self.data.token_cache or Path(self.out) / TOKENS)
 
     @property
     def checkpoint_root(self) -> str:
         """Return the folder or URI in which checkpoints are stored."""
-        return self.checkpoint.folder or str(Path(self.out) / "checkpoints")
+        root = self.checkpoint.folder or str(Path(self.out) / "checkpoints")
+        # Written into the bucket itself, file by file: a node's copy would have only what its own ranks wrote.
+        return uri_of(root) or root
 
     def num_steps(self, order: SampleOrder) -> int:
         """Return the optimiser steps over rows in this order.
