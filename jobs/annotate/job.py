@@ -196,7 +196,7 @@ def _annotate(
         context.target_max_block_size = block_bytes
 
 
-def _checked(shards: Iterable[ShardReport], stage: Run) -> Iterator[ShardReport]:
+def _checked(shards: Iterable[Any], stage: Run) -> Iterator[ShardReport]:
     """Yield the reports of finished shards, until another writer has taken the output over."""
     for shard in shards:
         stage.check_writer()

@@ -113,5 +113,8 @@ def test_an_annotation_that_is_killed_resumes_on_another_node(
     text = second.communicate(timeout=900)[0]
     assert second.returncode == 0, text
     assert "resuming" in text and "wm-buckets" not in text and "s3://bucket/out" in text
+    rejects = [read_table(folder / "rejects", REJECT_SCHEMA).to_pylist() for folder in (out, tmp_path / "local")]
+    details = [sorted((row["reason"], row["detail"]) for row in rows) for rows in rejects]
+    assert details[0] == details[1]
     ours, theirs = (read_table(folder / "triplets").sort_by("triplet_id") for folder in (out, tmp_path / "local"))
     assert ours.drop_columns(["video_uri"]).equals(theirs.drop_columns(["video_uri"])) and ours.num_rows > 20
