@@ -232,16 +232,17 @@ def _prune(uri: str, local: Path, names: set[str], prune: bool | None) -> None:
     # Of an output that is being written, here or on another node, files are there before they are published.
     if prune is None:
         # So too of stages below, of which one may be working while another one reads all of their folders.
-        extras = [name for name in extras if not _is_below_mark(local, name)]
+        extras = [name for name in extras if not _is_below_mark(names, name)]
         if not extras or _is_being_written(uri):
             return
     for name in extras:
         (local / name).unlink(missing_ok=True)
 
 
-def _is_below_mark(folder: Path, name: str) -> bool:
-    """Return whether a file is in an output below a folder that is being written on this node."""
-    return any((folder / parent / UNFINISHED).exists() for parent in PurePath(name).parents)
+def _is_below_mark(names: set[str], name: str) -> bool:
+    """Return whether a file is in an output that is being written, among the names that the bucket has."""
+    # Not by a local mark, which may be the copy of one that is gone.
+    return any(str(parent / UNFINISHED) in names for parent in PurePath(name).parents)
 
 
 def _is_being_written(uri: str) -> bool:
