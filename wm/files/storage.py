@@ -17,6 +17,7 @@ import pyarrow as pa
 from wm.errors import InputError, to_line
 from wm.files.atomic import replace_file
 from wm.files.clients import CONNECT_LIMIT_S, get_filesystem
+from wm.files.store_errors import TRANSIENT
 from wm.files.uris import OBJECT_STORES, is_remote, parse_address, scheme_of
 
 if TYPE_CHECKING:
@@ -294,4 +295,6 @@ def _convert_error(uri: str, error: Exception) -> StorageError:
         return StorageError("missing_file", f"{uri}: no such object or bucket")
     if re.search(r"curlCode: 28|[Tt]imeout|DEADLINE_EXCEEDED", text):
         return StorageError("time_out", f"{uri}: {text}")
-    return StorageError("unreadable", f"{uri}: {text}")
+    # Busy, or a connection that broke: soon better. No server at all is no video's fault, and not waited for.
+    is_transient = bool(TRANSIENT.search(text)) and not re.search(r"curlCode: [67]\b", text)
+    return StorageError("unreadable", f"{uri}: {text}", is_transient)
