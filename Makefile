@@ -1,4 +1,4 @@
-# make demo: install, then the whole loop in the nano world (4 minutes on 2 cores, 3 GB).
+# make demo: install, then the whole loop in the nano world (4 to 5 minutes on 2 cores, 3 GB).
 # make test: install, then lint, types and tests.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

@@ -10,6 +10,7 @@ from jobs.ingest.recipe import IngestRecipe
 from wm.datasets.layouts.base import ImagePair, LabelledRow, Problem, VideoSegment
 from wm.datasets.layouts.labelled import find_tables, list_labelled, load_images
 from wm.datasets.layouts.stored_images import StoredImages
+from wm.files.mirror import to_uri
 from wm.images import Pixels, decode_image, encode_png
 from wm.records import StoredImage
 from wm.runs import digest_of
@@ -126,7 +127,7 @@ def _load_ends(recipe: IngestRecipe, process: IsolatedProcess, segment: VideoSeg
         {"bytes": ends.source_png, "path": None},
         {"bytes": ends.target_png, "path": None},
         {
-            "video_uri": segment.video,
+            "video_uri": to_uri(segment.video),  # not where this node has its copy
             "source_frame": 0,
             "target_frame": ends.num_frames - 1,
             "source_time_s": ends.source_time_s,

@@ -4,10 +4,11 @@ Where there are none, access is anonymous. An S3-compatible server is named in t
 ``AWS_ENDPOINT_URL``. Not known here: what is read.
 """
 
+import importlib.util
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from wm.files.uris import ObjectAddress
 
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 CONNECT_LIMIT_S = 10.0
+
+
+class BotoClient(Protocol):
+    """What is used of boto3's client."""
+
+    def delete_object(self, *, Bucket: str, Key: str) -> object:
+        """Remove an object; nothing if there is none."""
+        ...
 
 
 def get_filesystem(address: ObjectAddress, stall_limit_s: float) -> "FileSystem":
@@ -67,6 +76,48 @@ def _open_filesystem(
         allow_delayed_open=True,  # a small object is one request, not three
         **settings,
     )
+
+
+def get_boto_client(address: ObjectAddress) -> "BotoClient | None":
+    """Return boto3's client for an S3 address where boto3 is installed (the extra ``s3``), or None.
+
+    Objects are removed by it: ``pyarrow.fs`` writes an empty object for the folder of each one that it removes, which
+    costs a request, and which stores that keep objects as files (rclone) take for a file.
+    """
+    if importlib.util.find_spec("boto3") is None:
+        return None
+    endpoint, region, anonymous = _s3_settings(address)
+    return _open_boto_client(endpoint, region, anonymous, os.environ.get("AWS_ACCESS_KEY_ID", ""), os.getpid())
+
+
+@lru_cache(maxsize=64)
+def _open_boto_client(endpoint: str, region: str, anonymous: bool, _login: str, _process: int) -> "BotoClient":
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=CONNECT_LIMIT_S,
+        read_timeout=60,
+        retries={"mode": "standard"},
+        signature_version=UNSIGNED if anonymous else None,
+    )
+    # A session of its own: the default one is not safe between threads.
+    client: BotoClient = boto3.session.Session().client(
+        "s3", endpoint_url=endpoint or None, region_name=region or None, config=config
+    )
+    return client
+
+
+def _s3_settings(address: ObjectAddress) -> tuple[str, str, bool]:
+    """Return endpoint with scheme, region and whether access is anonymous; the URI's own options come first."""
+    options = dict(address.options)
+    endpoint = options.get("endpoint_override") or _s3_endpoint()
+    if endpoint and "://" not in endpoint:
+        endpoint = f"{options.get('scheme') or 'https'}://{endpoint}"
+    region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+    anonymous = options.get("anonymous", "").lower() in ("true", "1") or not has_login("s3")
+    return endpoint, region or ("us-east-1" if endpoint else ""), anonymous
 
 
 def has_login(scheme: str) -> bool:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from wm.errors import InputError, to_line
 from wm.files.atomic import temporary_path
-from wm.files.clients import has_login
+from wm.files.clients import get_boto_client, has_login
 from wm.files.storage import StorageError, object_store
 from wm.files.uris import parse_address, scheme_of
 
@@ -228,8 +228,13 @@ def delete_object(uri: str, *, patience_s: float = PATIENCE_S) -> None:
     Raises:
         BucketError: It cannot be removed.
     """
+    address = parse_address(uri)
+    boto = get_boto_client(address) if address.scheme == "s3" else None
 
     def work(store: "FileSystem", path: str) -> None:
+        if boto is not None:
+            boto.delete_object(Bucket=address.bucket, Key=address.key)
+            return
         try:
             store.delete_file(path)
         except FileNotFoundError:
@@ -331,6 +336,19 @@ def progress(num_bytes: int, uri: str) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
+def _with_reason(store: "FileSystem", path: str, error: OSError) -> OSError:
+    """Return the error of a listing in place of one that has a status only: answers to HEAD requests have no text."""
+    from pyarrow import fs
+
+    if "HeadObject" not in str(error) or not re.search(r"status 400|ACCESS_DENIED", str(error)):
+        return error
+    try:
+        store.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    except OSError as reason:
+        return reason
+    return error
+
+
 def _facts(info: "FileInfo", name: str) -> ObjectFacts:
     return ObjectFacts(name, info.size or 0, info.mtime_ns or 0)
 
@@ -356,7 +374,11 @@ def _within(uri: str, limit_s: float, act: str, work: "Callable[[FileSystem, str
 
     def call() -> None:
         try:
-            results.put((True, work(*object_store(uri, stall_limit_s=min(limit_s, REQUEST_LIMIT_S)))))
+            store, path = object_store(uri, stall_limit_s=min(limit_s, REQUEST_LIMIT_S))
+            try:
+                results.put((True, work(store, path)))
+            except OSError as error:
+                raise _with_reason(store, path, error) from error
         except BaseException as error:
             results.put((False, error))
 
@@ -368,7 +390,8 @@ def _within(uri: str, limit_s: float, act: str, work: "Callable[[FileSystem, str
         raise BucketError(uri, f"no answer within {limit_s:g} s", "time_out", transient=True) from None
     if is_done:
         return value  # type: ignore[return-value]
-    if isinstance(value, (OSError, pa.ArrowException)):
+    # boto3's are known by their package, which need not be installed.
+    if isinstance(value, (OSError, pa.ArrowException)) or type(value).__module__.startswith("botocore"):
         raise explain_error(uri, value, act) from value
     if isinstance(value, StorageError):
         raise BucketError(uri, value.detail, value.reason, transient=True) from value
