@@ -18,8 +18,9 @@ from wm.config import Recipe
 from wm.errors import InputError
 from wm.evaluation.gates import Gate, GateMetric, Role, gate, read_gate_set
 from wm.evaluation.heldout import SubsetColumn
-from wm.models import load_model, read_manifest
-from wm.paths import InputPath, OutputPath
+from wm.files.mirror import shown, uri_of
+from wm.models import copy_model, load_model, read_manifest
+from wm.paths import ModelPath, OutputPath, TablePath
 from wm.runs import Run, RunRecord, digest_of, read_run
 
 
@@ -32,16 +33,16 @@ class GateRecipe(Recipe):
         "batch_size": "resources.batch_size",
     }
 
-    champion: InputPath
+    champion: ModelPath
     """Model folder in use until now: full weights or an adapter."""
-    challenger: InputPath
+    challenger: ModelPath
     """Model folder that replaces it if it is better."""
     role: Role
     """Inverse (idm) or forward (fdm) dynamics."""
-    triplets: InputPath
+    triplets: TablePath
     """Folder of held-out triplets with image codes, not those that the report uses."""
     out: OutputPath
-    """Output folder; out/model leads to the promoted model."""
+    """Output folder; out/model leads to the promoted model: a link, or a copy if one of them is in a bucket."""
     metric: GateMetric = "nats"
     """nats: negative log-likelihood of the truth a token; preference: mean share of the probe's four comparisons."""
     min_gain: float = Field(default=0.0, ge=0)
@@ -50,7 +51,7 @@ class GateRecipe(Recipe):
     """Use so many triplets, spread evenly over the set; 0: all."""
     subset: SubsetColumn = "dataset"
     """The probe's negatives come from rows with the same value in this column."""
-    base: InputPath = ""
+    base: ModelPath = ""
     """Base folder of adapters; empty: the one their manifests name."""
     resources: DeviceSettings = DeviceSettings()
     """Where the models run."""
@@ -77,9 +78,10 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
     for name in names[:2]:
         manifest = read_manifest(getattr(recipe, name))
         if manifest is not None and manifest.task not in (None, recipe.role):
-            raise InputError(f"{name} = {getattr(recipe, name)} was trained as {manifest.task}, not as {recipe.role}")
+            path = shown(getattr(recipe, name))
+            raise InputError(f"{name} = {path} was trained as {manifest.task}, not as {recipe.role}")
     if dry_run or is_complete:
-        print(f"gate: {'already complete in' if is_complete else 'would decide in'} {recipe.out}")
+        print(f"gate: {'already complete in' if is_complete else 'would decide in'} {shown(recipe.out)}")
         return (read_run(recipe.out) or {}) if is_complete else {}
     stage.start()
     gates: dict[str, Gate] = {}
@@ -91,7 +93,7 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
     # A model that copies its source has good likelihoods of what does not change: it never replaces one.
     promoted = gain > recipe.min_gain and not gates["challenger"].has_collapsed
     winner = "challenger" if promoted else "champion"
-    _link_model(Path(getattr(recipe, winner)), stage.out / "model")
+    _place_model(Path(getattr(recipe, winner)), stage.out / "model")
     figures = {name: result.figures() for name, result in gates.items()}
     summary = {"promoted": winner, "gain": gain, "standard_error": error, "figures": figures}
     record = stage.finish({"triplets": len(gates["champion"].nats_B)}, summary=summary)
@@ -100,7 +102,7 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
     if gates["challenger"].has_collapsed:
         print(f"  the challenger copies its source in {gates['challenger'].copies:.0%} of the triplets: not promoted")
     spread = "" if error is None else f" ± {error:.4f} (standard error over triplets)"
-    print(f"gate: {recipe.metric} better by {gain:.4f}{spread}: the {winner} is used, {stage.out / 'model'}")
+    print(f"gate: {recipe.metric} better by {gain:.4f}{spread}: the {winner} is used, {shown(stage.out / 'model')}")
     return record
 
 
@@ -132,13 +134,16 @@ def _evaluate(recipe: GateRecipe, path: str) -> Gate:
     return gate(vlm, recipe.role, held_out, batch_size=recipe.resources.batch_size)
 
 
-def _link_model(model: Path, link: Path) -> None:
-    """Write ``link`` to ``model`` under a temporary name, then rename it."""
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+def _place_model(model: Path, target: Path) -> None:
+    """Make ``target`` lead to ``model``: a link, or a copy where one of them is in a bucket, which has no links."""
+    if uri_of(model) is not None or uri_of(target) is not None:
+        copy_model(model, target)
+        return
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     # Relative, so that the folder of all stages can be moved.
-    temporary.symlink_to(os.path.relpath(model.resolve(), link.parent.resolve()))
-    temporary.replace(link)
+    temporary.symlink_to(os.path.relpath(model.resolve(), target.parent.resolve()))
+    temporary.replace(target)
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from pydantic import Field
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
+from wm.files.mirror import publish, shown
 from wm.paths import OutputPath
 from wm.runs import Run, RunRecord, read_run, write_json
 
@@ -74,8 +75,8 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> RunRecord:
     is_complete = stage.is_complete()
     if dry_run or is_complete:
         print(
-            f"pretrain: {'already complete in' if is_complete else 'would train into'} {recipe.out}/model: codec "
-            f"{recipe.encoder_steps} + {recipe.decoder_steps} steps, language model {recipe.max_steps} steps"
+            f"pretrain: {'already complete in' if is_complete else 'would train into'} {shown(recipe.out)}/model: "
+            f"codec {recipe.encoder_steps} + {recipe.decoder_steps} steps, language model {recipe.max_steps} steps"
         )
         for line in [] if is_complete else schedule_warnings(recipe):
             print(f"warning: {line}")
@@ -106,7 +107,7 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> RunRecord:
         figures={"codec": codec_figures, "language_model": figures},
     )
     print(
-        f"pretrain: base of {size / 1e6:.2f} M parameters in {recipe.out}/model "
+        f"pretrain: base of {size / 1e6:.2f} M parameters in {shown(recipe.out)}/model "
         f"(codes in use {codec_figures['codes_used']:.0f}, loss {figures['loss']:.3f} nats a token)"
     )
     return record
@@ -172,7 +173,9 @@ def _load_or_train_codec(recipe: PretrainRecipe) -> tuple["ImageCodec", dict[str
             vqgan, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), _codec_settings(recipe), report
         )
     save_file(vqgan.state_dict(), weights)
+    publish(weights)
     write_json(facts, figures)  # after the weights: where it is, they are complete
+    publish(facts)
     return ImageCodec(vqgan, blank.scale), figures
 
 

@@ -29,8 +29,9 @@ with exit_on_interrupt():
     from serve_apps.recipe import ServeRecipe
     from wm import cli
     from wm.errors import InputError
+    from wm.files.mirror import shown
     from wm.packaged import to_packaged_name
-    from wm.paths import InputPath
+    from wm.paths import ModelPath
     from wm.private_session import joined_session, private_session
 
 APPLICATION = "world_model"
@@ -60,9 +61,9 @@ PROXY_WAITS_S = 10
 class StartRecipe(ServeRecipe):
     """What to serve, and where to listen."""
 
-    fdm: InputPath = Field("nano:fdm", validate_default=True)
+    fdm: ModelPath = Field("nano:fdm", validate_default=True)
     """Folder of the forward dynamics model: full, or an adapter. The default is installed with the package."""
-    idm: InputPath = Field("nano:idm", validate_default=True)
+    idm: ModelPath = Field("nano:idm", validate_default=True)
     """Folder of the inverse dynamics model that verifies: full, or an adapter. The default is installed with the
     package."""
     host: str = "127.0.0.1"
@@ -172,7 +173,7 @@ def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
         recipe: What to serve, and where.
         dry_run: Whether to check the models and the port alone, and start nothing.
     """
-    models = f"fdm {to_packaged_name(recipe.fdm)} and idm {to_packaged_name(recipe.idm)}"
+    models = f"fdm {shown(to_packaged_name(recipe.fdm))} and idm {shown(to_packaged_name(recipe.idm))}"
     if dry_run:
         check_port(recipe.host, recipe.port)
         is_of_toy = is_toy(check_models(recipe))

@@ -14,9 +14,11 @@ from serve_apps.recipe import ADAPTER
 from serve_apps.results import AdapterEntry
 from wm.dynamics import Role, load_role
 from wm.errors import InputError
+from wm.files.mirror import shown, uri_of
 from wm.models import read_manifest
 from wm.models.folder_checks import check_no_code
-from wm.models.manifest import Manifest, is_adapter, is_model_folder, model_folder
+from wm.models.manifest import Manifest, is_adapter, is_model_folder, list_model_folders, model_folder
+from wm.models.remote import changed_s, to_local
 
 ServedT = TypeVar("ServedT")
 logger = logging.getLogger("ray.serve")
@@ -34,10 +36,11 @@ def find_adapters(folder: str | Path, base_id: str) -> dict[str, tuple[Path, Man
     Returns:
         Folder and manifest of each, by model name, in the order of the names.
     """
+    root = to_local(folder)
     try:
-        entries = sorted(Path(folder).iterdir())
-    except OSError as error:
-        _log_once(Path(folder), f"the folder of adapters {str(folder)!r} cannot be listed: {error}")
+        entries = list_model_folders(root) if uri_of(root) is not None else sorted(root.iterdir())
+    except (InputError, OSError) as error:
+        _log_once(root, f"the folder of adapters {shown(folder)!r} cannot be listed: {error}")
         return {}
     # One that is damaged must not take the others with it.
     adapters = {}
@@ -45,7 +48,7 @@ def find_adapters(folder: str | Path, base_id: str) -> dict[str, tuple[Path, Man
         try:
             manifest = _read_servable(entry, base_id)
         except (InputError, OSError) as error:
-            _log_once(entry, f"adapter {str(entry)!r} is not served: {error}")
+            _log_once(entry, f"adapter {shown(entry)!r} is not served: {shown(error)}")
             continue
         # Once it is served again, what is wrong with it later is news.
         if manifest is not None:
@@ -89,7 +92,7 @@ def list_adapters(folder: str | Path, base_id: str) -> list[AdapterEntry]:
         base_id: Of the base that is loaded.
     """
     return [
-        {"id": name, "task": str(manifest.task), "created": _changed_s(path)}
+        {"id": name, "task": str(manifest.task), "created": changed_s(path)}
         for name, (path, manifest) in find_adapters(folder, base_id).items()
     ]
 
@@ -127,15 +130,7 @@ class Adapters(Generic[ServedT]):
         try:
             role = load_role(path, over=self._base)
         except (InputError, OSError) as error:
-            logger.error("adapter %s cannot be served: %s", path, error)
+            logger.error("adapter %s cannot be served: %s", shown(path), shown(error))
             message = f"model {name!r} cannot be loaded; the server's log says why"
             raise ApiError(message, status=503, kind="server_error", code="model_not_loadable") from error
         return self._build(role)
-
-
-def _changed_s(folder: Path) -> int:
-    """Return when a folder was last changed, in seconds; 0 if it has been removed since it was listed."""
-    try:
-        return int(folder.stat().st_mtime)
-    except OSError:
-        return 0

@@ -6,6 +6,7 @@ from serve_apps.examples import load_examples
 from serve_apps.keys import read_keys
 from serve_apps.recipe import OTHER_CODEC, ServeRecipe
 from wm.errors import InputError
+from wm.files.mirror import list_below, shown, uri_of
 from wm.packaged import SHIPPED
 
 
@@ -26,13 +27,20 @@ def check_models(recipe: ServeRecipe) -> str:
     from wm import models
 
     # 1. Files that are read when the server is up already.
+    if recipe.keys and uri_of(recipe.keys) is not None:
+        raise InputError(
+            f"keys = {uri_of(recipe.keys)!r}: expected a local file, which is read again whenever it changes; on "
+            "Kubernetes mount a Secret"
+        )
     if recipe.keys:
         read_keys(recipe.keys)
     load_examples(recipe.examples, recipe.limits())
     # 2. Folders.
     for key in ("fdm", "idm", "base", "adapters"):
         folder = getattr(recipe, key)
-        if folder is not None and not Path(folder).is_dir():
+        if folder is not None and uri_of(folder) is not None:
+            _look_up(key, folder)
+        elif folder is not None and not Path(folder).is_dir():
             if key == "adapters":
                 raise InputError(f"{key} = {folder!r}: no such folder")
             raise InputError(f"{key} = {folder!r}: no such model folder{models.hub_hint(folder)}")
@@ -45,15 +53,30 @@ def check_models(recipe: ServeRecipe) -> str:
     if len(set(codecs)) > 1:
         raise InputError(OTHER_CODEC.format(*codecs))
     # With manifests, and without these two, no model's code is imported: it would take a server seconds more to start.
-    if recipe.base_sharing == "shared" or recipe.adapters:
+    # Weights in a bucket are not brought to whoever starts the server: its replicas compare them as they load.
+    is_here = not any(uri_of(folder) for folder in (recipe.fdm, recipe.idm, recipe.base or ""))
+    if is_here and (recipe.base_sharing == "shared" or recipe.adapters):
         from wm.dynamics import find_shared_base
 
         find_shared_base(recipe.fdm, recipe.idm, recipe.base)
-    if recipe.num_draft_tokens:
+    if is_here and recipe.num_draft_tokens:
         from wm.dynamics import check_draft_length
 
         check_draft_length(recipe.num_draft_tokens, models.load_codec(recipe.base or recipe.fdm).tokens_per_image)
     return codecs[0]
+
+
+def _look_up(key: str, folder: str) -> None:
+    """Raise :class:`InputError` if a folder of a bucket is not there."""
+    from wm import models
+
+    try:
+        if key == "adapters":
+            list_below(folder)
+        else:
+            models.model_folder(folder)
+    except InputError as error:
+        raise InputError(f"{key} = {shown(error)}") from error
 
 
 def is_toy(codec_id: str) -> bool:

@@ -14,7 +14,9 @@ from pathlib import Path
 from serve_apps.openai.errors import Limits
 from serve_apps.openai.images import encode_image
 from wm.errors import InputError
+from wm.files.mirror import fetch, uri_of
 from wm.images import Pixels, decode_image, encode_png, fit_square
+from wm.models.remote import to_local
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 ACTIONS_JSON, ACTIONS_CSV = "actions.json", "actions.csv"
@@ -63,10 +65,14 @@ def load_examples(folder: str | None, limits: Limits) -> tuple[Example, ...]:
     """
     if folder is None:
         return ()
-    where = f"examples = {folder!r:.300}"
+    local = to_local(folder)
+    uri = uri_of(local)
+    where = f"examples = {uri or folder!r:.300}"
+    if uri is not None:
+        fetch(local)
     # 1. Which files: whatever is no image, or hidden, is passed over.
     try:
-        root = Path(folder).resolve(strict=True)
+        root = local.resolve(strict=True)
         files = sorted(file for file in root.iterdir() if _is_image_name(file.name))
     except OSError as error:
         raise InputError(f"{where}: no such folder, or it cannot be read: {error.strerror}") from error

@@ -8,7 +8,6 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 from typing import Annotated, TypeVar
 
 import numpy as np
@@ -25,7 +24,9 @@ from serve_apps.openai.images import NamedImage, count_pixels_of, encode_image, 
 from serve_apps.openai.requests import PredictionRequest
 from serve_apps.recipe import OTHER_CODEC, ServeRecipe
 from serve_apps.results import AdapterEntry, ModelEntry
+from wm.errors import InputError
 from wm.images import Pixels
+from wm.models.remote import changed_s, to_local
 
 T = TypeVar("T")
 # A body of so many bytes is parsed where it was read: changing threads would cost more.
@@ -90,9 +91,10 @@ class Catalog:
         if len(set(codecs)) > 1:
             message = OTHER_CODEC.format(*codecs)
             raise ApiError(message, status=503, kind="server_error", code="models_do_not_match")
+        changed_s = await asyncio.gather(*(asyncio.to_thread(_changed_s, folder) for folder in folders.values()))
         self._own = {
-            name: _entry(name, int(Path(folder).stat().st_mtime) if Path(folder).exists() else 0, entry)
-            for (name, folder), entry in zip(folders.items(), described, strict=True)
+            name: _entry(name, changed, entry)
+            for name, changed, entry in zip(folders, changed_s, described, strict=True)
         }
 
     async def _list_adapters(self) -> None:
@@ -103,6 +105,14 @@ class Catalog:
             adapter["id"]: _entry(adapter["id"], adapter["created"], self._own[adapter["task"]]) for adapter in adapters
         }
         self._listed_s = time.monotonic()
+
+
+def _changed_s(folder: str) -> int:
+    """Return when a model was last changed, in s; 0 if this node does not see it."""
+    try:
+        return changed_s(to_local(folder))
+    except InputError:
+        return 0
 
 
 def _entry(name: str, created_s: int, described: ModelEntry) -> CatalogEntry:

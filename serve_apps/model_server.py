@@ -18,6 +18,8 @@ from serve_apps.names import FDM, IDM
 from serve_apps.recipe import ServeRecipe
 from serve_apps.results import AdapterEntry, ModelEntry
 from wm.dynamics import Role, find_shared_base, load_role, load_roles
+from wm.errors import InputError
+from wm.files.mirror import shown
 from wm.images import Pixels
 from wm.models import ImageCodec, load_codec
 from wm.models.vlm import UnifiedVLM
@@ -58,10 +60,14 @@ class ModelServer:
         if ray.is_initialized():  # not where a test makes one in its own process
             keep_replica_local(ray.util.get_node_ip_address())
         torch.set_num_threads(recipe.num_threads(self.TASKS[0]))
-        base, roles = _load_models(recipe, self.TASKS)
         folder = recipe.base or (recipe.fdm if FDM in self.TASKS else recipe.idm)
         self._recipe = recipe
-        self._codec = load_codec(folder, device=recipe.device)
+        try:
+            base, roles = _load_models(recipe, self.TASKS)
+            self._codec = load_codec(folder, device=recipe.device)
+        except InputError as error:
+            # Whoever starts the server has named URIs, and knows nothing of this node's copies.
+            raise InputError(shown(error)) from error
         self._thread = ModelThread()
         self._own = {task: _serve(role) for task, role in roles.items()}
         self._base = base

@@ -12,7 +12,7 @@ from serve_apps.names import FDM, MAX_GUIDANCE_SCALE
 from serve_apps.openai.errors import Limits
 from serve_apps.openai.images import MAX_PIXELS_FACTOR
 from wm.config import Recipe
-from wm.paths import InputPath, OptionalInputPath
+from wm.paths import ModelPath, OptionalInputPath, OptionalModelPath
 
 # Any other model's name is this and the name of its folder.
 ADAPTER = "base:"
@@ -65,13 +65,13 @@ class ServeRecipe(Recipe):
         "block": "num_draft_tokens",
     }
 
-    fdm: InputPath
+    fdm: ModelPath
     """Folder of the forward dynamics model: full, or an adapter."""
-    idm: InputPath
+    idm: ModelPath
     """Folder of the inverse dynamics model that verifies: full, or an adapter."""
-    base: OptionalInputPath = None
+    base: OptionalModelPath = None
     """Folder of the base the adapters belong to; the one their manifests name if left out."""
-    adapters: OptionalInputPath = None
+    adapters: OptionalModelPath = None
     """Folder with more adapters of the same base, one a folder: each is served as base:NAME, read when it is first
     asked for. fdm and idm are then adapters of that base too, applied as they run; not with base_sharing = merged."""
     max_adapters: int = Field(4, ge=1)

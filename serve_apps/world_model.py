@@ -16,6 +16,7 @@ from serve_apps.exposure import check_guarded, find_proxy_host
 from serve_apps.ingress import Ingress
 from serve_apps.names import FDM, IDM
 from serve_apps.recipe import ServeRecipe
+from wm.files.mirror import uri_of
 from wm.packaged import resolve_packaged
 
 SHIPPED = Path(__file__).with_name("world_model.yaml")
@@ -44,8 +45,8 @@ def bind(args: ServeRecipe, codec_id: str) -> serve.Application:
     """
     if args.examples is None and is_toy(codec_id):
         args = args.model_copy(update={"examples": resolve_packaged(TOY_EXAMPLES)})
-    # Workers may run in another folder.
-    paths = {key: str(Path(value).resolve()) for key in PATHS if (value := getattr(args, key))}
+    # Workers may run in another folder, and on nodes that keep their copies of buckets elsewhere.
+    paths = {key: uri_of(value) or str(Path(value).resolve()) for key in PATHS if (value := getattr(args, key))}
     if args.keys:
         # Links stay: Kubernetes leads the file of a Secret through one that is set anew when its keys change, and that
         # leads elsewhere on every node.

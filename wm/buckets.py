@@ -12,7 +12,7 @@ from typing import TextIO, TypeVar, cast
 
 from wm.config import Recipe
 from wm.errors import InputError
-from wm.files.mirror import WRITERS, fetch, on_this_node, shown, uri_of
+from wm.files.mirror import WRITERS, fetch, mirrored_path, on_this_node, shown, uri_of
 from wm.files.uris import join_uri
 from wm.paths import PathKey, path_key
 
@@ -43,7 +43,7 @@ def prepare_buckets(recipe: Recipe) -> None:
             check_writable(name, uri)
     for name, uri, mark in paths:
         if not mark.is_output:
-            fetch_input(name, uri, is_lazy=mark.is_lazy)
+            fetch_input(name, uri, is_lazy=mark.is_lazy, is_model=mark.is_model)
 
 
 def find_bucket_paths(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, str, PathKey]]:
@@ -84,13 +84,14 @@ def check_writable(name: str, uri: str) -> None:
         raise InputError(f"{name} = {uri!r}: {error.detail}") from error
 
 
-def fetch_input(name: str, uri: str, *, is_lazy: bool = False) -> Path:
+def fetch_input(name: str, uri: str, *, is_lazy: bool = False, is_model: bool = False) -> Path:
     """Make the local copy of an input.
 
     Args:
         name: Recipe key, for the message.
         uri: Of the file or folder.
         is_lazy: Leave Parquet files to who reads them.
+        is_model: Leave all files to who loads the model: a run's folder has more than that.
 
     Raises:
         InputError: It cannot be read.
@@ -100,7 +101,7 @@ def fetch_input(name: str, uri: str, *, is_lazy: bool = False) -> Path:
     try:
         # Asked for briefly, so that a wrong bucket or login is reported soon.
         list_objects(uri, patience_s=CHECK_S)
-        return fetch(uri, leave=LARGE if is_lazy else ())
+        return mirrored_path(uri) if is_model else fetch(uri, leave=LARGE if is_lazy else ())
     except BucketError as error:
         inner = "" if error.uri == uri else f"{error.uri}: "
         raise InputError(f"{name} = {uri!r}: {inner}{error.detail}") from error
@@ -130,7 +131,8 @@ def _localise(value: object, mark: PathKey | None) -> object:
         return {key: _localise(item, mark) for key, item in value.items()}
     if mark is None or not isinstance(value, str) or uri_of(value) is None:
         return value
-    if mark.is_output:
+    # Whoever loads a model fetches what it needs.
+    if mark.is_output or mark.is_model:
         return str(on_this_node(value))
     return str(fetch(value, leave=LARGE if mark.is_lazy else ()))
 

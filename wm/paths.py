@@ -35,6 +35,8 @@ class PathKey:
     """True if what is written there can be made again: a disk of one node does."""
     is_lazy: bool = False
     """True if Parquet files of an input in a bucket are fetched by whoever reads them."""
+    is_model: bool = False
+    """True if an input is a model, of which whoever looks at it or loads it fetches what it needs."""
 
 
 INPUT: Final = PathKey(is_output=False)
@@ -68,6 +70,9 @@ OptionalInputPath = Annotated[str | None, INPUT, _AS_PATH, _AS_NAME]
 TablePath = Annotated[str, PathKey(is_output=False, is_lazy=True), _AS_PATH, _AS_NAME]
 """A stage's output, or a folder of Parquet files, which are fetched by whoever reads them: see wm.tables."""
 OptionalTablePath = Annotated[str | None, PathKey(is_output=False, is_lazy=True), _AS_PATH, _AS_NAME]
+ModelPath = Annotated[str, PathKey(is_output=False, is_model=True), _AS_PATH, _AS_NAME]
+"""A model folder, or that of the run that trained it: see wm.models.manifest."""
+OptionalModelPath = Annotated[str | None, PathKey(is_output=False, is_model=True), _AS_PATH, _AS_NAME]
 SourcePath = Annotated[str, PathKey(is_output=False, takes_uri=True), _AS_SHIPPED, _AS_SHIPPED_NAME]
 """Videos: a URI stays one, and its reader opens it."""
 OptionalSourcePath = Annotated[str | None, PathKey(is_output=False, takes_uri=True), _AS_SHIPPED, _AS_SHIPPED_NAME]

@@ -19,6 +19,7 @@ from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import count_changes
 from wm.dynamics import Roles, check_draft_length, predict_observations
 from wm.errors import InputError
+from wm.files.mirror import shown
 from wm.images import decode_image, fit_square
 from wm.models import ImageCodec, load_codec
 from wm.records import REJECT_SCHEMA, SEED_SCHEME, STAGE_TABLES, TRIPLET_SCHEMA
@@ -134,7 +135,7 @@ def _count(out: Path, num_tries: int) -> report.Counts:
     # Rows in = rows out + rejects, always.
     if changes.rows + reasons.total() != num_tries:
         raise InputError(
-            f"{out}: {changes.rows} triplets and {reasons.total()} rejects do not add up to {num_tries} tries"
+            f"{shown(out)}: {changes.rows} triplets and {reasons.total()} rejects do not add up to {num_tries} tries"
         )
     return {
         "tries": num_tries,

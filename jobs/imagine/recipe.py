@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from jobs.shared.roles import RolesRecipe
 from wm.config import Recipe
 from wm.dynamics import Search
-from wm.paths import InputPath, OutputPath
+from wm.paths import OutputPath, TablePath
 
 
 class TrySearch(Search):
@@ -44,9 +44,9 @@ class ImagineRecipe(RolesRecipe):
         "max_unchanged": "filters.max_unchanged",
     }
 
-    sources: InputPath
+    sources: TablePath
     """Folder of triplets whose source images are used."""
-    actions: InputPath
+    actions: TablePath
     """Folder of triplets whose actions are tried, each only in sources of the same subset."""
     subset: str = ""
     """Column that separates subsets, such as class_label; empty: any action in any source."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 from jobs.imagine.recipe import ImagineRecipe
+from wm.files.mirror import shown
 
 
 class Counts(TypedDict):
@@ -24,12 +25,12 @@ def print_plan(recipe: ImagineRecipe, num_tries: int, num_sources: int) -> None:
         num_tries: Pairs of a source and an action.
         num_sources: Images.
     """
-    print(f"imagine: would try {num_tries:,} actions in {num_sources:,} sources into {recipe.out}")
+    print(f"imagine: would try {num_tries:,} actions in {num_sources:,} sources into {shown(recipe.out)}")
 
 
 def print_complete(recipe: ImagineRecipe) -> None:
     """Print that nothing is left to do."""
-    print(f"imagine: already complete in {recipe.out}")
+    print(f"imagine: already complete in {shown(recipe.out)}")
 
 
 def print_result(recipe: ImagineRecipe, counts: Counts) -> None:
@@ -41,7 +42,7 @@ def print_result(recipe: ImagineRecipe, counts: Counts) -> None:
     """
     reasons = ", ".join(f"{name} {number}" for name, number in counts["by_reason"].items()) or "-"
     print(
-        f"imagine: {counts['tries']:,} tries → {counts['triplets']:,} triplets in {recipe.out}/triplets, "
+        f"imagine: {counts['tries']:,} tries → {counts['triplets']:,} triplets in {shown(recipe.out)}/triplets, "
         f"{counts['rejects']:,} rejects ({reasons})"
     )
     if counts["unchanged_codes"]:

@@ -8,6 +8,7 @@ from jobs.imagine.recipe import ImagineRecipe
 from wm.datasets.pairing import pair_actions
 from wm.errors import InputError
 from wm.evaluation.heldout import spread_rows
+from wm.files.mirror import shown
 from wm.records import TRIPLET_SCHEMA, TripletRow, derive_seed, row_seeds
 from wm.tables import read_table, triplets_folder
 
@@ -38,7 +39,7 @@ def pair_tries(recipe: ImagineRecipe) -> list[list[Try]]:
     # 1. Sources, spread over the set, so that a limit does not take one class alone.
     table = _load_sorted(recipe, recipe.sources, _SOURCE_COLUMNS)
     if not table.num_rows:
-        raise InputError(f"no triplet in {recipe.sources}")
+        raise InputError(f"no triplet in {shown(recipe.sources)}")
     rows: list[TripletRow] = table.take(spread_rows(table.num_rows, recipe.limit or None)).to_pylist()
     # 2. Actions, each for sources of its own subset.
     action_rows: list[TripletRow] = _load_sorted(recipe, recipe.actions, ["action"]).to_pylist()
@@ -47,7 +48,9 @@ def pair_tries(recipe: ImagineRecipe) -> list[list[Try]]:
     subsets = [_subset_of(recipe, row) for row in rows]
     actions_by_row = pair_actions(subsets, actions, each=recipe.actions_each, seeds=seeds)
     if not any(actions_by_row):
-        raise InputError(f"no action of {recipe.actions} is of the {recipe.subset} of any source in {recipe.sources}")
+        raise InputError(
+            f"no action of {shown(recipe.actions)} is of the {recipe.subset} of any source in {shown(recipe.sources)}"
+        )
     # 3. Every try has noise of its own, from the source's id and the action: neither the parts nor ``limit`` change it.
     return [
         [Try(row, action, derive_seed(seed, action)) for action in row_actions]

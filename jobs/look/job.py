@@ -37,6 +37,7 @@ from wm.datasets.videos.listing import listing_digest, passed_over_of
 from wm.datasets.videos.passed_over import describe
 from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
+from wm.files.mirror import fetch, list_below, shown, uri_of
 from wm.files.uris import is_remote, local_path
 from wm.runs import Run, read_run
 from wm.tables import write_table
@@ -71,6 +72,9 @@ def run(recipe: LookRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     rows = list(islice(spread_rows(listing.column("class_label").to_pylist()), recipe.max_clips))
     stage = Run(out, "look", recipe, {"videos": digest})
     is_complete = stage.is_complete()
+    # What another node has looked at.
+    if uri_of(out) is not None and list_below(out, missing_ok=True):
+        fetch(out)
     clips = load_clips(out)
     # 2. What earlier runs have left.
     pending = _order_pending(listing, rows, clips)
@@ -78,10 +82,11 @@ def run(recipe: LookRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         print(f"  {line}")
     if dry_run:
         done = f", {len(rows) - len(pending):,} of them are finished" if len(pending) < len(rows) else ""
-        print(f"look: would look at {len(rows):,} of {listing.num_rows:,} clips{done}; page: {out / 'index.html'}")
+        page = shown(out / "index.html")
+        print(f"look: would look at {len(rows):,} of {listing.num_rows:,} clips{done}; page: {page}")
         return {}
     if is_complete and not pending:
-        print(f"look: already complete in {out}\n  open {out / 'index.html'}")
+        print(f"look: already complete in {shown(out)}\n  open {shown(out / 'index.html')}")
         return read_run(out) or {}
     # A page of fewer clips is a complete run too: more of them are looked at.
     if is_complete:
@@ -201,7 +206,7 @@ def _write(
         "png_bytes_per_image": round(sum(png_bytes) / len(png_bytes)) if png_bytes else None,
         "page_bytes": num_bytes,
     }
-    record = stage.finish(totals, passed_over=passed_over, page=str(out / "index.html"))
+    record = stage.finish(totals, passed_over=passed_over, page=shown(out / "index.html"))
     for notice in notices:
         print(f"  {notice}")
     print(describe_result(recipe, totals, expectations[recipe.keyframes.rule], commands, out))
@@ -237,7 +242,7 @@ def _write_tables(verdicts: Verdicts, recipe: LookRecipe, out: Path) -> None:
 
 def _plan_command(recipe: LookRecipe, out: Path) -> str:
     rates = 'rates=["keyframes.json", "annotate.json"]'
-    return f"wm plan plan/cluster {shlex.join([rates, f'videos={recipe.videos}', f'from_run={out}'])}"
+    return f"wm plan plan/cluster {shlex.join([rates, f'videos={recipe.videos}', f'from_run={shown(out)}'])}"
 
 
 def _title(recipe: LookRecipe) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.look.recipe import LookRecipe
 from jobs.look.verdicts import Expectation
+from wm.files.mirror import shown
 
 
 def describe_result(
@@ -46,5 +47,5 @@ def describe_result(
         lines.append(f"  all {counts['listed']:,} clips: about {expectation.kept:,.0f} pairs kept; {more}")
     # 4. What to do now; the page comes last, where the eye is.
     lines += [f"  next: {command}" for command in commands[:1]]
-    lines.append(f"  open {out / 'index.html'}")
+    lines.append(f"  open {shown(out / 'index.html')}")
     return "\n".join(lines)

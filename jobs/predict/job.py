@@ -10,8 +10,6 @@ With tree='[["…", "…"], ["…", "…"]]' instead of actions, each action of 
 before.
 """
 
-from pathlib import Path
-
 import torch
 
 from jobs.predict import report
@@ -26,6 +24,7 @@ from wm.cli import progress_bar
 from wm.dynamics import Roles, StepDone, check_draft_length, grow_tree, roll_out
 from wm.errors import InputError
 from wm.evaluation.heldout import HeldOut, read_held_out
+from wm.files.mirror import fetch, shown
 from wm.images import Pixels, decode_image, fit_square
 from wm.models import ImageCodec, load_codec
 from wm.records import SEED_SCHEME
@@ -138,15 +137,15 @@ def _predict_triplets(
     record = stage.finish(counts)
     report.print_triplets(counts, stage.out)
     if recipe.storyboard_triplets:
-        print(f"  storyboard: {stage.out / STORYBOARD}")
+        print(f"  storyboard: {shown(stage.out / STORYBOARD)}")
     return record
 
 
 def _load_image(path: str, codec: ImageCodec) -> Pixels:
-    file = Path(path)
+    file = fetch(path)
     if not file.is_file():
         raise InputError(f"image = {path!r}: no such file")
-    return fit_square(decode_image(file.read_bytes(), f"image {path}"), codec.side_px)
+    return fit_square(decode_image(file.read_bytes(), f"image {shown(path)}"), codec.side_px)
 
 
 def main() -> int:

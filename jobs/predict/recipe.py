@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from jobs.shared.roles import RolesRecipe
 from wm.dynamics import Search
-from wm.paths import InputPath, OutputPath
+from wm.paths import InputPath, OutputPath, TablePath
 
 _ACTION_CHARS = 1000
 """Of an action, as on the server."""
@@ -33,7 +33,7 @@ class PredictRecipe(RolesRecipe):
     tree: list[list[str]] | None = Field(default=None, min_length=1)
     """With image, instead of actions: a tree of actions, level by level. Each action of a level is done in every image
     of the level before; the images are in out/tree.png. Left out: none."""
-    triplets: InputPath = ""
+    triplets: TablePath = ""
     """Instead of image: folder of triplets, whose actions are done in their source images."""
     limit: int = Field(default=0, ge=0)
     """With triplets: use so many, spread evenly over the set; 0: all."""

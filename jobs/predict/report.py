@@ -5,11 +5,12 @@ from pathlib import Path
 
 from jobs.predict.recipe import PredictRecipe
 from wm.dynamics import Branch, Rollout
+from wm.files.mirror import shown
 
 
 def print_complete(recipe: PredictRecipe) -> None:
     """Print that nothing is left to do."""
-    print(f"predict: already complete in {recipe.out}")
+    print(f"predict: already complete in {shown(recipe.out)}")
 
 
 def print_plan(recipe: PredictRecipe, num_triplets: int) -> None:
@@ -20,8 +21,8 @@ def print_plan(recipe: PredictRecipe, num_triplets: int) -> None:
         num_triplets: Triplets to predict for; not used where the source is an image.
     """
     work = f"{recipe.num_branches} images of a tree" if recipe.tree else f"{len(recipe.actions)} actions"
-    source = f"{work} in {recipe.image}" if recipe.image else f"{num_triplets} triplets"
-    print(f"predict: would predict {source}, best of {recipe.search.num_candidates}, into {recipe.out}")
+    source = f"{work} in {shown(recipe.image)}" if recipe.image else f"{num_triplets} triplets"
+    print(f"predict: would predict {source}, best of {recipe.search.num_candidates}, into {shown(recipe.out)}")
 
 
 def print_rollout(rollout: Rollout, counts: Mapping[str, int], out: Path) -> None:
@@ -38,7 +39,7 @@ def print_rollout(rollout: Rollout, counts: Mapping[str, int], out: Path) -> Non
             f"  step {number}: {step.action}: {candidate.score.mean_logprob:.3f} nats/token, "
             f"{candidate.unchanged_share:.0%} of tokens unchanged, best of {num_candidates}"
         )
-    print(f"predict: {counts['steps']} steps, {counts['draws']} candidates: {out / 'storyboard.png'}")
+    print(f"predict: {counts['steps']} steps, {counts['draws']} candidates: {shown(out / 'storyboard.png')}")
 
 
 def print_tree(tree: Sequence[Sequence[Branch]], counts: Mapping[str, int], out: Path) -> None:
@@ -57,7 +58,7 @@ def print_tree(tree: Sequence[Sequence[Branch]], counts: Mapping[str, int], out:
             steps.append(f"{branch.action} ({branch.prediction.best.score.mean_logprob:.3f} nats/token)")
             index = branch.parent
         print("  " + " → ".join(reversed(steps)))
-    print(f"predict: {counts['branches']} images, {counts['draws']} candidates: {out / 'tree.png'}")
+    print(f"predict: {counts['branches']} images, {counts['draws']} candidates: {shown(out / 'tree.png')}")
 
 
 def print_triplets(counts: Mapping[str, int | float], out: Path) -> None:
@@ -69,5 +70,5 @@ def print_triplets(counts: Mapping[str, int | float], out: Path) -> None:
     """
     print(
         f"predict: {counts['triplets']} triplets, {counts['draws_each']:.2f} candidates each, "
-        f"{counts['unchanged_share']:.0%} of tokens unchanged: {out / 'predictions'}"
+        f"{counts['unchanged_share']:.0%} of tokens unchanged: {shown(out / 'predictions')}"
     )

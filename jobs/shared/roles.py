@@ -10,8 +10,9 @@ from jobs.shared.devices import RolesDeviceSettings, check_device
 from wm.config import Recipe
 from wm.dynamics import Roles, Sampling, find_shared_base, load_roles
 from wm.errors import InputError
-from wm.models import ImageCodec, hub_hint, is_adapter, read_adapter_manifest, read_manifest
-from wm.paths import InputPath
+from wm.files.mirror import uri_of
+from wm.models import ImageCodec, hub_hint, is_adapter, model_folder, read_adapter_manifest, read_manifest
+from wm.paths import ModelPath
 
 
 class RolesRecipe(Recipe):
@@ -25,11 +26,11 @@ class RolesRecipe(Recipe):
         "weights": "resources.base_sharing",
     }
 
-    fdm: InputPath
+    fdm: ModelPath
     """Model folder of the forward model: full weights or an adapter."""
-    idm: InputPath
+    idm: ModelPath
     """Model folder of the inverse model that verifies."""
-    base: InputPath = ""
+    base: ModelPath = ""
     """Base folder of the adapters; empty: the one their manifests name."""
     sampling: Sampling = Sampling()
     """How candidates are sampled."""
@@ -49,7 +50,7 @@ def check_roles(recipe: RolesRecipe) -> None:
     codecs = {}
     for role in ("fdm", "idm"):
         folder = getattr(recipe, role)
-        if not Path(folder).is_dir():
+        if not _is_folder(folder):
             raise InputError(f"{role} = {folder!r}: no such model folder{hub_hint(folder)}")
         manifest = read_adapter_manifest(folder) if is_adapter(folder) else read_manifest(folder)
         if manifest is not None and manifest.task not in (None, role):
@@ -59,13 +60,18 @@ def check_roles(recipe: RolesRecipe) -> None:
     # Their codes would be numbers of different codebooks.
     if len(set(codecs.values())) > 1:
         raise InputError(f"fdm speaks codec {codecs['fdm']}, idm {codecs['idm']}: they cannot read each other's images")
-    if recipe.base and not Path(recipe.base).is_dir():
+    if recipe.base and not _is_folder(recipe.base):
         raise InputError(f"base = {recipe.base!r}: no such model folder{hub_hint(recipe.base)}")
     if recipe.base and not (is_adapter(recipe.fdm) or is_adapter(recipe.idm)):
         raise InputError(f"base = {recipe.base!r}, but neither fdm nor idm is an adapter")
     # Shared weights need two adapters of one base.
     if recipe.resources.base_sharing == "shared":
         find_shared_base(recipe.fdm, recipe.idm, recipe.base or None)
+
+
+def _is_folder(path: str) -> bool:
+    """Return whether a model folder is there; of one in a bucket that is not, :class:`InputError` says so."""
+    return Path(path).is_dir() if uri_of(path) is None else model_folder(path).is_dir()
 
 
 def load_recipe_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:

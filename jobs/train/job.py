@@ -7,11 +7,12 @@ is evaluated on triplets that it does not train on: ``out/gates.jsonl``, ``out/s
 Started again after a kill, the same command resumes from the last checkpoint.
 """
 
-import json
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,26 @@ from typing import Any
 from jobs.shared import ray_session
 from jobs.train.evaluator import HeldOutEvaluator, check_evaluation
 from jobs.train.report import print_plan, print_summary, progress
+from jobs.train.watch import POLL_S, watch
 from jobs.train.worker import fit_worker
 from wm.cli import cause_to_report
 from wm.cli import main as command_line
 from wm.errors import InputError
+from wm.files.mirror import shown, uri_of
 from wm.models import hub_hint, model_folder
-from wm.runs import Run, digest_of
+from wm.runs import Run, digest_of, read_run
 from wm.training import MODEL, DivergedError, RankInfo, TrainRecipe, fit
 from wm.training.checkpoint.identity import check_newest, check_writable
 from wm.training.checkpoint.retention import prune
 from wm.training.monitoring.evaluation import BEST
+from wm.training.monitoring.mirrored_out import MirroredOut
 from wm.training.planning.plan import Plan, check_data, order_of, plan
 from wm.training.planning.schedule import schedule_warnings
 from wm.training.recipe import TOKENS
 
 _RAY_STATE = ".ray_train"
+_NOT_TO_RESUME = ("*.safetensors", "checkpoint.json", "events.out.*", "step-*")
+"""What the driver leaves in the bucket of a run that resumes: its workers fetch what they need."""
 
 
 def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
@@ -50,12 +56,12 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         InputError: The recipe, the data or the machine does not allow it.
         DivergedError: The loss became non-finite.
     """
-    if not model_folder(recipe.base).is_dir():
+    if not model_folder(recipe.base).is_dir():  # of one in a bucket that is not there model_folder says so
         raise InputError(f"base = {recipe.base!r}: no such model folder{hub_hint(recipe.base)}")
     stage = Run(recipe.out, "train", recipe, _inputs(recipe))
     if stage.is_complete():
-        print(f"{recipe.out} is complete: nothing to do (model in {Path(recipe.out) / MODEL})")
-        return dict(json.loads((Path(recipe.out) / "run.json").read_text()))
+        print(f"{shown(recipe.out)} is complete: nothing to do (model in {shown(Path(recipe.out) / MODEL)})")
+        return read_run(recipe.out) or {}
     check_evaluation(recipe)
     if dry_run:
         training_plan = _plan_with_machine(recipe)
@@ -68,17 +74,19 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         tokens = check_data(recipe)
         num_steps = recipe.num_steps(order_of(recipe, tokens.facts))
         check_newest(recipe, tokens.facts)
-    stage.start()
+    mirrored = MirroredOut(recipe.out)
+    stage.start(leave=_NOT_TO_RESUME)
     print(f"train {recipe.task}: {tokens.num_rows:,} triplets, {num_steps:,} steps")
     for part in tokens.facts:
         for reason, count in part.left_out.items():
-            print(f"  left out: {count:,} x {reason}, of {part.source.path}")
+            print(f"  left out: {count:,} x {reason}, of {shown(part.source.path)}")
     for line in schedule_warnings(recipe, num_steps):
         print(f"warning: {line}")
     # 0 workers: this process, for tests and notebooks.
     train = _fit_here if recipe.resources.num_workers == 0 else _fit_on_ray
-    with stage.timed("train"), progress(Path(recipe.out), recipe.task, num_steps):
+    with stage.timed("train"), _shown_progress(recipe, num_steps):
         summary = train(recipe.with_absolute_paths(), recipe.digest())
+    mirrored.settle()
     # What a report says of the run.
     counts = {
         "triplets": tokens.num_rows,
@@ -91,8 +99,22 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     for folder in (_RAY_STATE, TOKENS):
         shutil.rmtree(Path(recipe.out) / folder, ignore_errors=True)
     (Path(recipe.out) / BEST).unlink(missing_ok=True)
+    mirrored.remove_best()
     print_summary(recipe, summary, record["wall_s"])
     return record
+
+
+@contextmanager
+def _shown_progress(recipe: TrainRecipe, num_steps: int) -> Iterator[None]:
+    """Show how far the training is: from the files of the first worker, or, where that may be on another node, from
+    the bucket that it publishes them to."""
+    out = Path(recipe.out)
+    if uri_of(out) is None or recipe.resources.num_workers == 0 or ray_session.is_private():
+        with progress(out, recipe.task, num_steps):
+            yield
+        return
+    with watch(out) as (folder, refresh), progress(folder, recipe.task, num_steps, refresh=refresh, poll_s=POLL_S):
+        yield
 
 
 def _plan_with_machine(recipe: TrainRecipe) -> Plan:
@@ -129,11 +151,19 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
 
     from jobs.train.torch_backend import LoopbackTorchConfig
 
+    # Ray keeps its state where all nodes look for it, or, if they share nothing, where it alone does.
+    is_mirrored = uri_of(recipe.out) is not None
+    state_root = tempfile.mkdtemp(prefix="wm-train-") if is_mirrored else recipe.out
     # That of an earlier session says that it is running, or has failed.
-    shutil.rmtree(Path(recipe.out) / _RAY_STATE, ignore_errors=True)
+    shutil.rmtree(Path(state_root) / _RAY_STATE, ignore_errors=True)
     trainer = TorchTrainer(
         fit_worker,
-        train_loop_config={"recipe": recipe.model_dump(), "digest": digest},
+        # As JSON, in which folders of buckets and of the package have names that mean the same on every node.
+        train_loop_config={
+            "recipe": recipe.model_dump(mode="json"),
+            "digest": digest,
+            "names_node": not ray_session.is_private(),
+        },
         # Workers keep their checkpoints themselves: Ray restarts them and stores nothing.
         scaling_config=ray.train.ScalingConfig(
             num_workers=recipe.resources.num_workers,
@@ -143,7 +173,7 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
         torch_config=LoopbackTorchConfig() if ray_session.is_private() else TorchConfig(),
         run_config=ray.train.RunConfig(
             name=_RAY_STATE,
-            storage_path=recipe.out,
+            storage_path=state_root,
             failure_config=ray.train.FailureConfig(max_failures=recipe.resources.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
@@ -158,6 +188,9 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
             if cause is not None:
                 raise cause from error
         raise
+    finally:
+        if is_mirrored:
+            shutil.rmtree(state_root, ignore_errors=True)
     summary: dict[str, Any] = result.return_value
     # Returned by the worker, so that Ray does not try again.
     if "diverged" in summary:

@@ -6,12 +6,13 @@ It reads the files that the first worker writes, wherever that runs, and knows n
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from wm.cli import progress_bar
+from wm.files.mirror import shown
 from wm.training import METRICS, MODEL, TrainRecipe
 from wm.training.checkpoint.retention import FAILED
 from wm.training.monitoring.evaluation import EVALUATIONS, LAST, EvaluationLine
@@ -24,21 +25,27 @@ _COLUMNS = ("step", "epoch", "loss", "lr", "grad norm", "samples/s", "tokens/s",
 
 
 @contextmanager
-def progress(out: Path, task: str, num_steps: int) -> Iterator[None]:
+def progress(
+    out: Path, task: str, num_steps: int, *, refresh: Callable[[], None] = lambda: None, poll_s: float = _POLL_S
+) -> Iterator[None]:
     """Show a bar that follows ``metrics.jsonl``; evaluations and failed checkpoints are printed above it.
 
     Args:
-        out: Folder of the run.
+        out: Folder of the run, or one with its figures.
         task: ``idm`` or ``fdm``, for the bar's title.
         num_steps: Steps of the training.
+        refresh: Called before the folder is looked at.
+        poll_s: Seconds between two looks.
     """
     stop = threading.Event()
+    refresh()
     bar = progress_bar(num_steps, "step", f"train {task}")
     # What a resumed run finds there was printed before.
     printed_steps = {line["step"] for line in _lines(out / EVALUATIONS)}
     failures = {""}
 
     def show() -> None:
+        refresh()
         line = last_line(out / METRICS)
         if line is not None and line["step"] != bar.n:
             bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
@@ -54,7 +61,7 @@ def progress(out: Path, task: str, num_steps: int) -> Iterator[None]:
             bar.write(f"warning: {failure}")
 
     def follow() -> None:
-        while not stop.wait(_POLL_S):
+        while not stop.wait(poll_s):
             show()
 
     thread = threading.Thread(target=follow, daemon=True)
@@ -101,13 +108,13 @@ def print_plan(recipe: TrainRecipe, plan: Plan) -> None:
         recipe: Of the run.
         plan: Sizes, schedule, memory, and what does not fit.
     """
-    print(f"train {recipe.task} on {recipe.base} into {recipe.out}")
+    print(f"train {recipe.task} on {shown(recipe.base)} into {shown(recipe.out)}")
     # 1. Rows, by source.
     for part in plan.sources:
         left_out = "".join(f", {count:,} x {reason}" for reason, count in part["left_out"].items())
         print(
             f"  {part['rows']:>11,} rows, mix_weight {part['mix_weight']:g} ({part['epoch_share']:.1%} of an epoch), "
-            f"{part['skipped']} skipped{left_out}: {part['path']}"
+            f"{part['skipped']} skipped{left_out}: {shown(part['path'])}"
         )
     # 2. Length of the run and its schedule.
     print(f"  {plan.rows_per_epoch:>11,} rows an epoch")
@@ -184,12 +191,12 @@ def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float
         print(f"  warning: collapsed into copying at the evaluations of steps {steps}")
     if "best" in summary:
         step, metric = summary["best"]["step"], recipe.eval.metric_for_best_model
-        print(f"  best by {metric}: step {step:,} ({summary['best'][metric]:.4f}); the last: {out / LAST}")
+        print(f"  best by {metric}: step {step:,} ({summary['best'][metric]:.4f}); the last: {shown(out / LAST)}")
     # A run that could not store checkpoints still ends well, but its user should know.
     failed = summary["checkpoints"].get("failed", 0)
     if failed:
         print(f"  warning: {failed} checkpoints could not be written; {summary['checkpoints']['last_failure']}")
-    print(f"  model: {out / MODEL}   curve: {out / METRICS}")
+    print(f"  model: {shown(out / MODEL)}   curve: {shown(out / METRICS)}")
 
 
 def table_of(lines: Sequence[StepLine], count: int = _TABLE_ROWS) -> list[str]:

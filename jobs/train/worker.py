@@ -11,15 +11,18 @@ def fit_worker(config: dict[str, Any]) -> dict[str, object]:
     """Train as one rank of many; started again after a failure, resume from the newest checkpoint.
 
     Args:
-        config: The resolved recipe (``recipe``) and its digest (``digest``).
+        config: The resolved recipe as JSON (``recipe``), its digest (``digest``), and whether an error names this
+            worker's node (``names_node``).
 
     Returns:
         The summary of the training, or the message of a divergence under ``diverged``.
     """
+    import ray
     import ray.train
     import ray.train.torch
 
     from jobs.train.evaluator import HeldOutEvaluator
+    from wm.errors import InputError
     from wm.training import DivergedError, RankInfo, TrainRecipe, fit
 
     recipe = TrainRecipe.parse(config["recipe"], "the driver's recipe")
@@ -30,3 +33,8 @@ def fit_worker(config: dict[str, Any]) -> dict[str, object]:
     except DivergedError as error:
         # Returned and not raised, or Ray would start the workers again, to the same end.
         return {"diverged": str(error)}
+    except InputError as error:
+        if not config.get("names_node"):
+            raise
+        # What is wrong may be so on one node alone: no login for the bucket, no room.
+        raise InputError(f"on node {ray.util.get_node_ip_address()}: {error}") from error

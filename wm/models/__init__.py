@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wm.models.checkpoints import base_of, load_codec, load_model, save_model
+    from wm.models.checkpoints import base_of, copy_model, load_codec, load_model, save_model
     from wm.models.codec.codec import ImageCodec, change_map
     from wm.models.families import FAMILIES
     from wm.models.identity import base_id_of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wm.models.vlm import UnifiedVLM
 
 _MODULES = {
-    "checkpoints": ("base_of", "load_codec", "load_model", "save_model"),
+    "checkpoints": ("base_of", "copy_model", "load_codec", "load_model", "save_model"),
     "codec.codec": ("ImageCodec", "change_map"),
     "families": ("FAMILIES",),
     "identity": ("base_id_of",),
@@ -52,6 +52,7 @@ __all__ = [
     "base_id_of",
     "base_of",
     "change_map",
+    "copy_model",
     "explain_unreadable",
     "flatten",
     "hub_hint",

@@ -1,6 +1,6 @@
 """Model folders in and out: full Hugging Face folders and PEFT adapter folders, each with its manifest."""
 
-import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -23,15 +23,18 @@ from wm.models.manifest import (
     adapter_base,
     check_same_base,
     check_same_codec,
+    fetch_model,
     model_folder,
+    name_base,
+    named_base,
     read_adapter_manifest,
     read_manifest,
 )
 from wm.models.prompts import Task
+from wm.models.remote import fetch_all, to_local
 from wm.models.sharing import check_shareable, twin_of
 from wm.models.unreadable import check_folder_exists, explain_release
 from wm.models.vlm import Facts, UnifiedVLM
-from wm.packaged import PREFIX, to_packaged_name
 
 
 def load_codec(
@@ -53,12 +56,13 @@ def load_codec(
         InputError: Tensors do not fit, or encoder, codebook or decoder are not those that the folder's manifest names.
     """
     folder = model_folder(path)
-    decoder_path = Path(decoder) if decoder is not None else None
+    decoder_path = fetch_all(to_local(decoder)) if decoder is not None else None
     # An adapter has no codec of its own, but its manifest names the one that it was trained with.
     if (folder / ADAPTER_CONFIG).is_file():
         manifest: Manifest | None = read_adapter_manifest(folder)
         codec = load_codec(adapter_base(folder), device, decoder=decoder)
     else:
+        fetch_all(folder)
         explain_release(folder)
         manifest = read_manifest(folder)
         with refusing(f"{folder} holds no image codec that can be read"):
@@ -102,7 +106,7 @@ def load_model(
         InputError: The folder is no model, tensors are missing or misshapen, the adapter was made for another base or
             codec (both are named), or it cannot share its base.
     """
-    folder = model_folder(path)
+    folder = fetch_model(path)
     check_folder_exists(folder)
     # Shared weights have their device and type already.
     if over is not None:
@@ -167,6 +171,7 @@ def _load_over(folder: Path, over: UnifiedVLM, base: str | Path | None, merge: b
 
 
 def _load_full(folder: Path, device: str | torch.device, dtype: torch.dtype) -> UnifiedVLM:
+    fetch_all(folder)
     with refusing(f"{folder} is no model that can be loaded"):
         family = family_of(folder)
         # A manifest, where there is one, must name the codec and the weights that are in the folder.
@@ -228,10 +233,7 @@ def save_model(
         else:
             vlm.module.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
             if vlm.folder is not None:
-                # Relative, so that adapter and base can be moved together; a shipped base is on every machine.
-                base_path = to_packaged_name(str(vlm.folder.resolve()))
-                if not base_path.startswith(PREFIX):
-                    base_path = os.path.relpath(base_path, out.resolve())
+                base_path = name_base(vlm.folder, out)
         manifest = Manifest(
             family=vlm.family,
             kind=kind,
@@ -245,6 +247,27 @@ def save_model(
         )
         manifest.write(folder)
     return manifest
+
+
+def copy_model(path: str | Path, out: Path) -> None:
+    """Copy a model folder; an adapter's copy names the base from where it is now.
+
+    Args:
+        path: A model folder, or the folder of the run that trained it.
+        out: The folder to write; one that is there is replaced.
+
+    Raises:
+        InputError: There is no such model.
+    """
+    source = fetch_model(path)
+    check_folder_exists(source)
+    manifest = read_manifest(source)
+    with replace_folder(out) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        # A relative path means another folder from here.
+        if manifest is not None and manifest.base_path:
+            base_path = name_base(named_base(source, manifest.base_path), out)
+            manifest.model_copy(update={"base_path": base_path}).write(folder)
 
 
 def _codec_of(vlm: UnifiedVLM, out: Path) -> ImageCodec:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from wm.errors import InputError
+from wm.files.mirror import uri_of
 from wm.models.codec.codec import ImageCodec
 from wm.models.config_bounds import check_config
 from wm.models.folder_checks import check_no_code, neutralise, read_json, refusing
@@ -99,7 +100,7 @@ def read_module(
         module = model_class.from_pretrained(
             None, config=config, state_dict=tensors, dtype=dtype, local_files_only=True, trust_remote_code=False
         )
-    module.config.name_or_path = str(folder)  # PEFT notes it in adapters
+    module.config.name_or_path = uri_of(folder) or str(folder)  # PEFT notes it in adapters
     return _without(module, without).to(device).eval()
 
 

@@ -7,7 +7,6 @@ written that :func:`wm.models.load_model` takes. Nothing is trained, and no valu
 """
 
 import copy
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from wm.models.foreign_names import (
 )
 from wm.models.identity import base_id_of
 from wm.models.layer_patterns import check_patterns
-from wm.models.manifest import ADAPTER_CONFIG, MANIFEST, Manifest, is_adapter, model_folder, read_manifest
+from wm.models.manifest import ADAPTER_CONFIG, MANIFEST, Manifest, fetch_model, is_adapter, name_base, read_manifest
 from wm.models.prompts import Task
 from wm.models.skeleton import load_skeleton
 from wm.models.vlm import UnifiedVLM
@@ -101,7 +100,7 @@ def convert_adapter(adapter: str | Path, base: str | Path, out: Path, *, task: T
         codec_id=vlm.codec_id,
         task=task,
         action_slot_tokens=vlm.action_slot_tokens,
-        base_path=os.path.relpath(base_folder.resolve(), home.resolve()),
+        base_path=name_base(base_folder, home),
     )
     tensors = {adapted.saved_names[name]: tensor.contiguous() for name, tensor in adapted.tensors.items()}
     save_file(tensors, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -155,7 +154,7 @@ def _adapt(folder: Path, base_folder: Path, vlm: UnifiedVLM, config: dict[str, A
 
 
 def _check_folders(adapter: str | Path, base: str | Path) -> tuple[Path, Path]:
-    folder, base_folder = model_folder(adapter), model_folder(base)
+    folder, base_folder = fetch_model(adapter), fetch_model(base)
     for key, path in (("adapter", folder), ("base", base_folder)):
         if not path.is_dir():
             raise InputError(f"{key} = {str(path)!r}: no such folder")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wm.models.folder_checks import read_json, refusing
-from wm.models.manifest import model_folder
+from wm.models.manifest import fetch_model
 from wm.models.unreadable import explain_release
 from wm.models.weights import CODEC_PREFIX, StoredTensor, list_tensors
 
@@ -36,7 +36,7 @@ def base_id_of(folder: str | Path) -> str:
     Raises:
         InputError: The folder cannot be read.
     """
-    path = model_folder(folder)
+    path = fetch_model(folder)
     # A release has no config.json of its own: the command is a better answer than that.
     explain_release(path)
     with refusing(f"{path} is no model folder that can be read"):

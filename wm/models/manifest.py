@@ -8,13 +8,17 @@ from pydantic import Field
 
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.files.mirror import uri_of
+from wm.files.uris import parse_address
 from wm.models.folder_checks import read_json
+from wm.models.remote import fetch_all, fetch_heads, fetch_heads_below, relative_uri, to_local
 from wm.models.unreadable import convert_command, find_release_models
-from wm.packaged import PREFIX, resolve_packaged
+from wm.packaged import PREFIX, resolve_packaged, to_packaged_name
 from wm.runs import write_json
 
 MANIFEST = "wm_model.json"
 ADAPTER_CONFIG = "adapter_config.json"
+_CONFIGS = ("config.json", ADAPTER_CONFIG)
 
 
 class Manifest(Recipe):
@@ -37,8 +41,8 @@ class Manifest(Recipe):
     action_slot_tokens: int = Field(default=0, ge=0, le=4096)
     """Length to which forward prompts pad the action; 0: not at all. Part of the prompt layout."""
     base_path: str = ""
-    """An adapter's base folder, relative to the adapter's, or the name of a shipped one, such as ``nano:base``; a hint
-    that ``base=`` overrides."""
+    """An adapter's base folder, relative to the adapter's, or the name of a shipped one, such as ``nano:base``, or the
+    URI of one in another bucket; a hint that ``base=`` overrides."""
 
     def write(self, folder: Path) -> None:
         """Write it into ``folder``."""
@@ -47,12 +51,50 @@ class Manifest(Recipe):
 
 def model_folder(path: str | Path) -> Path:
     """Return the model folder meant by ``path``: itself, or the ``model`` in the folder of the run that made it, or the
-    shipped one that ``nano:NAME`` names."""
-    folder = Path(resolve_packaged(str(path)))
+    shipped one that ``nano:NAME`` names.
+
+    Of a folder in a bucket the configuration and the manifest are brought here; :func:`fetch_model` brings the rest.
+
+    Args:
+        path: A local path, a URI, or a name.
+
+    Returns:
+        A local path.
+
+    Raises:
+        InputError: It is in a bucket, and not there or not to be read.
+    """
+    folder = to_local(resolve_packaged(str(path)))
+    if uri_of(folder) is not None:
+        return fetch_heads(folder, _CONFIGS, (MANIFEST,))
     # A run's folder holds its record beside the model.
     if not _has_config(folder) and _has_config(folder / "model"):
         return folder / "model"
     return folder
+
+
+def fetch_model(path: str | Path) -> Path:
+    """Return the folder of :func:`model_folder` with all its files on this node, to be loaded.
+
+    Args:
+        path: A local path, a URI, or a name.
+
+    Raises:
+        InputError: As :func:`model_folder`, or the node has not the room.
+    """
+    return fetch_all(model_folder(path))
+
+
+def list_model_folders(folder: Path) -> list[Path]:
+    """List the model folders, or those of the runs that trained them, in a folder of a bucket.
+
+    Args:
+        folder: A mirrored path.
+
+    Raises:
+        InputError: The bucket cannot be read.
+    """
+    return fetch_heads_below(folder, _CONFIGS, (MANIFEST,))
 
 
 def is_model_folder(path: str | Path) -> bool:
@@ -67,7 +109,7 @@ def is_adapter(path: str | Path) -> bool:
 
 def _has_config(folder: Path) -> bool:
     try:
-        return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+        return any((folder / name).is_file() for name in _CONFIGS)
     except (OSError, ValueError) as error:  # no permission, a name that is too long
         raise InputError(f"{str(folder)[:200]!r} cannot be read: {error}") from error
 
@@ -120,17 +162,19 @@ def adapter_base(folder: Path, base: str | Path | None = None) -> Path:
     manifest = read_adapter_manifest(folder)
     if base is None and not manifest.base_path:
         raise InputError(f"adapter {folder} does not say where its base is; give base=")
-    path = base if base is not None else manifest.base_path
-    if base is None and not manifest.base_path.startswith(PREFIX):
-        path = os.path.normpath(folder.resolve() / manifest.base_path)
+    path: str | Path = base if base is not None else manifest.base_path
+    cause = ""
     try:
+        path = base if base is not None else named_base(folder, manifest.base_path)
         base_folder = model_folder(path)
         is_folder = base_folder.is_dir()
-    except (InputError, OSError, ValueError):  # a name that is too long, or holds a zero byte
-        base_folder, is_folder = Path(path), False
+    except (InputError, OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
+        base_folder, is_folder = to_local(path), False
+        # Of a bucket there is more to say: no login, no answer.
+        cause = f" ({error})" if uri_of(base_folder) is not None else ""
     if not is_folder:
         raise InputError(
-            f"adapter {folder}: its base {manifest.base_id} is not at {str(base_folder)!r:.300}; give base="
+            f"adapter {folder}: its base {manifest.base_id} is not at {str(base_folder)!r:.300}{cause}; give base="
         )
     # Adapters of adapters are not made here, and a chain of them may be a circle.
     if is_adapter(base_folder):
@@ -142,6 +186,47 @@ def adapter_base(folder: Path, base: str | Path | None = None) -> Path:
             f"base=, or as base_path in {folder / MANIFEST}"
         )
     return base_folder
+
+
+def named_base(folder: Path, base_path: str) -> Path:
+    """Return the path of the base that a manifest names; it need not be there.
+
+    Args:
+        folder: The adapter's folder.
+        base_path: Of its manifest.
+
+    Raises:
+        InputError: The path leads out of the adapter's bucket, or nothing of that name is shipped.
+    """
+    if base_path.startswith(PREFIX) or "://" in base_path:
+        return to_local(resolve_packaged(base_path))
+    # Another node has the bucket's folders below another root: the path is one within the bucket.
+    if uri_of(folder) is not None and not base_path.startswith("/"):
+        return relative_uri(folder, base_path)
+    return Path(os.path.normpath(folder.resolve() / base_path))
+
+
+def name_base(base: Path, folder: Path) -> str:
+    """Write where an adapter's base is, as a manifest in the adapter's folder names it.
+
+    Args:
+        base: The base's folder.
+        folder: The adapter's.
+
+    Returns:
+        A path relative to the adapter's folder, so that both can be moved together; the name of a shipped base; the
+        URI of one in a bucket, unless the adapter goes into the same bucket; an absolute path, if the adapter alone
+        goes into a bucket.
+    """
+    base_uri, uri = uri_of(base), uri_of(folder)
+    if base_uri is not None:
+        addresses = parse_address(base_uri), parse_address(uri or base_uri)
+        is_same = uri is not None and len({(one.scheme, one.bucket, one.options) for one in addresses}) == 1
+        return os.path.relpath(addresses[0].key, addresses[1].key) if is_same else base_uri
+    name = to_packaged_name(str(base.resolve()))
+    if name.startswith(PREFIX) or uri is not None:
+        return name
+    return os.path.relpath(name, folder.resolve())
 
 
 def check_same_base(folder: Path, base_id: str, where: str | Path) -> None:

@@ -15,6 +15,7 @@ from wm.errors import InputError
 from wm.models.adapters import ADAPTER_WEIGHTS
 from wm.models.folder_checks import read_json
 from wm.models.manifest import ADAPTER_CONFIG
+from wm.models.remote import fetch_all
 from wm.models.vlm import UnifiedVLM
 from wm.models.weights import read_header
 
@@ -38,6 +39,7 @@ def twin_of(vlm: UnifiedVLM) -> UnifiedVLM:
 def check_shareable(folder: Path) -> None:
     """Raise :class:`InputError` if loading the adapter of a folder changes its base."""
     # From files alone: it is asked before gigabytes are read.
+    fetch_all(folder)
     config = read_json(folder / ADAPTER_CONFIG)
     if config.get("bias", "none") != "none":
         raise InputError(

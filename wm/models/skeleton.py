@@ -9,7 +9,8 @@ from wm.errors import InputError
 from wm.models.checkpoints import load_codec
 from wm.models.families import family_of
 from wm.models.folder_checks import refusing
-from wm.models.manifest import adapter_base, is_adapter, model_folder, read_adapter_manifest, read_manifest
+from wm.models.manifest import adapter_base, fetch_model, is_adapter, read_adapter_manifest, read_manifest
+from wm.models.remote import fetch_all
 from wm.models.unreadable import check_folder_exists
 from wm.models.vlm import Facts, UnifiedVLM
 from wm.models.weights import weight_files
@@ -31,12 +32,12 @@ def load_skeleton(path: str | Path, *, without_codec: bool = False) -> UnifiedVL
     Raises:
         InputError: The folder is no model of a known family.
     """
-    folder = model_folder(path)
+    folder = fetch_model(path)
     check_folder_exists(folder)
     slot_tokens = None
     if is_adapter(folder):
         slot_tokens = read_adapter_manifest(folder).action_slot_tokens
-        folder = adapter_base(folder)
+        folder = fetch_all(adapter_base(folder))
     with refusing(f"{folder} is no model that can be read"):
         facts = _facts_without_weights(folder) if without_codec and not _has_all_weights(folder) else _facts(folder)
         # The prompt layout is the adapter's, not the base's.

@@ -22,6 +22,7 @@ from wm.training.data.order import Indices, SampleOrder, rank_slice
 from wm.training.data.prefetch import prefetch
 from wm.training.monitoring.evaluation import LAST, MODEL, EvaluationLine, Evaluator, PeriodicEvaluation
 from wm.training.monitoring.metrics import Metrics
+from wm.training.monitoring.mirrored_out import MirroredOut
 from wm.training.monitoring.non_finite import DivergenceCheck
 from wm.training.monitoring.records import RankInfo, StepResult
 from wm.training.monitoring.trackers import Trackers, open_trackers
@@ -115,7 +116,10 @@ def fit(recipe: TrainRecipe, rank_info: RankInfo, *, digest: str, evaluator: Eva
 
     # 3. Resume. Lines of logs and evaluations later than the checkpoint are dropped: these steps are repeated.
     identity = identity_of(recipe, vlm.base_id, tokens.facts)
-    checkpoints = CheckpointManager(recipe, rank_info.rank, rank_info.size, identity)
+    mirrored = MirroredOut(recipe.out)
+    checkpoints = CheckpointManager(recipe, rank_info.rank, rank_info.size, identity, mirrored.publish)
+    if rank_info.rank == 0:
+        mirrored.bring()
     first = checkpoints.load(checkpoints.newest, stepper) if checkpoints.newest is not None else 0
     trackers = open_trackers(recipe, first) if rank_info.rank == 0 else Trackers()
     evaluation = PeriodicEvaluation(recipe, rank_info, evaluator, first, digest=digest, trackers=trackers)
@@ -125,14 +129,19 @@ def fit(recipe: TrainRecipe, rank_info: RankInfo, *, digest: str, evaluator: Eva
 
     # 4. Steps.
     run = _Run(vlm, stepper, metrics, DivergenceCheck(rank_info, tokens), evaluation, checkpoints, tokens, order)
-    run.train(range(first, num_steps))
+    with mirrored.following(rank_info.rank == 0):
+        run.train(range(first, num_steps))
     steps_s = time.perf_counter() - begin - setup_s - metrics.paused_s
 
     # 5. Model.
     run.save_model(digest)
     checkpoints.close()
+    if rank_info.rank == 0:
+        trackers.flush()
+        mirrored.publish_models()
     # No rank leaves before the model is written: Ray would take down a group that has lost a member.
     dist.barrier()
+    mirrored.remove_tokens(recipe)
     trackers.close()
     return run.summary(first, num_steps, setup_s=setup_s, steps_s=steps_s, parameters=counts)
 

@@ -1,5 +1,6 @@
 """The training recipe: what ``jobs.train`` reads and every worker receives."""
 
+import hashlib
 import math
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -8,8 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.files.mirror import mirror_root, uri_of
 from wm.models.prompts import Task
-from wm.paths import InputPath, OutputPath
+from wm.paths import ModelPath, OutputPath
 from wm.training.adapters import Lora
 from wm.training.data.order import SampleOrder
 from wm.training.data.sources import Source
@@ -77,7 +79,7 @@ class TrainRecipe(Recipe):
 
     task: Task
     """idm: (source, target) to action. fdm: (source, action) to target."""
-    base: InputPath
+    base: ModelPath
     """Folder of the base model (Hugging Face format)."""
     triplets: list[Source]
     """Tables of triplets: ``[[triplets]]`` tables in the file, or triplets=FOLDER for one."""
@@ -189,12 +191,18 @@ class TrainRecipe(Recipe):
     @property
     def token_root(self) -> Path:
         """Return the folder of the tokenised triplets."""
+        uri = uri_of(self.out)
+        if uri is not None and not self.data.token_cache:
+            # Each node's own, beside its copies of buckets: what is below the output is uploaded.
+            return mirror_root().parent / "tokens" / hashlib.sha256(uri.encode()).hexdigest()[:16]
         return Path(self.data.token_cache or Path(self.out) / TOKENS)
 
     @property
     def checkpoint_root(self) -> str:
         """Return the folder or URI in which checkpoints are stored."""
-        return self.checkpoint.folder or str(Path(self.out) / "checkpoints")
+        root = self.checkpoint.folder or str(Path(self.out) / "checkpoints")
+        # Written into the bucket itself, file by file: a node's copy would have only what its own ranks wrote.
+        return uri_of(root) or root
 
     def num_steps(self, order: SampleOrder) -> int:
         """Return the optimiser steps over rows in this order.

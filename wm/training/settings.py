@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.files.uris import OBJECT_STORES, scheme_of
-from wm.paths import CachePath, InputPath, OutputPathOrUri
+from wm.paths import CachePath, OutputPathOrUri, TablePath
 
 MAX_STEPS = 10**12
 """More than any run has, and still exact as a float."""
@@ -54,15 +54,16 @@ class DataSettings(Recipe):
     """How triplets are prepared for training."""
 
     token_cache: CachePath = ""
-    """Folder that keeps tokenised triplets for other runs, better on a disk of the node than on a network; empty:
-    ``out/.tokens``, which is removed when the run is complete."""
+    """Folder that keeps tokenised triplets for other runs, better on a disk of the node than on a network, or one in a
+    bucket, from which each node copies what it lacks; empty: ``out/.tokens`` (with out in a bucket, a folder of each
+    node), which is removed when the run is complete."""
 
 
 class EvalSettings(Recipe):
     """Evaluation while the model trains, by the first worker while the others wait: figures in ``out/gates.jsonl``,
     images in ``out/samples``."""
 
-    triplets: InputPath = ""
+    triplets: TablePath = ""
     """Folder of held-out triplets, which are not trained on."""
     every_steps: int = Field(default=0, ge=0)
     """Steps between evaluations (and one at the end): likelihood, preference probe and share of copied sources on

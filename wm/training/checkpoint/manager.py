@@ -9,7 +9,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -67,7 +67,14 @@ class CheckpointStats:
 class CheckpointManager:
     """One rank's part in the checkpoints of a run. All ranks make one, and call its methods in step."""
 
-    def __init__(self, recipe: TrainRecipe, rank: int, num_ranks: int, identity: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        rank: int,
+        num_ranks: int,
+        identity: Mapping[str, object],
+        before_complete: Callable[[], None] = lambda: None,
+    ) -> None:
         """Claim the folder and list its checkpoints.
 
         Args:
@@ -75,6 +82,8 @@ class CheckpointManager:
             rank: Of this process.
             num_ranks: Processes that train.
             identity: Of the run (:func:`wm.training.checkpoint.identity.identity_of`).
+            before_complete: Called on rank 0, in a thread, once the files of a checkpoint are written and before it is
+                complete; what it raises fails the checkpoint.
 
         Raises:
             InputError: The newest checkpoint there is of another recipe.
@@ -85,6 +94,7 @@ class CheckpointManager:
         # A group of its own, on the host, for the threads that write: they work while the others train.
         self._group: dist.ProcessGroup | None = dist.new_group(backend="gloo") if num_ranks > 1 else None
         self._buffers = HostBuffers()
+        self._before_complete = before_complete
         self._write: _Write | None = None
         checkpoints, token = list[Checkpoint](), secrets.token_hex(4)
         if rank == 0:
@@ -227,6 +237,7 @@ class CheckpointManager:
             if not self._store.is_claimed_by(self._token):
                 raise OSError(f"another process has begun to train into {self._store.root_uri}")
             manifest["files"] = {file: facts for result in results for file, facts in result.files.items()}
+            self._before_complete()
             self._checkpoints.append(self._store.finish(name, manifest))
             self.stats.written += 1
             # Older ones go only now that this one is complete: at any moment there is one to resume from.

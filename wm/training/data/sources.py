@@ -17,14 +17,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from wm.config import Recipe
 from wm.errors import InputError, to_line
-from wm.paths import InputPath
+from wm.paths import TablePath
 from wm.records import TRIPLET_SCHEMA
-from wm.tables import checked_files, table_files, triplets_folder
+from wm.tables import checked_files, local_files, open_columns, table_files, triplets_folder
 
 COLUMNS = ("triplet_id", "action", "codec", "source_codes", "target_codes", "change")
 _LISTS = ("source_codes", "target_codes", "change")
@@ -40,13 +39,13 @@ class Source(Recipe):
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"weight": "mix_weight"}
 
-    path: InputPath
+    path: TablePath
     """Folder of triplet Parquet files, or a stage's output folder that holds ``triplets``."""
     mix_weight: float = Field(default=1.0, gt=0.0)
     """How often each row appears in an epoch: 2 twice, 0.5 a random half of the rows, anew each epoch."""
     limit: int = Field(default=0, ge=0)
     """Keep this many rows, sampled once with the recipe's seed; 0: all."""
-    selection: InputPath = ""
+    selection: TablePath = ""
     """Parquet file or folder with a column ``triplet_id`` (jobs.select writes one): only these rows; empty:
     all."""
 
@@ -254,7 +253,7 @@ def _batches(file: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Recor
     """Read a file's columns through a small buffer: a row group may be larger than the memory."""
     try:
         # One thread: workers of a node read at the same time.
-        with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet:
+        with open_columns(file) as parquet:
             for batch in parquet.iter_batches(rows, columns=list(columns), use_threads=False):
                 yield _cast(batch, columns, file)
     # pyarrow's messages have several lines, a user error one.
@@ -280,7 +279,7 @@ def _cast(batch: pa.RecordBatch, columns: Sequence[str], file: Path) -> pa.Recor
 
 def _read_selection(table: pa.Table, source: Source) -> pa.Array:
     """Read the ids of the selection, all of which must be in the table."""
-    files = [str(file) for file in table_files(source.selection)]
+    files = [str(file) for file in local_files(table_files(source.selection))]
     if not files:
         raise InputError(f"no Parquet file below selection {source.selection}")
     # Ids alone: a selection may come with all columns of its table.

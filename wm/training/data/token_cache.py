@@ -15,6 +15,8 @@ Rows are in the order of the Parquet files, so that writing is one pass forwards
 Task, recognition weights and prompt layout are not in it: an inverse and a forward model share one. A temporary folder
 is written and renamed when complete, under a lock: of several workers of a node one writes and the others wait. Where
 locks do not reach (nodes that share a folder over a network), two may write, and the second removes its own.
+
+A cache in a bucket is read through this node's copy of it (:mod:`wm.training.data.shared_tokens`).
 """
 
 import fcntl
@@ -34,8 +36,10 @@ import numpy as np
 import numpy.typing as npt
 
 from wm.errors import InputError
+from wm.files.mirror import list_below, uri_of
 from wm.runs import digest_of, write_json
 from wm.tables import table_files
+from wm.training.data.shared_tokens import fetch_shared, is_here, publish_shared, wrong_sizes
 from wm.training.data.sources import CodecShape, Codes, RowSelection, Source
 from wm.training.data.tokenized import SourceFacts, SourceReader, check_has_rows
 
@@ -106,11 +110,12 @@ def open_source(root: Path, source: Source, number: int, reader: SourceReader, t
         InputError: Something is wrong with the rows, or the disk has not the room.
     """
     folder = root / _key(source, number, reader, tokenizer_digest)
-    if not (folder / _FACTS).is_file():
+    if not is_here(folder, _FACTS):
         # Checked again under the lock: another worker may have written it meanwhile.
         with _created_folder(root), _locked(root / f".{folder.name}.lock"):
-            if not (folder / _FACTS).is_file():
+            if not is_here(folder, _FACTS) and not fetch_shared(folder, _FACTS):
                 _write(folder, source, number, reader)
+                publish_shared(folder, _FACTS)
     return SourceTokens(folder, source)
 
 
@@ -127,7 +132,7 @@ def find_source(
         tokenizer_digest: Of the reader's tokenizer.
     """
     folder = root / _key(source, number, reader, tokenizer_digest)
-    return SourceTokens(folder, source) if (folder / _FACTS).is_file() else None
+    return SourceTokens(folder, source) if is_here(folder, _FACTS) or fetch_shared(folder, _FACTS) else None
 
 
 def _write(folder: Path, source: Source, number: int, reader: SourceReader) -> None:
@@ -211,15 +216,19 @@ def _key(source: Source, number: int, reader: SourceReader, tokenizer_digest: st
         tokenizer_digest,
         [codec.codec_id, codec.tokens_per_image, codec.num_codes],
         [digest_of(source.path), _files_digest(source.folder)],
-        [digest_of(source.selection), _files_digest(Path(source.selection))] if source.selection else [],
+        [digest_of(source.selection), _files_digest(source.selection)] if source.selection else [],
         [source.limit, reader.seed, number] if source.limit else [],
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _files_digest(folder: Path) -> str:
+def _files_digest(folder: str | Path) -> str:
     """Digest names, sizes and times of Parquet files: a table that was written again in place is another one."""
-    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in table_files(folder)]
+    if uri_of(folder) is not None:
+        # As the bucket lists them: the same on every node, whatever of the table has been copied to it.
+        facts = [(entry.name, entry.size_bytes, entry.mtime_ns) for entry in list_below(folder)]
+    else:
+        facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in table_files(folder)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -230,12 +239,10 @@ def _record_type(codes: str, tokens_per_image: int) -> np.dtype[np.void]:
 
 
 def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
-    for name, size in sizes.items():
-        actual = (folder / name).stat().st_size if (folder / name).is_file() else -1
-        if actual != size:
-            raise InputError(
-                f"{folder / name} has {actual} bytes, expected {size}; remove {folder}, which is then written again"
-            )
+    for name, actual in wrong_sizes(folder, sizes).items():
+        raise InputError(
+            f"{folder / name} has {actual} bytes, expected {sizes[name]}; remove {folder}, which is then written again"
+        )
 
 
 def cache_bytes(num_rows: int, codec: CodecShape) -> int:

@@ -31,6 +31,8 @@ EVALUATIONS = "gates.jsonl"
 SAMPLES = "samples"
 MODEL, LAST = "model", "last"
 BEST = ".best.json"
+BEST_FOLDER = ".best-"
+"""Beginning of the names of folders with the best model so far."""
 
 EvaluationLine = dict[str, float]
 """``step``, ``has_collapsed``, ``wall_s``, and figures by name."""
@@ -204,7 +206,7 @@ class PeriodicEvaluation:
         note = self._out / BEST
         if self._recipe.eval.metric_for_best_model and note.is_file():
             self.best = Best(**json.loads(note.read_text()))
-        for folder in self._out.glob(".best-*"):
+        for folder in self._out.glob(f"{BEST_FOLDER}*"):
             if self.best is None or folder.name != self.best.folder:
                 shutil.rmtree(folder)
 
@@ -213,7 +215,7 @@ class PeriodicEvaluation:
         if self.best is not None and sign * value <= sign * self.best.value:
             return
         # The note changes only once the new model is complete, and the old one goes last.
-        previous, self.best = self.best, Best(num_steps, value, f".best-{num_steps:08d}")
+        previous, self.best = self.best, Best(num_steps, value, f"{BEST_FOLDER}{num_steps:08d}")
         save_model(vlm, self._out / self.best.folder, task=self._recipe.task, recipe_digest=self._digest)
         write_json(self._out / BEST, asdict(self.best))
         if previous is not None:

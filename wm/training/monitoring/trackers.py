@@ -18,13 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from wm.errors import InputError
+from wm.files.mirror import to_uri
 from wm.images import Pixels
 from wm.paths import check_tracking_uri
 from wm.training.recipe import TrainRecipe
 
 _log = logging.getLogger(__name__)
 TENSORBOARD = "tensorboard"
-_MLFLOW_RUN, _WANDB_RUN = ".mlflow_run", ".wandb_run"
+NOTES = _MLFLOW_RUN, _WANDB_RUN = ".mlflow_run", ".wandb_run"
+"""Below ``out``: the runs of MLflow and W&B, which a resumed run continues."""
 _MODULES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 """Tracker → module, which is also what pip calls it."""
 
@@ -228,7 +230,7 @@ class MLflow:
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "wm")
         experiment = self._client.get_experiment_by_name(title)
         number = experiment.experiment_id if experiment else self._client.create_experiment(title)
-        self._run = self._client.create_run(number, run_name=str(recipe.out)).info.run_id
+        self._run = self._client.create_run(number, run_name=to_uri(recipe.out)).info.run_id
         for name, setting in recipe.model_dump(mode="json").items():
             # A table's keys are parameters of their own, by which MLflow can filter runs.
             items = (
@@ -273,7 +275,7 @@ class WandB:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "wm"),
             id=note.read_text().strip(),
-            name=str(recipe.out),
+            name=to_uri(recipe.out),
             config=recipe.model_dump(mode="json"),
             dir=recipe.out,
             resume="allow",
