@@ -6,7 +6,7 @@ Not known here: how a video is decoded (decoder.py), how pairs become rows (anno
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def _annotate_missing(
         print(f"annotate: resuming, {listing.num_rows - num_pending:,} of {listing.num_rows:,} videos are finished")
     # 2. The actors do it.
     with stage.timed("annotate_s"):
-        _annotate(recipe, listing, pending)
+        _annotate(recipe, stage, listing, pending)
     # 3. Rows in = rows out + rejects, or the output is not complete.
     tidy(out)
     counts = {"listed": listing.num_rows} | summarise(out)
@@ -150,7 +150,7 @@ def _annotate_missing(
     return record
 
 
-def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, tuple[int, int]]) -> None:
+def _annotate(recipe: AnnotateRecipe, stage: Run, listing: pa.Table, pending: Mapping[int, tuple[int, int]]) -> None:
     """Run the two actor pools over the pending shards; only counts come back to this process."""
     if not pending:
         return
@@ -184,9 +184,16 @@ def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, t
                 num_gpus=recipe.resources.gpus_per_annotator,
             )
         )
-        _show_progress(counts.iter_rows(), listing.num_rows, sum(rows for _, rows in pending.values()))
+        _show_progress(_checked(counts.iter_rows(), stage), listing.num_rows, sum(rows for _, rows in pending.values()))
     finally:
         context.target_max_block_size = block_bytes
+
+
+def _checked(shards: Iterable[ShardReport], stage: Run) -> Iterator[ShardReport]:
+    """Yield the reports of finished shards, until another writer has taken the output over."""
+    for shard in shards:
+        stage.check_writer()
+        yield shard
 
 
 def _show_progress(shards: Iterable[ShardReport], total: int, num_pending: int) -> None:

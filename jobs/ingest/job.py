@@ -197,7 +197,7 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     # 2. Write shard by shard: a killed run resumes at the first one that is missing.
     stage.start(leave=["*.parquet"])
     with stage.timed("ingest_s"):
-        _ingest(recipe, len(rows))
+        _ingest(recipe, stage, len(rows))
     counts = _count_rows(Path(recipe.out), len(rows), has_codes=recipe.codec is not None)
     fill_empty_tables(recipe.out, STAGE_TABLES, "part-00000.parquet")  # before the card, which names every table
     write_dataset_card(recipe.out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
@@ -213,7 +213,7 @@ def _check_codec(folder: str) -> None:
     load_codec(folder)
 
 
-def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
+def _ingest(recipe: IngestRecipe, stage: Run, num_rows: int) -> None:
     # Shards whose triplets are there were finished by an earlier run.
     folder = Path(recipe.out) / "triplets"
     finished = {file.name for file in table_files(folder)} if has_files(folder) else set()
@@ -233,6 +233,7 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
         for report in ingest(recipe, shards):
             if report["problem"]:
                 raise InputError(f"{report['problem']}; what is written is kept, the same command resumes")
+            stage.check_writer()
             bar.update(report["rows"])
 
 

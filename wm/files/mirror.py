@@ -1,4 +1,4 @@
-"""Let a path below the mirror root stand for an object of a bucket, so that all code may keep paths.
+"""Fetch what a path below the mirror root stands for, an object or folder of a bucket, and publish what is there.
 
 ``s3://bucket/runs/a`` is ``$WM_CACHE/wm-buckets/s3/bucket/runs/a``, and back, without a registry: workers on other
 nodes get paths and call :func:`fetch` before they read, :func:`publish` after they wrote. The bucket is the truth, a
@@ -7,104 +7,54 @@ record. Not known here: who may write (:mod:`wm.files.lease`), how bytes travel 
 """
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Final, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from wm.errors import InputError
-from wm.files.uris import OBJECT_STORES, ObjectAddress, is_text, parse_address, scheme_of
+from wm.files.mirror_paths import (
+    CACHE,
+    UNFINISHED,
+    WRITERS,
+    is_own,
+    mirror_root,
+    mirrored_path,
+    on_this_node,
+    shown,
+    to_path,
+    to_uri,
+    uri_of,
+)
+from wm.files.uris import OBJECT_STORES, ObjectAddress, parse_address, scheme_of
 
 if TYPE_CHECKING:
     from wm.files.transfer import ObjectFacts
 
+__all__ = [
+    "CACHE",
+    "UNFINISHED",
+    "WRITERS",
+    "fetch",
+    "is_own",
+    "list_below",
+    "mirror_root",
+    "mirrored_path",
+    "on_this_node",
+    "publish",
+    "remove",
+    "shown",
+    "to_path",
+    "to_uri",
+    "uri_of",
+]
+
 T = TypeVar("T")
 
-CACHE: Final = "WM_CACHE"
-"""Variable with the folder of local copies; its default is ``~/.cache/wm``."""
-UNFINISHED: Final = "run.unfinished.json"
-"""Name of the mark of an output that is being written."""
-WRITERS: Final = ".wm-writers"
-"""Folder of an output that holds the claims of its writers, and nothing of the output."""
-
-_FOLDER: Final = "wm-buckets"
-_SHOWN = re.compile(rf"[^\s'\"]*/{_FOLDER}/({'|'.join(OBJECT_STORES)})/([^/\s'\"]+)")
 _NUM_THREADS = 8
-
-
-def mirror_root() -> Path:
-    """Return the folder of all local copies on this node; nothing is made."""
-    return Path(os.environ.get(CACHE) or "~/.cache/wm").expanduser().absolute() / _FOLDER
-
-
-def mirrored_path(uri: str) -> Path:
-    """Compute the path that stands for an object or folder; nothing is read or made.
-
-    Args:
-        uri: ``s3://`` or ``gs://``, with options of its own or without.
-
-    Returns:
-        Its path below :func:`mirror_root`.
-
-    Raises:
-        InputError: The URI is of another scheme, or its key cannot be a path (``//``, ``..``).
-    """
-    address = parse_address(uri)
-    parts = address.key.rstrip("/").split("/") if address.key.rstrip("/") else []
-    # What a file system would fold into another name would not come back as the same key.
-    if any(part in ("", ".", "..") or "\0" in part or not is_text(part) for part in parts):
-        raise InputError(f"{uri!r:.200}: a key with an empty part, '.' or '..' cannot be a path; choose another")
-    options = f"?{urlencode(address.options)}" if address.options else ""
-    return mirror_root().joinpath(address.scheme, quote(address.bucket + options, safe=""), *parts)
-
-
-def uri_of(path: str | PurePath) -> str | None:
-    """Return the URI that a path stands for, also one made on a node with another root; None for any other path."""
-    text = str(path)
-    if f"/{_FOLDER}/" not in text:
-        return None
-    parts = PurePath(text).parts
-    below = parts[parts.index(_FOLDER) + 1 :]
-    if len(below) < 2 or below[0] not in OBJECT_STORES:
-        return None
-    name, _, options = unquote(below[1]).partition("?")
-    return ObjectAddress(below[0], name, "/".join(below[2:]), tuple(parse_qsl(options, keep_blank_values=True))).uri
-
-
-def to_path(path: str) -> str:
-    """Replace the URI of an object store by the path that stands for it; other texts stay as they are."""
-    is_bucket = "://" in path and scheme_of(path) in OBJECT_STORES
-    return str(mirrored_path(path)) if is_bucket else path
-
-
-def to_uri(path: str) -> str:
-    """Replace a path that stands for an object by its URI; other texts stay as they are."""
-    return uri_of(path) or path
-
-
-def on_this_node(path: str | Path) -> Path:
-    """Return where a path of another node is on this one: the same path, but for what stands for an object."""
-    uri = uri_of(path)
-    return Path(path) if uri is None else mirrored_path(uri)
-
-
-def shown(text: object) -> str:
-    """Write URIs for the local copies that a message names, without options: users need not know of copies."""
-    root = f"{mirror_root()}/"
-    short = str(text).replace(root, f"/{_FOLDER}/")
-    return _SHOWN.sub(lambda match: f"{match[1]}://{unquote(match[2]).partition('?')[0]}", short)
-
-
-def is_own(name: str) -> bool:
-    """Return whether a name below an output is bookkeeping of this package and no part of the output."""
-    parts = name.split("/")
-    is_temporary = any(part.startswith(".") and part.endswith(".tmp") for part in parts)
-    return parts[0] == WRITERS or parts[-1] == ".lock" or is_temporary
 
 
 def list_below(path: str | Path, *, missing_ok: bool = False) -> "list[ObjectFacts]":
@@ -253,7 +203,7 @@ def _is_fresh(path: Path, facts: "ObjectFacts") -> bool:
 def _copy_changed(uri: str, local: Path, changed: "list[ObjectFacts]") -> None:
     """Download objects below a URI to their places, some at a time."""
     from wm.files import cache
-    from wm.files.transfer import download_object, progress
+    from wm.files.copies import download_object, progress
 
     if not changed:
         return
@@ -303,7 +253,7 @@ def _names_below(folder: Path) -> list[str]:
 
 
 def _upload(local: Path, uri: str) -> None:
-    from wm.files.transfer import upload_object
+    from wm.files.copies import upload_object
 
     while True:
         before = local.stat()

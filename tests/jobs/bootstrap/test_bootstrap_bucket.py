@@ -16,6 +16,8 @@ COMMANDS = (
     *("judge", "score", "paper"),
 )
 
+FILES = tuple(f"{folder}/data.txt" for folder in ("model", "selection", "supervised", "triplets", "videos"))
+
 
 @pytest.fixture
 def store(bucket_servers: BucketServers, monkeypatch: pytest.MonkeyPatch) -> Bucket:
@@ -25,8 +27,8 @@ def store(bucket_servers: BucketServers, monkeypatch: pytest.MonkeyPatch) -> Buc
 
 
 def recipe(bucket: Bucket, **changes: Any) -> BootstrapRecipe:
-    training = {"idm": {"max_steps": 2}, "fdm": {"max_steps": 2}}
-    return BootstrapRecipe.parse({"out": bucket.uri("runs/loop"), "max_stages": 1, **training, **changes}, "test")
+    needed = {"idm": {"max_steps": 2}, "fdm": {"max_steps": 2}, "select": {"k": 10}}
+    return BootstrapRecipe.parse({"out": bucket.uri("runs/loop"), "max_stages": 1, **needed, **changes}, "test")
 
 
 def claim_instead_of_work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -39,7 +41,10 @@ def claim_instead_of_work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return read_run(job.out) or {}
         stage.start()
         names.append(Path(job.out).name)
-        (Path(job.out) / "data.txt").write_text(names[-1])
+        # What the other stages read is there.
+        for file in FILES:
+            (Path(job.out) / file).parent.mkdir(exist_ok=True)
+            (Path(job.out) / file).write_text(names[-1])
         return stage.finish({})
 
     for name in COMMANDS:
@@ -64,7 +69,7 @@ def test_nodes_share_a_run_and_read_nothing_back(
     assert done == names and downloads(store) == []
     keys = store.list_keys()
     assert keys == sorted(
-        ["runs/loop/stages.json", *(f"runs/loop/{name}/{file}" for name in names for file in ("data.txt", "run.json"))]
+        ["runs/loop/stages.json", *(f"runs/loop/{name}/{file}" for name in names for file in (*FILES, "run.json"))]
     )
     assert json.loads(store.read("runs/loop/fdm/run.json"))["recipe"]["base"] == store.uri("runs/loop/base/model")
     text = capsys.readouterr().out
@@ -77,5 +82,5 @@ def test_nodes_share_a_run_and_read_nothing_back(
     assert done == ["selected"] and changed["selected"]["recipe"]["k"] == 5
     # 3. What was there is kept under another name, in the bucket too.
     old = json.loads(store.read("runs/loop/superseded/selected-1/run.json"))
-    assert old == records["selected"] and store.read("runs/loop/superseded/selected-1/data.txt") == b"selected"
+    assert old == records["selected"] and store.read(f"runs/loop/superseded/selected-1/{FILES[0]}") == b"selected"
     assert read_run(mirrored_path(store.uri("runs/loop/selected"))) == changed["selected"]

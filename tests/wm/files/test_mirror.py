@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.storage_servers import s3_server
 from wm.errors import InputError
-from wm.files import cache, transfer
+from wm.files import cache, store_errors, transfer
 from wm.files.mirror import fetch, list_below, mirrored_path, on_this_node, publish, remove, shown, to_path, uri_of
 from wm.files.transfer import BucketError
 
@@ -139,12 +139,12 @@ def test_what_is_missing_is_named(bucket: Any) -> None:
     ],
 )
 def test_errors_say_what_to_do(text: str, hint: str, transient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "has_login", lambda scheme: False)
-    error = transfer.explain_error("s3://bucket/x", OSError(text), "write")
+    monkeypatch.setattr(store_errors, "has_login", lambda scheme: False)
+    error = store_errors.explain_error("s3://bucket/x", OSError(text), "write")
     assert hint in str(error) and str(error).startswith("s3://bucket/x: ") and error.transient == transient
-    monkeypatch.setattr(transfer, "has_login", lambda scheme: True)
+    monkeypatch.setattr(store_errors, "has_login", lambda scheme: True)
     if "ACCESS_DENIED" in text:
-        assert "may not write here" in str(transfer.explain_error("s3://bucket/x", OSError(text), "write"))
+        assert "may not write here" in str(store_errors.explain_error("s3://bucket/x", OSError(text), "write"))
 
 
 def test_copies_beyond_the_limit_are_evicted_but_none_in_use(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:

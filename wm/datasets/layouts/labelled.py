@@ -13,6 +13,7 @@ from wm.datasets.layouts.base import ImagePair, LabelledRow, Problem
 from wm.datasets.videos.folders import find_videos
 from wm.datasets.videos.index import VideoIndex
 from wm.errors import InputError
+from wm.files.mirror import fetch
 from wm.images import Pixels, decode_image
 
 
@@ -67,11 +68,13 @@ def find_tables(root: str | Path, file: str) -> list[Path]:
 
     Args:
         root: Folder of the set.
-        file: A file or a glob, relative to ``root`` or absolute.
+        file: A file or a glob, relative to ``root`` or absolute; or a file at ``s3://`` or ``gs://``.
 
     Raises:
         InputError: There is none.
     """
+    if "://" in file:
+        file = str(fetch(file))
     path = Path(root) / file
     if os.path.isfile(path):  # noqa: PTH113 - of a name that is too long, pathlib raises
         return [path]

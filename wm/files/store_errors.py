@@ -1,0 +1,94 @@
+"""Say what is wrong with an object store, and what to do: missing buckets, credentials, regions, servers.
+
+Not known here: how objects are read and written.
+"""
+
+import re
+import socket
+
+from wm.errors import InputError, to_line
+from wm.files.clients import has_login
+from wm.files.uris import parse_address, scheme_of
+
+_TRANSIENT = re.compile(
+    r"SLOW_DOWN|SlowDown|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|INTERNAL_ERROR|InternalError|REQUEST_TIMEOUT|THROTTLING|"
+    r"NETWORK_CONNECTION|curlCode|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|[Tt]imeout|[Tt]imed out|"
+    r"(HTTP (status|response code|error code)[: ]*|HTTP )(429|5\d\d)|Connection (reset|refused)|incomplete"
+)
+
+
+class BucketError(InputError):
+    """An object store refuses, lacks or does not deliver something."""
+
+    def __init__(self, uri: str, detail: str, reason: str = "unreadable", transient: bool = False) -> None:
+        """Build the error.
+
+        Args:
+            uri: Of the object or folder.
+            detail: What happened, and what to do.
+            reason: ``missing_file``, ``unreadable`` or ``time_out``, as for :class:`wm.files.storage.StorageError`.
+            transient: The same request may well succeed later.
+        """
+        super().__init__(uri, detail, reason, transient)  # all arguments, so that it travels between processes
+        self.uri, self.detail, self.reason, self.transient = uri, detail, reason, transient
+
+    def __str__(self) -> str:
+        return f"{self.uri}: {self.detail}"
+
+
+_HINTS: tuple[tuple[str, str], ...] = (
+    (
+        r"\b411\b|MissingContentLength",
+        "the server takes no upload without its length; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required",
+    ),
+    (r"EXPIRED|[Ee]xpired|invalid_grant", "the credentials have expired on {host}; renew them"),
+    (
+        r"INVALID_ACCESS_KEY|InvalidAccessKey|SIGNATURE|INVALID_CLIENT_TOKEN|UNRECOGNIZED_CLIENT|UNAUTHENTICATED|"
+        r"\b401\b|InvalidToken",
+        "the store does not accept the credentials of {host}; check {login}",
+    ),
+    (
+        r"PermanentRedirect|PERMANENT_REDIRECT|AuthorizationHeaderMalformed|IllegalLocationConstraint|\b301\b",
+        "the bucket is in another region; set AWS_REGION, or add ?region=NAME to the URI",
+    ),
+    (r"ACCESS_DENIED|AccessDenied|PERMISSION_DENIED|\b403\b|[Ff]orbidden", "the store refuses this to {host}: {login}"),
+)
+
+
+def explain_error(uri: str, error: BaseException, act: str) -> BucketError:
+    """Convert an error of pyarrow, whose kinds of remote errors differ in their words only.
+
+    Args:
+        uri: Of the object or folder.
+        error: As pyarrow raised it.
+        act: What was tried: ``read``, ``write`` or ``remove``.
+    """
+    text = to_line(error, 300)
+    scheme, bucket = scheme_of(uri), parse_address(uri).bucket
+    if re.search(r"NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket.{0,80}(not found|does not exist)", text) or (
+        act == "write" and (isinstance(error, FileNotFoundError) or re.search(r"NOT_FOUND|RESOURCE_NOT_FOUND", text))
+    ):
+        return BucketError(
+            uri, f"no such bucket ({bucket}); make it first, or check its name and server", "missing_file"
+        )
+    if isinstance(error, FileNotFoundError) or re.search(r"NO_SUCH_KEY|NOT_FOUND", text):
+        return BucketError(uri, "no such object or folder", "missing_file")
+    # Without a login requests are not signed: whatever the store answers, that is the reason.
+    login = (
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+        if scheme == "s3"
+        else "GOOGLE_APPLICATION_CREDENTIALS"
+    )
+    rights = f"these credentials may not {act} here" if has_login(scheme) else f"no credentials found; set {login}"
+    for pattern, hint in _HINTS:
+        if re.search(pattern, text):
+            words = rights if "refuses" in hint else login
+            return BucketError(uri, f"{hint.format(host=socket.gethostname(), login=words)} ({text})")
+    is_transient = bool(_TRANSIENT.search(text))
+    if re.search(r"curlCode: (6|7)\b|Could ?n.t (connect|resolve)|Connection refused", text):
+        return BucketError(
+            uri, f"no connection to its server; check AWS_ENDPOINT_URL and network ({text})", "unreadable", True
+        )
+    if re.search(r"curlCode: 28|[Tt]imeout|[Tt]imed out|DEADLINE_EXCEEDED", text):
+        return BucketError(uri, f"no answer in time ({text})", "time_out", True)
+    return BucketError(uri, f"cannot {act} it: {text}", transient=is_transient)
