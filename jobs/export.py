@@ -59,14 +59,14 @@ class ExportRecipe(Recipe):
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"num_workers": "resources.num_workers"}
 
     triplets: InputPath
-    """Folder of triplets, or the output folder of the stage that wrote them (jobs.annotate, jobs.ingest, …)."""
+    """Folder of triplets, or the output folder of the stage that wrote them (wm annotate, wm ingest, …)."""
     out: OutputPath
     """Folder for the export, new or empty; out/run.json says what was exported."""
     format: Literal["aurora", "webdataset", "lerobot"]
     """aurora: out/SPLIT.json and out/images. webdataset: out/shard-NNNNNN.tar. lerobot: a LeRobot v3.0 data set in
     which each triplet is an episode of two frames (one image size and one split only)."""
     selection: OptionalInputPath = None
-    """Folder of a selection (jobs.select writes it): only its ids are exported, and all of them must be there."""
+    """Folder of a selection (wm select writes it): only its ids are exported, and all of them must be there."""
     split: str | None = None
     """Only rows of this split."""
     side_px: int = Field(default=0, ge=0)

@@ -47,7 +47,15 @@ def prepare_buckets(recipe: Recipe) -> None:
 
 
 def find_bucket_paths(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, str, PathKey]]:
-    """Yield the dotted key, URI and mark of every path of a recipe, and of tables in it, that stands for an object."""
+    """Find every path of a recipe, and of tables in it, that stands for an object.
+
+    Args:
+        recipe: The recipe.
+        prefix: Of the keys.
+
+    Yields:
+        Dotted key, URI and mark.
+    """
     for name, field in type(recipe).model_fields.items():
         mark = path_key(field.metadata)
         value = getattr(recipe, name)

@@ -15,7 +15,7 @@ from pathlib import Path
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.bootstrap import report
 from jobs.bootstrap.console import Console
-from jobs.bootstrap.graph import Graph, build_graph
+from jobs.bootstrap.graph import Graph, build_graph, fit_stages
 from jobs.bootstrap.plan import Stage, plan
 from jobs.bootstrap.recipe import BootstrapRecipe
 from jobs.bootstrap.scheduler import run_side_by_side
@@ -56,11 +56,15 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, RunRecor
     Raises:
         InputError: The input is wrong; what can be checked is checked before the first stage.
     """
-    stages, out = plan(recipe), Path(recipe.out)
+    stages, size = fit_stages(plan(recipe))
+    out = Path(recipe.out)
+    if size is not None:
+        shared = f"{size.cpus:g} CPUs and {size.gpus:g} GPUs"
+        print(f"bootstrap: stages that name no number of workers use the cluster's {shared}")
     if recipe.max_stages > 1 and not dry_run:
         warm_up()  # beside the checks
     _check_inputs(recipe, stages)
-    graph = build_graph(stages, out, recipe.max_stages)
+    graph = build_graph(stages, out, recipe.max_stages, size)
     if dry_run:
         with show_uris(recipe):
             report.print_plan(graph, out)

@@ -56,7 +56,7 @@ class _RoundResult(NamedTuple):
 
 
 class _Variant(NamedTuple):
-    """A forward model to train: its stage's name, its label in the tables, keys of jobs.train."""
+    """A forward model to train: its stage's name, its label in the tables, keys of wm train."""
 
     name: str
     label: str
@@ -79,7 +79,7 @@ def plan(recipe: BootstrapRecipe) -> list[Stage]:
 
 
 class _Plan:
-    """Stages as they are added. ``models``: the entries of jobs.evaluate."""
+    """Stages as they are added. ``models``: the entries of wm evaluate."""
 
     def __init__(self, recipe: BootstrapRecipe) -> None:
         self.recipe, self.stages = recipe, list[Stage]()

@@ -9,6 +9,7 @@ from jobs.evaluate.bench import build_bench
 from jobs.evaluate.entries import build_entries
 from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.evaluate.workers import parts_folder, run_units
+from jobs.shared.cluster_size import fit_to_cluster
 from wm import cli
 from wm.datasets.card import write_dataset_card
 from wm.evaluation.adaptive import adaptive_rows
@@ -45,6 +46,7 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     Raises:
         InputError: On a model, triplets or a folder that does not fit.
     """
+    recipe = fit_to_cluster(recipe)
     # 1. Check everything. Inputs are read before the folder is made, so that bad input leaves nothing behind.
     entries = build_entries(recipe)
     units = list_units(entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe)

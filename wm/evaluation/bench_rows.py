@@ -44,7 +44,7 @@ class BenchRow:
 
 
 def read_bench_rows(folder: str | Path) -> list[BenchRow]:
-    """List the triplets below a folder; of a set that ``jobs.ingest`` wrote, with their rows in the set's list.
+    """List the triplets below a folder; of a set that ``wm ingest`` wrote, with their rows in the set's list.
 
     Args:
         folder: Folder of triplets, or of a stage that has them below ``triplets``.
@@ -80,7 +80,7 @@ def read_bench_rows(folder: str | Path) -> list[BenchRow]:
 
 
 def _list_numbers(folder: str | Path) -> dict[str, int]:
-    """Map the ids of a set that ``jobs.ingest`` wrote to rows of its list; empty for other sets."""
+    """Map the ids of a set that ``wm ingest`` wrote to rows of its list; empty for other sets."""
     for stage_folder in (Path(folder), Path(folder).parent):
         record = read_run(stage_folder) or {}
         if record.get("stage") == "ingest":

@@ -223,7 +223,7 @@ def list_predictions(folder: str | Path) -> list[PredictionFacts]:
     check_complete(folder)
     if not predictions_folder(folder).is_dir():
         raise InputError(
-            f"{folder} has no predictions/: expected a folder of jobs.collect, or of jobs.evaluate with keep_images"
+            f"{folder} has no predictions/: expected a folder of wm collect, or of wm evaluate with keep_images"
         )
     columns = [name for name in PredictionFacts.__annotations__ if name not in ("file", "row")]
     facts: list[PredictionFacts] = []
@@ -257,7 +257,8 @@ def check_systems(sets: Sequence[tuple[str, Sequence[PredictionFacts]]]) -> None
         for system in sorted({row["system"] for row in facts}):
             if owners.setdefault(system, folder) != folder:
                 raise InputError(
-                    f"{owners[system]} and {folder} both hold a system named {system!r}; give another system"
+                    f"{owners[system]} and {folder} both hold a system named {system!r}; give one of them another name "
+                    "(system, label or zero_shot_label), or leave a base out by zero_shot=false"
                 )
 
 

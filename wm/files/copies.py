@@ -111,7 +111,15 @@ def _read_part(uri: str, start: int, size: int) -> bytes:
 
 @contextmanager
 def progress(num_bytes: int, uri: str) -> Iterator[Callable[[int], object]]:
-    """Show a bar for a download of more than 1 GiB; yields what is called with the bytes that have come."""
+    """Show a bar for a download of more than 1 GiB.
+
+    Args:
+        num_bytes: Of the download.
+        uri: What is downloaded.
+
+    Yields:
+        What is called with the bytes that have come.
+    """
     interval_s = 0.5 if sys.stderr.isatty() else 10.0
     options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "desc": uri}
     with tqdm(total=num_bytes, mininterval=interval_s, disable=num_bytes < _SHOWN_BYTES, **options) as bar:

@@ -79,10 +79,10 @@ def parse_system(text: str, results: Sequence[str]) -> SystemName:
         InputError: The part before a colon looks like a path and is no folder.
     """
     # A folder's name may hold colons, and so may a label: the longest part that is a folder counts.
-    if _is_folder(text):
+    if is_folder(text):
         return SystemName((text,), "")
     for position in [index for index, character in enumerate(text) if character == ":"][::-1]:
-        if _is_folder(text[:position]):
+        if is_folder(text[:position]):
             return SystemName((text[:position],), text[position + 1 :])
     head, colon, _ = text.partition(":")
     # A label may hold a slash as well; what cannot be found is named below with those that can.
@@ -116,7 +116,12 @@ def fetch_system(text: str) -> str:
     raise InputError(f"no such folder in the bucket: {text:.300}; expected URI, URI:LABEL or LABEL")
 
 
-def _is_folder(text: str) -> bool:
+def is_folder(text: str) -> bool:
+    """Return whether a text is the path of a folder, however long it is.
+
+    Args:
+        text: As it was given.
+    """
     try:
         return bool(text) and Path(text).is_dir()
     except (OSError, ValueError):
