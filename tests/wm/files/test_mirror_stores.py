@@ -86,18 +86,28 @@ def test_a_killed_writer_leaves_nothing_visible(bucket: Bucket, size: int) -> No
     assert bucket.read("run/shard.parquet") == path.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["status", "lose_request", "lose_reply", "cut_body", "slow_body"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "status",
+        "lose_reply",
+        "cut_body",
+        *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("lose_request", "slow_body")),
+    ],
+)
 def test_a_fault_that_passes_is_passed_over(
     bucket: Bucket, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     content = os.urandom(3000)
     path = write(mirrored_path(bucket.uri("run/x")), content)
-    bucket.proxy.spoil(kind, count=2)  # type: ignore[arg-type]
+    # Google's client waits longer and longer.
+    count = 1 if bucket.scheme == "gs" else 2
+    bucket.proxy.spoil(kind, count=count)  # type: ignore[arg-type]
     publish(path)
     assert bucket.read("run/x") == content
     on_node(monkeypatch, tmp_path, "second")
     bucket.proxy.heal()
-    bucket.proxy.spoil(kind, count=2)  # type: ignore[arg-type]
+    bucket.proxy.spoil(kind, count=count)  # type: ignore[arg-type]
     assert fetch(bucket.uri("run/x")).read_bytes() == content
 
 
@@ -121,6 +131,6 @@ def test_what_does_not_pass_is_named_with_its_uri(
     # 2. Nothing there, or no bucket.
     with pytest.raises(InputError, match=r"run/none.*no such object or folder"):
         fetch(bucket.uri("run/none"))
-    with pytest.raises(InputError, match=r"wm-no-bucket.*no such bucket"):
+    with pytest.raises(InputError, match=r"wm-no-bucket.*no such"):
         fetch(bucket.uri("run/x").replace(bucket.name, "wm-no-bucket"))
     assert bucket.list_keys() == ["run/x"]
