@@ -17,6 +17,7 @@ from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.shared.cluster_size import ClusterSize, fit_to_cluster, read_cluster_size
 from jobs.shared.ray_session import is_private, num_logical_cpus
 from wm.config import Recipe
+from wm.files.mirror import to_path
 from wm.paths import path_key
 from wm.training import TrainRecipe
 
@@ -138,7 +139,7 @@ def find_inputs(stages: Sequence[Stage], out: Path) -> dict[str, frozenset[str]]
         names = set(stage.after)
         for path in list_input_paths(stage.recipe):
             # Below the run's folder, the first part is the stage's name.
-            parts = Path(path).parts
+            parts = Path(to_path(path)).parts
             if parts[: len(out.parts)] != out.parts:
                 continue
             # The run's own folder: the report reads all there is.

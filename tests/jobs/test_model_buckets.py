@@ -41,7 +41,8 @@ def data(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_model(with_adapter(load_model(root / "base"), seed), root / "runs" / name / "model", task=name[:3])
     rows, codec = random_rows(tiny_base, 6, seed=3), load_codec(tiny_base)
     for row in rows:
-        row["source_image"] = {"bytes": encode_png(codec.decode(np.array([row["source_codes"]]))[0]), "path": None}
+        image = {"bytes": encode_png(codec.decode(np.array([row["source_codes"]]))[0]), "path": None}
+        row["source_image"] = row["target_image"] = image
     write_triplets(rows, root / "triplets")
     return root
 
@@ -115,6 +116,7 @@ def test_predictions_resume_on_another_node(
     assert [row for table in stored for row in table.to_pylist()] == expected.to_pylist()
 
 
+@pytest.mark.soak
 def test_a_rollout_from_an_image_in_a_bucket(data: Path, client: Any, tmp_path: Path) -> None:
     client.put_object(Bucket="data", Key="source.png", Body=encode_png(np.zeros((16, 16, 3), np.uint8)))
     recipe = {"fdm": "s3://data/runs/fdm", "idm": "s3://data/runs/idm", "image": "s3://data/source.png"}
@@ -142,7 +144,7 @@ def test_imagined_triplets_equal_local_ones(data: Path, client: Any, tmp_path: P
     assert read_table(copies).equals(read_table(tmp_path / "local" / "triplets"))
 
 
-@pytest.mark.parametrize("out", ["s3://data/gate", "local"])
+@pytest.mark.parametrize("out", ["s3://data/gate", pytest.param("local", marks=pytest.mark.soak)])
 def test_the_gate_copies_the_better_model(
     data: Path, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
@@ -157,6 +159,7 @@ def test_the_gate_copies_the_better_model(
     assert torch.equal(logits(load_model(path)), logits(expected))
 
 
+@pytest.mark.soak
 def test_pretraining_resumes_after_the_codec(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"num_images": 64, "num_documents": 64, "encoder_steps": 1, "decoder_steps": 1, "max_steps": 1}
     recipe = sizes | {"batch_size": 4, "out": "s3://data/base-run"}

@@ -75,7 +75,12 @@ def list_objects(uri: str, *, missing_ok: bool = False, patience_s: float | None
             store.get_file_info(fs.FileSelector(path.partition("/")[0], recursive=False))
             raise FileNotFoundError(path)
         selector = fs.FileSelector(path, recursive=True, allow_not_found=missing_ok)
-        return [each for each in store.get_file_info(selector) if each.type == fs.FileType.File]
+        files = [each for each in store.get_file_info(selector) if each.type == fs.FileType.File]
+        # rclone lists some times with a fraction that AWS's SDK cannot read: those objects are asked for by name, or
+        # their copies would never count as fresh.
+        unknown = [each.path for each in files if not each.mtime_ns]
+        known = [each for each in files if each.mtime_ns]
+        return known + (store.get_file_info(unknown) if unknown else [])
 
     infos = attempt(uri, "read", work, patience_s)
     address = parse_address(uri)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
+from wm.files.mirror import publish
 from wm.models.adapters import attach, merge_adapter
 from wm.models.codec.codec import ImageCodec
 from wm.models.codec.files import is_vqgan, read_codec
@@ -202,7 +203,7 @@ def save_model(
 
     Args:
         vlm: The model, with or without an adapter.
-        path: The folder to write.
+        path: The folder to write; one given by its URI is uploaded.
         kind: None: ``adapter`` for a model that carries one, ``full`` otherwise.
         task: What the model was trained for; None for a base.
         codec: Its tensors become part of a full folder; None: those of the folder that the model was read from.
@@ -220,7 +221,7 @@ def save_model(
     kind = kind or ("adapter" if has_adapter else "full")
     if (kind == "adapter") != has_adapter:
         raise InputError(f"kind={kind!r}, but the model has {'an' if has_adapter else 'no'} adapter")
-    out = Path(path)
+    out = to_local(path)
     codec = codec or (_codec_of(vlm, out) if kind != "adapter" else None)
     if codec is not None:
         check_same_codec(codec.codec_id, vlm.codec_id, out)
@@ -246,6 +247,9 @@ def save_model(
             base_path=base_path,
         )
         manifest.write(folder)
+    # Of a mirrored path the caller knows when the rest of an output is ready.
+    if "://" in str(path):
+        publish(out)
     return manifest
 
 

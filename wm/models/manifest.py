@@ -11,7 +11,7 @@ from wm.errors import InputError
 from wm.files.mirror import uri_of
 from wm.files.uris import parse_address
 from wm.models.folder_checks import read_json
-from wm.models.remote import fetch_all, fetch_heads, fetch_heads_below, relative_uri, to_local
+from wm.models.remote import fetch_all, fetch_heads, fetch_heads_below, is_in_bucket, relative_uri, to_local
 from wm.models.unreadable import convert_command, find_release_models
 from wm.packaged import PREFIX, resolve_packaged, to_packaged_name
 from wm.runs import write_json
@@ -65,7 +65,7 @@ def model_folder(path: str | Path) -> Path:
         InputError: It is in a bucket, and not there or not to be read.
     """
     folder = to_local(resolve_packaged(str(path)))
-    if uri_of(folder) is not None:
+    if is_in_bucket(folder):
         return fetch_heads(folder, _CONFIGS, (MANIFEST,))
     # A run's folder holds its record beside the model.
     if not _has_config(folder) and _has_config(folder / "model"):

@@ -33,6 +33,12 @@ def to_local(path: str | Path) -> Path:
     return Path(local) if uri is None else mirrored_path(uri)
 
 
+def is_in_bucket(folder: Path) -> bool:
+    """Return whether a model folder is one of a bucket: not one that is being written here, as its name says."""
+    is_being_written = folder.name.startswith(".") or folder.suffix == ".partial"
+    return uri_of(folder) is not None and not is_being_written
+
+
 def fetch_heads(folder: Path, configs: Sequence[str], others: Sequence[str]) -> Path:
     """Find the model folder that a mirrored path means, and copy the files that say what it is.
 
@@ -115,7 +121,7 @@ def fetch_all(folder: Path) -> Path:
     Raises:
         InputError: It cannot be read, or this node has not the room.
     """
-    if uri_of(folder) is None:
+    if not is_in_bucket(folder):
         return folder
     fetch(folder)
     if folder.is_file():

@@ -59,7 +59,7 @@ def read(client: Any, key: str) -> str:
 def test_a_killed_run_resumes_on_a_node_that_has_nothing(
     tiny_base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluation = {"every_steps": 3, "metric_for_best_model": "nats", "sample_every_steps": 6, "sample_rows": 2}
+    evaluation = {"every_steps": 3, "metric_for_best_model": "nats"}
     # 1. What comes of it where nothing is killed and all is local.
     held_out = {"eval": {**evaluation, "triplets": str(rows.parent / "held_out")}}
     run(recipe_of(str(rows.parent), str(tmp_path / "local"), str(tiny_base), **held_out))

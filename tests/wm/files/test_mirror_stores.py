@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.buckets import Bucket
+from wm.errors import InputError
 from wm.files.mirror import fetch, mirrored_path, publish, remove, uri_of
 
 _PUBLISH = "import sys; from wm.files.mirror import mirrored_path, publish; publish(mirrored_path(sys.argv[1]))"
@@ -70,14 +71,14 @@ def downloads(bucket: Bucket) -> list[str]:
 @pytest.mark.parametrize("size", [100, 12_000_000], ids=["one-request", "multipart"])
 def test_a_killed_writer_leaves_nothing_visible(bucket: Bucket, size: int) -> None:
     path = write(mirrored_path(bucket.uri("run/shard.parquet")), os.urandom(size))
-    stalls = [bucket.proxy.spoil("stall", method=method, part="shard.parquet") for method in ("PUT", "POST")]
+    for method in ("PUT", "POST"):
+        bucket.proxy.spoil("stall", method=method, part="shard.parquet")
     script = subprocess.Popen([sys.executable, "-c", _PUBLISH, bucket.uri("run/shard.parquet")])
     try:
         bucket.proxy.wait_for(("PUT", "POST"), "shard.parquet")
     finally:
         script.kill()
         script.wait()
-    assert len(stalls) == 2
     bucket.proxy.heal()
     assert bucket.list_keys() == []
     # The same file again, from the same node.
@@ -85,16 +86,51 @@ def test_a_killed_writer_leaves_nothing_visible(bucket: Bucket, size: int) -> No
     assert bucket.read("run/shard.parquet") == path.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["status", "lose_request", "lose_reply", "cut_body", "slow_body"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "status",
+        "lose_reply",
+        "cut_body",
+        *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("lose_request", "slow_body")),
+    ],
+)
 def test_a_fault_that_passes_is_passed_over(
     bucket: Bucket, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     content = os.urandom(3000)
     path = write(mirrored_path(bucket.uri("run/x")), content)
-    bucket.proxy.spoil(kind, count=2)  # type: ignore[arg-type]
+    # Google's client waits longer and longer.
+    count = 1 if bucket.scheme == "gs" else 2
+    bucket.proxy.spoil(kind, count=count)  # type: ignore[arg-type]
     publish(path)
     assert bucket.read("run/x") == content
     on_node(monkeypatch, tmp_path, "second")
     bucket.proxy.heal()
-    bucket.proxy.spoil(kind, count=2)  # type: ignore[arg-type]
+    bucket.proxy.spoil(kind, count=count)  # type: ignore[arg-type]
     assert fetch(bucket.uri("run/x")).read_bytes() == content
+
+
+def test_what_does_not_pass_is_named_with_its_uri(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bucket.write("run/x", b"x")
+    path = write(mirrored_path(bucket.uri("run/y")), b"y")
+    name = rf"{bucket.scheme}://{bucket.name}/run/y"
+    # 1. Credentials that have expired, and such as may only read.
+    bucket.proxy.spoil("status", status=401 if bucket.scheme == "gs" else 400)
+    with pytest.raises(InputError, match=rf"{name}.*credentials"):
+        publish(path)
+    bucket.proxy.heal()
+    for method in ("PUT", "POST"):
+        bucket.proxy.spoil("status", method=method, status=403)
+    with pytest.raises(InputError, match=rf"{name}.*(may not write|no credentials)"):
+        publish(path)
+    assert fetch(bucket.uri("run/x")).read_bytes() == b"x"
+    bucket.proxy.heal()
+    # 2. Nothing there, or no bucket.
+    with pytest.raises(InputError, match=r"run/none.*no such object or folder"):
+        fetch(bucket.uri("run/none"))
+    with pytest.raises(InputError, match=r"wm-no-bucket.*no such"):
+        fetch(bucket.uri("run/x").replace(bucket.name, "wm-no-bucket"))
+    assert bucket.list_keys() == ["run/x"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from wm.files.uris import is_remote
 from wm.training.data.sources import CodecShape
 from wm.training.data.token_cache import cache_bytes
 from wm.training.planning.memory import StepMemory
@@ -72,7 +73,9 @@ def disk_complaints(recipe: TrainRecipe, codec: CodecShape, rows: Sequence[int],
     # Two folders may be on one disk: their needs add up.
     needs: dict[Path, dict[str, int]] = {}
     needs.setdefault(_existing(recipe.token_root), {})["tokens"] = sum(cache_bytes(count, codec) for count in rows)
-    needs.setdefault(_existing(Path(recipe.out)), {})["two checkpoints"] = 2 * _STATE_BYTES * num_trained
+    # A bucket has the room.
+    if not is_remote(recipe.checkpoint_root):
+        needs.setdefault(_existing(Path(recipe.out)), {})["two checkpoints"] = 2 * _STATE_BYTES * num_trained
     lines = []
     for folder, parts in needs.items():
         # Checkpoints of two moments exist for a while: the old one goes when the new one is complete.
