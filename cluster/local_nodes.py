@@ -7,24 +7,33 @@ a node can be taken away in the middle.
 import argparse
 import logging
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wm.interrupts import keep_terminate_handler
 from wm.private_session import private_session, set_private_token
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 OBJECT_STORE_BYTES = 128 * 2**20
+_AGENT_S = 120.0
 
 
 @contextmanager
 def local_nodes(
-    num_nodes: int = 2, *, cpus_per_node: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES
+    num_nodes: int = 2,
+    *,
+    cpus_per_node: int = 2,
+    object_store_bytes: int = OBJECT_STORE_BYTES,
+    dashboard: bool = False,
+    head: Mapping[str, object] | None = None,
 ) -> Iterator["Cluster"]:
     """Run a cluster that ends with the block.
 
@@ -32,6 +41,8 @@ def local_nodes(
         num_nodes: Nodes, the head among them.
         cpus_per_node: Logical CPUs of each.
         object_store_bytes: Size of each node's object store.
+        dashboard: Whether the head has one, to which ``ray job submit`` speaks: ``webui_url`` of the cluster.
+        head: Further settings of the head, as Ray's ``RayParams`` names them.
 
     Yields:
         The cluster; ``add_node`` and ``remove_node`` change it. ``RAY_ADDRESS`` names it, for this process and its
@@ -39,6 +50,7 @@ def local_nodes(
 
     Raises:
         ValueError: Fewer than one node or CPU.
+        TimeoutError: With a dashboard: the head does not take jobs.
     """
     if num_nodes < 1 or cpus_per_node < 1:
         raise ValueError(f"expected at least one node and one CPU, got {num_nodes} and {cpus_per_node}")
@@ -56,14 +68,21 @@ def local_nodes(
             "temp_dir": private["_temp_dir"],
         }
         folder = Path(private["_temp_dir"]).parent
-        with _own_address_file(folder):
-            cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        with _own_address_file(folder), keep_terminate_handler():
+            settings = {**node, "include_dashboard": dashboard, **(head or {})}
+            if dashboard:
+                # Not Ray's own ports: another cluster of this machine may have them. 0: any that is free.
+                settings |= {"dashboard_port": _find_free_port(), "dashboard_agent_listen_port": 0}
+            cluster = Cluster(initialize_head=True, head_node_args=settings)
         try:
-            # The head is there already.
-            for _ in range(num_nodes - 1):
-                cluster.add_node(**node)
+            # The head is there already. Ray would take SIGTERM for each node, and end it without what uses it.
+            with keep_terminate_handler():
+                for _ in range(num_nodes - 1):
+                    cluster.add_node(**node)
             cluster.wait_for_nodes()
             os.environ["RAY_ADDRESS"] = cluster.address
+            if dashboard:
+                _wait_for_agent(cluster)
             yield cluster
         finally:
             with _own_address_file(folder):
@@ -87,6 +106,25 @@ def _own_address_file(folder: Path) -> Iterator[None]:
         del os.environ["RAY_TMPDIR"]
         if before is not None:
             os.environ["RAY_TMPDIR"] = before
+
+
+def _find_free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def _wait_for_agent(cluster: "Cluster") -> None:
+    """Wait until the head takes jobs: its agent starts after all else, and the dashboard waits 10 s for it at most."""
+    from ray._private import ray_constants
+    from ray._raylet import GcsClient
+    from ray.dashboard.consts import DASHBOARD_AGENT_ADDR_NODE_ID_PREFIX
+
+    client, end_s = GcsClient(address=cluster.address), time.monotonic() + _AGENT_S
+    key = f"{DASHBOARD_AGENT_ADDR_NODE_ID_PREFIX}{cluster.head_node.node_id}".encode()
+    while not client.internal_kv_get(key, namespace=ray_constants.KV_NAMESPACE_DASHBOARD):
+        if time.monotonic() > end_s:
+            raise TimeoutError(f"the head's agent, which takes jobs, did not start within {_AGENT_S:g} s")
+        time.sleep(0.2)
 
 
 def _authenticate() -> None:

@@ -25,6 +25,7 @@ from wm.datasets.export import (
     count_licenses,
     finish_export,
     first_image_size,
+    marks_folder,
     plan_export,
     read_marks,
     read_selection,
@@ -32,6 +33,7 @@ from wm.datasets.export import (
     write_part,
 )
 from wm.errors import InputError
+from wm.files.mirror import fetch, on_this_node
 from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.runs import Run, RunRecord, digest_of, read_run
 from wm.tables import triplets_folder
@@ -57,14 +59,14 @@ class ExportRecipe(Recipe):
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"num_workers": "resources.num_workers"}
 
     triplets: InputPath
-    """Folder of triplets, or the output folder of the stage that wrote them (jobs.annotate, jobs.ingest, …)."""
+    """Folder of triplets, or the output folder of the stage that wrote them (wm annotate, wm ingest, …)."""
     out: OutputPath
     """Folder for the export, new or empty; out/run.json says what was exported."""
     format: Literal["aurora", "webdataset", "lerobot"]
     """aurora: out/SPLIT.json and out/images. webdataset: out/shard-NNNNNN.tar. lerobot: a LeRobot v3.0 data set in
     which each triplet is an episode of two frames (one image size and one split only)."""
     selection: OptionalInputPath = None
-    """Folder of a selection (jobs.select writes it): only its ids are exported, and all of them must be there."""
+    """Folder of a selection (wm select writes it): only its ids are exported, and all of them must be there."""
     split: str | None = None
     """Only rows of this split."""
     side_px: int = Field(default=0, ge=0)
@@ -219,6 +221,8 @@ def _write(recipe: ExportRecipe, context: Context, plan: Plan) -> int:
             with closing(tasks) as results:
                 for rows in results:
                     bar.update(rows)
+            # What the end needs of parts that other nodes have written.
+            fetch(marks_folder(recipe.out))
         else:
             for part in pending:
                 write_part(recipe.format, context, part, bar.update)
@@ -227,7 +231,10 @@ def _write(recipe: ExportRecipe, context: Context, plan: Plan) -> int:
 
 def _write_rows(part: Part, name: str, context: Context) -> int:
     """Write a part in a worker; returns how many rows it has."""
-    return write_part(name, context, part)["rows"]
+    # Files of a bucket have other paths on another node, and may not be there yet.
+    slices = tuple(replace(piece, file=str(fetch(piece.file, hold=False))) for piece in part.slices)
+    context = replace(context, out=str(on_this_node(context.out)))
+    return write_part(name, context, replace(part, slices=slices))["rows"]
 
 
 def main() -> int:

@@ -22,6 +22,7 @@ from wm.files.mirror import shown, uri_of
 from wm.models import copy_model, load_model, read_manifest
 from wm.paths import ModelPath, OutputPath, TablePath
 from wm.runs import Run, RunRecord, digest_of, read_run
+from wm.tables import read_table, triplets_folder
 
 
 class GateRecipe(Recipe):
@@ -44,13 +45,15 @@ class GateRecipe(Recipe):
     out: OutputPath
     """Output folder; out/model leads to the promoted model: a link, or a copy if one of them is in a bucket."""
     metric: GateMetric = "nats"
-    """nats: negative log-likelihood of the truth a token; preference: mean share of the probe's four comparisons."""
+    """nats: negative log-likelihood of the truth a token; preference: mean share of the truth preferred, over the
+    probe's four kinds of negatives."""
     min_gain: float = Field(default=0.0, ge=0)
     """By how much the challenger must be better, in the metric's unit."""
     limit: int = Field(default=0, ge=0)
     """Use so many triplets, spread evenly over the set; 0: all."""
     subset: SubsetColumn = "dataset"
-    """The probe's negatives come from rows with the same value in this column."""
+    """Negatives of the probe are taken from rows with the same value in this column: class_label for a bench of several
+    tasks."""
     base: ModelPath = ""
     """Base folder of adapters; empty: the one their manifests name."""
     resources: DeviceSettings = DeviceSettings()
@@ -80,6 +83,8 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
         if manifest is not None and manifest.task not in (None, recipe.role):
             path = shown(getattr(recipe, name))
             raise InputError(f"{name} = {path} was trained as {manifest.task}, not as {recipe.role}")
+        if manifest is not None and not is_complete:
+            _check_codes(recipe, name, manifest.codec_id)
     if dry_run or is_complete:
         print(f"gate: {'already complete in' if is_complete else 'would decide in'} {shown(recipe.out)}")
         return (read_run(recipe.out) or {}) if is_complete else {}
@@ -102,8 +107,29 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
     if gates["challenger"].has_collapsed:
         print(f"  the challenger copies its source in {gates['challenger'].copies:.0%} of the triplets: not promoted")
     spread = "" if error is None else f" ± {error:.4f} (standard error over triplets)"
-    print(f"gate: {recipe.metric} better by {gain:.4f}{spread}: the {winner} is used, {shown(stage.out / 'model')}")
+    # A gain of less than nothing is a loss.
+    gap = f"{'better' if gain > 0 else 'worse'} by {abs(gain):.4f}{spread}" if gain else "equal"
+    print(f"gate: by {recipe.metric} the challenger is {gap}: the {winner} is used, {shown(stage.out / 'model')}")
     return record
+
+
+def _check_codes(recipe: GateRecipe, name: str, codec_id: str) -> None:
+    """Check before anything is made that the triplets have codes of a model's codec."""
+    columns = ["codec", "class_label", recipe.subset]
+    table = read_table(triplets_folder(recipe.triplets), columns=list(dict.fromkeys(columns)))
+    for codec in table.column("codec").unique().to_pylist():
+        if codec != codec_id:
+            raise InputError(
+                f"{recipe.triplets} holds codes of codec {codec}, {name} = {getattr(recipe, name)} reads codec "
+                f"{codec_id}: make them by wm ingest with codec=MODEL"
+            )
+    # As wm evaluate does: another task's actions are too easy to tell from the truth.
+    num_subsets, num_labels = (len(table.column(column).unique()) for column in (recipe.subset, "class_label"))
+    if name == "champion" and recipe.metric == "preference" and num_subsets == 1 and num_labels > 1:
+        print(
+            f"warning: subset = {recipe.subset!r} is one subset, but class_label has {num_labels} values: the probe's "
+            "negatives cross them; is subset = 'class_label' meant?"
+        )
 
 
 def gain_of(champion: Gate, challenger: Gate, metric: GateMetric) -> tuple[float, float | None]:

@@ -30,7 +30,7 @@ class RelabelRecipe(Recipe):
     triplets: TablePath
     """Folder of annotated triplets of the tabletop."""
     selection: TablePath
-    """Folder of jobs.select: the rows to take."""
+    """Folder of wm select: the rows to take."""
     out: OutputPath
     """Folder for out/triplets, out/rejects and out/run.json."""
     labels: Literal["truth", "shuffled"]

@@ -11,7 +11,8 @@ from wm.config import Recipe
 from wm.evaluation.report.claims import Labels
 from wm.evaluation.report.findings import read_findings
 from wm.evaluation.report.report import render_report
-from wm.paths import InputPath, OutputPath
+from wm.files.mirror import shown, uri_of
+from wm.paths import OutputPath, TablePath
 from wm.runs import Run, digest_of, write_text
 
 FILE = "report.html"
@@ -20,7 +21,7 @@ FILE = "report.html"
 class ReportRecipe(Recipe):
     """Which run, and what is said about it."""
 
-    run: InputPath
+    run: TablePath
     """Folder of the run, with its stages' folders below it."""
     out: OutputPath
     """Output folder; the report is out/report.html."""
@@ -61,7 +62,8 @@ def run(recipe: ReportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     with job.timed("render"):
         # One file, images included, so that a report can be sent as it is.
         html = render_report(recipe.run, recipe.labels, recipe.notes, title=recipe.title)
-        write_text(path, html)
+        # A copy of a bucket is of this node: the report names the URI.
+        write_text(path, html if uri_of(recipe.run) is None else html.replace(recipe.run, shown(recipe.run)))
     record = job.finish({"stages": len(findings.stages), "bytes": len(html.encode())})
     print(f"report of {len(findings.stages)} stages: {path} ({len(html) / 1e6:.1f} MB)")
     return record

@@ -37,17 +37,17 @@ class ShipRecipe(Recipe):
     into: OutputPath = ""
     """Folder for base, idm, fdm and images, which are replaced; empty: ``out/shipped``."""
     tabletop: Settings = {}
-    """Keys of jobs.tabletop."""
+    """Keys of wm tabletop."""
     pretrain: Settings = {}
-    """Keys of jobs.pretrain."""
+    """Keys of wm pretrain."""
     ingest: Settings = {}
-    """Keys of jobs.ingest."""
+    """Keys of wm ingest."""
     idm: Settings = {}
-    """Keys of jobs.train for the inverse model."""
+    """Keys of wm train for the inverse model."""
     fdm: Settings = {}
-    """Keys of jobs.train for the forward model."""
+    """Keys of wm train for the forward model."""
     evaluate: Settings = {}
-    """Keys of jobs.evaluate."""
+    """Keys of wm evaluate."""
 
 
 def run(recipe: ShipRecipe, *, dry_run: bool = False) -> dict[str, dict[str, float]]:
@@ -121,7 +121,7 @@ def read_figures(evaluation: Path) -> dict[str, dict[str, float]]:
     """Read what the cards say from an evaluation of both roles.
 
     Args:
-        evaluation: Output folder of jobs.evaluate.
+        evaluation: Output folder of wm evaluate.
 
     Returns:
         Figures by name, of ``idm`` and of ``fdm``.

@@ -127,8 +127,8 @@ def _write_videos(recipe: TabletopRecipe, folder: Path) -> None:
     # As many tasks as workers: each logical CPU's worker would stay in memory for the stages that follow.
     num_workers = recipe.resources.num_workers
     results = each(write_clips, parts, str(folder.absolute()), on_ray=num_workers > 0, max_running=num_workers or None)
-    done = recipe.videos - len(seeds)
-    with progress_bar(recipe.videos, "clip", "tabletop videos", done) as bar, closing(results):
+    num_finished = recipe.videos - len(seeds)
+    with progress_bar(recipe.videos, "clip", "tabletop videos", num_finished) as bar, closing(results):
         for num_clips in results:
             bar.update(num_clips)
 

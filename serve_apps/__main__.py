@@ -27,6 +27,8 @@ with exit_on_interrupt():
     from serve_apps.ports import check_port
     from serve_apps.quiet import quiet_end, without_ray_threads
     from serve_apps.recipe import ServeRecipe
+    from serve_apps.tracing import IMPORT_PATH as IMPORT_PATH_OF_TRACES
+    from serve_apps.tracing import check_exporter
     from wm import cli
     from wm.errors import InputError
     from wm.files.mirror import shown
@@ -70,6 +72,8 @@ class StartRecipe(ServeRecipe):
     """Address to listen on; 0.0.0.0 lets other machines in: that needs keys = FILE, or open = true."""
     port: int = Field(8000, ge=1, le=65535)
     """TCP port."""
+    traces: float = Field(0.0, ge=0, le=1)
+    """Share of the requests that are traced by OpenTelemetry; spans go where OTEL_EXPORTER_OTLP_ENDPOINT says."""
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
@@ -99,6 +103,8 @@ def start(recipe: StartRecipe, interrupts: Interrupts | None = None) -> str:
     # 1. What is wrong with the recipe is said before Ray starts: that takes seconds.
     check_port(recipe.host, recipe.port)
     with exit_on_interrupt():  # torch is imported
+        if recipe.traces:
+            check_exporter()
         codec_id = check_models(recipe)
         from serve_apps.world_model import bind
     settings = recipe.model_dump(exclude=set(StartRecipe.model_fields) - set(ServeRecipe.model_fields))
@@ -126,6 +132,14 @@ def _start_proxy(recipe: StartRecipe) -> None:
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": recipe.host, "port": recipe.port, "request_timeout_s": recipe.timeout_s + PROXY_WAITS_S},
+        # The proxy's and the controller's log; the replicas have it from their deployments.
+        logging_config=recipe.log_options().get("logging_config"),
+        # Left out, Ray's own variables decide.
+        tracing_config=(
+            {"enabled": True, "exporter_import_path": IMPORT_PATH_OF_TRACES, "sampling_ratio": recipe.traces}
+            if recipe.traces
+            else None
+        ),
     )
 
 
@@ -176,6 +190,8 @@ def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
     models = f"fdm {shown(to_packaged_name(recipe.fdm))} and idm {shown(to_packaged_name(recipe.idm))}"
     if dry_run:
         check_port(recipe.host, recipe.port)
+        if recipe.traces:
+            check_exporter()
         is_of_toy = is_toy(check_models(recipe))
         print(f"would serve {models} at {_url(recipe)}" + (f"\n{TOY_NOTICE}" if is_of_toy else ""))
         return

@@ -2,13 +2,12 @@
 
 import asyncio
 import base64
-import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address, ip_network
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import Depends, Request
@@ -16,107 +15,21 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_apps import metrics
 from serve_apps.calls import call
+from serve_apps.catalog import Catalog, CatalogEntry
 from serve_apps.fair import FairThreads, PixelBudget
 from serve_apps.keys import Key
-from serve_apps.names import FDM, IDM
+from serve_apps.names import FDM, IDM, REPLICA_WAIT
+from serve_apps.openai.edits import EditRequest
 from serve_apps.openai.errors import ApiError, Limits
 from serve_apps.openai.images import NamedImage, count_pixels_of, encode_image, prepare_image
 from serve_apps.openai.requests import PredictionRequest
-from serve_apps.recipe import OTHER_CODEC, ServeRecipe
-from serve_apps.results import AdapterEntry, ModelEntry
-from wm.errors import InputError
+from serve_apps.recipe import ServeRecipe
+from serve_apps.waking import Waking
 from wm.images import Pixels
-from wm.models.remote import changed_s, to_local
 
 T = TypeVar("T")
 # A body of so many bytes is parsed where it was read: changing threads would cost more.
 SMALL_BYTES = 2**16
-# After so long the folder of adapters is listed again.
-REFRESH_S = 5.0
-MAX_LISTED = 20
-
-
-class CatalogEntry(ModelEntry):
-    """What ``GET /v1/models`` says of a model: what OpenAI's clients read, and what its server says."""
-
-    id: str
-    object: str
-    created: int
-    owned_by: str
-
-
-class Catalog:
-    """The recipe's two models and the adapters in its folder, as their servers describe them."""
-
-    def __init__(self, recipe: ServeRecipe, handles: dict[str, DeploymentHandle]) -> None:
-        self._recipe, self._handles = recipe, handles
-        self._own: dict[str, CatalogEntry] = {}
-        self._adapters: dict[str, CatalogEntry] = {}
-        self._listed_s = -REFRESH_S
-
-    async def entry(self, name: str) -> CatalogEntry:
-        """Return the entry of a model; raise :class:`ApiError` 404 for an unknown one."""
-        # The recipe's own models never change: they are described once.
-        if not self._own:
-            await self._describe_own()
-        if name not in self._own and (name not in self._adapters or self._is_old):
-            await self._list_adapters()
-        entry = self._own.get(name) or self._adapters.get(name)
-        if entry is None:
-            names = [*self._own, *self._adapters]
-            others = f" and {len(names) - MAX_LISTED} others" if len(names) > MAX_LISTED else ""
-            message = f"no such model: {name!r:.80}; the models are {', '.join(names[:MAX_LISTED])}{others}"
-            raise ApiError(message, status=404, param="model", code="model_not_found")
-        return entry
-
-    async def entries(self) -> list[CatalogEntry]:
-        """Return all entries, the recipe's two first."""
-        if not self._own:
-            await self._describe_own()
-        if self._is_old:
-            await self._list_adapters()
-        return [*self._own.values(), *self._adapters.values()]
-
-    @property
-    def _is_old(self) -> bool:
-        return time.monotonic() - self._listed_s > REFRESH_S
-
-    async def _describe_own(self) -> None:
-        folders = {FDM: self._recipe.fdm, IDM: self._recipe.idm}
-        described: list[ModelEntry] = await asyncio.gather(
-            *(call(self._handles[name], "describe", name, model=name) for name in folders)
-        )
-        # Replicas may be of another recipe for a moment, while an application is replaced.
-        codecs = [entry["codec"] for entry in described]
-        if len(set(codecs)) > 1:
-            message = OTHER_CODEC.format(*codecs)
-            raise ApiError(message, status=503, kind="server_error", code="models_do_not_match")
-        changed_s = await asyncio.gather(*(asyncio.to_thread(_changed_s, folder) for folder in folders.values()))
-        self._own = {
-            name: _entry(name, changed, entry)
-            for name, changed, entry in zip(folders, changed_s, described, strict=True)
-        }
-
-    async def _list_adapters(self) -> None:
-        if self._recipe.adapters is None:
-            return
-        adapters: list[AdapterEntry] = await call(self._handles[FDM], "describe_adapters", model=FDM)
-        self._adapters = {
-            adapter["id"]: _entry(adapter["id"], adapter["created"], self._own[adapter["task"]]) for adapter in adapters
-        }
-        self._listed_s = time.monotonic()
-
-
-def _changed_s(folder: str) -> int:
-    """Return when a model was last changed, in s; 0 if this node does not see it."""
-    try:
-        return changed_s(to_local(folder))
-    except InputError:
-        return 0
-
-
-def _entry(name: str, created_s: int, described: ModelEntry) -> CatalogEntry:
-    return {**described, "id": name, "object": "model", "created": created_s, "owned_by": "wm"}
 
 
 class Graph:
@@ -127,35 +40,44 @@ class Graph:
         self.fdm, self.idm = fdm, idm
         self._key: Key | None = None
         self._client = ""
-        self._catalog = Catalog(recipe, {FDM: fdm, IDM: idm})
+        handles = {FDM: fdm, IDM: idm}
+        self._catalog, self._waking = Catalog(recipe, handles), Waking(recipe, handles)
+        # Of the request: the middleware reports from it.
+        self.state: dict[str, Any] = {}
         # A large image takes 0.1 GB while it is scaled down: few threads.
         self._threads = FairThreads()
         self._budget = PixelBudget(*recipe.pixel_budget())
 
-    async def model(self, name: str, *, task: str | None = None) -> CatalogEntry:
+    async def model(self, name: str, *, task: str | None = None, with_verifier: bool = False) -> CatalogEntry:
         """Return a model's entry.
 
         Args:
             name: As a client sent it.
             task: What it is to do.
+            with_verifier: Whether the inverse model will be asked as well.
 
         Raises:
             ApiError: 404 for an unknown name, 403 for one that the key may not use, 400 for one that does not do
-                ``task``.
+                ``task``, 503 where it has no replica and gets none in time.
         """
         # Before it is looked up: a key learns nothing of models that are not for it.
         if not self._may_use(name):
             message = f"this API key may not use the model {name!r:.80}"
             raise ApiError(message, status=403, param="model", code="model_not_found")
+        if not self._catalog.is_described:
+            await self.wake(FDM, IDM)
         entry = await self._catalog.entry(name)
         if task is not None and entry["task"] != task:
             lacks = {FDM: "predicts no images", IDM: "describes no actions"}[task]
             raise ApiError(f"model {name!r:.80} {lacks}; use {task!r}", param="model")
+        if task is not None:
+            await self.wake(task, *([IDM] if with_verifier else []))
         return entry
 
     async def predicting_model(self, request: PredictionRequest) -> CatalogEntry:
         """Return the entry of a request's FDM, after a check of its verifier; raise as :meth:`model`."""
-        entry = await self.model(request.model, task=FDM)
+        is_verified = not isinstance(request, EditRequest) or request.verify
+        entry = await self.model(request.model, task=FDM, with_verifier=is_verified)
         # A key that is for the FDM alone has its answers verified all the same.
         if "verifier" in request.model_fields_set:
             await self.model(request.verifier, task=IDM)
@@ -163,7 +85,22 @@ class Graph:
 
     async def models(self) -> list[CatalogEntry]:
         """Return the entries of all models that the key may use."""
+        if not self._catalog.is_described:
+            await self.wake(FDM, IDM)
         return [entry for entry in await self._catalog.entries() if self._may_use(entry["id"])]
+
+    async def wake(self, *tasks: str) -> None:
+        """Wait until the models for ``tasks`` have replicas; the seconds are kept in :attr:`state`.
+
+        Args:
+            tasks: What the models do.
+
+        Raises:
+            ApiError: 503 where one has none in time.
+        """
+        waited_s = max(await asyncio.gather(*(self._waking.wait_for(task) for task in tasks)))
+        if waited_s:
+            self.state[REPLICA_WAIT] = waited_s + self.state.get(REPLICA_WAIT, 0.0)
 
     async def work(self, cost: float, function: Callable[[], T]) -> T:
         """Call a blocking function in a thread, when it is this client's turn.
@@ -255,18 +192,28 @@ class Graph:
     def _may_use(self, model: str) -> bool:
         return self._key is None or self._key.models is None or model in self._key.models
 
-    async def check_health(self) -> None:
-        """Return once both models answer."""
-        await asyncio.gather(call(self.fdm, "describe", FDM, model=FDM), call(self.idm, "describe", IDM, model=IDM))
+    async def check_health(self) -> list[str]:
+        """Return once the models answer that always have replicas.
+
+        Returns:
+            Those without a replica by their recipe's choice: whoever asks for health every few seconds must neither
+            wake them nor keep them awake.
+        """
+        sleepers = [task for task in (FDM, IDM) if self.recipe.scales_to_zero(task)]
+        handles = {FDM: self.fdm, IDM: self.idm}
+        await asyncio.gather(
+            *(call(handle, "describe", task, model=task) for task, handle in handles.items() if task not in sleepers)
+        )
+        return [task for task in sleepers if await self._waking.is_asleep(task)]
 
 
 async def _graph(request: Request) -> Graph:
     # async: FastAPI sends what is not to a thread, which costs more than all of this.
     graph: Graph = request.app.state.graph
     key: Key | None = getattr(request.state, "key", None)
-    if key is not None:
-        return graph.for_key(key)
-    return graph.for_client(request.client.host if request.client else "")
+    own = graph.for_client(request.client.host if request.client else "") if key is None else graph.for_key(key)
+    own.state = request.scope.setdefault("state", {})
+    return own
 
 
 # A route's parameter that is the graph of its app, within the limits of the request's key.

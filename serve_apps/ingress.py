@@ -14,20 +14,23 @@ from serve_apps.keys import KeyRing
 from serve_apps.loopback import keep_replica_local
 from serve_apps.middleware.api_keys import ApiKeyMiddleware
 from serve_apps.middleware.cors import cors_middlewares
+from serve_apps.middleware.leases import Leases
 from serve_apps.middleware.tracing_and_limits import LimitsMiddleware, TraceMiddleware
 from serve_apps.recipe import ServeRecipe
+from serve_apps.replica_log import keep_in_serve_log
 from serve_apps.routes import chat, edits, examples, models, playground, reference, rollouts, score
 from serve_apps.routes.examples import build_gallery
 
 
-def build_app(graph: Graph, *, adds_id: bool = True) -> FastAPI:
+def build_app(graph: Graph, *, adds_id: bool = True, limits: DeploymentHandle | None = None) -> FastAPI:
     """Build the app of all endpoints over a graph, within what its recipe allows.
 
     Args:
         graph: The models.
         adds_id: Of :class:`TraceMiddleware`.
+        limits: Of the deployment that keeps the limits of keys for several processes; None: this one keeps them.
     """
-    app = create_app("wm: verified predictions of a world model", _build_middlewares(graph.recipe, adds_id))
+    app = create_app("wm: verified predictions of a world model", _build_middlewares(graph.recipe, adds_id, limits))
     app.state.graph = graph
     app.state.gallery = build_gallery(load_examples(graph.recipe.examples, graph.limits))
     for routes in (edits, chat, score, rollouts, models, examples, playground, reference):
@@ -35,7 +38,7 @@ def build_app(graph: Graph, *, adds_id: bool = True) -> FastAPI:
     return app
 
 
-def _build_middlewares(recipe: ServeRecipe, adds_id: bool) -> list[Middleware]:
+def _build_middlewares(recipe: ServeRecipe, adds_id: bool, limits: DeploymentHandle | None = None) -> list[Middleware]:
     """Build the middlewares, outermost first.
 
     A browser must be able to read every error, so that CORS is around all that refuse.
@@ -45,7 +48,10 @@ def _build_middlewares(recipe: ServeRecipe, adds_id: bool) -> list[Middleware]:
     # 2. Keys, where there are any: who has none reaches no limit of others.
     guard = []
     if recipe.keys:
-        guard = [Middleware(ApiKeyMiddleware, ring=KeyRing(recipe.keys), names_keys=recipe.key_names_in_metrics)]
+        ring, leases = KeyRing(recipe.keys), None if limits is None else Leases(limits.exchange.remote)
+        guard = [
+            Middleware(ApiKeyMiddleware, ring=ring, names_keys=recipe.key_names_in_metrics, leases=leases),
+        ]
     # 3. Bounds; a key may hold half of all bytes, so that two can always work.
     bounds = Middleware(
         LimitsMiddleware,
@@ -61,12 +67,15 @@ def _build_middlewares(recipe: ServeRecipe, adds_id: bool) -> list[Middleware]:
 class Ingress:
     """Speak HTTP in OpenAI's form, in front of the FDM and the IDM server."""
 
-    def __init__(self, recipe: ServeRecipe, fdm: DeploymentHandle, idm: DeploymentHandle) -> None:
+    def __init__(
+        self, recipe: ServeRecipe, fdm: DeploymentHandle, idm: DeploymentHandle, limits: DeploymentHandle | None = None
+    ) -> None:
         # Before Ray opens the port: it does so once this is built.
         keep_replica_local(ray.util.get_node_ip_address())
+        keep_in_serve_log()
         # Whatever started it: a cluster may have had a Serve before that listens on every address.
         check_guarded(recipe, find_proxy_host())
-        self._graph = Graph(recipe, fdm, idm)
+        self._graph, self._limits = Graph(recipe, fdm, idm), limits
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._graph, adds_id=False)
+        return build_app(self._graph, adds_id=False, limits=self._limits)

@@ -26,7 +26,7 @@ logger = logging.getLogger("ray.serve")
 
 
 class KeyLimits(Recipe):
-    """Whose a key is and what it may do. Each replica of the ingress counts for itself."""
+    """Whose a key is and what it may do, at all processes that speak HTTP together."""
 
     name: str
     """Whose key it is; never in answers, and in metrics only with key_names_in_metrics."""

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from serve_apps.tracing import span
+
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
@@ -36,6 +38,7 @@ REQUESTS = Metric("wm_requests", "counter", "Requests answered; status 499: the 
 REQUEST_SECONDS = Metric("wm_request_seconds", "histogram", "From request to complete answer", ("endpoint",), SECONDS)
 IN_PROGRESS = Metric("wm_requests_in_progress", "gauge", "Requests being answered, those that wait among them")
 RATE_LIMITED = Metric("wm_rate_limited", "counter", "Requests beyond the limits of their key (429)", ("key",))
+LIMITS_ALONE = Metric("wm_limits_alone", "counter", "Requests let through while the shared limits did not answer")
 STREAM_ERRORS = Metric("wm_stream_errors", "counter", "Streams that ended in an event `error`", ("code",))
 RETRIES = Metric("wm_replica_retries", "counter", "Requests asked of another replica because one died")
 
@@ -128,9 +131,10 @@ def record_to(recorder: Recorder | None) -> None:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Time a stage of :data:`STAGES`; one that fails is not counted."""
+    """Time a stage of :data:`STAGES`, and trace it; one that fails is not counted."""
     start_s = time.perf_counter()
-    yield
+    with span(name):
+        yield
     seconds = time.perf_counter() - start_s
     record(STAGE_SECONDS, seconds, stage=name)
     own = _own_stages.get()

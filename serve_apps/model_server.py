@@ -16,6 +16,7 @@ from serve_apps.loopback import keep_replica_local
 from serve_apps.model_thread import ModelThread
 from serve_apps.names import FDM, IDM
 from serve_apps.recipe import ServeRecipe
+from serve_apps.replica_log import keep_in_serve_log
 from serve_apps.results import AdapterEntry, ModelEntry
 from wm.dynamics import Role, find_shared_base, load_role, load_roles
 from wm.errors import InputError
@@ -59,6 +60,7 @@ class ModelServer:
     def __init__(self, recipe: ServeRecipe) -> None:
         if ray.is_initialized():  # not where a test makes one in its own process
             keep_replica_local(ray.util.get_node_ip_address())
+            keep_in_serve_log()
         torch.set_num_threads(recipe.num_threads(self.TASKS[0]))
         folder = recipe.base or (recipe.fdm if FDM in self.TASKS else recipe.idm)
         self._recipe = recipe

@@ -2,3 +2,5 @@
 
 FDM, IDM = "fdm", "idm"
 MAX_GUIDANCE_SCALE = 100
+# In the state of a request: seconds that it waited for the first replica of a model.
+REPLICA_WAIT = "replica_wait_s"

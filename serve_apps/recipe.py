@@ -11,7 +11,9 @@ from serve_apps.middleware.cors import check_origins
 from serve_apps.names import FDM, MAX_GUIDANCE_SCALE
 from serve_apps.openai.errors import Limits
 from serve_apps.openai.images import MAX_PIXELS_FACTOR
+from serve_apps.renamed_keys import RENAMED_KEYS
 from wm.config import Recipe
+from wm.logs import log_format
 from wm.paths import ModelPath, OptionalInputPath, OptionalModelPath
 
 # Any other model's name is this and the name of its folder.
@@ -36,34 +38,7 @@ class ServeRecipe(Recipe):
 
     model_config = ConfigDict(strict=False)
 
-    RENAMED_KEYS = {
-        "roles": "base_sharing",
-        "sampler_replicas": "fdm_server.num_replicas",
-        "verifier_replicas": "idm_server.num_replicas",
-        "sampler_max_replicas": "fdm_server.autoscaling_config.max_replicas",
-        "verifier_max_replicas": "idm_server.autoscaling_config.max_replicas",
-        "ingress_replicas": "ingress.num_replicas",
-        **{
-            key: f"fdm_server.{name} and idm_server.{name}"
-            for key, name in {
-                "target_ongoing_requests": "autoscaling_config.target_ongoing_requests",
-                "upscale_delay_s": "autoscaling_config.upscale_delay_s",
-                "downscale_delay_s": "autoscaling_config.downscale_delay_s",
-                "cpus_per_replica": "ray_actor_options.num_cpus",
-                "gpus_per_replica": "ray_actor_options.num_gpus",
-                "max_ongoing_requests": "max_ongoing_requests",
-                "max_queued_requests": "max_queued_requests",
-                "health_check_timeout_s": "health_check_timeout_s",
-                "shutdown_timeout_s": "graceful_shutdown_timeout_s",
-            }.items()
-        },
-        "best_of": "num_candidates",
-        "margin": "min_gain_nats",
-        "max_beam": "max_beams",
-        "guidance": "guidance_scale",
-        "guidance_image": "image_guidance_scale",
-        "block": "num_draft_tokens",
-    }
+    RENAMED_KEYS = RENAMED_KEYS
 
     fdm: ModelPath
     """Folder of the forward dynamics model: full, or an adapter."""
@@ -92,7 +67,8 @@ class ServeRecipe(Recipe):
     idm_server: DeploymentOptions = {}
     """Those of the IDM's deployment, with base_sharing = separate."""
     ingress: DeploymentOptions = {}
-    """Those of the processes that speak HTTP; the limits of a key, and max_requests, are each one's."""
+    """Those of the processes that speak HTTP; max_requests and the bounds in bytes and pixels are each one's, the
+    limits of a key are those of all together."""
     max_requests: int = Field(256, ge=1)
     """Requests that are answered at a time, or wait to be; more are answered 503."""
     max_held_bytes: int = Field(500_000_000, ge=1)
@@ -100,6 +76,11 @@ class ServeRecipe(Recipe):
     timeout_s: float = Field(120.0, gt=0)
     """Seconds for a request, from its first byte to the end of its answer; then it is given up (408), in the models
     too."""
+    replica_wait_s: float | None = Field(None, ge=0)
+    """Seconds that a request waits where a model has no replica (min_replicas = 0, or all are gone); then it is
+    answered 503 with Retry-After, and the replica starts all the same. Half of timeout_s if left out."""
+    log_format: Literal["text", "json"] | None = None
+    """Format of the log lines of all replicas, each with its request's id; what WM_LOG_FORMAT says if left out."""
     keys: OptionalInputPath = None
     """Key file: every request needs `Authorization: Bearer KEY`; the pages and /health do not. Asks for no key if left
     out. `python -m serve_apps.keys name=NAME` makes a key, `--help` says what an entry can hold. The file is read again
@@ -218,6 +199,11 @@ class ServeRecipe(Recipe):
                 f"max_pending_pixels = {self.max_pending_pixels} is less than {MAX_PIXELS_FACTOR} x max_pixels = "
                 f"{MAX_PIXELS_FACTOR * self.max_pixels}: of one request alone"
             )
+        if self.replica_wait_s is not None and self.replica_wait_s >= self.timeout_s:
+            raise ValueError(
+                f"replica_wait_s = {self.replica_wait_s:g} is no less than timeout_s = {self.timeout_s:g}: a request "
+                "would be given up before"
+            )
         if self.adapters and self.base_sharing == "merged":
             raise ValueError(
                 "adapters with base_sharing = 'merged': merged weights are of one adapter each; say shared or separate"
@@ -227,7 +213,7 @@ class ServeRecipe(Recipe):
     def server_options(self, task: str) -> DeploymentOptions:
         """Return the options of the deployment that does a task, this recipe's before the defaults."""
         options = self.fdm_server if task == FDM or self.base_sharing != "separate" else self.idm_server
-        return merge_options(SERVER_DEFAULTS, options)
+        return merge_options(SERVER_DEFAULTS | self.log_options(), options)
 
     def ingress_options(self) -> DeploymentOptions:
         """Return the options of the deployment that speaks HTTP, this recipe's before the defaults."""
@@ -240,7 +226,35 @@ class ServeRecipe(Recipe):
             "max_queued_requests": num_requests,
             "ray_actor_options": {"num_cpus": 0},
         }
-        return merge_options(defaults, self.ingress)
+        return merge_options(defaults | self.log_options(), self.ingress)
+
+    def log_options(self) -> DeploymentOptions:
+        """Return the option of every deployment that says how its log is written; none where Ray's setting holds."""
+        encoding = self.log_format or ("json" if log_format() == "json" else None)
+        return {} if encoding is None else {"logging_config": {"encoding": encoding.upper()}}
+
+    @property
+    def max_replica_wait_s(self) -> float:
+        """Seconds that a request waits for a first replica."""
+        return self.timeout_s / 2 if self.replica_wait_s is None else self.replica_wait_s
+
+    def deployment_of(self, task: str) -> str:
+        """Return the name of the deployment that does a task."""
+        if self.base_sharing != "separate":
+            return "WorldModelServer"
+        return "FDMServer" if task == FDM else "IDMServer"
+
+    def scales_to_zero(self, task: str) -> bool:
+        """Return whether the deployment that does a task has no replica after a pause."""
+        autoscaling = self.server_options(task).get("autoscaling_config")
+        return isinstance(autoscaling, Mapping) and autoscaling.get("min_replicas") == 0
+
+    @property
+    def shares_limits(self) -> bool:
+        """Whether keys have limits that several processes keep together."""
+        autoscaling = self.ingress.get("autoscaling_config")
+        max_replicas = autoscaling.get("max_replicas", 1) if isinstance(autoscaling, Mapping) else 1
+        return self.keys is not None and (self.ingress.get("num_replicas") not in (None, 1) or max_replicas != 1)
 
     def num_threads(self, task: str) -> int:
         """Return the number of threads of the process that does a task: its cores, at least 1."""

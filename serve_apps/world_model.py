@@ -1,4 +1,5 @@
-"""The world model as a Ray Serve application: ingress → FDM server → IDM server.
+"""The world model as a Ray Serve application: ingress → FDM server → IDM server, and a ledger of the keys' limits where
+there are several ingresses.
 
 ``serve run serve_apps/world_model.yaml``, ``serve run serve_apps.world_model:build fdm=DIR idm=DIR`` or
 ``wm serve fdm=DIR idm=DIR``. Both servers are one deployment where ``base_sharing`` says so.
@@ -22,6 +23,8 @@ from wm.packaged import resolve_packaged
 SHIPPED = Path(__file__).with_name("world_model.yaml")
 PATHS = ("fdm", "idm", "base", "adapters", "examples")
 TOY_EXAMPLES = "nano:images"
+# It adds numbers: every ingress may ask at once.
+LEDGER_OPTIONS: DeploymentOptions = {"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}}
 
 
 def build(args: ServeRecipe) -> serve.Application:
@@ -53,12 +56,16 @@ def bind(args: ServeRecipe, codec_id: str) -> serve.Application:
         paths["keys"] = str(Path(args.keys).absolute())
     args = args.model_copy(update=paths)
     ingress = serve.deployment(Ingress, name="Ingress").options(**args.ingress_options())
+    # Without the recipe: a new one replaces the ingresses, and what their keys have used stays known.
+    limits = None
+    if args.shares_limits:
+        limits = _deployment("serve_apps.ledger", "LimitsServer", LEDGER_OPTIONS | args.log_options()).bind()
     if args.base_sharing != "separate":
         models = _deployment("serve_apps.fdm_server", "WorldModelServer", args.server_options(FDM)).bind(args)
-        return ingress.bind(args, models, models)
+        return ingress.bind(args, models, models, limits)
     fdm = _deployment("serve_apps.fdm_server", "FDMServer", args.server_options(FDM))
     idm = _deployment("serve_apps.idm_server", "IDMServer", args.server_options(IDM)).bind(args)
-    return ingress.bind(args, fdm.bind(args, idm), idm)
+    return ingress.bind(args, fdm.bind(args, idm), idm, limits)
 
 
 def _deployment(module: str, name: str, options: DeploymentOptions) -> serve.Deployment:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +17,8 @@ os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_apps.m
 import hypothesis
 import pytest
 import torch
+
+from tests.helpers.buckets import STORES, Bucket, BucketServers, set_variables
 
 # The same examples in every run, however slow the machine is: what fails here fails again.
 hypothesis.settings.register_profile(
@@ -141,3 +144,22 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny_base"
     write_random_base(path, seed=0)
     return path
+
+
+@pytest.fixture(scope="session")
+def bucket_servers() -> Iterator[BucketServers]:
+    """The object stores of the tests, started when a test asks for a bucket of theirs."""
+    with ExitStack() as stack:
+        yield BucketServers(stack)
+
+
+@pytest.fixture(params=STORES)
+def bucket(
+    request: pytest.FixtureRequest, bucket_servers: BucketServers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Bucket:
+    """An empty bucket in each of the stores, behind a proxy that can spoil requests; this process is a node with a
+    mirror of its own."""
+    empty = bucket_servers.create_bucket(request.param)
+    set_variables(empty, monkeypatch)
+    monkeypatch.setenv("WM_CACHE", str(tmp_path / "mirror"))
+    return empty

@@ -17,6 +17,7 @@ BASE = {
     "files",
     "images",
     "judging",
+    "logs",
     "interrupts",
     "packaged",
     "paths",
@@ -56,6 +57,7 @@ LONE = {
     "errors": set(),
     "files": {"errors"},
     "images": {"errors"},
+    "logs": {"errors"},
     "packaged": {"errors"},
 }
 """Base modules that may import fewer than all of the base."""

@@ -27,6 +27,7 @@ THROUGH_OTHERS = {
     "starlette": "fastapi-offline",
     "fastapi": "fastapi-offline",
     "urllib3": "requests",
+    "botocore": "boto3",
     "pydantic_core": "pydantic",
 }
 """Imported module and the distribution among the dependencies that always brings it."""

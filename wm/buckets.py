@@ -20,8 +20,10 @@ RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 CHECK_S = 20.0
 """How long a store that does not answer well is asked again, before a command starts."""
-LARGE = ("*.parquet",)
-"""Files of tables, which are fetched by whoever reads them."""
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.distcp")
+"""Files of models and checkpoints, which readers of results and reports do not need."""
+LARGE = ("*.parquet", *WEIGHTS)
+"""Files that are fetched by whoever reads them, where an input is a stage's output as a whole."""
 
 
 def prepare_buckets(recipe: Recipe) -> None:
@@ -45,7 +47,15 @@ def prepare_buckets(recipe: Recipe) -> None:
 
 
 def find_bucket_paths(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, str, PathKey]]:
-    """Yield the dotted key, URI and mark of every path of a recipe, and of tables in it, that stands for an object."""
+    """Find every path of a recipe, and of tables in it, that stands for an object.
+
+    Args:
+        recipe: The recipe.
+        prefix: Of the keys.
+
+    Yields:
+        Dotted key, URI and mark.
+    """
     for name, field in type(recipe).model_fields.items():
         mark = path_key(field.metadata)
         value = getattr(recipe, name)

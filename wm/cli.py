@@ -5,21 +5,21 @@ Not known here: which jobs there are. Neither Ray nor torch is imported.
 
 import argparse
 import errno
-import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from wm import logs
 from wm.buckets import show_uris
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.files.mirror import shown
-from wm.interrupts import quiet_when_unread
+from wm.interrupts import TERMINATED, TerminatedError, quiet_when_unread, raise_on_terminate
 from wm.preflight import run_checks
 from wm.recipe_help import describe_fields
 
@@ -31,6 +31,10 @@ _KEYS_HEADING = """keys of the recipe, in the TOML file or as key=value, which o
 
 PROGRESS_INTERVAL = "WM_PROGRESS_INTERVAL_S"
 """Variable with the seconds between two states of a progress bar, for a process whose output another one shows."""
+
+_LOG_INTERVAL_S = 10.0
+_LOG_FORMAT = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+"""Without a bar of blocks: a log is read as text."""
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -49,16 +53,17 @@ def main(
     Args:
         recipe_class: Whose keys the command takes.
         run: The job.
-        name: Of the command, as in ``python -m jobs.NAME``.
+        name: Of the command, as in ``wm NAME``.
         description: For ``--help``.
         argv: Arguments; None: those of this process.
-        prog: How the command is called, where it is not ``python -m jobs.NAME``.
+        prog: How the command is called, where it is not ``wm NAME``.
 
     Returns:
         The exit status. 0: done, or nothing left to do. 1: the disk is full or not writable, or memory does not
-        suffice. 2: bad input. 130: interrupted. Each of the last three is reported in one line.
+        suffice. 2: bad input. 130: interrupted. 143: stopped by SIGTERM, as ``ray job stop`` and Kubernetes send it.
+        Each of the last four is reported in one line.
     """
-    with quiet_when_unread():
+    with quiet_when_unread(), raise_on_terminate():
         return _run(recipe_class, run, name=name, description=description, argv=argv, prog=prog)
 
 
@@ -72,12 +77,12 @@ def _run(
     prog: str | None,
 ) -> int:
     """Parse, load and run; returns the exit status, errors being printed in one line."""
-    parser = _build_parser(recipe_class, prog or f"python -m jobs.{name}", description)
+    parser = _build_parser(recipe_class, prog or f"wm {name}", description)
     arguments, options = parser.parse_known_intermixed_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("wm.sampling").setLevel(logging.INFO)  # it reports which batch size it chose
     out = ""
     try:
+        logs.configure()
+        logs.bind(command=name)
         # Before the job starts: an error names the file or the key.
         if options:
             raise InputError(f"no such option: {options[0]:.200}; keys are given without dashes, as key=value")
@@ -86,23 +91,23 @@ def _run(
         run_checks(recipe)
         with show_uris(recipe):
             run(recipe, dry_run=arguments.dry_run)
+    except TerminatedError:
+        return TERMINATED  # reported when the signal came: there may be seconds left
     except KeyboardInterrupt:
-        print("interrupted; what is finished is kept, the same command resumes", file=sys.stderr)
+        logs.report_error("interrupted; what is finished is kept, the same command resumes")
         return 130
     except Exception as error:
         cause = cause_to_report(error)
         if cause is None:
             raise  # a mistake of this program: its traceback is wanted
         if isinstance(cause, InputError):
-            print(f"error: {shown(cause)}", file=sys.stderr)
+            logs.report_error(f"error: {shown(cause)}")
             return 2
         if _is_about_memory(cause):
-            print(f"error: out of memory: {str(cause).splitlines()[0]:.300}", file=sys.stderr)
+            logs.report_error(f"error: out of memory: {str(cause).splitlines()[0]:.300}")
             return 1
         folder = f" (out = {out!r})" if out and getattr(cause, "filename", None) is None else ""
-        print(
-            f"error: {shown(cause)}{shown(folder)}\nwhat is finished is kept, the same command resumes", file=sys.stderr
-        )
+        logs.report_error(f"error: {shown(cause)}{shown(folder)}\nwhat is finished is kept, the same command resumes")
         return 1
     return 0
 
@@ -176,8 +181,27 @@ def _is_recipe_file(recipe_class: type[Recipe], text: str) -> bool:
     return True
 
 
+class _LogLines:
+    """A log as a bar writes to it: each state is a line of its own, since what reads a log waits for complete lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._last_line = ""
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        # A bar that is closed is written once more, and then the end of a line.
+        if line and line != self._last_line:
+            self._last_line = line
+            self._stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 def progress_bar(total: int, unit: str, description: str, done: int = 0) -> "tqdm[NoReturn]":
-    """Build a tqdm bar that is redrawn twice a second on a terminal, and every ten seconds where stderr is a log.
+    """Build a tqdm bar that is redrawn twice a second on a terminal; where stderr is a log, a line every ten seconds,
+    in JSON where the log is.
 
     Args:
         total: Number of units.
@@ -185,8 +209,23 @@ def progress_bar(total: int, unit: str, description: str, done: int = 0) -> "tqd
         description: Text before the bar.
         done: Units that were finished before.
     """
-    interval_s = float(os.environ.get(PROGRESS_INTERVAL) or (0.5 if sys.stderr.isatty() else 10.0))
-    return tqdm(total=total, initial=done, unit=unit, desc=description, mininterval=interval_s, dynamic_ncols=True)
+    redraw_s = os.environ.get(PROGRESS_INTERVAL)
+    is_json = logs.log_format() == "json"
+    if not is_json and (redraw_s or sys.stderr.isatty()):
+        interval_s = float(redraw_s or 0.5)
+        return tqdm(total=total, initial=done, unit=unit, desc=description, mininterval=interval_s, dynamic_ncols=True)
+    if is_json:
+        interval_s = float(redraw_s or _LOG_INTERVAL_S)
+        return logs.LoggedBar(total=total, initial=done, unit=unit, desc=description, mininterval=interval_s)
+    return tqdm(
+        total=total,
+        initial=done,
+        unit=unit,
+        desc=description,
+        mininterval=_LOG_INTERVAL_S,
+        bar_format=_LOG_FORMAT,
+        file=_LogLines(sys.stderr),
+    )
 
 
 def cause_to_report(error: BaseException) -> BaseException | None:

@@ -1,5 +1,5 @@
 """End a command without a traceback: where Ctrl-C is pressed while its modules are imported, before anything is begun,
-and where nobody reads its output any more."""
+where whoever runs it asks it to stop, and where nobody reads its output any more."""
 
 import os
 import select
@@ -12,6 +12,59 @@ from types import FrameType
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit status of an interrupted command, as shells have it: 130."""
+TERMINATED = 128 + signal.SIGTERM
+"""That of a command that SIGTERM has stopped: 143."""
+
+_NOTICE = b"stopping (SIGTERM); what is finished is kept, the same command resumes\n"
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM came: the work ends as after Ctrl-C."""
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM: say so, then raise :class:`TerminatedError` in the main thread.
+
+    Args:
+        number: Of the signal.
+        frame: Where it came.
+
+    Raises:
+        TerminatedError: Always.
+    """
+    # Ray and Kubernetes send it once and kill some seconds later, perhaps before the work has ended: said at once. To
+    # the descriptor, as the stream may be in the middle of a write.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.write(2, _NOTICE)
+    raise TerminatedError
+
+
+@contextmanager
+def raise_on_terminate() -> Iterator[None]:
+    """Let SIGTERM inside the block end the work as Ctrl-C does, with a line of its own.
+
+    Does nothing in a thread, or where the process that started this one has another handler.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def keep_terminate_handler() -> Iterator[None]:
+    """Keep the handler of :func:`raise_on_terminate` where a library inside the block sets its own."""
+    is_ours = signal.getsignal(signal.SIGTERM) is terminate
+    try:
+        yield
+    finally:
+        if is_ours and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)
 
 
 @contextmanager

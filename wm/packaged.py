@@ -12,7 +12,7 @@ from wm.errors import InputError
 PREFIX: Final = "nano:"
 """What the name of a shipped file or folder begins with."""
 SHIPPED: Final = Path(__file__).resolve().parent / "nano" / "shipped"
-"""Folder of the shipped models and images; ``python -m jobs.ship`` makes them."""
+"""Folder of the shipped models and images; ``wm ship`` makes them."""
 RECIPES: Final = Path(__file__).resolve().parents[1] / "jobs" / "recipes"
 """Folder of the packaged recipes: beside this package, in the checkout and where a wheel is installed."""
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from wm import __version__
+from wm import __version__, logs
 from wm.config import Recipe
 from wm.errors import InputError, OtherRunError
 from wm.files.mirror import UNFINISHED, fetch, list_below, publish, remove, shown, uri_of
@@ -133,6 +133,9 @@ class Run:
             raise InputError(f"out = {str(self.out)!r}: cannot make this folder: {error.strerror}") from error
         write_json(self.out / UNFINISHED, self._record)
         publish(self.out / UNFINISHED)
+        # From here on the log says whose lines they are; run.json has the same digest.
+        stage, digest = str(self._record["stage"]), str(self._record["recipe_digest"])
+        logs.bind(stage=stage, run=digest, out=uri or str(self.out))
 
     def _take(self, uri: str, leave: Sequence[str]) -> None:
         """Become the writer of an output in a bucket, and make the local folder what the bucket has."""

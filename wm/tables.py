@@ -93,7 +93,11 @@ def triplets_folder(folder: str | Path) -> Path:
 
 
 def has_files(folder: Path) -> bool:
-    """Return whether a folder is there, here or in the bucket that it is of."""
+    """Return whether a folder is there.
+
+    Args:
+        folder: Of this machine, or one that stands for a folder of a bucket, where it is looked for.
+    """
     if uri_of(folder) is None:
         return folder.is_dir()
     names = [facts.name for facts in list_below(folder, missing_ok=True)]
@@ -175,6 +179,9 @@ def checked_files(folder: str | Path, schema: pa.Schema = TRIPLET_SCHEMA) -> lis
 def open_columns(file: str | Path) -> pq.ParquetFile:
     """Open a Parquet file of which few columns are read: one of a bucket is read there, not fetched.
 
+    Args:
+        file: The file.
+
     Raises:
         InputError: It names the file, which cannot be read.
     """
@@ -192,6 +199,9 @@ def open_columns(file: str | Path) -> pq.ParquetFile:
 
 def read_footers(files: Sequence[Path]) -> list[pq.FileMetaData]:
     """Read columns and numbers of rows of Parquet files, here or in a bucket, from their ends.
+
+    Args:
+        files: All of one place.
 
     Raises:
         InputError: It names the file that cannot be read.

@@ -19,6 +19,7 @@ FILES = {
     "keyframes-real": "Key-frames, real clips",
     "annotate": "Annotation: memory, broken runs, rates",
     "annotate-scale": "Annotation over two cores",
+    "chaos": "Chaos: parts of a cluster killed under load",
     "gpu": "On a GPU",
 }
 """Name of the file in ``jobs/measured`` and its heading; further files get their name as heading."""
@@ -48,6 +49,7 @@ WORDS = {
     "best_of_8_over_1": "latency of 8 candidates over 1",
     "batching_gain": "answers a second, 16 clients over 1",
     "first_preview_share": "time to the first preview, share of the complete answer; 9 tokens an image",
+    "failed_requests_share": "requests that failed while parts of the server were killed, share of all",
     "memory_growth": "memory at the end over that after the first clips, 2,000 clips",
     "scale_out_2_cores": "four decoding workers over one, on 2 cores",
     "dis_over_naive_xvid": "`keyframes.motion=dis` over the naive way, xvid",
@@ -74,7 +76,7 @@ TOTALS = {
 }
 """Figures of a complete run: their words, and what they are divided by."""
 
-_SECTIONS = {"stages": "stage (side by side where they can be)", "rates": "rate"}
+_SECTIONS = {"stages": "stage (side by side where they can be)", "rates": "rate", "counts": "count"}
 
 
 def build_benchmarks(folder: Path = MEASURED) -> str:
@@ -107,7 +109,7 @@ def _build_section(file: Path) -> Iterator[str]:
     for key, title in _SECTIONS.items():
         values = _flatten(record.get(key, {}))
         if values:
-            unit = "" if key == "rates" else " (s)"
+            unit = " (s)" if key == "stages" else ""
             yield from (f"| {title} | {unit.strip(' ()')} |", "| --- | --- |", *_build_rows(values), "")
     if ratios:
         rows = [f"    {line}" for line in _build_rows({f"`{name}`": value for name, value in ratios.items()})]

@@ -5,6 +5,7 @@ Not known here: how a video is decoded, and which shards there are.
 
 import itertools
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
@@ -17,17 +18,22 @@ from jobs.annotate.filtering import filter_codes, filter_images
 from jobs.annotate.metrics import Metrics
 from jobs.annotate.pairs import Pair, Seconds, even_chunks, halve_when_full, propose_pairs
 from jobs.annotate.settings import AnnotatorSettings
-from jobs.annotate.shards import write_shard
+from jobs.annotate.shards import shard_name, write_shard
 from jobs.annotate.tables import DECODE_STAGES, DecodedVideo, report_problem, stage_seconds, to_batch
+from jobs.shared.ray_session import find_node_id
 from wm.datasets.filters import action_findings, reason_of
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
+from wm.logs import bind
 from wm.records import Outcome, RejectRow, TripletRow, derive_seed, reject_row, stable_id, triplet_row
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from wm.dynamics import ScoredAction
+
+
+logger = logging.getLogger(__name__)
 
 
 class EncodedFrame(TypedDict):
@@ -56,6 +62,7 @@ class Annotator:
         self.problem = ""
         self.metrics = Metrics(settings.dataset)
         self.settings = settings
+        self._node = find_node_id()
         try:
             # Models of a bucket come here once a node.
             self.settings = settings = settings.on_this_node()
@@ -92,6 +99,7 @@ class Annotator:
         number, expected = videos[0]["shard"], videos[0]["shard_rows"]
         if len(videos) != expected or any(video["shard"] != number for video in videos):
             raise RuntimeError(f"shard {number} came in {len(videos)} rows of {expected}: a block was split")
+        bind(shard=shard_name(number))
         seconds = Seconds({stage: sum(stage_seconds(video, stage) for video in videos) for stage in DECODE_STAGES})
         rows = self.annotate(videos, seconds)
         try:
@@ -101,6 +109,7 @@ class Annotator:
         except OSError as error:
             return report_problem(f"cannot write into {self.settings.out}: {error.strerror}", error.errno or 0)
         self.metrics.shard(counts)
+        logger.info("shard written", extra={key: counts[key] for key in ("videos", "pairs", "triplets")})
         return to_batch(
             {
                 "problem": "",
@@ -110,6 +119,9 @@ class Annotator:
                 "pairs": counts["pairs"],
                 "triplets": counts["triplets"],
                 "reasons": json.dumps(counts["reasons"]),
+                "block_bytes": batch.nbytes,
+                # The block of a shard is made on one node, and read as a whole.
+                "moved_bytes": batch.nbytes if videos[0]["node"] != self._node else 0,
             }
         )
 

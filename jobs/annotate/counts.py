@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from jobs.annotate.marks import read_all
 from jobs.annotate.tables import DecodedVideo, PairRow
 from wm.datasets.statistics import Table7, VideoSums
 from wm.records import RejectRow, TripletRow
@@ -107,8 +108,9 @@ def count_shard(videos: Sequence[DecodedVideo], rows: ShardRows, seconds: Mappin
 def summarise(out: Path) -> dict[str, Any]:
     """Sum the counts of all committed shards, with the columns of the paper's Table 7."""
     total: dict[str, Any] = {}
-    for path in sorted((out / "shards").glob("shard-*.json")):
-        _add(total, json.loads(path.read_text()))
+    marks = sorted((out / "shards").glob("shard-*.json"))
+    for _, text in read_all(Path.read_text, marks):
+        _add(total, json.loads(text))
     if not total:
         return {"videos": 0}
     # Rounded once all are added.

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from jobs.annotate.metrics import Metrics
 from jobs.annotate.tables import DECODED_SCHEMA, DecodedVideo, Decoding, ListedVideo
+from jobs.shared.ray_session import find_node_id
 from wm.files.storage import download
 from wm.files.uris import is_remote
 from wm.video import Clip, ClipReader, ClipSettings, VideoError
@@ -153,6 +154,7 @@ class Decoder:
         """
         self.videos = VideoReader(clips, downloads)
         self.metrics = Metrics(dataset)
+        self._node = find_node_id()
 
     @property
     def reader(self) -> ClipReader:
@@ -179,7 +181,7 @@ class Decoder:
                 # The machine's trouble (no space, no child that starts), not the video's: no reject.
                 message = f"cannot decode {video['uri']} on this machine: {getattr(error, 'strerror', None) or error}"
                 decoding = {"problem": message, "errno": getattr(error, "errno", None) or 0}
-            row: DecodedVideo = {**video, **decoding}
+            row: DecodedVideo = {**video, **decoding, "node": self._node}
             rows.append(row)
             self.metrics.video(row)
         return pa.Table.from_pylist(rows, schema=DECODED_SCHEMA)

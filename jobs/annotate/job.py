@@ -23,13 +23,14 @@ from jobs.annotate.shards import (
     cut_shards,
     load_listing,
     shard_name,
-    shard_table,
     shards_with,
     sole_writer,
     store_listing,
     tidy,
 )
 from jobs.annotate.tables import ShardReport
+from jobs.annotate.waves import run_waves
+from jobs.shared.cluster_size import fit_to_cluster
 from jobs.shared.ray_session import check_available, connect, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
@@ -57,6 +58,7 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         InputError: Videos, models or the machine do not allow it.
         OSError: The disk is full or not writable.
     """
+    recipe = fit_to_cluster(recipe)
     # Models first: a budget of hours opens files to list them.
     _check_model("idm", recipe.idm)
     _check_manifest(recipe.idm)
@@ -131,7 +133,7 @@ def _annotate_missing(
         print(f"annotate: resuming, {listing.num_rows - num_pending:,} of {listing.num_rows:,} videos are finished")
     # 2. The actors do it.
     with stage.timed("annotate_s"):
-        _annotate(recipe, stage, listing, pending)
+        traffic = _annotate(recipe, stage, listing, pending)
     # 3. Rows in = rows out + rejects, or the output is not complete.
     tidy(out)
     counts = {"listed": listing.num_rows} | summarise(out)
@@ -145,15 +147,19 @@ def _annotate_missing(
     write_dataset_card(out, title=title, license=recipe.license, split=recipe.split, rows=rows, notes=notes)
     budget = report_of(listing)
     more = {} if budget is None else {"budget": budget}
-    record = stage.finish(counts, annotated_now=num_pending, passed_over=passed_over_of(listing), **more)
+    record = stage.finish(
+        counts, annotated_now=num_pending, traffic=traffic, passed_over=passed_over_of(listing), **more
+    )
     print_result(recipe, record)
     return record
 
 
-def _annotate(recipe: AnnotateRecipe, stage: Run, listing: pa.Table, pending: Mapping[int, tuple[int, int]]) -> None:
-    """Run the two actor pools over the pending shards; only counts come back to this process."""
+def _annotate(
+    recipe: AnnotateRecipe, stage: Run, listing: pa.Table, pending: Mapping[int, tuple[int, int]]
+) -> dict[str, int]:
+    """Run the two actor pools over the pending shards; only counts come back, and the bytes that decoders passed on."""
     if not pending:
-        return
+        return {"block_bytes": 0, "moved_bytes": 0}
     connect()
     import ray
     from ray.data import ActorPoolStrategy, DataContext
@@ -162,43 +168,45 @@ def _annotate(recipe: AnnotateRecipe, stage: Run, listing: pa.Table, pending: Ma
     decoders, annotators = recipe.resources.pool_sizes(len(pending))
     context = DataContext.get_current()
     block_bytes, context.target_max_block_size = context.target_max_block_size, None  # a shard stays one block
-    try:
-        counts = (
-            # not from_arrow, which asks a remote task for each block's size: thousands of tasks, and workers for them
-            ray.data.from_blocks([shard_table(listing, number, *rows) for number, rows in pending.items()])
-            .map_batches(
-                Decoder,
-                fn_constructor_args=(recipe.clip_settings(), recipe.download_settings(), recipe.dataset),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(min_size=decoders.start, max_size=decoders.stop),
-                num_cpus=recipe.resources.cpus_per_decoder,
-            )
-            .map_batches(
-                Annotator,
-                fn_constructor_args=(recipe.annotator_settings(),),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(min_size=annotators.start, max_size=annotators.stop),
-                num_cpus=recipe.resources.cpus_per_annotator,
-                num_gpus=recipe.resources.gpus_per_annotator,
-            )
+
+    def annotate(shards: ray.data.Dataset) -> ray.data.Dataset:
+        return shards.map_batches(
+            Decoder,
+            fn_constructor_args=(recipe.clip_settings(), recipe.download_settings(), recipe.dataset),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(min_size=decoders.start, max_size=decoders.stop),
+            num_cpus=recipe.resources.cpus_per_decoder,
+            resources=recipe.resources.custom_per_decoder,
+        ).map_batches(
+            Annotator,
+            fn_constructor_args=(recipe.annotator_settings(),),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(min_size=annotators.start, max_size=annotators.stop),
+            num_cpus=recipe.resources.cpus_per_annotator,
+            num_gpus=recipe.resources.gpus_per_annotator,
+            resources=recipe.resources.custom_per_annotator,
         )
-        _show_progress(_checked(counts.iter_rows(), stage), listing.num_rows, sum(rows for _, rows in pending.values()))
+
+    try:
+        counts = _checked(run_waves(listing, pending, annotate), stage)
+        return _show_progress(counts, listing.num_rows, sum(rows for _, rows in pending.values()))
     finally:
         context.target_max_block_size = block_bytes
 
 
-def _checked(shards: Iterable[ShardReport], stage: Run) -> Iterator[ShardReport]:
+def _checked(shards: Iterable[Any], stage: Run) -> Iterator[ShardReport]:
     """Yield the reports of finished shards, until another writer has taken the output over."""
     for shard in shards:
         stage.check_writer()
         yield shard
 
 
-def _show_progress(shards: Iterable[ShardReport], total: int, num_pending: int) -> None:
-    """Draw the progress bar from finished shards; raise what ended the run."""
+def _show_progress(shards: Iterable[ShardReport], total: int, num_pending: int) -> dict[str, int]:
+    """Draw the progress bar from finished shards and sum their bytes; raise what ended the run."""
     started, pairs, reasons = time.perf_counter(), 0, Counter[str]()
+    traffic = {"block_bytes": 0, "moved_bytes": 0}
     with progress_bar(total, "video", "annotate", done=total - num_pending) as bar:
         # A full disk keeps its error number: it is no bad input.
         for shard in shards:
@@ -208,10 +216,13 @@ def _show_progress(shards: Iterable[ShardReport], total: int, num_pending: int) 
                 raise InputError(shard["problem"])
             pairs += shard["pairs"]
             reasons.update(json.loads(shard["reasons"]))
+            traffic["block_bytes"] += shard["block_bytes"]
+            traffic["moved_bytes"] += shard["moved_bytes"]
             summary = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(3))
             rate = pairs / (time.perf_counter() - started)
             bar.set_postfix_str(f"{rate:.1f} pairs/s{'; ' if summary else ''}{summary}", refresh=False)
             bar.update(shard["videos"])
+    return traffic
 
 
 def _check_machine(recipe: AnnotateRecipe, num_shards: int) -> None:

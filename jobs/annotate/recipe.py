@@ -32,23 +32,44 @@ class AnnotateResources(Recipe):
     num_decoders: int = Field(default=2, ge=1)
     """Min number of actors that decode videos."""
     max_decoders: int = Field(default=0, ge=0)
-    """Max number of them: Ray adds some while videos wait. 0 = num_decoders."""
+    """Max number of them: Ray adds some while videos wait. 0 = num_decoders. With both left out, a cluster that is
+    joined gives as many as its CPUs hold, beside the annotators."""
     cpus_per_decoder: float = Field(default=0.5, gt=0)
     """Logical CPUs that Ray reserves for a decoder."""
+    custom_per_decoder: dict[str, float] = {}
+    """Custom resources that Ray reserves for a decoder, such as {gpu_node = 0.01}: it runs on nodes that were started
+    with them (ray start --resources), so that key-frames need not leave the nodes that annotate."""
     num_annotators: int = Field(default=1, ge=1)
     """Min number of actors that hold codec and IDM."""
     max_annotators: int = Field(default=0, ge=0)
-    """Max number of them: Ray adds some while key-frames wait. 0 = num_annotators."""
+    """Max number of them: Ray adds some while key-frames wait. 0 = num_annotators. With both left out, a cluster that
+    is joined gives as many as its GPUs hold, or half of its CPUs where gpus_per_annotator = 0."""
     cpus_per_annotator: float = Field(default=0.5, gt=0)
     """Logical CPUs that Ray reserves for an annotator."""
     gpus_per_annotator: float = Field(default=0.0, ge=0)
     """GPUs of an annotator, also a part of one (0.5 = two share it); 0 = it runs on the CPU."""
+    custom_per_annotator: dict[str, float] = {}
+    """Custom resources that Ray reserves for an annotator, such as {a100 = 0.5}: it runs on nodes that were started
+    with them (ray start --resources)."""
     threads_per_annotator: int = Field(default=1, ge=1)
     """Threads of an annotator on the CPU."""
     codec_batch_size: int = Field(default=64, ge=1)
     """Images that the codec gets at once; halved where the GPU's memory does not hold them."""
     idm_batch_size: int = Field(default=64, ge=1)
     """Pairs that the IDM gets at once; halved where the GPU's memory does not hold them."""
+
+    @field_validator("custom_per_decoder", "custom_per_annotator")
+    @classmethod
+    def _check_custom(cls, amounts: dict[str, float]) -> dict[str, float]:
+        for name, amount in amounts.items():
+            if name in ("CPU", "GPU", "memory", "object_store_memory"):
+                raise ValueError(
+                    f"{name} has a key of its own, or none; expected a name given to ray start --resources"
+                )
+            # As Ray has it: a share of one, or complete ones.
+            if amount <= 0 or (amount > 1 and amount % 1):
+                raise ValueError(f"{name} = {amount:g}: expected a share of 1, or a whole number")
+        return amounts
 
     @model_validator(mode="after")
     def _check_pool_sizes(self) -> Self:
@@ -58,6 +79,33 @@ class AnnotateResources(Recipe):
             if 0 < max_size < min_size:
                 raise ValueError(f"max_{kind} = {max_size} is less than num_{kind} = {min_size}")
         return self
+
+    @property
+    def is_sized(self) -> bool:
+        """Return whether the sizes of both pools are given."""
+        return all(self._names_size(kind) for kind in ("decoders", "annotators"))
+
+    def sized_for(self, cpus: float, gpus: float) -> Self:
+        """Return the same actors with the max numbers that a cluster holds, where no number is given.
+
+        Args:
+            cpus: Of the cluster.
+            gpus: Of the cluster.
+        """
+        maxima: dict[str, int] = {}
+        # 1. Annotators first: the GPUs are what the cluster is paid for.
+        if not self._names_size("annotators"):
+            share = gpus / self.gpus_per_annotator if self.gpus_per_annotator else cpus / 2 / self.cpus_per_annotator
+            maxima["max_annotators"] = max(self.num_annotators, int(share))
+        # 2. Decoders get the CPUs that are left.
+        if not self._names_size("decoders"):
+            annotators = maxima.get("max_annotators") or max(self.num_annotators, self.max_annotators)
+            rest = cpus - annotators * self.cpus_per_annotator
+            maxima["max_decoders"] = max(self.num_decoders, int(rest / self.cpus_per_decoder))
+        return self.model_copy(update=maxima)
+
+    def _names_size(self, kind: str) -> bool:
+        return bool(self.model_fields_set & {f"num_{kind}", f"max_{kind}"})
 
     def pool_sizes(self, num_shards: int) -> tuple[range, range]:
         """Compute the min and max (the range's stop) of decoders and of annotators that so many shards keep busy."""
@@ -149,6 +197,20 @@ class AnnotateRecipe(Recipe):
         if unknown := sorted(set(reasons) - set(REASONS)):
             raise ValueError(f"{unknown[0]!r} is no reason for which a video fails; those are {', '.join(REASONS)}")
         return reasons
+
+    @property
+    def is_sized(self) -> bool:
+        """Return whether it says how many actors there are."""
+        return self.resources.is_sized
+
+    def sized_for(self, cpus: float, gpus: float) -> Self:
+        """Return the recipe with as many actors as a cluster holds, where it does not say how many.
+
+        Args:
+            cpus: Of the cluster.
+            gpus: Of the cluster.
+        """
+        return self.model_copy(update={"resources": self.resources.sized_for(cpus, gpus)})
 
     def clip_settings(self) -> ClipSettings:
         """Build the settings with which a decoding actor reads clips."""

@@ -86,6 +86,11 @@ def print_result(recipe: AnnotateRecipe, record: Mapping[str, Any]) -> None:
     # 3. Where the time went, summed over actors.
     stages = ", ".join(f"{stage} {value:,.1f} s" for stage, value in counts["stage_s"].items() if value)
     print(f"  time of all actors: {stages}")
+    # 4. What the network had to carry; nothing is known of what an earlier, killed command annotated.
+    traffic = record["traffic"]
+    if traffic["block_bytes"]:
+        share = traffic["moved_bytes"] / traffic["block_bytes"]
+        print(f"  decoders passed on {traffic['block_bytes'] / 1e6:,.1f} MB now, {share:.0%} of it to another node")
 
 
 def print_table7(table: Mapping[str, float | None]) -> None:

@@ -14,12 +14,14 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.annotate.counts import ShardCounts, ShardRows, count_shard
+from jobs.annotate.marks import read_all
 from jobs.annotate.tables import CLIPS_SCHEMA, PAIRS_SCHEMA, DecodedVideo, clip_rows
 from wm.errors import InputError
 from wm.files.mirror import fetch, list_below, publish, remove, uri_of
@@ -161,8 +163,8 @@ def shards_with(out: Path, reasons: Sequence[str]) -> list[Path]:
     if has_files(out / "shards"):
         fetch(out / "shards")
     marks = sorted((out / "shards").glob("shard-*.json"))
-    sizes = _sizes_in_bucket(out)
-    return [path for path in marks if (counts := _load_mark(path, sizes)) and failures & counts["reasons"].keys()]
+    load = partial(_load_mark, sizes=_sizes_in_bucket(out))
+    return [path for path, counts in read_all(load, marks) if counts and failures & counts["reasons"].keys()]
 
 
 @contextmanager
@@ -237,8 +239,8 @@ def tidy(out: Path) -> set[int]:
     # Marks that other nodes have published since.
     if sizes is not None and any(name.startswith("shards/") for name in sizes):
         fetch(out / "shards", prune=True)
-    for path in (out / "shards").glob("shard-*.json"):
-        counts = _load_mark(path, sizes)
+    load = partial(_load_mark, sizes=sizes)
+    for path, counts in read_all(load, list((out / "shards").glob("shard-*.json"))):
         if counts is None:
             remove(path)
             continue

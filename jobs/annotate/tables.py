@@ -92,11 +92,13 @@ DECODED_SCHEMA = pa.schema(
         ("scan_s", pa.float64()),
         ("fetch_s", pa.float64()),
         ("failed_s", pa.float64()),
+        ("node", pa.string()),
     ]
 )
 """Between the actors: a row a video, all videos of a shard in one block. Key-frames as PNG bytes with what was
 measured of each (``difference`` and ``cut``: against the key-frame before), or why there are none (``outcome``).
-``problem``: trouble of the machine, not of the video; it ends the run. ``failed_s``: spent on a video that failed."""
+``problem``: trouble of the machine, not of the video; it ends the run. ``failed_s``: spent on a video that failed.
+``node``: Ray's id of the node that decoded it, null without Ray."""
 
 DecodeStage: TypeAlias = Literal["download", "scan", "fetch", "failed"]
 DECODE_STAGES: tuple[DecodeStage, ...] = get_args(DecodeStage)
@@ -147,6 +149,7 @@ class Decoding(TypedDict, total=False):
     scan_s: float
     fetch_s: float
     failed_s: float
+    node: str | None
 
 
 class DecodedVideo(ListedVideo, Decoding):
@@ -212,6 +215,10 @@ class ShardReport(TypedDict):
     triplets: int
     reasons: str
     """JSON: number of rejects by reason."""
+    block_bytes: int
+    """Size of the decoded shard, key-frames and numbers."""
+    moved_bytes: int
+    """So many of them came from another node."""
 
 
 def to_batch(report: ShardReport) -> dict[str, list[object]]:
@@ -235,5 +242,7 @@ def report_problem(message: str, errno: int = 0) -> dict[str, list[object]]:
         "pairs": 0,
         "triplets": 0,
         "reasons": "{}",
+        "block_bytes": 0,
+        "moved_bytes": 0,
     }
     return to_batch(report)

@@ -1,5 +1,5 @@
 """Measure annotation: memory over many clips, scale-out of the CPU stages over workers, a run that is broken on
-purpose (poisoned files, killed workers), and the rate of each stage for jobs.plan.
+purpose (poisoned files, killed workers), and the rate of each stage for wm plan.
 
 The clips are of UCF-101's shape, synthetic or re-encoded from real ones. The model is a random one of nano size unless
 idm= names another: give it to measure the rates of the annotator that you will use.

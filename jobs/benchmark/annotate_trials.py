@@ -111,7 +111,7 @@ def memory_growth(
         "last_mib": round(last / 2**20, 1),
         "peak_mib": round(max(sizes) / 2**20, 1),
     }
-    return memory, {name: counts[name] for name in ("videos", "triplets", "filtered", "failed")}, _stage_rates(counts)
+    return memory, {name: counts[name] for name in ("videos", "triplets", "filtered", "failed")}, stage_rates(counts)
 
 
 def _resident_bytes(pid: int) -> int:
@@ -125,8 +125,15 @@ def _resident_bytes(pid: int) -> int:
     return total + int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _stage_rates(counts: Mapping[str, Any]) -> dict[str, float]:
-    """Compute how much of each stage's work one actor does a second, from a run's counts."""
+def stage_rates(counts: Mapping[str, Any]) -> dict[str, float]:
+    """Compute how much of each stage's work one actor does a second.
+
+    Args:
+        counts: Of a run, see :func:`jobs.annotate.counts.summarise`.
+
+    Returns:
+        Rate by name; none of a stage that did nothing.
+    """
     amounts = {
         "scan_frames": counts["frames"],
         "fetch_images": counts["keyframes_of_paired"],

@@ -1,7 +1,7 @@
 """Measure make demo: seconds of each stage, memory and CPU time of all its processes together.
 
 The run goes into a folder of its own, so that every stage is done. Its record is what docs and the estimate of the time
-that is left read: python -m jobs.benchmark demo out=jobs/measured/demo.json
+that is left read: wm benchmark demo out=jobs/measured/demo.json
 """
 
 import os
@@ -46,7 +46,7 @@ class BenchmarkRecipe(CommonRecipe):
     """What is run."""
 
     demo: str = Field(default="nano/demo", min_length=1)
-    """Recipe of jobs.bootstrap: a file, or the name of one in the package."""
+    """Recipe of wm bootstrap: a file, or the name of one in the package."""
     overrides: list[str] = []
     """Keys of that recipe as key=value, which override it."""
     install: bool = False

@@ -1,4 +1,4 @@
-"""Measure this machine: python -m jobs.benchmark NAME out=FILE.json key=value. The JSON feeds jobs.plan."""
+"""Measure this machine: wm benchmark NAME out=FILE.json key=value. The JSON feeds wm plan."""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,9 @@ BENCHMARKS = {
     "demo": "jobs.benchmark.demo",
     "gpu": "jobs.benchmark.gpu",
     "keyframes": "jobs.benchmark.keyframes",
+    "probe": "jobs.benchmark.probe",
     "sampling": "jobs.benchmark.sampling",
+    "scale": "jobs.benchmark.scale",
     "score": "jobs.benchmark.scoring",
     "serve": "jobs.benchmark.serving",
     "training": "jobs.benchmark.training",
@@ -23,9 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, whose first word names the benchmark."""
     name, *rest = [*(sys.argv[1:] if argv is None else argv), ""]
     if name in ("-h", "--help"):
-        print(
-            f"{__doc__}\n\nNAME is one of {', '.join(BENCHMARKS)}; python -m jobs.benchmark NAME --help lists its keys."
-        )
+        print(f"{__doc__}\n\nNAME is one of {', '.join(BENCHMARKS)}; wm benchmark NAME --help lists its keys.")
         return 0
     if name not in BENCHMARKS:
         print(f"error: benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}", file=sys.stderr)

@@ -4,7 +4,7 @@ Both sides train the same random Chameleon (width 512, 4 layers, vocabulary 65,5
 prompt layout (two images of 512 codes and 12 action tokens) in float32, with the paper's adapters: rank 16, alpha 32,
 dropout .05 on all seven linear layers. Theirs: transformers' ChameleonForConditionalGeneration, PEFT's layers as they
 come, logits and their gradient at every position, transformers' own causal loss with -100 where nothing is learned;
-without transformers' masking of image logits, which would cost it a copy more and forbid images. Ours: what jobs.train
+without transformers' masking of image logits, which would cost it a copy more and forbid images. Ours: what wm train
 does by default. Both step with torch's fused AdamW; CPU seconds of one thread, the min of the rounds, in turns.
 
 Memory: bytes of tensors that a step makes, at their peak, each counted as it is made and freed. Saved activations:

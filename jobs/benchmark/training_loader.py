@@ -44,7 +44,7 @@ def loader_work(shape: LoaderShape) -> Iterator[dict[str, Callable[[], object]]]
         _write_triplets(vlm, folder / "triplets", shape.rows)
         source = Source(path=str(folder / "triplets"))
         tokens = open_tokens([source], vlm, "fdm", RecognitionWeights(), root=folder / "tokens", seed=0)
-        # As jobs.train mixes its sources; here is one.
+        # As wm train mixes its sources; here is one.
         order = SampleOrder([tokens.num_rows], [1.0], 0)
         yield {
             "loader": lambda: _load(tokens, order, shape),

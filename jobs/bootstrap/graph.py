@@ -8,15 +8,20 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.bootstrap.plan import Stage
+from jobs.evaluate.recipe import EvaluateRecipe
+from jobs.shared.cluster_size import ClusterSize, fit_to_cluster, read_cluster_size
 from jobs.shared.ray_session import is_private, num_logical_cpus
 from wm.config import Recipe
+from wm.files.mirror import to_path
 from wm.paths import path_key
 from wm.training import TrainRecipe
+
+_SIZABLE = (TrainRecipe, AnnotateRecipe, EvaluateRecipe)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Graph:
     demands: Mapping[str, Demand]
     """By name; none is more than ``capacity``."""
     capacity: Demand
-    """What this machine has."""
+    """What this machine, or the joined cluster, has."""
     max_stages: int
     """Stages at a time."""
 
@@ -73,20 +78,42 @@ class Graph:
         return startable
 
 
-def build_graph(stages: Sequence[Stage], out: Path, max_stages: int) -> Graph:
-    """Build the graph of a plan for this machine.
+def fit_stages(stages: Sequence[Stage]) -> tuple[list[Stage], ClusterSize | None]:
+    """Let stages take what the joined cluster has, where their recipes leave numbers of workers out.
+
+    Args:
+        stages: In the order of the plan.
+
+    Returns:
+        The stages, and the size of the cluster; None: no cluster is joined, and nothing was changed.
+    """
+    if is_private():
+        return list(stages), None
+    size = read_cluster_size()
+    return [
+        replace(stage, recipe=fit_to_cluster(stage.recipe, size)) if isinstance(stage.recipe, _SIZABLE) else stage
+        for stage in stages
+    ], size
+
+
+def build_graph(stages: Sequence[Stage], out: Path, max_stages: int, size: ClusterSize | None = None) -> Graph:
+    """Build the graph of a plan for this machine, or the joined cluster.
 
     Args:
         stages: In the order of the plan.
         out: Folder of the run.
         max_stages: Stages at a time.
+        size: Of the cluster that is joined; None: of this machine.
 
     Returns:
         The graph; each stage by itself fits the machine.
     """
     demands_by_name = {stage.name: find_demand(stage.recipe) for stage in stages}
-    num_gpus = _count_gpus() if any(demand.gpus or demand.names_device for demand in demands_by_name.values()) else 0
-    capacity = Demand(num_logical_cpus(), num_gpus)
+    num_gpus = 0
+    if any(demand.gpus or demand.names_device for demand in demands_by_name.values()):
+        # On a cluster a stage that names a device uses that of this machine, which has no number there.
+        num_gpus = _count_gpus() if size is None else max(1, int(size.gpus))
+    capacity = Demand(num_logical_cpus() if size is None else size.cpus, num_gpus)
     demands = {}
     for name, demand in demands_by_name.items():
         # A stage that names its device may use any: no other GPU stage runs beside it. What is too large for the
@@ -112,7 +139,7 @@ def find_inputs(stages: Sequence[Stage], out: Path) -> dict[str, frozenset[str]]
         names = set(stage.after)
         for path in list_input_paths(stage.recipe):
             # Below the run's folder, the first part is the stage's name.
-            parts = Path(path).parts
+            parts = Path(to_path(path)).parts
             if parts[: len(out.parts)] != out.parts:
                 continue
             # The run's own folder: the report reads all there is.
@@ -169,9 +196,6 @@ def find_demand(recipe: Recipe) -> Demand:
 
 
 def _count_gpus() -> int:
-    # On a cluster Ray assigns the GPUs, and a stage that names a device uses that of this machine.
-    if not is_private():
-        return 1
     import torch
 
     return torch.cuda.device_count()

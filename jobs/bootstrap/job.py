@@ -15,22 +15,26 @@ from pathlib import Path
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.bootstrap import report
 from jobs.bootstrap.console import Console
-from jobs.bootstrap.graph import Graph, build_graph
+from jobs.bootstrap.graph import Graph, build_graph, fit_stages
 from jobs.bootstrap.plan import Stage, plan
 from jobs.bootstrap.recipe import BootstrapRecipe
 from jobs.bootstrap.scheduler import run_side_by_side
 from jobs.bootstrap.stage_process import wait_until_warm, warm_up
-from jobs.bootstrap.times import Times, load_expected
+from jobs.bootstrap.times import STAGES, Times, load_expected
 from jobs.ingest.recipe import IngestRecipe
 from jobs.judge.recipe import NANO_JUDGE, JudgeRecipe
 from jobs.train.job import check_machine
+from wm.buckets import prepare_buckets, show_uris
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.datasets.layouts.labelled import list_labelled
 from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError, OtherRunError
 from wm.evaluation.report.findings import SUPERSEDED
+from wm.files.lease import Lease
+from wm.files.mirror import fetch, list_below, publish, remove, uri_of
 from wm.models import load_codec
+from wm.run_files import COMPLETE
 from wm.runs import RunRecord, check_place, read_run
 from wm.training import TrainRecipe
 
@@ -52,20 +56,27 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, RunRecor
     Raises:
         InputError: The input is wrong; what can be checked is checked before the first stage.
     """
-    stages, out = plan(recipe), Path(recipe.out)
+    stages, size = fit_stages(plan(recipe))
+    out = Path(recipe.out)
+    if size is not None:
+        shared = f"{size.cpus:g} CPUs and {size.gpus:g} GPUs"
+        print(f"bootstrap: stages that name no number of workers use the cluster's {shared}")
     if recipe.max_stages > 1 and not dry_run:
         warm_up()  # beside the checks
     _check_inputs(recipe, stages)
-    graph = build_graph(stages, out, recipe.max_stages)
+    graph = build_graph(stages, out, recipe.max_stages, size)
     if dry_run:
-        report.print_plan(graph, out)
+        with show_uris(recipe):
+            report.print_plan(graph, out)
         return {}
-    with _sole_run(out) as lock:
+    with _sole_run(out) as lock, _sole_node(out):
         times = Times(graph, load_expected(recipe))
         run_all = _run_here if recipe.max_stages == 1 else _run_in_processes
         run_all(graph, out, lock, times)
         times.store(recipe)
-    report.print_result(recipe, graph, times)
+        publish(out / STAGES)
+    with show_uris(recipe):
+        report.print_result(recipe, graph, times)
     return {stage.name: read_run(out / stage.name) for stage in stages}
 
 
@@ -77,6 +88,7 @@ def _check_inputs(recipe: BootstrapRecipe, stages: Sequence[Stage]) -> None:
     if record is not None:
         raise InputError(f"{recipe.out} holds another run (of stage {record.get('stage')!r}); choose another out")
     # 2. The user's model.
+    prepare_buckets(recipe)
     if recipe.base_model:
         load_codec(recipe.base_model)
     # 3. The user's data, as the stages will list them, which read them hours later; CPUs and GPUs, for which Ray would
@@ -128,6 +140,25 @@ def _sole_run(out: Path) -> Iterator[int]:
         yield file.fileno()
 
 
+@contextmanager
+def _sole_node(out: Path) -> Iterator[None]:
+    """Refuse a run into a folder of a bucket while another node runs stages into it; elsewhere do nothing.
+
+    Raises:
+        InputError: Another node does.
+    """
+    uri = uri_of(out)
+    if uri is None:
+        yield
+        return
+    lease = Lease(uri, "bootstrap")
+    lease.acquire()
+    try:
+        yield
+    finally:
+        lease.release()
+
+
 def _lock(descriptor: int) -> bool:
     """Lock a file; returns False where another process has it."""
     try:
@@ -169,22 +200,43 @@ def run_stage(stage: Stage, out: Path) -> None:
     Raises:
         Exception: Whatever the stage raises.
     """
-    try:
-        stage.run(stage.recipe)
-    except OtherRunError as error:
-        # Kept, since it may have cost days: the user decides what goes.
-        destination = _find_free_name(out / SUPERSEDED, stage.name)
-        destination.parent.mkdir(exist_ok=True)
-        shutil.move(out / stage.name, destination)
-        report.print_superseded(stage, error, destination)
-        stage.run(stage.recipe)
+    with show_uris(stage.recipe):
+        # Its inputs are outputs of other stages: those of this node are here, others are fetched.
+        prepare_buckets(stage.recipe)
+        try:
+            stage.run(stage.recipe)
+        except OtherRunError as error:
+            # Kept, since it may have cost days: the user decides what goes.
+            destination = _find_free_name(out / SUPERSEDED, stage.name)
+            _move(out / stage.name, destination)
+            report.print_superseded(stage, error, destination)
+            stage.run(stage.recipe)
+
+
+def _move(folder: Path, destination: Path) -> None:
+    """Move a stage's output; a bucket has no rename, so that there it is written anew before the old one goes."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if uri_of(folder) is None:
+        shutil.move(folder, destination)
+        return
+    shutil.copytree(fetch(folder), destination, ignore=shutil.ignore_patterns(COMPLETE))
+    publish(destination)
+    # The mark last, as where it was written.
+    if (folder / COMPLETE).is_file():
+        shutil.copyfile(folder / COMPLETE, destination / COMPLETE)
+        publish(destination / COMPLETE)
+    remove(folder)
 
 
 def _find_free_name(folder: Path, name: str) -> Path:
     number = 1
-    while (folder / f"{name}-{number}").exists():
+    while _is_there(folder / f"{name}-{number}"):
         number += 1
     return folder / f"{name}-{number}"
+
+
+def _is_there(folder: Path) -> bool:
+    return folder.exists() if uri_of(folder) is None else bool(list_below(folder, missing_ok=True))
 
 
 def main() -> int:

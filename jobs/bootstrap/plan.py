@@ -30,6 +30,7 @@ from jobs.select.recipe import SelectRecipe
 from jobs.tabletop import TabletopRecipe
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.files.mirror import to_uri
 from wm.training import TrainRecipe
 
 _PREVIEW_TRIPLETS = 4
@@ -55,7 +56,7 @@ class _RoundResult(NamedTuple):
 
 
 class _Variant(NamedTuple):
-    """A forward model to train: its stage's name, its label in the tables, keys of jobs.train."""
+    """A forward model to train: its stage's name, its label in the tables, keys of wm train."""
 
     name: str
     label: str
@@ -78,7 +79,7 @@ def plan(recipe: BootstrapRecipe) -> list[Stage]:
 
 
 class _Plan:
-    """Stages as they are added. ``models``: the entries of jobs.evaluate."""
+    """Stages as they are added. ``models``: the entries of wm evaluate."""
 
     def __init__(self, recipe: BootstrapRecipe) -> None:
         self.recipe, self.stages = recipe, list[Stage]()
@@ -88,7 +89,8 @@ class _Plan:
         self.base = recipe.base_model or f"{self.add('base', pretrain.run, pretrain.PretrainRecipe, 'pretrain')}/model"
         root = data.supervised_root or f"{self.add_world('world', videos=0)}/supervised"
         # Apart from the pairs: training of the first models need not wait for the clips.
-        self.videos = data.videos or f"{self.add_world('clips', train=0, tune=0, test=0)}/videos"
+        # Videos of a bucket keep their URI: decoders on any node read them by it.
+        self.videos = data.videos or to_uri(f"{self.add_world('clips', train=0, tune=0, test=0)}/videos")
         self.human = self.add_triplets("triplets", root, data.train_file, "train")
         test = self.add_triplets("test", root, data.test_file, "test")
         self.tuning = self.add_triplets("tune", root, data.tune_file, "tune") if recipe.rounds > 1 else ""

@@ -70,7 +70,7 @@ class BootstrapVariants(Recipe):
     unweighted: bool = True
     """The bootstrapped forward model without recognition weights too, for comparison."""
     self_training: bool = False
-    """From the second round on: what the forward model predicts and the inverse model verifies (jobs.imagine) trains
+    """From the second round on: what the forward model predicts and the inverse model verifies (wm imagine) trains
     the next forward model too."""
     controls: bool = False
     """Forward models on the true and on shuffled labels of the same clips too (tabletop only)."""
@@ -81,11 +81,11 @@ class BootstrapScoring(Recipe):
     with data of your own it is asked for."""
 
     judge: bool | None = None
-    """Have them judged (jobs.judge): in the nano world by its own judge, else by the model that [judge] names."""
+    """Have them judged (wm judge): in the nano world by its own judge, else by the model that [judge] names."""
     score: bool | None = None
-    """Score them as images and actions as texts (jobs.score): L1 and text metrics, others by the models of [score]."""
+    """Score them as images and actions as texts (wm score): L1 and text metrics, others by the models of [score]."""
     paper: bool | None = None
-    """Make the paper's tables and figures of all this (jobs.paper); in the nano world they are marked as a toy's."""
+    """Make the paper's tables and figures of all this (wm paper); in the nano world they are marked as a toy's."""
 
 
 class BootstrapRecipe(Recipe):
@@ -108,7 +108,7 @@ class BootstrapRecipe(Recipe):
     seeds: list[int] = Field(default=[0], min_length=1)
     """Training seeds. Every seed trains its own inverse and forward models; evaluation gives mean and spread."""
     base_model: OptionalInputPath = None
-    """Model folder to start from, such as nano:base; without it, or empty, jobs.pretrain makes the nano base."""
+    """Model folder to start from, such as nano:base; without it, or empty, wm pretrain makes the nano base."""
     rounds: int = Field(default=1, ge=1)
     """Rounds of annotate → select → train. From the second on the inverse model learns from what the one before
     annotated too, the better of the two annotates again (gate), and so does the better forward model."""
@@ -123,40 +123,40 @@ class BootstrapRecipe(Recipe):
     scoring: BootstrapScoring = BootstrapScoring()
     """What is made of the predicted images."""
     tabletop: Settings = {}
-    """Keys of jobs.tabletop."""
+    """Keys of wm tabletop."""
     pretrain: Settings = {}
-    """Keys of jobs.pretrain."""
+    """Keys of wm pretrain."""
     ingest: Settings = {}
-    """Keys of jobs.ingest."""
+    """Keys of wm ingest."""
     idm: Settings = {}
-    """Keys of jobs.train for the inverse model."""
+    """Keys of wm train for the inverse model."""
     annotate: Settings = {}
-    """Keys of jobs.annotate."""
+    """Keys of wm annotate."""
     select: Settings = {}
-    """Keys of jobs.select."""
+    """Keys of wm select."""
     relabel: Settings = {}
-    """Keys of jobs.relabel."""
+    """Keys of wm relabel."""
     gate: Settings = {}
-    """Keys of jobs.gate."""
+    """Keys of wm gate."""
     imagine: Settings = {}
-    """Keys of jobs.imagine."""
+    """Keys of wm imagine."""
     imagined: Settings = {}
-    """Keys of a source of triplets for jobs.train (mix_weight, limit): how imagined triplets are mixed in."""
+    """Keys of a source of triplets for wm train (mix_weight, limit): how imagined triplets are mixed in."""
     fdm: Settings = {}
-    """Keys of jobs.train for every forward model."""
+    """Keys of wm train for every forward model."""
     preview: Settings = {}
-    """Keys of jobs.predict for some test triplets, whose predictions by the first seed's models are shown before the
+    """Keys of wm predict for some test triplets, whose predictions by the first seed's models are shown before the
     evaluation; without sampling and resources, those of evaluate."""
     evaluate: Settings = {}
-    """Keys of jobs.evaluate."""
+    """Keys of wm evaluate."""
     judge: Settings = {}
-    """Keys of jobs.judge; without num_candidates, those of the evaluation."""
+    """Keys of wm judge; without num_candidates, those of the evaluation."""
     score: Settings = {}
-    """Keys of jobs.score."""
+    """Keys of wm score."""
     paper: Settings = {}
-    """Keys of jobs.paper; in the nano world without items, tables 2 to 6 and figures 2, 4, 7 and 11."""
+    """Keys of wm paper; in the nano world without items, tables 2 to 6 and figures 2, 4, 7 and 11."""
     report: Settings = {}
-    """Keys of jobs.report."""
+    """Keys of wm report."""
 
     @field_validator("seeds")
     @classmethod

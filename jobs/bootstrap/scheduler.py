@@ -4,11 +4,7 @@ Not known here: what a stage does, and how a process of its own is started.
 """
 
 import multiprocessing.connection
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from typing import NamedTuple
 
 from jobs.bootstrap.console import Console
@@ -16,6 +12,7 @@ from jobs.bootstrap.graph import GpuPool, Graph
 from jobs.bootstrap.plan import Stage
 from jobs.bootstrap.stage_process import StageProcess
 from jobs.bootstrap.times import Times
+from wm.interrupts import raise_on_terminate
 
 
 class _Running(NamedTuple):
@@ -53,7 +50,7 @@ def run_side_by_side(
     finished = set[str]()
     gpus = GpuPool(graph.capacity.gpus)
     try:
-        with _terminated_as_interrupted():
+        with raise_on_terminate():
             while len(finished) < len(graph.stages):
                 # 1. Start what waits for nothing.
                 for stage in graph.list_startable(finished, set(running)):
@@ -93,21 +90,3 @@ def _stop_all(processes: list[StageProcess]) -> None:
         process.interrupt()
     for process in processes:
         process.stop()
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C, so that the stages are ended: they would run on without this process."""
-    # Python lets the main thread alone set handlers; called from another one, the run keeps its caller's.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -41,7 +41,7 @@ def complete_evaluation(recipe: BootstrapRecipe) -> Settings:
         recipe: Of the run.
 
     Returns:
-        Keys of jobs.evaluate.
+        Keys of wm evaluate.
 
     Raises:
         InputError: The images are asked for, and dropped.

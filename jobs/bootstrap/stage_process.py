@@ -6,7 +6,6 @@ thread that waits for Ray cannot be stopped.
 
 import atexit
 import codecs
-import logging
 import multiprocessing
 import os
 import pickle
@@ -24,8 +23,10 @@ from pathlib import Path
 
 from jobs.bootstrap.console import Console
 from jobs.bootstrap.plan import Stage
+from wm import logs
 from wm.cli import PROGRESS_INTERVAL, cause_to_report
 from wm.errors import InputError
+from wm.interrupts import terminate
 
 _WARM = "jobs.bootstrap.warm"
 _GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
@@ -185,6 +186,8 @@ def _run_in_child(stage: Stage, work: Callable[[Stage], object], surroundings: _
     os.setsid()
     # A run in the background of a script ignores Ctrl-C, and so would its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # `ray job stop` sends SIGTERM to every process below the run.
+    signal.signal(signal.SIGTERM, terminate)
     _take_over(surroundings)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # 2. The stage.
@@ -224,7 +227,7 @@ def _take_over(surroundings: _Surroundings) -> None:
         reconfigure: Callable[..., None] = getattr(stream, "reconfigure")  # noqa: B009
         reconfigure(line_buffering=True)
     surroundings.output.close()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure()
 
 
 def _end_with_parent() -> None:

@@ -17,6 +17,7 @@ from wm.evaluation.bench_rows import BenchRow, add_list_rows, read_bench_rows
 from wm.evaluation.output_files import Matches, match_outputs
 from wm.evaluation.predicted_actions import ACTION_SCHEMA, ActionRow, read_actions
 from wm.evaluation.predictions import PREDICTION_SCHEMA
+from wm.files.mirror import fetch
 from wm.records import REJECT_SCHEMA, reject_row
 from wm.runs import Run, RunRecord, digest_of, read_run
 from wm.tables import fill_empty_tables, read_table, write_table
@@ -48,9 +49,10 @@ def run(recipe: CollectRecipe, *, dry_run: bool = False) -> RunRecord:
         print(f"collect: already complete in {recipe.out}")
         return read_run(recipe.out) or {}
     matches = _match(recipe, rows) if recipe.folder else Matches([], [], [])
-    actions, extra_lines = read_actions(recipe.actions, rows, recipe.system) if recipe.actions else ([], 0)
+    actions, extra_lines = read_actions(recipe.actions, rows, recipe.system) if recipe.actions else ([], [])
     if recipe.actions and not actions:
-        raise InputError(f"{recipe.actions}: no line is of a row of {recipe.triplets}")
+        first = f"; {extra_lines[0]}" if extra_lines else ""
+        raise InputError(f"{recipe.actions}: no line is of a row of {recipe.triplets}{first}")
     if dry_run:
         print_plan(recipe, rows, matches, actions, extra_lines)
         return {}
@@ -64,15 +66,31 @@ def run(recipe: CollectRecipe, *, dry_run: bool = False) -> RunRecord:
     fill_empty_tables(recipe.out, {"rejects": REJECT_SCHEMA}, "part-00000.parquet")
     write_dataset_card(recipe.out, title=f"predictions of {recipe.system}", split="test")
     counts = _count(recipe, rows, actions)
-    counts |= {"extra_files": len(matches.extra), "extra_lines": extra_lines}
+    counts |= {"extra_files": len(matches.extra), "extra_lines": len(extra_lines)}
     stretched = find_stretched(recipe.out, rows) if recipe.folder else []
     counts |= {"stretched_images": len(stretched)}
-    record = stage.finish(counts, extra_file_names=matches.extra[:20])
+    examples = {"extra_file_names": matches.extra[:20], "extra_line_names": extra_lines[:20]}
+    examples |= _name_missing(recipe, rows, matches, actions)
+    record = stage.finish(counts, **examples)
     print_result(recipe, record)
     if stretched:
         advice = "; if they show the centre square alone, collect them with view=square"
         print(f"warning: {describe_stretched(stretched, record['counts']['distinct_images'])}{advice}")
     return record
+
+
+def _name_missing(
+    recipe: CollectRecipe, rows: list[BenchRow], matches: Matches, actions: list[ActionRow]
+) -> dict[str, list[str]]:
+    """Name the first rows without a file, and those without an action."""
+    names: dict[str, list[str]] = {"missing_file_names": [], "missing_action_ids": []}
+    if recipe.folder:
+        pairs = zip(matches.expected, matches.files, strict=True)
+        names["missing_file_names"] = [name for name, files in pairs if not files][:20]
+    if recipe.actions:
+        answered_ids = {action["triplet_id"] for action in actions}
+        names["missing_action_ids"] = [row.triplet_id for row in rows if row.triplet_id not in answered_ids][:20]
+    return names
 
 
 def _match(recipe: CollectRecipe, rows: list[BenchRow]) -> Matches:
@@ -98,13 +116,16 @@ def _write_images(recipe: CollectRecipe, rows: list[BenchRow], matches: Matches)
     workers = recipe.resources.num_workers
     # 2. Here, or in tasks on all nodes.
     inputs = [(shard,) for shard in todo]
-    recipe = recipe.with_absolute_paths()
+    recipe_json = recipe.with_absolute_paths().model_dump_json()
     with (
-        closing(each(write_shard, inputs, recipe, on_ray=workers > 0, max_running=workers or None)) as results,
+        closing(each(write_shard, inputs, recipe_json, on_ray=workers > 0, max_running=workers or None)) as results,
         cli.progress_bar(len(matches.files), "row", "collect", finished) as bar,
     ):
         for num_rows in results:
             bar.update(num_rows)
+    # Tasks of other nodes have theirs in the bucket.
+    if shards:
+        fetch(recipe.out)
 
 
 def _write_actions(recipe: CollectRecipe, rows: list[BenchRow], actions: list[ActionRow]) -> None:
@@ -143,7 +164,13 @@ def _count(recipe: CollectRecipe, rows: list[BenchRow], actions: list[ActionRow]
             "runs": len({row["run"] for row in predictions}),
         }
     if recipe.actions:
-        counts["rows_with_actions"] = len({action["triplet_id"] for action in actions})
+        answered_ids = {action["triplet_id"] for action in actions}
+        unanswered = Counter(row.class_label for row in rows if row.triplet_id not in answered_ids)
+        counts |= {
+            "rows_with_actions": len(answered_ids),
+            "rows_without_actions": len(rows) - len(answered_ids),
+            "rows_without_actions_by_class": dict(sorted(unanswered.items())),
+        }
     return counts
 
 

@@ -2,10 +2,11 @@
 
 from typing import ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.evaluation.predictions import View
+from wm.evaluation.rows import check_label
 from wm.paths import InputPath, OutputPath
 
 
@@ -37,13 +38,15 @@ class CollectRecipe(Recipe):
     """JSON lines of the actions that the system read from the pairs: {"triplet_id" or "row", "action", "run"}; empty:
     none."""
     bench_file: InputPath = ""
-    """The bench's own list, such as test.json, for {id}, and for {row} where the triplets are not of jobs.ingest."""
+    """The bench's own list, such as test.json, for {id}, and for {row} where the triplets are not of wm ingest."""
     view: View = "full"
     """full: the images show the full frame; square: its centre-cropped square, and other images are rejects."""
     shard_rows: int = Field(default=256, ge=1)
     """Rows of the bench that go into one Parquet file; a killed run resumes at the next file."""
     resources: CollectResources = CollectResources()
     """Ray tasks: resources.num_workers=4."""
+
+    _check_label = field_validator("system")(check_label)
 
     @model_validator(mode="after")
     def _check_inputs(self) -> "CollectRecipe":

@@ -1,7 +1,8 @@
 """Print what ``collect`` would do and has done. Knows nothing of how it is done."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jobs.collect.recipe import CollectRecipe
 from wm.evaluation.bench_rows import BenchRow
@@ -18,7 +19,7 @@ def print_plan(
     rows: Sequence[BenchRow],
     matches: Matches,
     actions: Sequence[ActionRow],
-    extra_lines: int,
+    extra_lines: Sequence[str],
 ) -> None:
     """Print which rows have files.
 
@@ -41,8 +42,9 @@ def print_plan(
         _print_names("files of no row", matches.extra)
     if recipe.actions:
         answered_ids = {action["triplet_id"] for action in actions}
-        print(f"  actions: {len(actions):,} for {len(answered_ids):,} rows; {extra_lines:,} lines are of no row")
+        print(f"  actions: {len(actions):,} for {len(answered_ids):,} rows")
         _print_names("rows without an action", [row.triplet_id for row in rows if row.triplet_id not in answered_ids])
+        _print_names("lines of no row", extra_lines)
 
 
 def print_result(recipe: CollectRecipe, record: RunRecord) -> None:
@@ -59,13 +61,26 @@ def print_result(recipe: CollectRecipe, record: RunRecord) -> None:
             f"  {counts['rows_with_images']:,} rows with images ({counts['images']:,}, of them "
             f"{counts['distinct_images']:,} distinct), {counts['rows_without_images']:,} without"
         )
-        for name, count in counts["rows_without_images_by_class"].items():
-            print(f"    without, {name}: {count:,}")
+        _print_missing("images", counts)
+        num_missing = counts["rejects_by_reason"].get("missing_file", 0)
+        _print_names("rows without a file", record["missing_file_names"], num_missing)
         _print_names("files of no row", record["extra_file_names"], counts["extra_files"])
     if recipe.actions:
-        print(f"  {counts['rows_with_actions']:,} rows with actions; {counts['extra_lines']:,} lines are of no row")
+        print(f"  {counts['rows_with_actions']:,} rows with actions, {counts['rows_without_actions']:,} without")
+        _print_missing("actions", counts)
+        _print_names("rows without an action", record["missing_action_ids"], counts["rows_without_actions"])
+        _print_names("lines of no row", record["extra_line_names"], counts["extra_lines"])
     for reason, count in counts["rejects_by_reason"].items():
         print(f"  rejects, {reason}: {count:,}")
+
+
+def _print_missing(kind: str, counts: Mapping[str, Any]) -> None:
+    """Count the rows of each class that lack something; where most rows do, something else is wrong."""
+    for name, count in counts[f"rows_without_{kind}_by_class"].items():
+        print(f"    without, {name!r}: {count:,}")
+    num_missing = counts[f"rows_without_{kind}"]
+    if 2 * num_missing > counts["rows"]:
+        print(f"  warning: {num_missing:,} of {counts['rows']:,} rows have no {kind}; is it the file of this bench?")
 
 
 def _print_names(title: str, names: Sequence[str], total: int | None = None) -> None:

@@ -1,9 +1,11 @@
 """Read the images of some rows of the bench and write them as one file of a prediction set. Runs as a Ray task."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from jobs.collect.recipe import CollectRecipe
+from wm.buckets import localise
 from wm.errors import InputError
 from wm.evaluation.bench_rows import BenchRow
 from wm.evaluation.output_files import OutputFile
@@ -28,12 +30,12 @@ class Shard:
         return f"part-{self.number:05d}.parquet"
 
 
-def write_shard(shard: Shard, recipe: CollectRecipe) -> int:
-    """Write the predictions and rejects of a shard.
+def write_shard(shard: Shard, recipe_json: str) -> int:
+    """Write the predictions and rejects of a shard. Runs as a Ray task, too.
 
     Args:
         shard: The rows.
-        recipe: Folders, system and view.
+        recipe_json: Folders, system and view, with absolute paths.
 
     Returns:
         How many rows of the bench it has.
@@ -41,6 +43,7 @@ def write_shard(shard: Shard, recipe: CollectRecipe) -> int:
     Raises:
         OSError: The disk is full or may not be written.
     """
+    recipe = _load_recipe(recipe_json)
     predictions: list[PredictionRow] = []
     rejects: list[RejectRow] = []
     for row, files, expected in zip(shard.rows, shard.files, shard.expected, strict=True):
@@ -71,6 +74,12 @@ def write_shard(shard: Shard, recipe: CollectRecipe) -> int:
         write_table(rejects, out / "rejects" / shard.name, REJECT_SCHEMA)
     write_predictions(predictions, out / "predictions" / shard.name)
     return len(shard.rows)
+
+
+@lru_cache(maxsize=1)
+def _load_recipe(recipe_json: str) -> CollectRecipe:
+    """Load the recipe with the paths of this node, to which the images are fetched."""
+    return localise(CollectRecipe.model_validate_json(recipe_json))
 
 
 def _load_prediction(row: BenchRow, file: OutputFile, recipe: CollectRecipe) -> PredictionRow:

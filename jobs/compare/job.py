@@ -1,5 +1,7 @@
 """Say which of two systems is better, on which subsets, with what certainty: every metric that both have is compared
 item by item. Systems are named FOLDER:LABEL; a folder is the output of evaluate, judge or score, or has some below it.
+
+  wm compare runs/a:C-FDM runs/b:C-FT
 """
 
 import re
@@ -13,20 +15,27 @@ from jobs.compare.report import Setting, print_comparisons, print_plan, to_json,
 from wm.cli import main as cli_main
 from wm.errors import InputError
 from wm.evaluation.bench_rows import BenchRow
+from wm.evaluation.comparison.bases import MetricKey, list_differences
 from wm.evaluation.comparison.figures import Comparison, compare_metric
 from wm.evaluation.comparison.folders import (
     Choice,
     Result,
+    fetch_system,
     find_results,
+    is_folder,
     parse_system,
     split_choice,
 )
 from wm.evaluation.comparison.measures import MEASURES, find_measure
 from wm.evaluation.comparison.values import SystemValues, list_labels, read_values
+from wm.evaluation.comparison.verdict import METHOD
 from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.rows import CEILING, COPY
+from wm.files.mirror import to_uri
+from wm.names import find_nearest, hint_nearest, quote_names
 from wm.runs import Run, digest_of, write_json, write_text
 
+_EXAMPLE = "such as wm compare runs/a:C-FDM runs/b:C-FT"
 _COLUMNS: tuple[SubsetColumn, ...] = ("class_label", "dataset", "split")
 
 
@@ -66,24 +75,26 @@ def run(recipe: CompareRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         )
     ]
     if not comparisons:
-        raise InputError(f"{setting.names[0]} and {setting.names[1]} share no item")
+        raise InputError(f"{quote_names(setting.names)} share no item")
     # Of metrics that were chosen nobody asks for the others.
     only = [[] if recipe.metrics else _list_others(system, keys) for system in (first, second)]
-    print_comparisons(setting, comparisons, only)
+    differences = list_differences(first.metrics, second.metrics)
+    print_comparisons(setting, comparisons, only, differences)
     document = to_json(setting, comparisons, only)
     if recipe.out:
         _write(recipe, results, setting, comparisons, document)
     return document
 
 
-def _list_others(system: SystemValues, keys: Sequence[tuple[str, str]]) -> list[str]:
+def _list_others(system: SystemValues, keys: Sequence[MetricKey]) -> list[str]:
     """Name the metrics of a system that are not compared, with what they were measured with."""
-    return sorted(f"{name} ({basis})" if basis else name for name, basis in system.metrics if (name, basis) not in keys)
+    others = [(name, str(basis)) for name, basis in system.metrics if (name, basis) not in keys]
+    return sorted(f"{name} ({basis})" if basis else name for name, basis in others)
 
 
 def _find_systems(recipe: CompareRecipe) -> tuple[list[list[Result]], list[tuple[str, Choice]]]:
     """Find the results, the label and the choice of both systems."""
-    names = [parse_system(text, recipe.results) for text in (recipe.first, recipe.second)]
+    names = [parse_system(fetch_system(text), recipe.results) for text in (recipe.first, recipe.second)]
     # A label alone is looked up where the other one is.
     folders = [name.folders or other.folders for name, other in zip(names, names[::-1], strict=True)]
     for text, of in zip((recipe.first, recipe.second), folders, strict=True):
@@ -105,7 +116,10 @@ def _find_systems(recipe: CompareRecipe) -> tuple[list[list[Result]], list[tuple
         labels[index] = label or guess
         if labels[index] not in systems:
             where = f"{folders[index][0]}:{label or 'LABEL'}"
-            raise InputError(f"{where!r:.300}: name one of the systems there: {', '.join(systems) or 'none'}")
+            raise InputError(
+                f"{where!r:.300}: name one of the systems there: {quote_names(systems)}"
+                f"{hint_nearest(label, systems) if label else ''}"
+            )
     return results, [(label, choice) for label, (_, choice) in zip(labels, choices, strict=True)]
 
 
@@ -115,8 +129,8 @@ def _join_benches(first: SystemValues, second: SystemValues) -> list[BenchRow]:
     shared = set(by_id[0]) & set(by_id[1])
     if len(shared) < min(map(len, by_id)):
         raise InputError(
-            f"{first.label} and {second.label} are of different benches: of {len(by_id[0]):,} and {len(by_id[1]):,} "
-            f"triplets they share {len(shared):,}"
+            f"{quote_names([first.label, second.label])} are of different benches: of {len(by_id[0]):,} and "
+            f"{len(by_id[1]):,} triplets they share {len(shared):,}"
         )
     # In the order of the larger one, whose other triplets the smaller one lacks.
     return list(first.bench if len(first.bench) >= len(second.bench) else second.bench)
@@ -139,31 +153,49 @@ def _describe(
     if names[0] == names[1] and first.choice != second.choice:
         names = [f"{system.label}, {system.choice}" for system in (first, second)]
     if names[0] == names[1]:
-        names = [f"{name} of {of[0].folder}" for name, of in zip(names, results, strict=True)]
+        names = [f"{name} of {to_uri(str(of[0].folder))}" for name, of in zip(names, results, strict=True)]
     return Setting(
         names=(names[0], names[1]),
         labels=(first.label, second.label),
         choices=(str(first.choice), str(second.choice)),
-        folders=([str(result.folder) for result in results[0]], [str(result.folder) for result in results[1]]),
+        folders=(_list_folders(results[0]), _list_folders(results[1])),
         subset=recipe.subset or (several or columns)[0],
         num_items=len(bench),
     )
 
 
-def _choose_metrics(recipe: CompareRecipe, first: SystemValues, second: SystemValues) -> list[tuple[str, str]]:
+def _list_folders(results: Sequence[Result]) -> list[str]:
+    """List the folders of results, those of a bucket by their URIs."""
+    return [to_uri(str(result.folder)) for result in results]
+
+
+def _choose_metrics(recipe: CompareRecipe, first: SystemValues, second: SystemValues) -> list[MetricKey]:
     """List the metrics that both have, measured with the same."""
     # In the order of the list, unknown ones last.
     order = list(MEASURES)
     both = [key for key in first.metrics if key in second.metrics]
     both.sort(key=lambda key: order.index(key[0]) if key[0] in order else len(order))
+    # Metrics that both have, but not measured alike.
+    differences = list_differences(first.metrics, second.metrics)
+    names = list(dict.fromkeys(key[0] for key in both))
     for name in recipe.metrics:
-        if name not in [key[0] for key in both]:
-            raise InputError(f"metrics = {name!r:.100}: both have {', '.join(key[0] for key in both) or 'none'}")
+        if name not in names:
+            why = "".join(f"; not comparable: {text}" for text in differences if name in text.partition(":")[0])
+            raise InputError(
+                f"metrics = {name!r:.100}: both have {quote_names(names)}{hint_nearest(name, names)}{why:.600}"
+            )
     if not both:
+        if differences:
+            raise InputError(
+                f"{quote_names([first.label, second.label])} share no metric that was measured alike: "
+                f"{'; '.join(differences):.600}"
+            )
         first_text, second_text = (
-            "; ".join(" by ".join(filter(None, key)) for key in system.metrics) for system in (first, second)
+            quote_names(dict.fromkeys(key[0] for key in system.metrics)) for system in (first, second)
         )
-        raise InputError(f"{first.label} and {second.label} share no metric: {first_text:.200} | {second_text:.200}")
+        raise InputError(
+            f"{quote_names([first.label, second.label])} share no metric: {first_text:.300} | {second_text:.300}"
+        )
     return [key for key in both if not recipe.metrics or key[0] in recipe.metrics]
 
 
@@ -175,7 +207,7 @@ def _write(
     document: dict[str, Any],
 ) -> None:
     """Write both files; an earlier comparison of the same results stays."""
-    inputs = {f"result {result.folder}": digest_of(result.folder) for of in results for result in of}
+    inputs = {f"result {to_uri(str(result.folder))}": digest_of(result.folder) for of in results for result in of}
     # Another comparison in that folder is never overwritten.
     stage = Run(recipe.out, "compare", recipe, inputs)
     if not stage.is_complete():
@@ -196,25 +228,40 @@ def to_settings(arguments: Sequence[str]) -> list[str]:
         The same with ``first=`` and ``second=`` before them.
 
     Raises:
-        InputError: More than two stand alone.
+        InputError: Fewer or more than two systems are given, or a key is misspelt.
     """
-    keys = iter(("first", "second"))
-    settings = []
+    settings, systems, given = [], list[str](), set[str]()
     for text in arguments:
-        key = re.match(r"([A-Za-z_]\w*)=", text)
-        is_setting = text.startswith("-") or text.lower().endswith(".toml") or (
-            key is not None and key[1] in CompareRecipe.model_fields
-        )  # fmt: skip
-        if is_setting:
+        key = _find_key(text)
+        if key is not None or text.startswith("-") or text.lower().endswith(".toml"):
             settings.append(text)
-            continue
-        name = next(keys, None)
-        if name is None:
-            raise InputError(
-                f"{text!r:.200} is a third system; expected two, such as wm compare runs/a:C-FDM runs/b:C-FT"
-            )
-        settings.append(f"{name}={text}")
-    return settings
+            given.add(key or text)
+        else:
+            systems.append(text)
+    free = [name for name in ("first", "second") if name not in given]
+    if len(systems) > len(free):
+        raise InputError(f"{systems[len(free)]!r:.200} is a third system; expected two, {_EXAMPLE}")
+    # A recipe may name them, and --help needs none.
+    is_complete = any(text.startswith("-h") or text.startswith("--h") or text.endswith(".toml") for text in given)
+    if len(systems) < len(free) and not is_complete:
+        names = systems or [name for name in ("first", "second") if name in given]
+        raise InputError(f"expected two systems, {_EXAMPLE}; got {quote_names(names)}")
+    return [f"{name}={text}" for name, text in zip(free, systems, strict=False)] + settings
+
+
+def _find_key(text: str) -> str | None:
+    """Return the key of a setting; None for a system."""
+    match = re.match(r"([A-Za-z_]\w*)=", text)
+    if match is None:
+        return None
+    if match[1] in CompareRecipe.model_fields:
+        return match[1]
+    # A folder's name may hold the sign, but one that is not there is a misspelt key.
+    ends = [index for index, character in enumerate(text) if character == ":"] + [len(text)]
+    nearest = find_nearest(match[1], CompareRecipe.model_fields)
+    if nearest is not None and not any(is_folder(text[:end]) for end in ends):
+        raise InputError(f"unknown key {match[1]!r:.100} in {text!r:.200}; did you mean {nearest}?")
+    return None
 
 
 def main() -> int:
@@ -225,4 +272,5 @@ def main() -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return cli_main(CompareRecipe, run, name="compare", description=__doc__ or "", argv=arguments)
+    description = "\n".join([__doc__ or "", "how to read it:", *(f"  {line}" for line in METHOD)])
+    return cli_main(CompareRecipe, run, name="compare", description=description, argv=arguments)

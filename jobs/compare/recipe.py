@@ -13,11 +13,11 @@ class CompareRecipe(Recipe):
     """Which two systems. ``first=`` and ``second=`` may be left out: ``wm compare runs/a:C-FDM runs/b:C-FT``."""
 
     first: str
-    """FOLDER, FOLDER:LABEL, or LABEL in the folders of the other system or of results. FOLDER: output of jobs.evaluate,
-    jobs.judge or jobs.score, or a folder that has some below it. LABEL@8: its predictions at K = 8; LABEL@greedy."""
+    """FOLDER, FOLDER:LABEL, or LABEL in the folders of the other system or of results. FOLDER: output of wm evaluate,
+    wm judge or wm score, or a folder that has some below it. LABEL@8: its predictions at K = 8; LABEL@greedy."""
     second: str
     """Likewise. Without a label: the first one's, or the only system there."""
-    results: Annotated[list[str], INPUT] = []
+    results: Annotated[list[InputPath], INPUT] = []
     """Folders in which labels that are given alone are looked up."""
     k: int = Field(default=1, ge=1)
     """Compare what the verifier chooses among so many candidates; 1: single predictions."""

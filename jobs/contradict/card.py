@@ -27,7 +27,8 @@ def write_card(recipe: ContradictRecipe, template: Template, counts: Mapping[str
         "",
         f'`{COUNTERFACTUALS_FILE}`: one line `{{"triplet_id": …, "action": …}}` for each of '
         f"{counts['counterfactuals']:,} of {counts['triplets']:,} triplets of `{recipe.triplets}`; the others are in "
-        "`rejects/`, with the reason. `replies/` has every reply of the model.",
+        "`rejects/`, with the reason. `replies/` has every reply of the model as it came; quotation marks around it, a "
+        "label before it, and a full stop or a capital that the bench's action lacks are taken away.",
         "",
         f"- model: {recipe.model_folder or recipe.model} (the paper: {PAPERS_MODEL.rpartition('/')[2]})",
         f"- temperature: {temperature}; max_tokens: {recipe.max_tokens}; attempts at most: {recipe.max_attempts}",

@@ -62,7 +62,10 @@ def run(recipe: ContradictRecipe, *, dry_run: bool = False) -> RunRecord:
         return read_run(recipe.out) or {}
     # 2. The questions. Equal actions are one question.
     settings = ContradictSettings(inputs.get("model", recipe.model), recipe.max_tokens, recipe.temperature)
-    keys = {row.action: contradiction_key(row.action, template, settings) for row in rows}
+    actions = dict.fromkeys(row.action for row in rows if row.action.strip())
+    if not actions:
+        raise InputError(f"no triplet of {recipe.triplets} has an action, so that there is nothing to contradict")
+    keys = {action: contradiction_key(action, template, settings) for action in actions}
     store = ContradictionStore(recipe.store or recipe.out)
     questions = {key: action for action, key in keys.items()}
     pending = list_pending(questions, store, recipe.max_attempts)
@@ -117,6 +120,10 @@ def _write_results(
     actions: dict[str, str] = {}
     rejects: list[RejectRow] = []
     for row in rows:
+        # A triplet without an action has no question: whatever a model made of it would contradict nothing.
+        if row.action not in keys:
+            rejects.append(_build_reject(row, "no action"))
+            continue
         line = store.answered.get(keys[row.action])
         if line is not None and line["action"]:
             actions[row.triplet_id] = line["action"]

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from wm.config import Recipe
 from wm.dynamics.editor import Fit
+from wm.evaluation.rows import check_label
 from wm.models.pipelines import Precision
 from wm.paths import InputPath, OutputPath
 
@@ -61,6 +62,12 @@ class EditRecipe(Recipe):
     """Triplets that go into one Parquet file; a killed run resumes at the next file."""
     resources: EditResources = EditResources()
     """Where the editor runs: resources.device=cuda."""
+
+    @field_validator("system")
+    @classmethod
+    def _check_system(cls, name: str) -> str:
+        # Empty: the pipeline's name.
+        return check_label(name) if name else name
 
     @field_validator("seeds")
     @classmethod

@@ -8,7 +8,8 @@ from jobs.evaluate import report
 from jobs.evaluate.bench import build_bench
 from jobs.evaluate.entries import build_entries
 from jobs.evaluate.recipe import EvaluateRecipe
-from jobs.evaluate.workers import run_units
+from jobs.evaluate.workers import parts_folder, run_units
+from jobs.shared.cluster_size import fit_to_cluster
 from wm import cli
 from wm.datasets.card import write_dataset_card
 from wm.evaluation.adaptive import adaptive_rows
@@ -45,6 +46,7 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     Raises:
         InputError: On a model, triplets or a folder that does not fit.
     """
+    recipe = fit_to_cluster(recipe)
     # 1. Check everything. Inputs are read before the folder is made, so that bad input leaves nothing behind.
     entries = build_entries(recipe)
     units = list_units(entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe)
@@ -70,7 +72,7 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         return {}
     # 2. Ask every model, a file a unit.
     job.start()
-    parts = job.out / "parts"
+    parts = parts_folder(recipe)
     keeps_images = len(bench.held_out) <= MAX_KEPT_ITEMS if recipe.keep_images is None else recipe.keep_images
     images = (
         predictions_folder(job.out) if keeps_images and "fdm" in {entry.role for entry in entries.values()} else None

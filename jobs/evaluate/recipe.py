@@ -1,7 +1,7 @@
 """Define what ``evaluate`` is asked: which models, on which triplets, and what is measured."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -9,6 +9,7 @@ from jobs.shared.devices import DType
 from wm.config import Recipe
 from wm.dynamics import BaseSharing, Sampling
 from wm.evaluation.heldout import SubsetColumn
+from wm.evaluation.rows import check_label
 from wm.paths import InputPath, OptionalInputPath, OutputPath
 
 
@@ -29,6 +30,8 @@ class ModelEntry(Recipe):
     """Of an FDM: name of the entry that verifies it; empty: the recipe's idm."""
     base: InputPath = ""
     """Of an adapter: its base folder; empty: the recipe's base, else what its manifest says."""
+
+    _check_label = field_validator("label")(check_label)
 
 
 class CandidateSearch(Recipe):
@@ -78,7 +81,8 @@ class EvaluateResources(Recipe):
     """Where the models run, and how many rows and units at a time."""
 
     num_workers: int = Field(default=0, ge=0)
-    """Ray tasks at a time; 0: in this process, without Ray."""
+    """Ray tasks at a time; 0: in this process, without Ray. Left out, a cluster that is joined gives one a CPU, unless
+    device names another."""
     device: str = "cpu"
     """Device of torch, such as cpu or cuda:1."""
     dtype: DType = "float32"
@@ -147,17 +151,36 @@ class EvaluateRecipe(Recipe):
     examples: int = Field(default=12, ge=0)
     """How many examples to keep with images."""
     keep_images: bool | None = None
-    """Write every predicted image below out/predictions, the prediction set that jobs.score and others read; left out:
+    """Write every predicted image below out/predictions, the prediction set that wm score and others read; left out:
     for at most 1,000 triplets."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Longest action an IDM may propose, tokens."""
     resources: EvaluateResources = EvaluateResources()
     """Where the models run, and how many rows and units at a time."""
 
+    _check_label = field_validator("zero_shot_label")(check_label)
+
     @field_validator("seeds")
     @classmethod
     def _check_seeds(cls, values: list[int]) -> list[int]:
         return _check_different(values, min_value=0)
+
+    @property
+    def is_sized(self) -> bool:
+        """Return whether the number of tasks is given, or the device of this process is to be used."""
+        return "num_workers" in self.resources.model_fields_set or self.resources.device != "cpu"
+
+    def sized_for(self, cpus: float, gpus: float) -> Self:
+        """Return the recipe with a task for each CPU of a cluster, where it does not say how many.
+
+        Args:
+            cpus: Of the cluster.
+            gpus: Not used: a task has no GPU.
+        """
+        if self.is_sized:
+            return self
+        resources = self.resources.model_copy(update={"num_workers": max(1, int(cpus))})
+        return self.model_copy(update={"resources": resources})
 
 
 def _check_different(values: list[int], *, min_value: int) -> list[int]:

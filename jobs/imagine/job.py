@@ -1,5 +1,5 @@
 """Imagine triplets for self-training: a forward model predicts what actions would do in source images, an inverse model
-verifies each prediction, and those it accepts become triplets of origin ``fdm``, for jobs.select and jobs.train.
+verifies each prediction, and those it accepts become triplets of origin ``fdm``, for wm select and wm train.
 """
 
 from collections import Counter

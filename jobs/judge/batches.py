@@ -1,21 +1,27 @@
 """Ask through OpenAI's Batch API: files of requests, answered within 24 hours for half the price.
 
 Batches that were sent are listed in ``batches.json`` of the store's folder before anything waits for them, so that a
-killed run finds them again instead of sending its requests twice.
+killed run finds them again instead of sending its requests twice. Several runs may share a store: a batch stays listed
+until its replies are stored, whichever run asked for them.
 """
 
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypedDict
+from typing import Any, Final, NotRequired, TypeAlias, TypedDict, overload
 
 from jobs.judge.session import JudgeSession
-from jobs.shared.chat.asking import CostReachedError, Pending, spent_so_far
+from jobs.shared.chat.asking import Pending, spent_so_far
+from jobs.shared.chat.budget import CostReachedError
 from jobs.shared.chat.client import ChatClient, Reply, to_reply
 from wm.errors import InputError
 from wm.evaluation.judge.items import JudgeItem
+from wm.evaluation.judge.store import JudgementStore
+from wm.files.mirror import fetch, publish, remove
+from wm.files.transfer import BucketError
 from wm.runs import parse_json, write_json
 
 # OpenAI's guide to the Batch API: at most 50,000 requests and 200 MB a file. A margin is left.
@@ -37,6 +43,8 @@ class SentBatch(TypedDict):
 
     id: str
     keys: list[str]
+    attempts: NotRequired[list[int]]
+    """How often each key had failed when it was sent; files of earlier versions lack it."""
 
 
 def ask_in_batches(
@@ -56,34 +64,142 @@ def ask_in_batches(
         CostReachedError: The questions may cost more than is left of ``max_cost``; none of them is sent.
         InputError: No request can succeed, or a batch failed.
     """
-    path = session.store.folder / "batches.json"
+    path = batches_file(session.store)
     waiting, unanswered = {question.key: question for question in pending}, dict[str, Question]()
     while waiting:
         # 1. Batches of a run that was stopped are waited for, and not sent again.
-        sent = _load_sent(path)
+        sent = load_sent(path)
         underway = {key for batch in sent for key in batch["keys"]}
         rest = [question for key, question in waiting.items() if key not in underway]
         _check_cost(session, list(waiting.values()))
         for file, keys in _write_files(session, rest):
-            sent.append({"id": _send(session.client, file), "keys": keys})
-            write_json(path, sent)
+            attempts = [waiting[key].attempts for key in keys]
+            sent.append({"id": _send(session.client, file), "keys": keys, "attempts": attempts})
+            _write_sent(path, sent)
         # 2. Each batch's replies are stored before its name is removed.
-        while sent:
+        for batch in [batch for batch in sent if any(key in waiting for key in batch["keys"])]:
             try:
-                replies = _receive(session.client, sent[0], session.recipe.poll_s)
+                replies = _receive(session.client, batch, session.recipe.poll_s)
             except _BatchFailedError as error:
                 # Forgotten, so that the next run sends its questions anew.
-                write_json(path, sent[1:])
+                sent.remove(batch)
+                _write_sent(path, sent)
                 raise InputError(f"{error}; the same command sends it again") from error
-            for key in sent[0]["keys"]:
-                if key in waiting:
-                    _take_reply(session, waiting, unanswered, key, replies.get(key))
-                    if key not in waiting and key not in unanswered:
-                        on_settled()
-            sent = sent[1:]
-            write_json(path, sent)
-    path.unlink(missing_ok=True)
+            for key in _store_replies(session, batch, replies):
+                _settle(session, waiting, unanswered, key, is_answered=replies.get(key) is not None)
+                if key not in waiting and key not in unanswered:
+                    on_settled()
+            # The replies first: a name that is removed is not asked for again.
+            session.store.flush()
+            sent.remove(batch)
+            _write_sent(path, sent)
+    # 3. What other runs into this store sent was paid for as well.
+    _receive_of_others(session, path)
     return list(unanswered.values())
+
+
+def batches_file(store: JudgementStore) -> Path:
+    """Return the file that lists a store's batches."""
+    return store.folder / "batches.json"
+
+
+def load_sent(path: Path) -> list[SentBatch]:
+    """List the batches on their way.
+
+    Args:
+        path: See :func:`batches_file`; need not exist.
+    """
+    try:
+        fetch(path)
+    except BucketError as error:
+        if error.reason != "missing_file":
+            raise
+        return []
+    if not path.is_file():
+        return []
+    batches: list[SentBatch] = parse_json(path.read_bytes(), str(path))
+    return batches
+
+
+def check_none_underway(session: JudgeSession, pending: Sequence[Question]) -> None:
+    """Refuse to ask one by one what is on its way in a batch.
+
+    Args:
+        session: Its store's folder may hold ``batches.json``.
+        pending: The questions.
+
+    Raises:
+        InputError: Some of them would be paid for twice.
+    """
+    path = batches_file(session.store)
+    underway = {key for batch in load_sent(path) for key in batch["keys"]}
+    count = sum(question.key in underway for question in pending)
+    if count:
+        raise InputError(
+            f"{count:,} of {len(pending):,} questions are on their way in batches ({path}); mode=batch waits for them, "
+            "without that file they are asked and paid for again"
+        )
+
+
+def _write_sent(path: Path, batches: Sequence[SentBatch]) -> None:
+    # A list with entries is never removed: each stands for replies that were paid for.
+    if batches:
+        write_json(path, list(batches))
+        publish(path)
+    else:
+        remove(path)
+
+
+def _receive_of_others(session: JudgeSession, path: Path) -> None:
+    """Store replies of batches that this run need not wait for, where they are finished; others stay listed."""
+    sent = load_sent(path)
+    for batch in list(sent):
+        try:
+            replies = _receive(session.client, batch, None)
+        except _BatchFailedError:
+            # Whoever needs its questions sends them anew.
+            replies = {}
+        except InputError:
+            # Perhaps another endpoint's: its own run will get it.
+            continue
+        if replies is not None:
+            _store_replies(session, batch, replies)
+            session.store.flush()
+            sent.remove(batch)
+            _write_sent(path, sent)
+
+
+def _store_replies(session: JudgeSession, batch: SentBatch, replies: Mapping[str, Reply | None]) -> list[str]:
+    """Store the replies of a batch, whichever run asked for them; returns all its keys."""
+    store = session.store
+    for key, attempts in zip(batch["keys"], batch.get("attempts") or repeat(None), strict=False):
+        reply = replies.get(key)
+        # A run that was killed while it stored this batch left some lines.
+        is_stored = key in store.answered or (attempts is not None and len(store.failures.get(key, ())) > attempts)
+        if reply is not None and not is_stored:
+            store.append(session.build_keyed_line(key, reply))
+    return batch["keys"]
+
+
+def _settle(
+    session: JudgeSession,
+    waiting: dict[str, Question],
+    unanswered: dict[str, Question],
+    key: str,
+    *,
+    is_answered: bool,
+) -> None:
+    """Take a question from ``waiting`` unless it is to be asked again; another run's key is left alone."""
+    question = waiting.pop(key, None)
+    if question is None or key in session.store.answered:
+        return
+    # A batch that expired has no line for it.
+    if not is_answered:
+        unanswered[key] = question
+        return
+    attempts = len(session.store.failures.get(key, ()))
+    if attempts < session.recipe.max_attempts:
+        waiting[key] = Pending(key, question.item, attempts)
 
 
 def _check_cost(session: JudgeSession, questions: Sequence[Question]) -> None:
@@ -98,32 +214,6 @@ def _check_cost(session: JudgeSession, questions: Sequence[Question]) -> None:
             f"max_cost = {max_cost:g}: {len(questions):,} questions may cost {price:.4f}, {spent:.4f} are spent; "
             "nothing further was sent"
         )
-
-
-def _take_reply(
-    session: JudgeSession,
-    waiting: dict[str, Question],
-    unanswered: dict[str, Question],
-    key: str,
-    reply: Reply | None,
-) -> None:
-    """Store a reply; its question leaves ``waiting`` unless it is to be asked again."""
-    question = waiting.pop(key)
-    # A batch that expired has no line for it.
-    if reply is None:
-        unanswered[key] = question
-        return
-    line = session.build_line(question, reply)
-    session.store.append(line)
-    if line["failure"] is not None and question.attempts + 1 < session.recipe.max_attempts:
-        waiting[key] = Pending(key, question.item, question.attempts + 1)
-
-
-def _load_sent(path: Path) -> list[SentBatch]:
-    if not path.is_file():
-        return []
-    batches: list[SentBatch] = parse_json(path.read_bytes(), str(path))
-    return batches
 
 
 def _write_files(session: JudgeSession, questions: Sequence[Question]) -> Iterator[tuple[Path, list[str]]]:
@@ -159,14 +249,27 @@ def _send(client: ChatClient, path: Path) -> str:
         raise cause if isinstance(cause, InputError) else InputError(f"no batch could be sent: {cause}") from error
 
 
-def _receive(client: ChatClient, sent: SentBatch, poll_s: float) -> dict[str, Reply | None]:
-    """Wait for a batch; return the reply to each request, None for one that was not answered."""
+@overload
+def _receive(client: ChatClient, sent: SentBatch, poll_s: float) -> dict[str, Reply | None]: ...
+
+
+@overload
+def _receive(client: ChatClient, sent: SentBatch, poll_s: None) -> dict[str, Reply | None] | None: ...
+
+
+def _receive(client: ChatClient, sent: SentBatch, poll_s: float | None) -> dict[str, Reply | None] | None:
+    """Wait for a batch and return the reply to each request, None for one that was not answered.
+
+    Without ``poll_s`` nothing is waited for: None for a batch that is not finished.
+    """
     import openai
 
     replies: dict[str, Reply | None] = {}
     try:
         batch = client.client.batches.retrieve(sent["id"])
         while batch.status not in _FINISHED:
+            if poll_s is None:
+                return None
             time.sleep(poll_s)
             batch = client.client.batches.retrieve(sent["id"])
         if batch.status == "failed":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.judge import report
-from jobs.judge.batches import ask_in_batches
+from jobs.judge.batches import ask_in_batches, check_none_underway
 from jobs.judge.recipe import NANO_JUDGE, JudgeRecipe
 from jobs.judge.session import JudgeSession, estimate_cost
 from jobs.shared.chat.asking import ask_all, list_pending, spent_so_far
@@ -77,6 +77,8 @@ def run(recipe: JudgeRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         with stage.timed("ask_s"), store.writing():
             # The store was read again.
             pending = list_pending(questions, store, recipe.max_attempts)
+            if recipe.mode == "online":
+                check_none_underway(session, pending)
             with progress_bar(len(pending), "question", "judge") as bar:
                 unanswered = ask(session, pending, bar.update)
     if unanswered:

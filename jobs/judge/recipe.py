@@ -23,8 +23,8 @@ class JudgeRecipe(Recipe):
         }
     )
 
-    predictions: Annotated[list[str], INPUT] = Field(min_length=1)
-    """Prediction sets: output folders of jobs.evaluate or jobs.collect."""
+    predictions: Annotated[list[InputPath], INPUT] = Field(min_length=1)
+    """Prediction sets: output folders of wm evaluate or wm collect."""
     triplets: InputPath
     """Folder of the bench's triplets, which have sources and actions."""
     out: OutputPath

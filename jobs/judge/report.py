@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from wm.evaluation.judge.figures import CRITERIA, MACRO, MICRO, MIN_COVERAGE, JudgeFigure, SystemFigures, copy_warning
+from wm.evaluation.verification import JUDGED_K
 
 
 def print_plan(
@@ -41,6 +42,9 @@ def print_table(table: Sequence[SystemFigures]) -> None:
             for row in table
         ]
         _print_rows([[criterion.replace("_", " "), *columns], *rows])
+    # Another K than that of an evaluation's own tables.
+    if any(row["num_candidates"] > 1 for row in table):
+        print(f"{JUDGED_K}\n")
     # What a figure is not of is said beside it.
     for row in table:
         for problem, counts in (("without a prediction", row["missing"]), ("not judged", row["unjudged"])):

@@ -48,9 +48,21 @@ class JudgeSession:
         Returns:
             The line, with scores or with the reason why there are none.
         """
+        return self.build_keyed_line(question.key, reply)
+
+    def build_keyed_line(self, key: str, reply: Reply) -> JudgementLine:
+        """Build the line of a reply to a question of which only the key is known, as it may be another run's.
+
+        Args:
+            key: Of the question.
+            reply: What the endpoint answered.
+
+        Returns:
+            The line, with scores or with the reason why there are none.
+        """
         # A line without scores is as valuable as one with them, since it is not asked again for ever.
         line: JudgementLine = {
-            **build_reply_line(question.key, reply),
+            **build_reply_line(key, reply),
             "editing_success": None,
             "minimal_editing": None,
             "reasoning": "",

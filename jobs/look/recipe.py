@@ -45,7 +45,7 @@ class LookRecipe(Recipe):
     }
 
     videos: SourcePath
-    """Folder, glob, list or one video, local or remote, as for jobs.annotate; may be given without videos=."""
+    """Folder, glob, list or one video, local or remote, as for wm annotate; may be given without videos=."""
     out: OutputPath = ""
     """Folder for the page; empty: a folder in runs/look named after the videos and the settings."""
     budget_s: float = Field(default=40.0, ge=0)
@@ -58,9 +58,9 @@ class LookRecipe(Recipe):
     image_px: int = Field(default=320, ge=64, le=1024)
     """Max long side of the page's images."""
     dataset_layout: DatasetLayout = "auto"
-    """How paths imply classes (see jobs.annotate)."""
+    """How paths imply classes (see wm annotate)."""
     annotations: OptionalInputPath = None
-    """The data set's own table, for layouts that have one (see jobs.annotate)."""
+    """The data set's own table, for layouts that have one (see wm annotate)."""
     dataset: str = Field(default="videos", min_length=1)
     """Name of the data set, of which the ids of pairs are made."""
     keyframes: KeyframeSettings = KeyframeSettings()
@@ -69,13 +69,13 @@ class LookRecipe(Recipe):
     """Which pairs are kept; filters that need a model (unchanged, action, likelihood) appear in annotate's command
     only."""
     reader: Reader = "auto"
-    """Who reads the chosen frames (see jobs.annotate)."""
+    """Who reads the chosen frames (see wm annotate)."""
     image_side_px: int = Field(default=512, ge=0)
     """Short side of the images that an annotation would store and filter; 0 = as large as the video."""
     limits: Limits = Limits()
-    """What a video may cost (see jobs.annotate)."""
+    """What a video may cost (see wm annotate)."""
     videos_per_shard: int = Field(default=32, ge=1)
-    """Videos among which an annotation looks for near-duplicate pairs (see jobs.annotate)."""
+    """Videos among which an annotation looks for near-duplicate pairs (see wm annotate)."""
 
     def to_annotate(self) -> AnnotateRecipe:
         """Return the recipe of an annotation with the same settings; its model and folder are placeholders."""

@@ -1,7 +1,7 @@
 """Make the paper's tables and figures from result folders: Markdown, LaTeX and CSV of each table, SVG and PNG of each
 figure, and one HTML page. One's own numbers stand beside the published ones; an empty cell names the command for it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.paper import report
@@ -17,6 +17,7 @@ from wm.evaluation.paper.sources import Sources, read_sources
 from wm.evaluation.paper.tables import TABLES
 from wm.evaluation.paper.tables.common import Layout
 from wm.files.atomic import replace_file
+from wm.files.mirror import shown, uri_of
 from wm.runs import Run, RunRecord, digest_of, read_run, write_text
 
 PAGE = "paper.html"
@@ -56,13 +57,16 @@ def run(recipe: PaperRecipe, *, dry_run: bool = False) -> RunRecord:
     job.start()
     with job.timed("make"):
         tables, figures, figure_csv = _make(recipe, sources)
+    # Copies of buckets are of this node: what is written names URIs.
+    paths = (*recipe.results, recipe.triplets, sources.triplets, recipe.out)
+    names = {path: shown(path) for path in paths if uri_of(path) is not None}
     with job.timed("write"):
-        _write_tables(job.out, tables)
+        _write_tables(job.out, tables, names)
         _write_figures(job.out, figures, figure_csv)
         html = render_page(
             tables, figures, title=recipe.title, about=report.describe_sources(sources), is_toy=sources.is_toy
         )
-        write_text(job.out / PAGE, html)
+        write_text(job.out / PAGE, _write_uris(html, names))
     # What is empty is counted too: a page without gaps says so.
     empty = list_empty(tables, figures)
     counts = {
@@ -102,11 +106,18 @@ def _make(recipe: PaperRecipe, sources: Sources) -> tuple[list[Table], list[Rend
     return tables, figures, figure_csv
 
 
-def _write_tables(out: Path, tables: Sequence[Table]) -> None:
+def _write_uris(text: str, names: Mapping[str, str]) -> str:
+    """Replace the paths of local copies by what they are copies of."""
+    for path, uri in names.items():
+        text = text.replace(path, uri)
+    return text
+
+
+def _write_tables(out: Path, tables: Sequence[Table], names: Mapping[str, str]) -> None:
     for table in tables:
         # Three forms of the same cells.
         for ending, text in (("md", to_markdown(table)), ("tex", to_latex(table)), ("csv", to_csv(table))):
-            write_text(out / f"{table.key}.{ending}", text)
+            write_text(out / f"{table.key}.{ending}", _write_uris(text, names))
 
 
 def _write_figures(out: Path, figures: Sequence[RenderedFigure], figure_csv: dict[str, str]) -> None:

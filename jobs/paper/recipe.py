@@ -12,6 +12,7 @@ from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.paper.sources import REFERENCES
 from wm.evaluation.paper.systems import SYSTEMS
 from wm.evaluation.paper.tables import TABLES
+from wm.names import hint_nearest, quote_names
 from wm.paths import INPUT, InputPath, OutputPath
 
 ITEMS = [*(f"table {number}" for number in TABLES), *(f"figure {number}" for number in sorted(FIGURES, key=int))]
@@ -23,7 +24,7 @@ class PaperRecipe(Recipe):
 
     items: list[str] = Field(default=["all"], min_length=1)
     """Such as "table 2" and "figure 4"; "tables", "figures", "all": all of a kind, or everything."""
-    results: Annotated[list[str], INPUT] = []
+    results: Annotated[list[InputPath], INPUT] = []
     """Output folders of wm evaluate, collect, edit, score, judge, annotate, select, ingest, predict, in any order; of
     each system one."""
     out: OutputPath
@@ -74,7 +75,10 @@ class PaperRecipe(Recipe):
         systems = [system for system in SYSTEMS if system not in REFERENCES]
         for system in names:
             if system not in systems:
-                raise ValueError(f"{system!r:.60} is no system of the paper; expected {', '.join(systems)}")
+                raise ValueError(
+                    f"{system!r:.60} is no system of the paper; expected {quote_names(systems)}"
+                    f"{hint_nearest(system, systems)}"
+                )
         # One label in two columns would be one system under two names.
         if len(set(names.values())) != len(names):
             raise ValueError("two systems have one label")

@@ -27,6 +27,8 @@ def describe_sources(sources: Sources) -> list[str]:
         sizes = ", ".join(f"{subset_title(name)} {subsets.count(name)}" for name in sources.subset_order)
         texts.append(f"Bench: {sources.triplets}, {len(sources.rows):,} triplets ({sizes}).")
         texts.append(f"Systems: {', '.join(sources.title(label) for label in sources.list_systems()) or 'none'}.")
+        # Whoever gave two folders must know whose figures these are.
+        texts += sources.shared.describe()
     # With the stage: a folder's name need not say it.
     folders = "; ".join(f"{source.folder} ({source.stage})" for source in sources.folders)
     texts.append(f"Results: {folders}.")

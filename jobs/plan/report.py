@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.plan.scale import NEAR
 from wm.datasets.videos.passed_over import describe
 
 _UNITS = {"scan": "frames", "fetch": "images", "encode": "images", "idm": "pairs", "write": "triplets"}
@@ -35,6 +36,34 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     )
     for name, larger in plan["one_more"].items():
         print(f"  one more {name}: {_format_hours(larger['hours'])}, {_format_cost(larger['cost'])}")
+    # 3. Other sizes, and what no node can take over.
+    print("  the same mix with more or fewer nodes, the driver and the bucket counted in:")
+    print(f"  {'nodes':>8}{'takes':>14}  {'bottleneck':<14}{'costs':>14}")
+    for row in plan["sizes"]:
+        cost = "–" if row["cost"] is None else f"{row['cost']:,.2f}"
+        print(f"  {row['nodes']:>8,}{_format_hours(row['hours']):>14}  {row['bottleneck']:<14}{cost:>14}")
+    _print_scale(plan["scale"])
+
+
+def _print_scale(scale: Mapping[str, Any]) -> None:
+    """Print what the driver and the bucket have to do, and what breaks first."""
+    nearest = scale["limits"][0]
+    if nearest["share"] < NEAR:
+        print(f"  driver and bucket are far from any limit; nearest: {nearest['name']}, {nearest['share']:.1%} of it")
+        return
+    print(f"  {scale['shards']:,} shards ask of driver and bucket:")
+    print(f"  {'':<26}{'driver':>12}{'memory':>12}{'writes':>15}{'reads':>15}{'price':>11}")
+    for part in scale["parts"]:
+        memory = f"{part['driver_mib'] / 1024:,.2f} GiB" if part["driver_s"] else "–"
+        span = _format_hours(part["driver_s"] / 3600) if part["driver_s"] else "–"
+        requests = f"{part['writes']:>15,}{part['reads']:>15,}{part['price']:>11,.2f}"
+        print(f"  {part['name']:<26}{span:>12}{memory:>12}{requests}")
+    broken = [limit for limit in scale["limits"] if limit["share"] >= NEAR]
+    for number, limit in enumerate(broken):
+        what = "breaks" if limit["share"] >= 1 else "is near its limit"
+        first = " first" if number == 0 and limit["share"] >= 1 else ""
+        at = f" (reached at {limit['breaks_at']:,} videos)" if limit["breaks_at"] else ""
+        print(f"  {what}{first}: {limit['name']}: {limit['share']:,.0%} of it{at}; {limit['remedy']}")
 
 
 def _format_hours(hours: float) -> str:

@@ -4,7 +4,7 @@ Rates come from benchmarks, work from a list, hours or a finished run.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,17 @@ from wm.datasets.planning import Work
 from wm.datasets.videos.listing import passed_over_of
 from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
+from wm.files.mirror import list_below, uri_of
 from wm.files.uris import is_remote
 from wm.runs import read_run
 from wm.tables import table_files
 from wm.video.keyframes import find_rule
 
 DEFAULT_FPS = 25.0
+_PROBE_COUNTS = (
+    *("videos", "decoded", "frames", "video_s"),
+    *("keyframes_of_paired", "pairs", "triplets", "triplet_bytes"),
+)
 BYTES_PER_TRIPLET = 190_000
 """Two PNG images of 340 x 256 pixels (91 kB each in the mean over frames of real clips), codes and change."""
 
@@ -59,13 +64,48 @@ def read_rates(files: Sequence[str]) -> dict[str, float]:
             raise InputError(f"rates: {file} is not JSON: {error}") from error
         rates = record.get("rates") if isinstance(record, dict) else None
         if not isinstance(rates, dict) or not rates:
-            raise InputError(f"rates: {file} holds no object 'rates'; python -m jobs.benchmark writes such files")
+            raise InputError(f"rates: {file} holds no object 'rates'; wm benchmark writes such files")
         for name, value in rates.items():
             # True is an integer to Python.
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InputError(f"rates: {file} has {name} = {value!r:.60}; expected a number")
             all_rates[name] = float(value)
     return all_rates
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a probe says of videos and cluster, beside its rates."""
+
+    file: str
+    counts: dict[str, Any]
+    efficiency: float | None
+
+
+def read_probe(files: Sequence[str]) -> Probe | None:
+    """Load the last record of ``wm benchmark probe`` among the files of rates.
+
+    Args:
+        files: As :func:`read_rates` has read them.
+
+    Returns:
+        The record; None where none of them is one, or no video of it decodes.
+
+    Raises:
+        InputError: A record lacks a count.
+    """
+    for file in reversed(files):
+        record = json.loads(Path(file).read_text(encoding="utf-8"))
+        if record.get("benchmark") != "probe":
+            continue
+        counts = record.get("counts")
+        missing = [name for name in _PROBE_COUNTS if not isinstance(counts, dict) or name not in counts]
+        if missing:
+            raise InputError(f"rates: {file} is a probe without counts.{missing[0]}; run wm benchmark probe again")
+        efficiency = (record.get("ratios") or {}).get("efficiency")
+        if counts["decoded"] and counts["video_s"]:
+            return Probe(file, counts, None if efficiency is None else float(efficiency))
+    return None
 
 
 def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]:
@@ -83,6 +123,9 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
     passed_over: dict[str, Any] = {}
     # 1. How many videos, and how long they are.
     habits = _load_habits(recipe.from_run) if recipe.from_run else Habits()
+    if not recipe.from_run and (probe := read_probe(recipe.rates)) is not None:
+        habits = _to_habits(probe.counts, probe.counts["triplets"], probe.counts["triplet_bytes"])
+        notes.append(f"what a video gives: from {probe.file}, {probe.counts['decoded']:,} videos that decode")
     if recipe.from_run:
         unjudged = "" if habits.has_model else ", without the filters that need a model"
         notes.append(f"what a video gives: from {recipe.from_run}{unjudged}")
@@ -134,15 +177,19 @@ def _load_habits(folder: str) -> Habits:
     stage = record.get("stage")
     if stage not in ("annotate", "look") or not counts.get("decoded") or not counts.get("video_s"):
         raise InputError(f"from_run = {folder!r} is no finished annotate or look with videos that decode (run.json)")
-    # A video that decodes is the unit: failed ones give nothing, and are a share of their own.
-    decoded = counts["decoded"]
     if stage == "look":
         # Before the filters that need a model; a triplet is little more than its two images.
         triplets = counts["kept"]
         stored = triplets * 2 * (counts["png_bytes_per_image"] or 0)
     else:
         triplets = counts["triplets"]
-        stored = sum(file.stat().st_size for file in table_files(Path(folder) / "triplets")) if triplets else 0
+        stored = _sum_bytes(Path(folder) / "triplets") if triplets else 0
+    return _to_habits(counts, triplets, stored, has_model=stage == "annotate")
+
+
+def _to_habits(counts: Mapping[str, Any], triplets: int, stored: float, *, has_model: bool = True) -> Habits:
+    # A video that decodes is the unit: failed ones give nothing, and are a share of their own.
+    decoded = counts["decoded"]
     return Habits(
         length_s=counts["video_s"] / decoded,
         fps=counts["frames"] / counts["video_s"],
@@ -151,8 +198,15 @@ def _load_habits(folder: str) -> Habits:
         triplets=triplets / decoded,
         decoded=decoded / counts["videos"],
         bytes_per_triplet=stored / triplets if triplets else BYTES_PER_TRIPLET,
-        has_model=stage == "annotate",
+        has_model=has_model,
     )
+
+
+def _sum_bytes(folder: Path) -> int:
+    """Sum the sizes of the Parquet files below a folder; of one in a bucket its listing says them."""
+    if uri_of(folder) is not None:
+        return sum(facts.size_bytes for facts in list_below(folder) if facts.name.endswith(".parquet"))
+    return sum(file.stat().st_size for file in table_files(folder))
 
 
 def _probe_headers(listing: pa.Table, at_most: int) -> tuple[float, float, str]:

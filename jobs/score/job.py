@@ -30,6 +30,7 @@ from wm.evaluation.predictions import (
 from wm.evaluation.report.summary import suggest_comparison
 from wm.evaluation.rows import CEILING, COPY
 from wm.evaluation.score_tables import ScoreRow, build_score_rows
+from wm.files.mirror import fetch
 from wm.runs import Run, RunRecord, digest_of, read_run, write_json, write_text
 from wm.tables import read_table
 
@@ -184,6 +185,9 @@ def _score(recipe: ScoreRecipe, recipe_json: str, batches: Sequence[ScoreBatch],
     with closing(tasks) as results, cli.progress_bar(num_images, "image", "score", finished) as bar:
         for num_scored in results:
             bar.update(num_scored)
+    # Tasks of other nodes have theirs in the bucket.
+    if batches:
+        fetch(Path(recipe.out) / "values")
 
 
 def _build_table(recipe: ScoreRecipe, rows: list[BenchRow], num_images: int) -> list[ScoreRow]:

@@ -39,8 +39,8 @@ class ScoreRecipe(Recipe):
 
     RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources.num_workers", "cache"})
 
-    predictions: Annotated[list[str], INPUT] = []
-    """Prediction sets with images, actions or both: folders of jobs.evaluate and jobs.collect, no two with a system of
+    predictions: Annotated[list[InputPath], INPUT] = []
+    """Prediction sets with images, actions or both: folders of wm evaluate and wm collect, no two with a system of
     one name."""
     triplets: InputPath
     """The bench: folder of the triplets that the sets are of."""

@@ -11,6 +11,7 @@ from wm.evaluation.predicted_actions import ActionRow
 from wm.evaluation.predictions import PredictionFacts
 from wm.evaluation.report.summary import format_grid
 from wm.evaluation.score_tables import ScoreRow
+from wm.evaluation.verification import EVALUATED_K
 
 
 def print_plan(
@@ -63,6 +64,8 @@ def print_scores(
             continue
         header = [metric, *map(subset_title, subsets), "macro mean", "micro mean", "n"]
         print(format_grid(header, [_format_row(row, metric, subsets) for row in having]), end="\n\n")
+    if any(row["choice"] == "idm" for row in rows):
+        print(EVALUATED_K)
     _print_absent(absent)
     if actions:
         _print_actions(actions)

@@ -1,14 +1,18 @@
 """Score one batch and store its values. Runs as a Ray task."""
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from jobs.score.recipe import ScoreRecipe
+from wm.buckets import localise
 from wm.evaluation.feature_cache import FeatureCache
 from wm.evaluation.image_scoring import VALUE_SCHEMA, ImageModels, ScoreBatch, score_batch
 from wm.evaluation.metrics.encoders import load_blip, load_clip, load_dino
+from wm.evaluation.predictions import PredictionFacts
+from wm.files.mirror import on_this_node
 from wm.models import load_codec
 from wm.tables import write_table
 
@@ -38,11 +42,19 @@ def score_and_store(batch: ScoreBatch, recipe_json: str, is_worker: bool) -> int
     if is_worker:
         torch.set_num_threads(1)
     recipe = ScoreRecipe.model_validate_json(recipe_json)
+    models = load_models(recipe_json)
     # Beside the values, unless several runs share one.
     cache = FeatureCache(recipe.cache or Path(recipe.out) / "features")
-    values = score_batch(batch, load_models(recipe_json), cache)
+    values = score_batch(_with_own_paths(batch), models, cache)
     write_table(values, values_file(recipe.out, batch), VALUE_SCHEMA)
     return len(values)
+
+
+def _with_own_paths(batch: ScoreBatch) -> ScoreBatch:
+    """Name the batch's files as they are on this node, where the driver of another node has cut it."""
+    facts: list[PredictionFacts] = [{**fact, "file": str(on_this_node(fact["file"]))} for fact in batch.facts]
+    chunk = [replace(row, file=str(on_this_node(row.file))) for row in batch.chunk]
+    return replace(batch, file=str(on_this_node(batch.file)), facts=facts, chunk=chunk)
 
 
 @lru_cache(maxsize=1)
@@ -52,7 +64,8 @@ def load_models(recipe_json: str) -> ImageModels:
     Raises:
         InputError: A folder is missing or holds another model.
     """
-    recipe = ScoreRecipe.model_validate_json(recipe_json)
+    # Models and images are fetched once a process, where this node has not got them yet.
+    recipe = localise(ScoreRecipe.model_validate_json(recipe_json))
     device, size = recipe.resources.device, recipe.resources.batch_size
     # What a metric lacks is said by the driver.
     return ImageModels(

@@ -15,7 +15,7 @@ class SelectRecipe(Recipe):
     RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"run_on"})
 
     triplets: TablePath
-    """Folder of annotated triplets (jobs.annotate writes it), or the annotation's own folder."""
+    """Folder of annotated triplets (wm annotate writes it), or the annotation's own folder."""
     out: OutputPath
     """Folder for the selection: out/selection holds triplet_id, score, rank and order."""
     k: int = Field(ge=1)

@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from jobs.shared.ray_messages import filter_messages
 from wm.errors import InputError
+from wm.interrupts import keep_terminate_handler
+from wm.logs import worker_variables
 from wm.private_session import joined_session, private_session
 
 MIN_LOGICAL_CPUS = 8
@@ -49,6 +52,7 @@ def connect(num_cpus: int | None = None) -> None:
 
     if ray.is_initialized():
         return
+    filter_messages()
     # Registered after Ray's own, so that it comes before: a second Ctrl-C while Ray ends would print a traceback of it,
     # and leave processes behind.
     atexit.register(_ignore_interrupts)
@@ -57,13 +61,14 @@ def connect(num_cpus: int | None = None) -> None:
     if not is_private():
         _follow_token()
         address = os.environ["RAY_ADDRESS"]
-        with joined_session(ray_constants, address), _quiet_core():
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        with joined_session(ray_constants, address), _quiet_core(), keep_terminate_handler():
+            ray.init(address, **_worker_logs(), log_to_driver=False, logging_level=logging.ERROR)
         return
-    with private_session(ray_constants) as private, _quiet_core(), _started_in_time():
+    with private_session(ray_constants) as private, _quiet_core(), _started_in_time(), keep_terminate_handler():
         ray.init(
             "local",
             **private,
+            **_worker_logs(),
             num_cpus=num_logical_cpus() if num_cpus is None else num_cpus,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
@@ -75,6 +80,13 @@ def connect(num_cpus: int | None = None) -> None:
 def is_private() -> bool:
     """Return whether :func:`connect` starts a session of this machine alone, rather than joining a cluster."""
     return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
+def find_node_id() -> str | None:
+    """Return Ray's id of the node on which this process runs; None in a process without a session."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
 
 
 def quiet_data() -> None:
@@ -138,6 +150,14 @@ def shutdown() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
+
+
+def _worker_logs() -> dict[str, Any]:
+    """Return what lets workers write their logs in JSON, with this run's fields; nothing where the log is text."""
+    variables = worker_variables()
+    if not variables:
+        return {}
+    return {"runtime_env": {"env_vars": variables, "worker_process_setup_hook": "wm.logs.configure_worker"}}
 
 
 def _ignore_interrupts() -> None:

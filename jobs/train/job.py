@@ -1,4 +1,4 @@
-"""Fine-tune an inverse or forward dynamics model on triplets: ``python -m jobs.train recipe.toml task=idm
+"""Fine-tune an inverse or forward dynamics model on triplets: ``wm train recipe.toml task=idm
 key=value``.
 
 The trained model (PEFT adapter or full folder) is ``out/model``, the loss curve ``out/metrics.jsonl``; watch it with
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.shared import ray_session
+from jobs.shared.cluster_size import fit_to_cluster
 from jobs.train.evaluator import HeldOutEvaluator, check_evaluation
 from jobs.train.report import print_plan, print_summary, progress
 from jobs.train.watch import POLL_S, watch
@@ -56,6 +57,7 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         InputError: The recipe, the data or the machine does not allow it.
         DivergedError: The loss became non-finite.
     """
+    recipe = fit_to_cluster(recipe)
     if not model_folder(recipe.base).is_dir():  # of one in a bucket that is not there model_folder says so
         raise InputError(f"base = {recipe.base!r}: no such model folder{hub_hint(recipe.base)}")
     stage = Run(recipe.out, "train", recipe, _inputs(recipe))

@@ -1,6 +1,6 @@
 """Train as one worker of Ray Train.
 
-Apart from ``jobs.train`` because Ray's controller process imports the module of this function too: nothing
+Apart from ``wm train`` because Ray's controller process imports the module of this function too: nothing
 heavy is imported at its top.
 """
 

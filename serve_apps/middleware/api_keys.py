@@ -1,6 +1,5 @@
 """Middleware that asks for an API key, and counts what each key does."""
 
-import math
 import time
 from collections.abc import Callable
 
@@ -10,45 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_apps import metrics
 from serve_apps.http import error_response, is_page
 from serve_apps.keys import Key, KeyRing
+from serve_apps.middleware.allowance import Allowance
+from serve_apps.middleware.leases import LeasedAllowance, Leases
 from serve_apps.openai.errors import ApiError
-
-
-class Allowance:
-    """What is left to a key: a bucket of requests that fills up within a minute, and the requests being answered."""
-
-    def __init__(self, key: Key, clock: Callable[[], float]) -> None:
-        self.key, self._clock = key, clock
-        self._filled, self._at_s = float(key.requests_per_minute), clock()
-        self.in_progress = 0
-
-    def take(self) -> ApiError | None:
-        """Count a request in, or return the answer that it gets instead."""
-        key, now_s = self.key, self._clock()
-        # The bucket fills with time; nothing runs in between.
-        self._filled = min(key.requests_per_minute, self._filled + (now_s - self._at_s) * key.requests_per_minute / 60)
-        self._at_s = now_s
-        if self.in_progress >= key.concurrent_requests:
-            return self._limit_error(f"{key.concurrent_requests} requests of this key are being answered", 1.0)
-        if self._filled < 1:
-            wait_s = (1 - self._filled) * 60 / key.requests_per_minute
-            return self._limit_error(f"{key.requests_per_minute} requests a minute are allowed to this key", wait_s)
-        self._filled -= 1
-        self.in_progress += 1
-        return None
-
-    def headers(self) -> dict[str, str]:
-        """Return OpenAI's headers of requests a minute."""
-        limit = self.key.requests_per_minute
-        return {
-            "x-ratelimit-limit-requests": str(limit),
-            "x-ratelimit-remaining-requests": str(int(self._filled)),
-            "x-ratelimit-reset-requests": duration((limit - self._filled) * 60 / limit),
-        }
-
-    def _limit_error(self, why: str, wait_s: float) -> ApiError:
-        headers = {"Retry-After": str(max(1, math.ceil(wait_s)))} | self.headers()
-        message = f"rate limit reached: {why}; try again in {duration(wait_s)}"
-        return ApiError(message, status=429, kind="requests", code="rate_limit_exceeded", headers=headers)
 
 
 class ApiKeyMiddleware:
@@ -59,6 +22,7 @@ class ApiKeyMiddleware:
         ring: The keys.
         clock: Returns seconds.
         names_keys: Whether metrics have the keys' names, rather than their :attr:`~serve_apps.keys.Key.label`.
+        leases: This process's part of limits that several processes share; None: the limits are this process's own.
     """
 
     def __init__(
@@ -68,8 +32,10 @@ class ApiKeyMiddleware:
         clock: Callable[[], float] = time.monotonic,
         *,
         names_keys: bool = False,
+        leases: Leases | None = None,
     ) -> None:
         self._app, self._ring, self._clock, self._names_keys = app, ring, clock, names_keys
+        self._leases = leases
         self._allowances: dict[str, Allowance] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +49,7 @@ class ApiKeyMiddleware:
             return
         # By the key's hash, not its name: a renewed key begins anew.
         allowance = self._allowance(key)
-        error = allowance.take()
+        error = await allowance.take()
         if error is not None:
             metrics.record(metrics.RATE_LIMITED, key=key.name if self._names_keys else key.label)
             await error_response(error)(scope, receive, send)
@@ -99,10 +65,12 @@ class ApiKeyMiddleware:
             await self._app(scope, receive, send_with_limits)
         # Also where the client left, or the app failed.
         finally:
-            allowance.in_progress -= 1
+            allowance.release()
 
-    def _allowance(self, key: Key) -> Allowance:
+    def _allowance(self, key: Key) -> Allowance | LeasedAllowance:
         """Return what is left to a key; a new allowance where its limits have changed."""
+        if self._leases is not None:
+            return self._leases.allowance(key)
         allowance = self._allowances.get(key.sha256)
         if allowance is None or allowance.key != key:
             allowance = self._allowances[key.sha256] = Allowance(key, self._clock)
@@ -138,11 +106,3 @@ def _unauthorized(token: bytes | None) -> ApiError:
     else:
         message, code, challenge = "incorrect API key provided", "invalid_api_key", ', error="invalid_token"'
     return ApiError(message, status=401, code=code, headers={"WWW-Authenticate": f'Bearer realm="wm"{challenge}'})
-
-
-def duration(seconds: float) -> str:
-    """Spell a duration as OpenAI's headers do: 120ms, 1s, 6m0s."""
-    if seconds < 1:
-        return f"{math.ceil(seconds * 1000)}ms"
-    rounded = math.ceil(seconds)
-    return f"{rounded // 60}m{rounded % 60}s" if rounded >= 60 else f"{rounded}s"

@@ -18,6 +18,7 @@ EXPOSED = (
     "Server-Timing",
     "Retry-After",
     "x-should-retry",
+    "x-wm-replica-wait-seconds",
     "x-ratelimit-limit-requests",
     "x-ratelimit-remaining-requests",
     "x-ratelimit-reset-requests",

@@ -32,6 +32,9 @@ IMPORT_PATH = "serve_apps.middleware.proxy:build_middlewares"
 KEYS_VARIABLE, ORIGINS_VARIABLE = "WM_SERVE_KEYS", "WM_SERVE_CORS_ORIGINS"
 PROBE = "/-/healthz"
 FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
+# At 1 a client may say of which trace its requests are part, and that they are traced: for a server behind a gateway.
+TRACEPARENT_VARIABLE = "WM_SERVE_TRACEPARENT"
+TRACE_HEADERS = (b"traceparent", b"tracestate")
 # With - or _ between the words.
 OBEYED_HEADERS = (
     b"x-request-timeout-seconds",
@@ -42,14 +45,24 @@ OBEYED_HEADERS = (
 
 
 class HeaderFilterMiddleware:
-    """Remove the headers that the proxy obeys, and refuse an ``x-request-id`` that is none."""
+    """Remove the headers that the proxy obeys, and refuse an ``x-request-id`` that is none.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    Args:
+        app: What is wrapped.
+        keeps_trace: Whether a client's ``traceparent`` is kept. One that is not ASCII would fail in Ray, and none is.
+    """
+
+    def __init__(self, app: ASGIApp, *, keeps_trace: bool = False) -> None:
+        self._app, self._keeps_trace = app, keeps_trace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
-            headers = [(name, value) for name, value in scope["headers"] if not _is_obeyed(name)]
+            headers = [
+                (name, value)
+                for name, value in scope["headers"]
+                if not _is_obeyed(name)
+                and (name.lower() not in TRACE_HEADERS or (self._keeps_trace and value.isascii()))
+            ]
             scope = {**scope, "headers": headers}
         error = find_request_id_error(scope) if scope["type"] == "http" else None
         await (self._app if error is None else error_response(error))(scope, receive, send)
@@ -108,7 +121,7 @@ def build_middlewares() -> list[Middleware]:
     """Build the proxy's middlewares, outermost first."""
     return [
         *cors_middlewares(_read_origins()),
-        Middleware(HeaderFilterMiddleware),
+        Middleware(HeaderFilterMiddleware, keeps_trace=os.environ.get(TRACEPARENT_VARIABLE) == "1"),
         Middleware(ProxyPagesMiddleware, ring=_read_ring()),
         Middleware(RetryMiddleware),
     ]

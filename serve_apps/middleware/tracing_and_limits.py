@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps import metrics
 from serve_apps.http import error_response, find_request_id_error, is_page, request_id_of
+from serve_apps.names import REPLICA_WAIT
 from serve_apps.openai.errors import ApiError
 from serve_apps.sse import error_event
 
@@ -43,6 +44,7 @@ class TraceMiddleware:
         start_s, status = time.monotonic(), CLIENT_LEFT
         id_error = find_request_id_error(scope)
         request_id = (None if id_error else request_id_of(scope)) or str(uuid.uuid4())
+        state = scope.setdefault("state", {})
 
         async def send_traced(message: Message) -> None:
             nonlocal status
@@ -50,6 +52,8 @@ class TraceMiddleware:
                 status = message["status"]
                 if self._adds_id:
                     MutableHeaders(scope=message)["x-request-id"] = request_id
+                if REPLICA_WAIT in state:
+                    MutableHeaders(scope=message)["x-wm-replica-wait-seconds"] = f"{state[REPLICA_WAIT]:.1f}"
             await send(message)
 
         try:

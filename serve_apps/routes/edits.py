@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from serve_apps import metrics
 from serve_apps.calls import call, stream
-from serve_apps.graph import CatalogEntry, Graph, GraphOf
+from serve_apps.catalog import CatalogEntry
+from serve_apps.graph import Graph, GraphOf
 from serve_apps.http import read_edit
 from serve_apps.openai.edits import EditRequest
 from serve_apps.openai.errors import JsonObject

@@ -23,6 +23,6 @@ async def get_model(model_id: str, graph: GraphOf) -> JSONResponse:
 
 @get_or_head(router, "/health")
 async def health(graph: GraphOf) -> JSONResponse:
-    """Answer 200 once both models answer."""
-    await graph.check_health()
-    return JSONResponse({"status": "ok"})
+    """Answer 200 once both models answer; ``asleep`` lists those that have no replica until somebody asks for one."""
+    asleep = await graph.check_health()
+    return JSONResponse({"status": "ok"} | ({"asleep": asleep} if asleep else {}))

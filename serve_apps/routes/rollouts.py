@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from serve_apps import metrics
 from serve_apps.calls import stream
-from serve_apps.graph import CatalogEntry, Graph, GraphOf
+from serve_apps.catalog import CatalogEntry
+from serve_apps.graph import Graph, GraphOf
 from serve_apps.http import read_json
 from serve_apps.openai.errors import JsonObject
 from serve_apps.openai.images import PIXEL_URL

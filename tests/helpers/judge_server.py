@@ -123,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
         name = self.path.split("/")[3]
         if self.path.startswith("/v1/files/"):
             self.reply(200, judge.files[name])
+        elif name not in judge.batches:
+            self.reply(*failure(404, "no such batch"))
         else:
             batch = judge.batches[name]
             batch["looks"] += 1

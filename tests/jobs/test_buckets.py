@@ -82,6 +82,7 @@ def test_outputs_in_buckets_need_not_be_seen_by_other_nodes(bucket: Any) -> None
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1500)
 def test_an_annotation_that_is_killed_resumes_on_another_node(
     bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,10 +98,10 @@ def test_an_annotation_that_is_killed_resumes_on_another_node(
         )
 
     world = command("tabletop", "out=s3://bucket/world", "train=0", "tune=0", "test=0", "videos=24", node="a")
-    assert world.wait(timeout=280) == 0, world.communicate()[0]
+    assert world.wait(timeout=900) == 0, world.communicate()[0]
     settings = ["idm=nano:idm", "videos_per_shard=2", "videos=s3://bucket/world/videos/"]
     local = command("annotate", f"out={tmp_path}/local", *settings, node="a")
-    assert local.wait(timeout=280) == 0, local.communicate()[0]
+    assert local.wait(timeout=900) == 0, local.communicate()[0]
     first = command("annotate", "out=s3://bucket/out", *settings, node="a")
     out = mirrored_path("s3://bucket/out")
     while not [facts for facts in list_below(out, missing_ok=True) if facts.name.startswith("shards/")]:
@@ -109,8 +110,11 @@ def test_an_annotation_that_is_killed_resumes_on_another_node(
     first.kill()
     first.wait()
     second = command("annotate", "out=s3://bucket/out", *settings, node="b")
-    text = second.communicate(timeout=280)[0]
+    text = second.communicate(timeout=900)[0]
     assert second.returncode == 0, text
     assert "resuming" in text and "wm-buckets" not in text and "s3://bucket/out" in text
+    rejects = [read_table(folder / "rejects", REJECT_SCHEMA).to_pylist() for folder in (out, tmp_path / "local")]
+    details = [sorted((row["reason"], row["detail"]) for row in rows) for rows in rejects]
+    assert details[0] == details[1]
     ours, theirs = (read_table(folder / "triplets").sort_by("triplet_id") for folder in (out, tmp_path / "local"))
     assert ours.drop_columns(["video_uri"]).equals(theirs.drop_columns(["video_uri"])) and ours.num_rows > 20

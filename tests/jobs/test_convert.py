@@ -168,7 +168,7 @@ def test_converted_folder_is_not_converted_again(release, tmp_path):
 
 def test_release_that_is_not_converted_is_refused(release, tmp_path):
     for path in (release, release / "models/7b"):
-        command = rf"run `python -m jobs.convert release={path} out={path}-hf` once and give {path}-hf$"
+        command = rf"run `wm convert release={path} out={path}-hf` once and give {path}-hf$"
         for load in (load_model, load_codec, load_skeleton, base_id_of):
             with pytest.raises(InputError, match=command) as error:
                 load(path)

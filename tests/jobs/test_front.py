@@ -42,7 +42,7 @@ def test_an_unknown_word_is_one_line(words, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("name", "prog"), [("select", "python -m jobs.select"), ("serve", "python -m serve_apps")])
+@pytest.mark.parametrize(("name", "prog"), [("select", "usage: wm select"), ("serve", "python -m serve_apps")])
 def test_a_command_is_the_module_of_its_name(name, prog, tmp_path):
     command = [sys.executable, "-m", "jobs", name]
     shown = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

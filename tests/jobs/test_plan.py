@@ -156,7 +156,7 @@ def test_bad_input_is_named(rates: list[str], values: dict[str, Any], said: str)
         ('{"rates": {}}', "holds no object 'rates'"),
         ("{", "is not JSON"),
         ('{"rates": {"idm_pairs_per_s": "fast"}}', "has idm_pairs_per_s = 'fast'; expected a number"),
-        ('{"rates": {"idm_pairs_per_s": -1}}', "rates lack 'dis_frames_per_s'; python -m jobs.benchmark keyframes"),
+        ('{"rates": {"idm_pairs_per_s": -1}}', "rates lack 'dis_frames_per_s'; wm benchmark keyframes"),
     ],
 )
 def test_files_without_rates_are_named(tmp_path: Path, text: str, said: str) -> None:

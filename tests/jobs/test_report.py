@@ -13,7 +13,9 @@ from wm.evaluation.report.charts import Line, line_chart, nice_ticks, thin_out
 from wm.evaluation.report.claims import Labels, judge_claims
 from wm.evaluation.report.differences import compare_figures
 from wm.evaluation.report.figures import draw_curves
+from wm.evaluation.report.findings import read_findings
 from wm.evaluation.report.images import heat_uri
+from wm.evaluation.report.summary import format_tables
 from wm.images import encode_png
 
 NASTY = "move <script>alert('x')</script> & \"cup\""
@@ -137,7 +139,7 @@ def test_stands_alone_and_escapes(run_folder, tmp_path):
         assert text in html
     assert html.count('class="shot chosen"') == 1
     assert "×3" in html and "-9.25" in html and "data:image/jpeg" in html
-    assert "5 finished stages took 5 min 05 s in all" in html
+    assert "5 finished stages took 1 min 01 s of wall time" in html
     assert "trained on the same triplets for the same steps" in html
     assert "Left out" not in html.split("</nav>")[1].split("<section")[0]
 
@@ -238,6 +240,29 @@ def test_one_value_draws_no_band():
     assert "<polygon" in draw_curves(rows, ["l1"])[0]
 
 
+def test_stages_side_by_side_count_once(tmp_path):
+    """Two overlap by 20 s, one is inside another, one is an hour later; of one only its length is known."""
+    ends = {"a": ("10:00:00", 60), "b": ("10:00:40", 60), "c": ("10:00:30", 10), "d": ("11:00:00", 30)}
+    for name, (clock, wall_s) in ends.items():
+        write_stage(tmp_path / name, "train", wall_s=wall_s, finished_at=f"2026-11-20T{clock}Z")
+    assert read_findings(tmp_path).wall_s == 60 + 40 + 30
+    write_stage(tmp_path / "old", "train", wall_s=5, finished_at="2026")
+    assert read_findings(tmp_path).wall_s == 135
+
+
+def test_the_best_of_several_is_named_by_what_it_is_by(run_folder, tmp_path):
+    tables = tables_of()
+    judged_page = render(run_folder, tmp_path / "judged")
+    assert "oracle, best of 8" in judged_page and "(dashed: oracle)" in judged_page
+    assert "K = 1, mean of all" in judged_page and "C-FT, oracle, best of 8" in format_tables(tables)
+    (run_folder / "evaluate" / "tables.json").write_text(json.dumps(tables | {"judge": "none"}))
+    page = render(run_folder, tmp_path / "none")
+    assert "closest to the target of 8" in page and "oracle" not in page.partition("<h2>Examples")[0]
+    text = format_tables(tables | {"judge": "none"})
+    assert "C-FT, closest to the target of 8" in text and "oracle" not in text
+    assert text.count("K = 1: mean over all candidates sampled") == 1
+
+
 def test_charts():
     assert nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert nice_ticks(3.1, 97) == [0, 20, 40, 60, 80, 100]
@@ -279,7 +304,7 @@ def test_claims_give_the_interval_of_their_own_difference():
     pairs = ((["C-FT", "idm", 1], ["C-FT", "idm", 8]), (["C-FT", "idm", 1], ["C-FDM", "idm", 1]))
     rows = [{"metric": "final", "first": first, "second": second, **interval, **bounds} for first, second in pairs]
     claims = {claim.key: claim.measured for claim in judge_claims(tables_of(differences=rows), Labels())}
-    words = "bootstrap [+0.400, +1.600], p < .001, n 200, runs 2 (± 0.250)"
+    words = "bootstrap [+0.400, +1.600], p < .001, n 200, training seeds 2 (± 0.250)"
     assert any(words in line for line in claims["verification-C-FT"])
     assert words in claims["bootstrapping"][0]
     # As it stands in the tables where the claim is about that difference, and absent in those of earlier versions.

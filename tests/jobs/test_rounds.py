@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -159,6 +161,27 @@ def test_the_better_model_goes_on(models: dict[str, Path], triplets: Path, tmp_p
     with pytest.raises(InputError, match="was trained as fdm, not as idm"):
         gate_job.run(wrong)
     assert not (tmp_path / "wrong").exists()
+
+
+def test_codes_of_another_codec_leave_nothing_behind(
+    models: dict[str, Path], triplets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(next(triplets.rglob("*.parquet")))
+    foreign = table.set_column(table.schema.names.index("codec"), "codec", pa.array(["f" * 16] * len(table)))
+    (tmp_path / "foreign").mkdir()
+    pq.write_table(foreign, tmp_path / "foreign" / "p.parquet")
+    keys = {"champion": str(models["idm"]), "challenger": str(models["idm2"]), "role": "idm", "metric": "preference"}
+    wrong = GateRecipe(**keys, triplets=str(tmp_path / "foreign"), out=str(tmp_path / "out"))
+    for is_dry in (True, False):
+        with pytest.raises(InputError, match=r"holds codes of codec f{16}, champion = .*wm ingest with codec=MODEL"):
+            gate_job.run(wrong, dry_run=is_dry)
+    assert not (tmp_path / "out").exists()
+    # A subset of several tasks is warned of, where the probe decides.
+    right = wrong.model_copy(update={"triplets": str(triplets), "subset": "split"})
+    gate_job.run(right, dry_run=True)
+    assert "class_label has 2 values: the probe's negatives cross them" in capsys.readouterr().out
+    gate_job.run(right.model_copy(update={"subset": "class_label"}), dry_run=True)
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_actions_are_paired_within_subsets_by_the_seeds() -> None:

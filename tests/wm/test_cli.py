@@ -1,5 +1,7 @@
 """The command line that all jobs share: help, exit codes, one line an error."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 from pydantic import Field
 
-from wm.cli import main
+from wm.cli import PROGRESS_INTERVAL, main, progress_bar
 from wm.config import Recipe
 from wm.errors import InputError
 
@@ -63,7 +65,7 @@ def test_help_lists_every_key_with_its_text(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as caught:
         Calls().main("--help")
     text = capsys.readouterr().out
-    assert caught.value.code == 0 and "python -m jobs.job" in text and "Does a thing." in text
+    assert caught.value.code == 0 and "usage: wm job" in text and "Does a thing." in text
     keys = text.split("seeds='[0, 1]'\n\n")[1]
     assert (
         keys
@@ -232,3 +234,37 @@ def test_input_errors_that_explain_a_disk_error_are_told(capsys: pytest.CaptureF
 def test_an_interruption_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert Calls(KeyboardInterrupt()).main("out=x") == 130
     assert capsys.readouterr().err == "interrupted; what is finished is kept, the same command resumes\n"
+
+
+def test_progress_in_a_log_is_a_line_each(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PROGRESS_INTERVAL, raising=False)
+    with progress_bar(4, "row", "copy", done=1) as bar:
+        bar.set_postfix_str("2 left", refresh=False)
+        bar.update(3)
+    first, last = capsys.readouterr().err.split("\n")[:-1]
+    assert first == "copy:  25% 1/4 [00:00<?, ?row/s]"
+    assert last.startswith("copy: 100% 4/4 [00:00<00:00, ") and last.endswith("row/s, 2 left]")
+    # What shows another process's output in one place draws the bar anew.
+    monkeypatch.setenv(PROGRESS_INTERVAL, "0.5")
+    with progress_bar(4, "row", "copy") as bar:
+        bar.update(4)
+    assert capsys.readouterr().err.startswith("\rcopy:   0%|")
+
+
+TERMINATED_JOB = """
+import os, signal, sys
+from wm.cli import PROGRESS_INTERVAL, main, progress_bar
+from wm.config import Recipe
+def run(recipe, *, dry_run=False):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        print("kept")
+sys.exit(main(Recipe, run, name="job", description="Does a thing.", argv=[]))
+"""
+
+
+def test_a_job_that_is_stopped_says_so_at_once_and_ends_in_order() -> None:
+    done = subprocess.run([sys.executable, "-c", TERMINATED_JOB], capture_output=True, text=True, check=False)
+    message = "stopping (SIGTERM); what is finished is kept, the same command resumes\n"
+    assert (done.returncode, done.stdout, done.stderr) == (143, "kept\n", message)

@@ -66,7 +66,7 @@ NO_PATHS = {
     # Of tables and systems.
     *("PaperRecipe.items", "PaperRecipe.names", "FigureOptions.triplets", "FigureOptions.weighted_triplets"),
     # Keys of another recipe, as on a command line.
-    *("BenchmarkRecipe.overrides", "BenchmarkRecipe.demo"),
+    *("BenchmarkRecipe.overrides", "BenchmarkRecipe.demo", "BenchmarkRecipe.annotate"),
     # Relative to another key.
     *("IngestRecipe.file", "BootstrapData.train_file", "BootstrapData.test_file", "BootstrapData.tune_file"),
     # Of a model's manifest, which is no command.

@@ -21,7 +21,7 @@ MADE_BY = {
     "idm_pairs_per_s": "annotate",
     "write_triplets_per_s": "annotate",
 }
-"""Rate → the benchmark that measures it (``python -m jobs.benchmark NAME``)."""
+"""Rate → the benchmark that measures it (``wm benchmark NAME``)."""
 
 _MOTION_RATES = {"dis": "dis_frames_per_s", "farneback": "exact_frames_per_s"}
 
@@ -84,7 +84,7 @@ def rates_from(measured: Mapping[str, float], motion: MotionRate = "dis", shape:
         if name not in measured:
             benchmark = MADE_BY.get(name, "keyframes")
             raise InputError(
-                f"rates lack {name!r}; python -m jobs.benchmark {benchmark} out=FILE.json measures it. "
+                f"rates lack {name!r}; wm benchmark {benchmark} out=FILE.json measures it. "
                 f"There are {', '.join(sorted(measured)) or 'none'}"
             )
         # A rate of 0 would plan an endless run.

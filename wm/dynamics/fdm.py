@@ -93,7 +93,7 @@ def speculate_observations(
     """Sample the candidates of :func:`sample_observations` in fewer passes, each drafting ``num_draft_tokens`` codes.
 
     Codes of the source are the draft: it pays where an action leaves most of the image as it was and passes are few
-    rows wide; ``python -m jobs.benchmark sampling fdm=FOLDER triplets=FOLDER`` reports which number is best.
+    rows wide; ``wm benchmark sampling fdm=FOLDER triplets=FOLDER`` reports which number is best.
 
     Args:
         fdm: The forward model.

@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from wm.errors import InputError, to_line
 from wm.evaluation.heldout import SubsetColumn
+from wm.evaluation.recorded_inputs import fetch_recorded
+from wm.files.mirror import to_path
 from wm.records import stable_id
 from wm.runs import parse_json, read_run
 from wm.tables import checked_files, open_parquet, triplets_folder
@@ -42,7 +44,7 @@ class BenchRow:
 
 
 def read_bench_rows(folder: str | Path) -> list[BenchRow]:
-    """List the triplets below a folder; of a set that ``jobs.ingest`` wrote, with their rows in the set's list.
+    """List the triplets below a folder; of a set that ``wm ingest`` wrote, with their rows in the set's list.
 
     Args:
         folder: Folder of triplets, or of a stage that has them below ``triplets``.
@@ -78,7 +80,7 @@ def read_bench_rows(folder: str | Path) -> list[BenchRow]:
 
 
 def _list_numbers(folder: str | Path) -> dict[str, int]:
-    """Map the ids of a set that ``jobs.ingest`` wrote to rows of its list; empty for other sets."""
+    """Map the ids of a set that ``wm ingest`` wrote to rows of its list; empty for other sets."""
     for stage_folder in (Path(folder), Path(folder).parent):
         record = read_run(stage_folder) or {}
         if record.get("stage") == "ingest":
@@ -93,8 +95,8 @@ def _list_numbers(folder: str | Path) -> dict[str, int]:
 def _count_listed(record: dict[str, dict[str, int]]) -> int:
     # A sample's rows may be anywhere in the list, whose length is only in the file.
     recipe = record["recipe"]
-    path = Path(str(recipe["root"])) / str(recipe["file"])
-    if recipe.get("sample") and path.is_file():
+    path = Path(to_path(str(recipe["root"]))) / str(recipe["file"])
+    if recipe.get("sample") and Path(fetch_recorded(str(path))).is_file():
         return len(parse_json(path.read_bytes(), str(path)))
     return int(record["counts"]["rows"])
 

@@ -5,6 +5,7 @@ Not known here: clients, files, and what the actions are used for.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +26,8 @@ Instruction: {instruction}
 """Words of our own: the paper names the model (Qwen-2-7B-Instruct) and does not print its prompt."""
 
 _QUOTES: Final = "\"'`“”‘’«»"
+_LABEL: Final = re.compile(r"^(?:contradict\w+\s+)?instruction\s*:\s*", re.IGNORECASE)
+"""Models often repeat the word before the instruction."""
 _CHARS_A_TOKEN: Final = 4
 """Of English text, OpenAI's rule of thumb."""
 _MESSAGE_TOKENS: Final = 10
@@ -107,7 +110,9 @@ def parse_contradiction(reply: str | None, action: str, *, is_cut_off: bool = Fa
         is_cut_off: Whether the reply ended at the limit of tokens.
 
     Returns:
-        The action, without quotation marks around it.
+        The action, without quotation marks around it, and without what the model alone has added: the prompt's label
+        before it, a full stop, a capital. A negative must differ from the truth in what it says: one that differs in
+        its form too would be less likely for that alone.
 
     Raises:
         ContradictionError: The reply is empty, cut off, of several lines, or reads as the action itself.
@@ -120,12 +125,26 @@ def parse_contradiction(reply: str | None, action: str, *, is_cut_off: bool = Fa
     # A second line is an explanation, or another action: which one was meant is not guessed.
     if len(lines) > 1:
         raise ContradictionError("more than one line")
-    text = _strip_quotes(lines[0])
+    text = _strip_quotes(_LABEL.sub("", _strip_quotes(lines[0])))
     if not text:
         raise ContradictionError("empty")
+    text = _match_form(text, action.strip())
     # The full stop that a model adds makes no other action.
     if same_text(text).rstrip(".!") == same_text(action).rstrip(".!"):
         raise ContradictionError("same action")
+    return text
+
+
+def _match_form(text: str, action: str) -> str:
+    """Write an action with the first letter and the end of another one."""
+    if text.endswith(".") and not text.endswith("..") and not action.endswith("."):
+        text = text[:-1].rstrip() or text
+    # A capital of the first letter alone: names in capitals and "I" stay as they are.
+    first_word = text.partition(" ")[0]
+    if action[:1].islower() and first_word[:1].isupper() and first_word[1:].islower():
+        return text[0].lower() + text[1:]
+    if action[:1].isupper() and text[:1].islower():
+        return text[0].upper() + text[1:]
     return text
 
 

@@ -1,6 +1,6 @@
 """Store what a model computed of images by the images' hashes and the model's digest, a file a batch.
 
-Files appear complete or not at all, so that several processes may share a cache.
+Files appear complete or not at all, so that several processes may share a cache, in a bucket too.
 """
 
 import hashlib
@@ -13,6 +13,8 @@ import numpy as np
 from wm.errors import InputError
 from wm.evaluation.metrics.encoders import Vectors
 from wm.files.atomic import replace_file
+from wm.files.mirror import fetch, publish, uri_of
+from wm.files.transfer import BucketError
 
 
 class FeatureCache:
@@ -50,6 +52,7 @@ class FeatureCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path) as temporary, temporary.open("wb") as file:
             np.save(file, vectors, allow_pickle=False)
+        publish(path)
         return vectors
 
     def texts(self, digest: str, hashes: Sequence[str], compute: Callable[[], list[str]]) -> list[str]:
@@ -79,9 +82,19 @@ class FeatureCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path) as temporary:
             temporary.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+        publish(path)
         return texts
 
     def _path(self, digest: str, hashes: Sequence[str], ending: str) -> Path:
+        """Return a batch's file, which may have to be computed; one that is in a bucket alone is fetched."""
         # A batch of other images, or of a model with other weights, is another file.
         name = hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:32]
-        return self.folder / digest / f"{name}.{ending}"
+        path = self.folder / digest / f"{name}.{ending}"
+        # The name says what is in it: a copy that is here is never old.
+        if uri_of(path) is not None and not path.is_file():
+            try:
+                fetch(path, hold=False)
+            except BucketError as error:
+                if error.reason != "missing_file":
+                    raise
+        return path

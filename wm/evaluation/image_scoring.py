@@ -112,7 +112,7 @@ def score_batch(batch: ScoreBatch, models: ImageModels, cache: FeatureCache) -> 
     targets_of = [rows_of[facts["triplet_id"]] for facts in batch.facts]
     pairs = [*zip(images, [targets[index] for index in targets_of], batch.facts, strict=True)]
     metrics: dict[str, Floats | None] = {"l1": np.array([full_l1(image, target) for image, target, _ in pairs])}
-    # Squares are compared at their own size, which is today's figure of jobs.evaluate.
+    # Squares are compared at their own size, which is today's figure of wm evaluate.
     sides_px = [image.shape[0] if facts["view"] == "square" else SQUARE_SIDE_PX for image, _, facts in pairs]
     metrics["l1_square"] = np.array(
         [square_l1(image, target, side_px) for (image, target, _), side_px in zip(pairs, sides_px, strict=True)]

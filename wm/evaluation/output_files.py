@@ -147,7 +147,7 @@ def _fill_pattern(segments: Sequence[tuple[str, str, str]], pattern: str, row: B
         elif name:
             if name not in values:
                 reason = {
-                    "row": "the triplets are not of jobs.ingest; give bench_file, the bench's own list",
+                    "row": "the triplets are not of wm ingest; give bench_file, the bench's own list",
                     "id": "give bench_file, the bench's own list; not every row of AURORA-Bench has an id there",
                 }.get(name, "the triplet has none")
                 raise InputError(f"pattern = {pattern!r:.200}: no {{{name}}} for triplet {row.triplet_id}: {reason}")

@@ -49,16 +49,17 @@ def list_actions(folder: str | Path) -> list[ActionRow]:
     return [cast(ActionRow, row) for row in read_table(actions_folder(folder), ACTION_SCHEMA).to_pylist()]
 
 
-def read_actions(path: str | Path, rows: Sequence[BenchRow], system: str) -> tuple[list[ActionRow], int]:
+def read_actions(path: str | Path, rows: Sequence[BenchRow], system: str) -> tuple[list[ActionRow], list[str]]:
     """Read a file with ``{"triplet_id" | "row": …, "action": …, "run": …}`` in each line; ``run`` may be left out.
 
     Args:
         path: The file, UTF-8.
-        rows: The bench; lines of other rows are counted, not taken.
+        rows: The bench; lines of other rows are named, not taken.
         system: Name of the system that made the actions.
 
     Returns:
-        The actions, by run and then in the order of the bench, and how many lines name no row of the bench.
+        The actions, by run and then in the order of the bench, and the lines of no row of the bench, such as
+        ``line 3: row 250``.
 
     Raises:
         InputError: It names the line, which is no such object, has no text, or is of a row and run that came before.
@@ -66,7 +67,7 @@ def read_actions(path: str | Path, rows: Sequence[BenchRow], system: str) -> tup
     by_id = {row.triplet_id: index for index, row in enumerate(rows)}
     by_number = {row.number: index for index, row in enumerate(rows) if row.number is not None}
     actions: dict[tuple[int, int], ActionRow] = {}
-    extra = 0
+    extra: list[str] = []
     try:
         lines = Path(path).read_bytes().splitlines()
     except OSError as error:
@@ -79,7 +80,8 @@ def read_actions(path: str | Path, rows: Sequence[BenchRow], system: str) -> tup
         index = _find_row(entry, by_id, by_number, where)
         # A list may cover more than the bench, such as its rows without a target.
         if index is None:
-            extra += 1
+            name = next(name for name in ("triplet_id", "row") if name in entry)
+            extra.append(f"line {number}: {name} {entry[name]!r:.60}")
             continue
         run, text = entry.get("run", 0), entry.get("action")
         if not isinstance(text, str) or not isinstance(run, int) or isinstance(run, bool) or not 0 <= run < 1 << 31:
@@ -108,6 +110,6 @@ def _find_row(entry: object, by_id: dict[str, int], by_number: dict[int, int], w
         raise InputError(f"{where}: row = {number!r:.40}; {expected}")
     if not by_number:
         raise InputError(
-            f"{where}: row = {number}, but the triplets are not of jobs.ingest; give triplet_id, or bench_file"
+            f"{where}: row = {number}, but the triplets are not of wm ingest; give triplet_id, or bench_file"
         )
     return by_number.get(number)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from wm.errors import InputError, to_line
 from wm.files.atomic import replace_file
+from wm.files.mirror import publish
 from wm.images import Pixels, encode_png
 from wm.records import StoredImage, hf_dtype
 from wm.runs import read_run
@@ -194,9 +195,9 @@ def write_predictions(rows: Iterable[PredictionRow], path: Path) -> int:
             while group := list(islice(remaining, ROWS_PER_GROUP)):
                 writer.write_table(pa.Table.from_pylist(group, schema=PREDICTION_SCHEMA))
                 count += len(group)
-        # A rename can reach the disk before the content does.
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # a rename can reach the disk before the content does
+    publish(path)
     return count
 
 
@@ -222,7 +223,7 @@ def list_predictions(folder: str | Path) -> list[PredictionFacts]:
     check_complete(folder)
     if not predictions_folder(folder).is_dir():
         raise InputError(
-            f"{folder} has no predictions/: expected a folder of jobs.collect, or of jobs.evaluate with keep_images"
+            f"{folder} has no predictions/: expected a folder of wm collect, or of wm evaluate with keep_images"
         )
     columns = [name for name in PredictionFacts.__annotations__ if name not in ("file", "row")]
     facts: list[PredictionFacts] = []
@@ -256,7 +257,8 @@ def check_systems(sets: Sequence[tuple[str, Sequence[PredictionFacts]]]) -> None
         for system in sorted({row["system"] for row in facts}):
             if owners.setdefault(system, folder) != folder:
                 raise InputError(
-                    f"{owners[system]} and {folder} both hold a system named {system!r}; give another system"
+                    f"{owners[system]} and {folder} both hold a system named {system!r}; give one of them another name "
+                    "(system, label or zero_shot_label), or leave a base out by zero_shot=false"
                 )
 
 

@@ -1,6 +1,7 @@
 """Run the preference probe: is the true trajectory likelier than a manipulated one? (paper section 2)."""
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -18,9 +19,9 @@ NEGATIVES = ("random_action", "random_observation", "copy", "inverse", COUNTERFA
 NO_NEGATIVE = {
     "random_action": "no triplet has another action in its subset",
     "random_observation": "no triplet has another target in its subset",
-    "copy": "no triplet",
-    "inverse": "no triplet",
-    COUNTERFACTUAL: "no triplet has one; `wm contradict` makes them, `wm evaluate counterfactuals=` reads them",
+    "copy": "no triplet's target differs from its source",
+    "inverse": "no triplet's target differs from its source",
+    COUNTERFACTUAL: "no triplet has one: make them with wm contradict, give them to wm evaluate as counterfactuals",
 }
 """Why a comparison is absent."""
 TIE_NATS = 1e-4
@@ -121,7 +122,8 @@ def score_probe(
     """Score each trajectory and its negatives; those taken from other rows are of the same subset.
 
     Random action: another action of the subset that reads differently. Random observation: the target of
-    another row, different from the true one. Copy: target := source. Inverse: source and target swapped.
+    another row, different from the true one. Copy: target := source. Inverse: source and target swapped; neither where
+    the two are equal, which would be the truth itself.
     Counterfactual action: a given action that contradicts the true one.
     The same triples serve IDM and FDM; what is scored is the scorer's choice.
 
@@ -153,7 +155,7 @@ def score_probe(
     # 1. Score the truth once for all kinds.
     reference = scorer(source_BN, target_BN, actions)
     # 2. Pick negatives, and score each kind on the rows that have one of it.
-    picks = _pick_negatives(target_BN, actions, subsets, names, others, seed=seed)
+    picks = _pick_negatives((source_BN, target_BN), actions, subsets, names, others, seed=seed)
     negatives = {}
     for kind, of_kind in picks.items():
         pairs = np.flatnonzero(of_kind >= 0)
@@ -166,7 +168,7 @@ def score_probe(
 
 
 def _pick_negatives(
-    target_BN: torch.Tensor,
+    observations: tuple[torch.Tensor, torch.Tensor],
     actions: Sequence[str],
     subsets: Sequence[str],
     ids: Sequence[str],
@@ -175,10 +177,13 @@ def _pick_negatives(
     seed: int,
 ) -> dict[str, Indices]:
     """Pick for each kind and row the row from which its negative is taken; -1 where it has none."""
+    source_BN, target_BN = observations
     # Actions that differ in case or blanks alone are the same action.
     words = [same_text(text) for text in actions]
-    targets = [tuple(row.tolist()) for row in target_BN]
+    # As bytes: a list of numbers would take ten times the memory.
+    targets = [row.tobytes() for row in target_BN.cpu().numpy()]
     own_B = np.arange(len(actions))
+    differs_B = (source_BN != target_BN).any(dim=1).cpu().numpy()
     # One that reads as the true action contradicts nothing.
     is_contradicted = [
         text is not None and same_text(text) != word for text, word in zip(counterfactuals, words, strict=True)
@@ -186,9 +191,11 @@ def _pick_negatives(
     picks = {
         "random_action": pick_others(words, subsets, ids, seed=derive_seed(seed, "action")),
         "random_observation": pick_others(targets, subsets, ids, seed=derive_seed(seed, "target")),
+        "copy": np.where(differs_B, own_B, -1),
+        "inverse": np.where(differs_B, own_B, -1),
         COUNTERFACTUAL: np.where(is_contradicted, own_B, -1),
     }
-    return {kind: picks.get(kind, own_B) for kind in NEGATIVES}
+    return {kind: picks[kind] for kind in NEGATIVES}
 
 
 def _build_negatives(
@@ -210,7 +217,7 @@ def _build_negatives(
     return source, target, texts
 
 
-def pick_others(values: Sequence[object], subsets: Sequence[str], ids: Sequence[str], *, seed: int) -> Indices:
+def pick_others(values: Sequence[Hashable], subsets: Sequence[str], ids: Sequence[str], *, seed: int) -> Indices:
     """Pick for each row a row of the same subset with another value, uniformly.
 
     Args:
@@ -223,14 +230,22 @@ def pick_others(values: Sequence[object], subsets: Sequence[str], ids: Sequence[
         Index of the row picked for each; -1 where the subset holds no other value.
     """
     members: dict[str, list[int]] = {}
+    # Of each value of a subset: how many members with another value are before its first, second, … member.
+    others_before: dict[tuple[str, Hashable], list[int]] = {}
     for row in sorted(range(len(values)), key=lambda row: ids[row]):
-        members.setdefault(subsets[row], []).append(row)
+        of_subset = members.setdefault(subsets[row], [])
+        of_value = others_before.setdefault((subsets[row], values[row]), [])
+        of_value.append(len(of_subset) - len(of_value))
+        of_subset.append(row)
     picks = np.full(len(values), -1, dtype=np.int64)
     for row, row_seed in enumerate(row_seeds(seed, ids)):
-        others = [other for other in members[subsets[row]] if values[other] != values[row]]
-        if others:
+        of_subset, of_value = members[subsets[row]], others_before[subsets[row], values[row]]
+        num_others = len(of_subset) - len(of_value)
+        if num_others:
             # A 63-bit hash modulo a number of rows is uniform to 1 part in 10^12.
-            picks[row] = others[row_seed % len(others)]
+            number = row_seed % num_others
+            # The member that has so many others before it, found by bisection: sets have 100,000 rows.
+            picks[row] = of_subset[number + bisect_right(of_value, number)]
     return picks
 
 

@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import Generic, TextIO, TypedDict, TypeVar
 
 from wm.errors import InputError
+from wm.files.lease import Lease
+from wm.files.mirror import fetch, publish, uri_of
+from wm.files.transfer import BucketError
+
+PUBLISH_S = 15.0
+"""Seconds after which the lines of a store in a bucket are uploaded: so much may be paid for twice."""
 
 
 class ReplyLine(TypedDict):
@@ -57,15 +63,25 @@ class ReplyStore(Generic[LineT]):
         self.num_torn = 0
         """Lines that a kill cut off, whose requests are asked again."""
         self._file: TextIO | None = None
+        self._opened_s = 0.0
         self._load()
 
     def _load(self) -> None:
+        self._fetch_lines()
         self.answered.clear()
         self.failures.clear()
         self.num_torn = 0
         for path in sorted((self.folder / self._lines).glob("*.jsonl")):
             for line in self._read(path):
                 self._add(line)
+
+    def _fetch_lines(self) -> None:
+        """Bring the lines of a store in a bucket here; there may be none yet."""
+        try:
+            fetch(self.folder / self._lines, prune=True)
+        except BucketError as error:
+            if error.reason != "missing_file":
+                raise
 
     def _read(self, path: Path) -> Iterator[LineT]:
         # Bytes: a line that was cut within a character is no UTF-8.
@@ -101,7 +117,7 @@ class ReplyStore(Generic[LineT]):
         # The kernel frees the lock of a writer that was killed.
         folder = self.folder / self._lines
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("a") as lock:
+        with (folder / ".lock").open("a") as lock, self._lease():
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -109,18 +125,52 @@ class ReplyStore(Generic[LineT]):
             # Another writer may have ended since they were read: what it paid for is not asked again.
             self._load()
             # A new file for every writer: a torn line stays the last one of its own.
-            name = f"{time.time_ns()}-{os.getpid()}.jsonl"
-            with (folder / name).open("a", encoding="utf-8") as file:
-                self._file = file
-                try:
-                    yield
-                finally:
-                    self._file = None
-            if not (folder / name).stat().st_size:
-                (folder / name).unlink()
+            self._open_file()
+            try:
+                yield
+            finally:
+                self._close_file()
+
+    @contextmanager
+    def _lease(self) -> Iterator[None]:
+        """Let one node at a time write into a store in a bucket; elsewhere the lock does."""
+        uri = uri_of(self.folder / self._lines)
+        if uri is None:
+            yield
+            return
+        lease = Lease(uri, f"store of {self._lines}")
+        lease.acquire()
+        try:
+            yield
+        finally:
+            lease.release()
+
+    def _open_file(self) -> None:
+        name = f"{time.time_ns()}-{os.getpid()}.jsonl"
+        self._file = (self.folder / self._lines / name).open("a", encoding="utf-8")
+        self._opened_s = time.monotonic()
+
+    def _close_file(self) -> None:
+        """Close the file of this writer, and upload it where the store is in a bucket."""
+        assert self._file is not None
+        path = Path(self._file.name)
+        self._file.close()
+        self._file = None
+        if path.stat().st_size:
+            publish(path)
+        else:
+            path.unlink()
+
+    def flush(self) -> None:
+        """Upload the lines of a store in a bucket so far; lines elsewhere are on the disk already."""
+        if self._file is not None and uri_of(self.folder) is not None:
+            self._close_file()
+            self._open_file()
 
     def append(self, line: LineT) -> None:
         """Write a line to the disk before anything else happens: it was paid for.
+
+        A bucket takes no single lines: there a file is uploaded, and another one begun, every :data:`PUBLISH_S`.
 
         Args:
             line: The reply.
@@ -135,3 +185,5 @@ class ReplyStore(Generic[LineT]):
         self._file.flush()
         os.fsync(self._file.fileno())
         self._add(line)
+        if time.monotonic() - self._opened_s > PUBLISH_S:
+            self.flush()

@@ -8,6 +8,25 @@ from typing import NotRequired, TypeAlias, TypedDict
 
 COPY, CEILING = "Copy", "True target through the codec"
 """Labels of what a bench measures without any model: its sources, and its targets as the codec shows them."""
+REFERENCES = (COPY, CEILING)
+
+
+def check_label(label: str) -> str:
+    """Return the name of a system in tables.
+
+    Args:
+        label: The name.
+
+    Raises:
+        ValueError: It is empty, or that of a reference, whose rows it would be mixed with.
+    """
+    if not label.strip():
+        raise ValueError("a system needs a name, which tables show")
+    if label in REFERENCES:
+        raise ValueError(f"{label!r} is what every bench measures of itself: give another name")
+    return label
+
+
 Choice: TypeAlias = tuple[str, str, int]
 """(label, choice, k) of a row."""
 

@@ -28,8 +28,9 @@ class ScoreFigure(TypedDict):
     micro_mean: float  # mean over items
     ci_low: float | None  # 95 % interval of the micro mean over items
     ci_high: float | None
-    std: float | None  # of the micro mean over runs, or over sampling seeds where there is one run only
-    num_runs: int  # values that std is of
+    std: float | None  # of the micro mean
+    num_values: int  # values that std is of
+    over: str  # what they are: training seeds, or sampling seeds where there is one training seed only
     num_items: int
     by_subset: dict[str, float | None]
     num_items_by_subset: dict[str, int]
@@ -53,7 +54,7 @@ def build_score_rows(
     """Build the rows of the table.
 
     An item's value is the mean over its candidates, each as often as it counts, then over sampling seeds, then over
-    runs.
+    training seeds.
 
     Args:
         values: Rows of :data:`wm.evaluation.image_scoring.VALUE_SCHEMA`; each is read once, and only sums are kept.
@@ -124,7 +125,8 @@ def _build_figure(sums: Sums, subsets: Mapping[str, str]) -> ScoreFigure:
         "ci_low": low,
         "ci_high": high,
         "std": sample_std(means),
-        "num_runs": len(means),
+        "num_values": len(means),
+        "over": "training seeds" if len(runs) > 1 else "sampling seeds",
         "num_items": len(items),
         "by_subset": by_subset,
         "num_items_by_subset": {name: len(values) for name, values in members.items()},

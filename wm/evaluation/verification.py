@@ -8,12 +8,23 @@ better.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from wm.errors import InputError
 from wm.evaluation.metrics.stats import Floats
+
+EVALUATED_K: Final = (
+    "K = 1: mean over all candidates sampled; K above 1: mean over the groups of K, of the candidate that the inverse "
+    "model chooses in each."
+)
+"""What K is in the figures of ``wm evaluate`` and ``wm score``, for readers."""
+JUDGED_K: Final = (
+    "K: of the first K candidates of an item the one that the inverse model chooses; K = 1 is the first candidate."
+)
+"""What K is in those of ``wm judge``, which pays for every question. Both estimate the same."""
 
 
 def best_in_groups(score_BK: Floats, k: int) -> npt.NDArray[np.int64]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from wm.errors import InputError
-from wm.files.mirror import CACHE, UNFINISHED, mirror_root
+from wm.files.mirror_paths import CACHE, UNFINISHED, mirror_root
 
 LIMIT: Final = "WM_CACHE_GIB"
 """Variable with the size limit of all local copies on a node in GiB; without it the disk is the limit."""
@@ -43,7 +43,8 @@ def hold(path: Path) -> None:
     Args:
         path: Of the file or folder below the mirror root.
     """
-    if path not in _held:
+    # One lock for all below: a process that fetches thousands of files must not keep as many files open.
+    if path not in _held and not any(parent in _held for parent in path.parents):
         descriptor = _open_lock(path, "hold")
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         _held[path] = descriptor
@@ -65,7 +66,11 @@ def node_lock(path: Path) -> Iterator[None]:
 
 
 def mark_used(paths: Iterable[Path]) -> None:
-    """Set the time of use of copies to now: file systems mounted with noatime do not."""
+    """Set the time of use of copies to now: file systems mounted with noatime do not.
+
+    Args:
+        paths: Of the copies; what is gone meanwhile is passed over.
+    """
     now_ns = time.time_ns()
     for path in paths:
         with suppress(OSError):

@@ -22,7 +22,12 @@ class BotoClient(Protocol):
     """What is used of boto3's client."""
 
     def delete_object(self, *, Bucket: str, Key: str) -> object:
-        """Remove an object; nothing if there is none."""
+        """Remove an object; nothing if there is none.
+
+        Args:
+            Bucket: Its bucket.
+            Key: Its key.
+        """
         ...
 
 
@@ -83,6 +88,9 @@ def get_boto_client(address: ObjectAddress) -> "BotoClient | None":
 
     Objects are removed by it: ``pyarrow.fs`` writes an empty object for the folder of each one that it removes, which
     costs a request, and which stores that keep objects as files (rclone) take for a file.
+
+    Args:
+        address: The bucket, with its options.
     """
     if importlib.util.find_spec("boto3") is None:
         return None
@@ -121,7 +129,11 @@ def _s3_settings(address: ObjectAddress) -> tuple[str, str, bool]:
 
 
 def has_login(scheme: str) -> bool:
-    """Return whether this node has credentials for a kind of store, ``s3`` or ``gs``, or somewhere to get them."""
+    """Return whether this node has credentials for a kind of store, or somewhere to get them.
+
+    Args:
+        scheme: ``s3`` or ``gs``.
+    """
     return _has_aws_login() if scheme == "s3" else _has_google_login()
 
 

@@ -3,8 +3,8 @@
 Each writer puts a claim of its own name into the output's folder and then lists the folder. Stores list what was
 written before (S3 since 2020, Google Cloud Storage): of two writers at least one sees the other, and whoever sees a
 live claim withdraws. The first to write never meets a claim written later: its listing came before. A claim lives while
-its count of beats grows; it is watched by a local stopwatch, and no clocks are compared. A claim that stands still for
-:data:`EXPIRY_S` belongs to a killed writer and is removed; one of a process of this machine that has ended, at once.
+its count of beats grows; it is watched by a local stopwatch, and no clocks are compared. A claim that does not change
+for :data:`EXPIRY_S` belongs to a killed writer and is removed; one of an ended process of this machine, at once.
 
 A writer that was suspended for longer than that finds its claim gone at its next beat or :meth:`Lease.check`, and
 stops. What it had begun to upload at that very moment still arrives: no store without fencing can prevent that.
@@ -104,7 +104,7 @@ class Lease:
         self._beat()
         _held[self.folder_uri] = self
         atexit.register(self.release)
-        # A daemon: a process that ends without releasing leaves a claim that stands still.
+        # A daemon: a process that ends without releasing leaves a claim that does not change.
         self._thread = threading.Thread(target=self._keep, name="wm-lease", daemon=True)
         self._thread.start()
 
@@ -187,7 +187,7 @@ class Lease:
                 if not self._ended.is_set():
                     self._beat(BEAT_S)
             except BucketError:
-                # A store that is down: the claim stands still, and is looked at when the store is back.
+                # A store that is down: the claim does not change, and is looked at when the store is back.
                 continue
 
     def _beat(self, patience_s: float = 60.0) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, TypeVar
 
 from wm.errors import InputError
@@ -102,23 +102,24 @@ def fetch(path: str | Path, *, leave: Sequence[str] = (), prune: bool | None = N
     local = mirrored_path(uri)
     objects = list_below(uri)
     is_file = [facts.name for facts in objects] == [""]
-    left = [facts for facts in objects if not is_file and _matches(facts.name, leave)]
-    wanted = [facts for facts in objects if facts not in left] if left else objects
+    skipped = [facts for facts in objects if not is_file and _matches(facts.name, leave)]
+    to_copy = [facts for facts in objects if is_file or not _matches(facts.name, leave)]
     if hold:
-        cache.hold(local)
+        is_in_folder = is_file and local.parent.parent.parent != mirror_root()
+        cache.hold(local.parent if is_in_folder else local)
     # 1. What has changed, once a node.
-    if any(not _is_fresh(local / facts.name, facts) for facts in wanted):
+    if any(not _is_fresh(local / facts.name, facts) for facts in to_copy):
         with cache.node_lock(local):
-            _copy_changed(uri, local, [facts for facts in wanted if not _is_fresh(local / facts.name, facts)])
+            _copy_changed(uri, local, [facts for facts in to_copy if not _is_fresh(local / facts.name, facts)])
     # 2. Of what is left out the folders, which readers look for; no old copy is taken for today's.
-    for facts in left:
+    for facts in skipped:
         (local / facts.name).parent.mkdir(parents=True, exist_ok=True)
         if not _is_fresh(local / facts.name, facts):
             (local / facts.name).unlink(missing_ok=True)
     if not is_file:
         local.mkdir(parents=True, exist_ok=True)
         _prune(uri, local, {facts.name for facts in objects}, prune)
-    cache.mark_used(local / facts.name for facts in wanted)
+    cache.mark_used(local / facts.name for facts in to_copy)
     return local
 
 
@@ -152,7 +153,14 @@ def publish(path: str | Path) -> None:
 
 
 def remove(path: str | Path) -> None:
-    """Remove a file or folder, in the bucket too if the path stands for one; nothing if there is nothing."""
+    """Remove a file or folder, in the bucket too if the path is of one; nothing if there is nothing.
+
+    Args:
+        path: Of the file or folder.
+
+    Raises:
+        BucketError: It cannot be removed.
+    """
     uri = uri_of(path)
     local = Path(path)
     # The bucket first: what is removed here only would come back.
@@ -209,9 +217,9 @@ def _copy_changed(uri: str, local: Path, changed: "list[ObjectFacts]") -> None:
         return
     num_bytes = sum(facts.size_bytes for facts in changed)
     # A file where there is a folder now, or the other way round, is an old copy of something else.
-    for place in (*reversed([p for p in local.parents if mirror_root() in p.parents]), local):
-        if place.is_file() and (place != local or changed[0].name):
-            place.unlink()
+    for path in (*reversed([parent for parent in local.parents if mirror_root() in parent.parents]), local):
+        if path.is_file() and (path != local or changed[0].name):
+            path.unlink()
     cache.make_room(num_bytes, uri, local)
     with progress(num_bytes, uri) as advance:
         _in_threads(lambda facts: download_object(_child(uri, facts.name), local / facts.name, facts, advance), changed)
@@ -222,10 +230,19 @@ def _prune(uri: str, local: Path, names: set[str], prune: bool | None) -> None:
     if not extras or prune is False:
         return
     # Of an output that is being written, here or on another node, files are there before they are published.
-    if prune is None and _is_being_written(uri):
-        return
+    if prune is None:
+        # So too of stages below, of which one may be working while another one reads all of their folders.
+        extras = [name for name in extras if not _is_below_mark(names, name)]
+        if not extras or _is_being_written(uri):
+            return
     for name in extras:
         (local / name).unlink(missing_ok=True)
+
+
+def _is_below_mark(names: set[str], name: str) -> bool:
+    """Return whether a file is in an output that is being written, among the names that the bucket has."""
+    # Not by a local mark, which may be the copy of one that is gone.
+    return any(str(parent / UNFINISHED) in names for parent in PurePath(name).parents)
 
 
 def _is_being_written(uri: str) -> bool:

@@ -1,4 +1,4 @@
-"""Compute the path that stands for an object of a bucket, and the URI for which a path stands; nothing is read or made.
+"""Compute the path that is used for an object of a bucket, and the URI of such a path; nothing is read or made.
 
 Not known here: what is in the bucket (:mod:`wm.files.mirror`).
 """
@@ -50,7 +50,14 @@ def mirrored_path(uri: str) -> Path:
 
 
 def uri_of(path: str | PurePath) -> str | None:
-    """Return the URI that a path stands for, also one made on a node with another root; None for any other path."""
+    """Compute the URI of a path that stands for an object.
+
+    Args:
+        path: Also one made on a node with another root.
+
+    Returns:
+        The URI; None for any other path.
+    """
     text = str(path)
     if f"/{_FOLDER}/" not in text:
         return None
@@ -63,31 +70,51 @@ def uri_of(path: str | PurePath) -> str | None:
 
 
 def to_path(path: str) -> str:
-    """Replace the URI of an object store by the path that stands for it; other texts stay as they are."""
+    """Replace the URI of an object store by the path that stands for it.
+
+    Args:
+        path: Other texts stay as they are.
+    """
     is_bucket = "://" in path and scheme_of(path) in OBJECT_STORES
     return str(mirrored_path(path)) if is_bucket else path
 
 
 def to_uri(path: str) -> str:
-    """Replace a path that stands for an object by its URI; other texts stay as they are."""
+    """Replace a path that stands for an object by its URI.
+
+    Args:
+        path: Other texts stay as they are.
+    """
     return uri_of(path) or path
 
 
 def on_this_node(path: str | Path) -> Path:
-    """Return where a path of another node is on this one: the same path, but for what stands for an object."""
+    """Return where a path of another node is on this one.
+
+    Args:
+        path: Stays the same, unless it stands for an object.
+    """
     uri = uri_of(path)
     return Path(path) if uri is None else mirrored_path(uri)
 
 
 def shown(text: object) -> str:
-    """Write URIs for the local copies that a message names, without options: users need not know of copies."""
+    """Write URIs for the local copies that a message names, without options: users need not know of copies.
+
+    Args:
+        text: The message.
+    """
     root = f"{mirror_root()}/"
     short = str(text).replace(root, f"/{_FOLDER}/")
     return _SHOWN.sub(lambda match: f"{match[1]}://{unquote(match[2]).partition('?')[0]}", short)
 
 
 def is_own(name: str) -> bool:
-    """Return whether a name below an output is bookkeeping of this package and no part of the output."""
+    """Return whether a file is bookkeeping of this package and no part of an output.
+
+    Args:
+        name: Of the file, below the output.
+    """
     parts = name.split("/")
     is_temporary = any(part.startswith(".") and part.endswith(".tmp") for part in parts)
     return parts[0] == WRITERS or parts[-1] == ".lock" or is_temporary

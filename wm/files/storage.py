@@ -8,6 +8,7 @@ import queue
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -16,10 +17,11 @@ import pyarrow as pa
 from wm.errors import InputError, to_line
 from wm.files.atomic import replace_file
 from wm.files.clients import CONNECT_LIMIT_S, get_filesystem
+from wm.files.store_errors import TRANSIENT
 from wm.files.uris import OBJECT_STORES, is_remote, parse_address, scheme_of
 
 if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
+    from pyarrow.fs import FileInfo, FileSystem
 
 FILES_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64())])
 """Columns of :func:`list_files`: ``path`` below the prefix, size, and time of change (null where unknown)."""
@@ -28,6 +30,8 @@ _CHUNK_BYTES = 1 << 20
 _PART_BYTES = 8 << 20  # an object store is asked once for every part
 _ATTEMPTS = 3
 _BATCH_ROWS = 65536
+LIST_THREADS = 16
+"""Folders of a bucket that are listed at a time."""
 
 
 class StorageError(Exception):
@@ -51,14 +55,12 @@ class StorageError(Exception):
 def list_files(prefix: str) -> pa.Table:
     """List every object below an ``s3://`` or ``gs://`` folder, in depth: a table of :data:`FILES_SCHEMA`, unsorted.
 
-    A million objects take one request a thousand and about 0.5 GB.
+    A million objects take one request a thousand; see :func:`collect_objects` for memory.
 
     Raises:
         StorageError: The folder could not be read; ``missing_file`` if nothing is there.
         InputError: The URI is of another scheme: HTTP has no listing.
     """
-    from pyarrow import fs
-
     if scheme_of(prefix) not in OBJECT_STORES:
         raise InputError(
             f"{prefix!r:.200} cannot be listed: only s3:// and gs:// folders can; name a file or a list file"
@@ -66,20 +68,67 @@ def list_files(prefix: str) -> pa.Table:
     address = parse_address(prefix)
     root = f"{address.bucket}/{address.key}".rstrip("/")
     try:
-        objects = get_filesystem(address, CONNECT_LIMIT_S).get_file_info(fs.FileSelector(root, recursive=True))
+        return collect_objects(get_filesystem(address, CONNECT_LIMIT_S), root)
     except OSError as error:
         raise _convert_error(prefix, error) from error
-    batches, rows = [], []
+
+
+def collect_objects(filesystem: "FileSystem", root: str) -> pa.Table:
+    """List the files below a folder of a store.
+
+    The client's own form of a name takes 0.5 KB. So that those of all are never in memory together, folders are listed
+    some at a time; a folder with everything directly in it is one.
+
+    Args:
+        filesystem: The client.
+        root: Path of the folder.
+
+    Returns:
+        A table of :data:`FILES_SCHEMA`, in no order.
+
+    Raises:
+        OSError: The folder could not be read.
+    """
+    from pyarrow import fs
+
+    def listed(folder: str) -> tuple[pa.Table, list[str]]:
+        infos = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=folder != root))
+        below = [info.path for info in infos if info.type == fs.FileType.Directory]
+        return _to_table(infos, root), below
+
+    def listed_in_depth(folder: str) -> pa.Table:
+        selector = fs.FileSelector(folder, recursive=True, allow_not_found=folder != root)
+        return _to_table(filesystem.get_file_info(selector), root)
+
+    # Other clients may name no folders that hold files only.
+    if filesystem.type_name not in ("s3", "local"):
+        return listed_in_depth(root)
+    tables, folders = [], [root]
+    with ThreadPoolExecutor(LIST_THREADS, thread_name_prefix="list") as pool:
+        # 1. Down until there are folders enough to share.
+        while 0 < len(folders) < LIST_THREADS:
+            parts = list(pool.map(listed, folders))
+            tables += [table for table, _ in parts]
+            folders = [folder for _, below in parts for folder in below]
+        # 2. Each with all that is below it.
+        tables += pool.map(listed_in_depth, folders)
+    return pa.concat_tables(tables) if tables else FILES_SCHEMA.empty_table()
+
+
+def _to_table(infos: "list[FileInfo]", root: str) -> pa.Table:
+    from pyarrow import fs
+
+    batches, rows = [FILES_SCHEMA.empty_table()], []
     # Emptied as it is read: two forms of a million names would not fit.
-    while objects:
-        info = objects.pop()
+    while infos:
+        info = infos.pop()
         if info.type == fs.FileType.File:
             rows.append((info.path[len(root) + 1 :], info.size, info.mtime_ns))
-        if len(rows) == _BATCH_ROWS or (rows and not objects):
+        if len(rows) == _BATCH_ROWS or (rows and not infos):
             columns = [pa.array(values) for values in zip(*rows, strict=True)]
             batches.append(pa.table(columns, names=FILES_SCHEMA.names).cast(FILES_SCHEMA))
             rows = []
-    return pa.concat_tables(batches) if batches else FILES_SCHEMA.empty_table()
+    return pa.concat_tables(batches)
 
 
 def object_store(uri: str, *, stall_limit_s: float = 60.0) -> "tuple[FileSystem, str]":
@@ -246,4 +295,6 @@ def _convert_error(uri: str, error: Exception) -> StorageError:
         return StorageError("missing_file", f"{uri}: no such object or bucket")
     if re.search(r"curlCode: 28|[Tt]imeout|DEADLINE_EXCEEDED", text):
         return StorageError("time_out", f"{uri}: {text}")
-    return StorageError("unreadable", f"{uri}: {text}")
+    # Busy, or a connection that broke: soon better. No server at all is no video's fault, and not waited for.
+    is_transient = bool(TRANSIENT.search(text)) and not re.search(r"curlCode: [67]\b", text)
+    return StorageError("unreadable", f"{uri}: {text}", is_transient)

@@ -10,7 +10,7 @@ from wm.errors import InputError, to_line
 from wm.files.clients import has_login
 from wm.files.uris import parse_address, scheme_of
 
-_TRANSIENT = re.compile(
+TRANSIENT = re.compile(
     r"SLOW_DOWN|SlowDown|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|INTERNAL_ERROR|InternalError|REQUEST_TIMEOUT|THROTTLING|"
     r"NETWORK_CONNECTION|curlCode|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|[Tt]imeout|[Tt]imed out|"
     r"(HTTP (status|response code|error code)[: ]*|HTTP )(429|5\d\d)|Connection (reset|refused)|incomplete"
@@ -84,7 +84,7 @@ def explain_error(uri: str, error: BaseException, act: str) -> BucketError:
         if re.search(pattern, text):
             words = rights if "refuses" in hint else login
             return BucketError(uri, f"{hint.format(host=socket.gethostname(), login=words)} ({text})")
-    is_transient = bool(_TRANSIENT.search(text))
+    is_transient = bool(TRANSIENT.search(text))
     if re.search(r"curlCode: (6|7)\b|Could ?n.t (connect|resolve)|Connection refused", text):
         return BucketError(
             uri, f"no connection to its server; check AWS_ENDPOINT_URL and network ({text})", "unreadable", True

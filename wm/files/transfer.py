@@ -91,6 +91,10 @@ def list_objects(uri: str, *, missing_ok: bool = False, patience_s: float | None
 def stat_object(uri: str, *, patience_s: float | None = None) -> ObjectFacts | None:
     """Return an object's size and time, named ""; None if there is none.
 
+    Args:
+        uri: Of the object.
+        patience_s: As for :func:`attempt`.
+
     Raises:
         BucketError: The store does not say.
     """
@@ -105,6 +109,10 @@ def stat_object(uri: str, *, patience_s: float | None = None) -> ObjectFacts | N
 
 def read_object(uri: str, *, patience_s: float | None = None) -> bytes | None:
     """Read a small object; None if there is none.
+
+    Args:
+        uri: Of the object.
+        patience_s: As for :func:`attempt`.
 
     Raises:
         BucketError: It cannot be read.
@@ -125,6 +133,9 @@ def read_object(uri: str, *, patience_s: float | None = None) -> bytes | None:
 def read_footer(uri: str) -> "FileMetaData":
     """Read the end of a Parquet file in a bucket: its columns and number of rows.
 
+    Args:
+        uri: Of the file.
+
     Raises:
         BucketError: It cannot be read, or is no Parquet file.
     """
@@ -140,6 +151,11 @@ def read_footer(uri: str) -> "FileMetaData":
 def write_object(uri: str, content: bytes, *, patience_s: float | None = None) -> None:
     """Write a small object.
 
+    Args:
+        uri: Of the object.
+        content: All of it.
+        patience_s: As for :func:`attempt`.
+
     Raises:
         BucketError: It cannot be written.
     """
@@ -153,6 +169,10 @@ def write_object(uri: str, content: bytes, *, patience_s: float | None = None) -
 
 def delete_object(uri: str, *, patience_s: float | None = None) -> None:
     """Remove an object; nothing if there is none.
+
+    Args:
+        uri: Of the object.
+        patience_s: As for :func:`attempt`.
 
     Raises:
         BucketError: It cannot be removed.
@@ -186,7 +206,12 @@ def _with_reason(store: "FileSystem", path: str, error: OSError) -> OSError:
 
 
 def to_facts(info: "FileInfo", name: str) -> ObjectFacts:
-    """Convert pyarrow's facts of an object, which is named below what was asked for."""
+    """Convert pyarrow's facts of an object.
+
+    Args:
+        info: The facts.
+        name: Of the object, below what was asked for.
+    """
     return ObjectFacts(name, info.size or 0, info.mtime_ns or 0)
 
 
@@ -244,10 +269,10 @@ def _within(uri: str, limit_s: float, act: str, work: "Callable[[FileSystem, str
         raise BucketError(uri, f"no answer within {limit_s:g} s", "time_out", transient=True) from None
     if is_done:
         return value  # type: ignore[return-value]
+    assert isinstance(value, BaseException)
     # boto3's are known by their package, which need not be installed.
     if isinstance(value, (OSError, pa.ArrowException)) or type(value).__module__.startswith("botocore"):
         raise explain_error(uri, value, act) from value
     if isinstance(value, StorageError):
         raise BucketError(uri, value.detail, value.reason, transient=True) from value
-    assert isinstance(value, BaseException)
     raise value

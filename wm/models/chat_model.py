@@ -66,7 +66,9 @@ class ChatModel:
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices), quiet_transformers():
             torch.manual_seed(seed)
-            output = self.model.generate(**inputs, max_new_tokens=max_tokens, pad_token_id=self._pad_id(), **sampling)
+            # Some tokenizers give more, such as token types, which most models refuse.
+            prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            output = self.model.generate(**prompt, max_new_tokens=max_tokens, pad_token_id=self._pad_id(), **sampling)
         prompt_tokens = int(inputs["input_ids"].shape[1])
         ids = output[0, prompt_tokens:].tolist()
         is_cut_off = len(ids) >= max_tokens and ids[-1] not in self._end_ids()

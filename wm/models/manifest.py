@@ -142,7 +142,7 @@ def read_adapter_manifest(folder: str | Path) -> Manifest:
         path = model_folder(folder)
         raise InputError(
             f"adapter {path} has no {MANIFEST}, which names the base and codec it was made for; one that was trained "
-            f"elsewhere gets it by: python -m jobs.convert adapter={path} base=BASE task=idm out=OUT"
+            f"elsewhere gets it by: wm convert adapter={path} base=BASE task=idm out=OUT"
         )
     return manifest
 

@@ -20,6 +20,12 @@ READ_LAYOUTS = {
     "janus": "hf download deepseek-community/Janus-Pro-7B --local-dir MODEL",
 }
 """The command that downloads a folder of the layout that is read, by family."""
+_FAMILY_WORDS = {
+    "anole": "chameleon", "chameleon": "chameleon", "liquid": "liquid", "emu3": "emu3", "janus": "janus",
+}  # fmt: skip
+_MODEL_PARENTS = ("models", "model", "weights")
+_LOCAL_PARENTS = (*_MODEL_PARENTS, "runs", "run", "data", "out", "outputs", "checkpoints", "adapters")
+"""Folders that people keep models in; no account of the hub that publishes a model of these families is called so."""
 LIQUID_VQGAN = (
     "hf download Junfeng5/Liquid_demo chameleon/vqgan.ckpt chameleon/vqgan.yaml --repo-type space --local-dir FOLDER, "
     "then move FOLDER/chameleon to MODEL/vqgan"
@@ -66,10 +72,23 @@ def hub_hint(folder: str | Path) -> str:
     # A path with more parts, or a drive, is no name of the hub.
     if not _HUB_ID.fullmatch(str(folder)):
         return ""
+    # Neither is a folder that this project's recipes stand for, nor one beside others that are there.
+    parent, name = str(folder).split("/")
+    if parent.lower() in _LOCAL_PARENTS or Path(parent).is_dir():
+        return _placeholder_hint(folder, name)
     return (
         f"; models are read from folders, nothing is downloaded: if {folder} is a name of the Hugging Face hub, run "
         f"`{_download_of(str(folder))}` and give that folder"
     )
+
+
+def _placeholder_hint(folder: str | Path, name: str) -> str:
+    """Name the real repository that a recipe's path stands for, where its name says which."""
+    family = next((family for word, family in _FAMILY_WORDS.items() if word in name.lower()), "")
+    # What a run has trained, such as runs/anole-idm, cannot be downloaded.
+    if not family or str(folder).split("/")[0] not in _MODEL_PARENTS or re.search(r"idm|fdm|adapter", name.lower()):
+        return ""
+    return f"; download it: `{READ_LAYOUTS[family].replace('MODEL', shlex.quote(str(folder)))}`"
 
 
 def find_release_models(folder: Path) -> list[Path]:
@@ -99,7 +118,7 @@ def _is_release_model(folder: Path) -> bool:
 def convert_command(release: Path) -> str:
     """Write the command that brings an original release over, and the folder to give then."""
     out = release.with_name(f"{release.name}-hf") if release.name else release / "hf"
-    command = f"python -m jobs.convert release={shlex.quote(str(release))} out={shlex.quote(str(out))}"
+    command = f"wm convert release={shlex.quote(str(release))} out={shlex.quote(str(out))}"
     return f"run `{command}` once and give {out}"
 
 

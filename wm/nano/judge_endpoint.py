@@ -1,4 +1,4 @@
-"""Answer as a judge of the tabletop world, over the part of OpenAI's chat API that ``jobs.judge`` uses.
+"""Answer as a judge of the tabletop world, over the part of OpenAI's chat API that ``wm judge`` uses.
 
 It sees what any judge sees, two images and a text with the action in it, and reads both images back into states. So the
 path to a real judge can be walked, and its figures checked, without a key. It listens on loopback alone.

@@ -1,6 +1,6 @@
 """Pack trained runs of the nano world into the folders that the package ships: models with a record and a card, images.
 
-Not known here: how the models were trained and measured (``jobs.ship``).
+Not known here: how the models were trained and measured (``wm ship``).
 """
 
 import hashlib
@@ -105,7 +105,7 @@ def write_images(out: Path) -> list[str]:
 
 
 def pack_base(run: Path, out: Path) -> RunRecord:
-    """Copy the base of a run of ``jobs.pretrain``, in float32: what is trained from it starts from these very bits.
+    """Copy the base of a run of ``wm pretrain``, in float32: what is trained from it starts from these very bits.
 
     Args:
         run: The run's folder.
@@ -128,7 +128,7 @@ def pack_base(run: Path, out: Path) -> RunRecord:
 
 
 def pack_role(run: Path, out: Path, task: Task, figures: Figures) -> RunRecord:
-    """Write the model of a run of ``jobs.train``, its language model in float16, its codec as it is.
+    """Write the model of a run of ``wm train``, its language model in float16, its codec as it is.
 
     Args:
         run: The run's folder; its model is full weights.
@@ -166,7 +166,7 @@ def pack_role(run: Path, out: Path, task: Task, figures: Figures) -> RunRecord:
 def _read_complete(run: Path) -> RunRecord:
     record = read_run(run)
     if record is None:
-        raise InputError(f"{run} holds no complete run; run python -m jobs.ship again, it resumes")
+        raise InputError(f"{run} holds no complete run; run wm ship again, it resumes")
     return record
 
 
@@ -240,4 +240,4 @@ Licence: Apache-2.0. Made with wm {__version__}.
 def _figures_note(kind: str) -> str:
     if kind == "base":
         return "Figures of its training, from `run.json`."
-    return "Measured on fresh pairs of the split `test`, never trained on, by `jobs.evaluate` with the oracle as judge."
+    return "Measured on fresh pairs of the split `test`, never trained on, by `wm evaluate` with the oracle as judge."

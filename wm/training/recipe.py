@@ -1,4 +1,4 @@
-"""The training recipe: what ``jobs.train`` reads and every worker receives."""
+"""The training recipe: what ``wm train`` reads and every worker receives."""
 
 import hashlib
 import math
@@ -158,7 +158,7 @@ class TrainRecipe(Recipe):
             if every := getattr(self.eval, name):
                 raise ValueError(
                     f"eval.{name} = {every} with resources.zero_stage = 3: no worker has the complete model to "
-                    "evaluate; choose resources.zero_stage = 2 or lower, or leave it out and run jobs.gate on the "
+                    "evaluate; choose resources.zero_stage = 2 or lower, or leave it out and run wm gate on the "
                     "trained model"
                 )
 
@@ -172,6 +172,30 @@ class TrainRecipe(Recipe):
             The recipe, all else unchanged.
         """
         return self.model_copy(update={"resources": self.resources.model_copy(update=settings)})
+
+    @property
+    def is_sized(self) -> bool:
+        """Return whether it says how many workers there are."""
+        return "num_workers" in self.resources.model_fields_set
+
+    def sized_for(self, cpus: float, gpus: float) -> Self:
+        """Return the recipe with as many workers as a cluster holds, where it does not say how many.
+
+        Args:
+            cpus: Of the cluster; a worker takes one.
+            gpus: Of the cluster; with ``resources.use_gpu`` a worker takes one.
+        """
+        if self.is_sized:
+            return self
+        limit = min(self.global_batch_size, max(1, int(gpus if self.resources.use_gpu else cpus)))
+        # As the recipe is checked: an even share of the batch each, in even passes.
+        counts = [
+            count
+            for count in range(1, limit + 1)
+            if self.global_batch_size % count == 0
+            and self.global_batch_size // count % (self.micro_batch_size or self.global_batch_size // count) == 0
+        ]
+        return self.with_resources(num_workers=max(counts, default=1))
 
     @property
     def num_ranks(self) -> int:

@@ -123,7 +123,8 @@ class ResourceSettings(Recipe):
     """Workers, devices and what keeps the model within their memory; the result does not depend on them."""
 
     num_workers: int = Field(default=2, ge=0)
-    """Ray Train workers; 0: in this process, without Ray."""
+    """Ray Train workers; 0: in this process, without Ray. Left out, a cluster that is joined gives one a GPU with
+    use_gpu, else one a CPU, as many as share global_batch_size evenly."""
     threads_per_worker: int = Field(default=1, ge=1)
     """CPU threads of each worker."""
     use_gpu: bool = False

@@ -11,39 +11,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from jobs.shared.chat.client import Reply, UnansweredError
+from jobs.shared.chat.budget import Budget, ChatLimits
+from jobs.shared.chat.client import BAD_REQUEST, Reply, UnansweredError
 from wm.errors import InputError
 from wm.evaluation.reply_store import LineT, ReplyLine, ReplyStore
 
 _MAX_UNANSWERED_RUN = 20
 """So many requests without an answer in a row end the run: the endpoint is down, and waiting costs money elsewhere."""
+_MAX_REFUSED_FIRST = 20
+"""So many first replies that all refuse the request's form end the run: the others would be refused too."""
 _REPLY_CHARS = 4000
 
 ItemT = TypeVar("ItemT")
-
-
-class ChatLimits(Protocol):
-    """Keys of a recipe that asking reads."""
-
-    @property
-    def concurrency(self) -> int:
-        """Requests at a time."""
-
-    @property
-    def max_attempts(self) -> int:
-        """Replies that cannot be used after which a question is given up."""
-
-    @property
-    def max_cost(self) -> float:
-        """Of all replies of the store together; 0: no limit."""
-
-    def cost(self, input_tokens: int, output_tokens: int) -> float:
-        """Compute a price.
-
-        Args:
-            input_tokens: Of requests.
-            output_tokens: Of replies.
-        """
 
 
 class Endpoint(Protocol):
@@ -93,10 +72,6 @@ class ChatSession(Protocol[ItemT, LineT]):
         Returns:
             The line; its ``failure`` says why it cannot be used.
         """
-
-
-class CostReachedError(InputError):
-    """The next request could cost more than is left of ``max_cost``."""
 
 
 def spent_so_far(store: ReplyStore[LineT], limits: ChatLimits) -> float:
@@ -174,10 +149,11 @@ class _Asker(Generic[ItemT, LineT]):
         self.unanswered: list[Pending[ItemT]] = []
         self.stop: Exception | None = None
         # The store may be shared: what other runs spent counts too.
-        self._budget = _Budget(session.limits, spent_so_far(session.store, session.limits))
+        self._budget = Budget(session.limits, spent_so_far(session.store, session.limits))
         self._waiting = deque(pending)
         self._running: dict[Future[Reply], tuple[Pending[ItemT], float]] = {}
         self._num_in_a_row = 0
+        self._num_refused, self._has_reply = 0, False
 
     def has_work(self) -> bool:
         """Return whether requests are on their way or may be sent."""
@@ -212,13 +188,26 @@ class _Asker(Generic[ItemT, LineT]):
                 self.stop = self.stop or error
                 continue
             self._num_in_a_row = 0
-            tokens = line["input_tokens"] or 0, line["output_tokens"] or 0
-            self._budget.settle(price, self.session.limits.cost(*tokens))
+            self._budget.settle(price, self._price_of(line, price))
             self.session.store.append(line)
+            self._check_refused(line)
             if line["failure"] is not None and question.attempts + 1 < self.session.limits.max_attempts:
                 self._waiting.append(Pending(question.key, question.item, question.attempts + 1))
             else:
                 self._on_settled()
+
+    def _price_of(self, line: LineT, estimate: float) -> float:
+        """Return what a reply has cost; by the estimate where the endpoint does not count tokens."""
+        if line["input_tokens"] is None and line["failure"] != BAD_REQUEST:
+            return estimate
+        return self.session.limits.cost(line["input_tokens"] or 0, line["output_tokens"] or 0)
+
+    def _check_refused(self, line: LineT) -> None:
+        """Stop a run whose requests are all refused, as by a setting that the model does not know."""
+        self._has_reply |= line["failure"] != BAD_REQUEST
+        self._num_refused += line["failure"] == BAD_REQUEST
+        if not self._has_reply and self._num_refused >= _MAX_REFUSED_FIRST and self.stop is None:
+            self.stop = InputError(f"the endpoint refused all of {self._num_refused} requests: {line['reply']}")
 
     def _give_up_for_now(self, question: Pending[ItemT], error: UnansweredError) -> None:
         self.unanswered.append(question)
@@ -250,7 +239,7 @@ def build_reply_line(key: str, reply: Reply) -> ReplyLine:
     # A request that was refused for its form says so itself.
     failure = None
     if reply.refusal:
-        failure = "bad request" if reply.refusal.startswith("bad request") else "refusal"
+        failure = BAD_REQUEST if reply.refusal.startswith(BAD_REQUEST) else "refusal"
     return {
         "key": key,
         "failure": failure,
@@ -261,29 +250,3 @@ def build_reply_line(key: str, reply: Reply) -> ReplyLine:
         "output_tokens": reply.output_tokens,
         "answered_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-class _Budget:
-    """What was spent and what requests on their way may cost."""
-
-    def __init__(self, limits: ChatLimits, spent: float) -> None:
-        self._max_cost, self._spent, self._reserved = limits.max_cost, spent, 0.0
-
-    def reserve(self, price: float) -> bool:
-        """Return whether a request of that price still fits, and count it."""
-        # What is on its way may cost its full estimate.
-        if self._max_cost and self._spent + self._reserved + price > self._max_cost:
-            return False
-        self._reserved += price
-        return True
-
-    def settle(self, reserved: float, spent: float) -> None:
-        """Replace an estimate by what a reply has cost."""
-        self._reserved -= reserved
-        self._spent += spent
-
-    def error(self) -> CostReachedError:
-        return CostReachedError(
-            f"max_cost = {self._max_cost:g} allows no further request ({self._spent:.4f} spent); what is judged is "
-            "kept, the same command with a larger max_cost resumes"
-        )

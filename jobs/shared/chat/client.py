@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 from wm.errors import InputError, to_line
 
 _SHOWN_CHARS = 200
+BAD_REQUEST = "bad request"
+"""How the refusal of a request begins that the endpoint cannot read."""
+_NEW_LIMIT = "max_completion_tokens"
 
 
 class ClientSettings(Protocol):
@@ -59,11 +62,16 @@ class ChatClient:
             is_structured: Whether ``response_format`` of a request is sent, until the endpoint refuses it.
 
         Raises:
-            InputError: OpenAI's own endpoint is meant and its key is not in the environment.
+            InputError: OpenAI's own endpoint is meant and its key is not in the environment, or ``base_url`` is none.
         """
         from openai import DefaultHttpxClient, OpenAI
 
         key = os.environ.get(settings.api_key_variable, "")
+        # The client would repeat its request for a minute before it says so.
+        if base_url and urlsplit(base_url).scheme not in ("http", "https"):
+            raise InputError(
+                f"base_url = {base_url!r:.200}: expected http://… or https://…, such as http://HOST:8000/v1"
+            )
         # Before any work: a run without a key would fail at its first request, hours later.
         if not key and not base_url:
             raise InputError(
@@ -79,9 +87,10 @@ class ChatClient:
             # A proxy of the environment knows no other machine's loopback.
             http_client=DefaultHttpxClient(trust_env=False) if _is_loopback(base_url) else None,
         )
-        self._where = base_url or "OpenAI's API"
+        self._where, self._is_own = base_url or "OpenAI's API", bool(base_url)
         self._settings = settings
         self.is_structured = is_structured
+        self._limit_name = "max_tokens"
 
     def ask(self, body: Mapping[str, object]) -> Reply:
         """Ask once; rate limits, server errors and lost connections are repeated by OpenAI's client.
@@ -103,6 +112,8 @@ class ChatClient:
         while True:
             if not self.is_structured:
                 fields.pop("response_format", None)
+            if "max_tokens" in fields:
+                fields[self._limit_name] = fields.pop("max_tokens")
             try:
                 return to_reply(self.client.chat.completions.create(**fields).model_dump())  # type: ignore[call-overload]
             except openai.BadRequestError as error:
@@ -110,7 +121,11 @@ class ChatClient:
                 if "response_format" in fields and _is_about_format(error):
                     self.is_structured = False
                     continue
-                return Reply(None, refusal=f"bad request: {to_line(error, _SHOWN_CHARS)}")
+                # Newer models of OpenAI's know the limit by another name alone.
+                if "max_tokens" in fields and _NEW_LIMIT in str(error):
+                    self._limit_name = _NEW_LIMIT
+                    continue
+                return Reply(None, refusal=f"{BAD_REQUEST}: {to_line(error, _SHOWN_CHARS)}")
             except openai.APIError as error:
                 raise self.explain(error) from error
 
@@ -123,7 +138,9 @@ class ChatClient:
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             return InputError(f"{self._where} refuses the key in {self._settings.api_key_variable}: {detail}")
         if isinstance(error, openai.NotFoundError):
-            return InputError(f"model = {self._settings.model!r:.100} is not known to {self._where}: {detail}")
+            # Either of the two: servers answer 404 to both.
+            own = ", or base_url lacks its path, such as /v1" if self._is_own else ""
+            return InputError(f"model = {self._settings.model!r:.100} is not known to {self._where}{own}: {detail}")
         if isinstance(error, openai.RateLimitError) and error.code == "insufficient_quota":
             return InputError(f"{self._where}: the account has no credit left: {detail}")
         if isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError):

@@ -258,6 +258,20 @@ def test_a_block_that_was_split_is_refused(videos, tiny_base, tmp_path):
         Annotator(one.annotator_settings())(decode(one).slice(0, 1))
 
 
+def test_a_block_of_another_node_counts_as_moved(videos, tiny_base, tmp_path):
+    one = recipe(videos / "wave", tiny_base, tmp_path / "out")
+    block, annotator = decode(one), Annotator(one.annotator_settings())
+    here = annotator(block)
+    column = block.schema.get_field_index("node")
+    away = annotator(block.set_column(column, "node", pa.array(["f" * 56] * block.num_rows)))
+    assert here["block_bytes"] == [block.nbytes] and here["moved_bytes"] == [0]
+    assert away["moved_bytes"] == away["block_bytes"] and away["block_bytes"][0] >= block.nbytes
+    reports = [{name: values[0] for name, values in answer.items()} for answer in (here, away, here)]
+    traffic = _show_progress(reports, 6, 6)
+    assert traffic["moved_bytes"] == away["block_bytes"][0]
+    assert traffic["block_bytes"] == traffic["moved_bytes"] + 2 * block.nbytes
+
+
 def test_trouble_of_the_machine_ends_the_run_and_is_no_reject(videos, tiny_base, tmp_path, monkeypatch):
     one = recipe(videos / "wave", tiny_base, tmp_path / "out")
     clips = decode(one)

@@ -88,6 +88,8 @@ def test_old_key_says_its_new_name(kind: type[Recipe], override: str, name: str)
         ("keyframes.rule=best", "keyframes.rule = 'best': expected top_then_spacing or greedy_spacing"),
         ("dataset_layout=ucf", "dataset_layout = 'ucf': expected one of auto, folder, ucf101"),
         ("resources.max_decoders=1", "resources: max_decoders = 1 is less than num_decoders = 2"),
+        ("resources.custom_per_annotator.GPU=1", "GPU has a key of its own, or none; expected a name given to"),
+        ("resources.custom_per_annotator.a100=1.5", "a100 = 1.5: expected a share of 1, or a whole number"),
         ("rule=best", "did you mean keyframes.rule?"),
     ],
 )

@@ -52,6 +52,7 @@ def test_rows_are_found_missing_or_rejects(bench, tmp_path, capsys):
     assert "files of no row: 1 (notes.txt)" in capsys.readouterr().out
     counts = collect.run(recipe)["counts"]
     rows = read_bench_rows(bench)
+    assert "rows without a file: 1 (kubric/004.png)" in capsys.readouterr().out
     assert counts == {
         "rows": NUM_ROWS, "rejects_by_reason": {"missing_file": 1, "not_an_image": 1},
         "rows_with_images": 3, "rows_without_images": 2,
@@ -106,7 +107,9 @@ def test_runs_and_equal_candidates_of_a_row(bench, tmp_path):
         (0, 1, [0, 1, 2]), (0, 12, [0]), (1, 1, [2])
     ]  # fmt: skip
     assert (record["counts"]["images"], record["counts"]["distinct_images"], record["counts"]["runs"]) == (5, 3, 2)
-    with pytest.raises(InputError, match="both hold a system named 'GoT'; give another system"):
+    with pytest.raises(
+        InputError, match=r"both hold a system named 'GoT'; give one of them another name .*zero_shot=false"
+    ):
         check_systems([("a", facts), ("b", facts)])
 
 
@@ -123,6 +126,8 @@ def test_runs_and_equal_candidates_of_a_row(bench, tmp_path):
         ({"pattern": "{id}.png"}, "no {id} for triplet .*: give bench_file"),
         ({"pattern": "{row}.webp"}, "no file below .* fits pattern = .*expected 0.webp and the like, found kubric/004"),
         ({"folder": "/nowhere"}, "no such file or folder: /nowhere"),
+        ({"system": "Copy"}, "system = 'Copy': 'Copy' is what every bench measures of itself: give another name"),
+        ({"system": " "}, "a system needs a name"),
         ({"folder": ""}, "nothing to collect: give folder, actions or both"),
         ({"view": "oval"}, "view = 'oval'"),
     ],
@@ -159,7 +164,7 @@ def test_hostile_files_are_rejects(bench, tmp_path):
     assert set(reasons_of(tmp_path / "square").values()) == {"not_square", "unreadable_file", "not_an_image"}
 
 
-def test_actions_of_another_system(bench, tmp_path):
+def test_actions_of_another_system(bench, tmp_path, capsys):
     rows = read_bench_rows(bench)
     lines = [
         {"row": 1, "action": " lift it "}, {"triplet_id": rows[0].triplet_id, "action": "öffne"},
@@ -170,6 +175,11 @@ def test_actions_of_another_system(bench, tmp_path):
     recipe = recipe_of(bench, tmp_path, folder="", actions=str(path), bench_file=str(bench.parent / "test.json"))
     counts = collect.run(recipe)["counts"]
     assert counts["rows_with_actions"] == 2 and counts["extra_lines"] == 1
+    assert counts["rows_without_actions"] == 3 and sum(counts["rows_without_actions_by_class"].values()) == 3
+    shown = capsys.readouterr().out
+    assert "2 rows with actions, 3 without" in shown and "lines of no row: 1 (line 3: row 5)" in shown
+    assert f"rows without an action: 3 ({rows[2].triplet_id}, " in shown
+    assert "warning: 3 of 5 rows have no actions; is it the file of this bench?" in shown
     assert counts["rejects_by_reason"] == {"missing_action": 3}
     actions = read_table(tmp_path / "set/actions", collect.job.ACTION_SCHEMA).to_pylist()
     assert [(row["triplet_id"], row["run"], row["action"]) for row in actions] == [

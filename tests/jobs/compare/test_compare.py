@@ -35,7 +35,9 @@ def write_run(folder: Path, stage: str, bench: Path, **recipe: Any) -> Path:
     return folder
 
 
-def write_judged(folder: Path, bench: Path, scores: dict[str, list[list[float | None]]], model: str = "m") -> Path:
+def write_judged(
+    folder: Path, bench: Path, scores: dict[str, list[list[float | None]]], model: str = "m", **keys: Any
+) -> Path:
     """Scores of each system, a list a training run, an item each; None: not judged."""
     rows = [
         {
@@ -48,7 +50,19 @@ def write_judged(folder: Path, bench: Path, scores: dict[str, list[list[float | 
         for item, value in enumerate(values)
     ]  # fmt: skip
     write_table(rows, folder / "scores.parquet", SCORES_SCHEMA)
-    return write_run(folder, "judge", bench, model=model)
+    return write_run(folder, "judge", bench, model=model, **keys)
+
+
+def write_scored(folder: Path, bench: Path) -> Path:
+    """L1 of two systems, near and far."""
+    rows = [
+        {"triplet_id": f"t{item}", "system": system, "run": 0, "sampling_seed": 0, "decoding": "unknown",
+         "candidates": [0], "chosen_at": [], "pixels_sha256": "", "l1": 0.1 + item / 100 + gap + item * gap / 9}
+        for system, gap in (("near", 0.0), ("far", 0.05))
+        for item in range(COUNT)
+    ]  # fmt: skip
+    write_table(rows, folder / "values" / "part-000000.parquet", VALUE_SCHEMA)
+    return write_run(folder, "score", bench)
 
 
 def compare(first: str, second: str, **keys: Any) -> dict[str, Any]:
@@ -75,10 +89,11 @@ def test_a_known_difference_by_subset(bench, tmp_path, capsys):
     assert entry["micro"]["low"] < entry["macro"]["low"] and entry["micro"]["num_items"] == COUNT
     assert entry["verdict"] == (
         f"A is better by 1.44 [{entry['macro']['low']:.2f}, {entry['macro']['high']:.2f}], macro average, 16 items, "
-        "1 run; surely on even, on odd undecided"
+        "1 training seed; surely on even, on odd undecided"
     )
     text = capsys.readouterr().out
-    assert "One training run" in text and "Holm" in text and f"judge's score (m): {entry['verdict']}" in text
+    assert "One training seed" in text and "wm compare --help" in text and "Holm" not in text
+    assert f"judge's score (m): {entry['verdict']}" in text
     # The other way round the same is said.
     turned = compare("B", f"{judged}:A")["judge.final"]
     assert turned["verdict"] == entry["verdict"] and turned["macro"]["difference"] == pytest.approx(-1.4375)
@@ -93,7 +108,68 @@ def test_what_one_lacks_is_named_and_counts_for_neither(bench, tmp_path, capsys)
     assert entry["by_subset"]["even"]["difference"] == pytest.approx(
         np.mean([2 + item / 8 for item in range(2, 16, 2)])
     )
-    assert "A lacks 2 of 16 triplets in every metric: t0, t3; they count for neither" in capsys.readouterr().out
+    assert "'A' lacks 2 of 16 triplets in every metric: t0, t3; they count for neither" in capsys.readouterr().out
+
+
+def test_judgements_are_compared_where_the_question_was_the_same(bench, tmp_path, capsys):
+    scores = {"A": [BETTER], "B": [BASE]}
+    judged = write_judged(tmp_path / "r" / "j", bench, scores, detail="low", max_tokens=500)
+    # What an earlier version did not record was its default.
+    old = write_judged(tmp_path / "o", bench, scores, detail="auto", source_view="as_seen", temperature=None)
+    assert compare(f"{old}:A", f"{write_judged(tmp_path / 'p', bench, scores)}:B")["judge.final"]
+    with pytest.raises(
+        InputError, match=r"measured alike: .*: detail is 'low' and 'auto', max_tokens is '500' and '300'$"
+    ):
+        compare(f"{judged}:A", f"{old}:B")
+    # Two judgings by one model that differ: both are shown, by what they differ in.
+    other = write_judged(tmp_path / "r" / "k", bench, scores, detail="high", max_tokens=500)
+    text = compare(f"{tmp_path / 'r'}:A", "B")[""]
+    assert [entry["basis"].split(", ")[1] for entry in text["metrics"][:2]] == ["detail low", "detail high"]
+    shown = capsys.readouterr().out
+    assert "(m, detail low, source_view as_seen, temperature default, max_tokens 500)" in shown
+    # Where something else can be compared the reason is a line.
+    write_scored(tmp_path / "x" / "s", bench)
+    write_judged(tmp_path / "x" / "j", bench, {"near": [BASE]}, detail="low")
+    write_judged(tmp_path / "y" / "j", bench, {"far": [BASE]}, source_view="full")
+    write_scored(tmp_path / "y" / "s", bench)
+    assert list(compare(f"{tmp_path / 'x'}:near", f"{tmp_path / 'y'}:far")) == ["l1", ""]
+    shown = capsys.readouterr().out
+    assert "measured otherwise: judge.final, judge.editing_success, judge.minimal_editing: detail is 'low' and" in shown
+    with pytest.raises(InputError, match=r"both have 'l1'; not comparable: judge\.final, .*: detail is"):
+        compare(f"{tmp_path / 'x'}:near", f"{tmp_path / 'y'}:far", metrics=["judge.final"])
+    assert other.is_dir()
+
+
+def test_items_on_fewer_runs_are_named(bench, tmp_path, capsys):
+    lacking = [None if item < 2 else value for item, value in enumerate(BASE)]
+    judged = write_judged(tmp_path / "j", bench, {"A": [BASE, BETTER], "B": [BASE, lacking], "C": [BASE]})
+    entry = compare(f"{judged}:A", "B")["judge.final"]
+    # In the run that B lacks, A is better by 2: that is no difference of the two.
+    assert entry["fewer_runs"] == {"t0": [1, 1], "t1": [1, 1]} and entry["missing"] == {"first": [], "second": []}
+    gains = [0.0 if item < 2 else (BETTER[item] - BASE[item]) / 2 for item in range(COUNT)]
+    assert entry["micro"]["difference"] == pytest.approx(np.mean(gains))
+    shown = capsys.readouterr().out
+    assert "2 triplets are compared on fewer runs than 2 and 2: t0 (1 and 1), t1 (1 and 1), in every metric" in shown
+    # Runs that are not paired: each has its own.
+    entry = compare(f"{judged}:B", "C")["judge.final"]
+    assert entry["fewer_runs"] == {"t0": [1, 1], "t1": [1, 1]}
+
+
+def test_results_of_several_benches_below_a_folder(bench, tmp_path):
+    other = write_triplets(tmp_path / "other", noise_pair, ["take"] * 6)
+    for file in other.glob("*.parquet"):
+        _rename_ids(file)
+    write_judged(tmp_path / "r" / "a", bench, {"A": [BETTER], "B": [BASE]})
+    write_judged(tmp_path / "r" / "b", other, {"C": [BASE[:6]]})
+    # Another system's bench is not in the way.
+    assert compare(f"{tmp_path / 'r'}:A", "B")["judge.final"]["micro"]["num_items"] == COUNT
+    write_judged(tmp_path / "r" / "c", other, {"A": [BASE[:6]]}, model="n")
+    with pytest.raises(
+        InputError,
+        match=r"'A' has results of two benches: .*r/a of 16 triplets, .*r/c of 6, 0 in common; "
+        r"name a narrower folder, such as .*r/c:A",
+    ):
+        compare(f"{tmp_path / 'r'}:A", "B")
 
 
 def test_runs_are_paired_by_their_seed(bench, tmp_path):
@@ -102,32 +178,25 @@ def test_runs_are_paired_by_their_seed(bench, tmp_path):
     entry = compare(f"{judged}:A", "B")["judge.final"]
     assert entry["differences_of_runs"] == pytest.approx({"0": 1.4375, "1": 2.4375, "2": 3.4375})
     assert entry["std_over_runs"] == pytest.approx(1.0) and entry["is_sure"]
-    assert "16 items, 3 runs (± 1.00)" in entry["verdict"]
+    assert "16 items, 3 training seeds (± 1.00)" in entry["verdict"]
     # B and C differ in two of three runs: an interval over items alone would call that sure.
     entry = compare(f"{judged}:C", "B")["judge.final"]
     assert entry["macro"]["low"] > 0 and not entry["is_sure"]
-    assert "undecided: C is ahead by 0.96" in entry["verdict"] and "(so in 2 of 3 runs)" in entry["verdict"]
+    assert "undecided: C is ahead by 0.96" in entry["verdict"] and "(so in 2 of 3 training seeds)" in entry["verdict"]
 
 
 def test_ties_and_equal_systems(bench, tmp_path):
     tied = [value + (1 if item < 4 else -1 if item < 8 else 0) for item, value in enumerate(BASE)]
     judged = write_judged(tmp_path / "j", bench, {"A": [BASE], "B": [BASE], "C": [tied]})
     entry = compare(f"{judged}:A", "B")["judge.final"]
-    assert entry["verdict"] == "equal on every item, 16 items, 1 run" and not entry["is_sure"]
+    assert entry["verdict"] == "equal on every item, 16 items, 1 training seed" and not entry["is_sure"]
     entry = compare(f"{judged}:A", "C")["judge.final"]
     assert entry["micro"]["p"] == 1.0 and entry["verdict"].startswith("undecided: difference 0.00 [-")
     assert entry["verdict"].endswith("undecided on every subset")
 
 
 def test_less_is_better_where_it_is(bench, tmp_path, capsys):
-    rows = [
-        {"triplet_id": f"t{item}", "system": system, "run": 0, "sampling_seed": 0, "decoding": "unknown",
-         "candidates": [0], "chosen_at": [], "pixels_sha256": "", "l1": 0.1 + item / 100 + gap + item * gap / 9}
-        for system, gap in (("near", 0.0), ("far", 0.05))
-        for item in range(COUNT)
-    ]  # fmt: skip
-    write_table(rows, tmp_path / "s" / "values" / "part-000000.parquet", VALUE_SCHEMA)
-    scored = write_run(tmp_path / "s", "score", bench)
+    scored = write_scored(tmp_path / "s", bench)
     entry = compare(f"{scored}:far", "near")["l1"]
     assert entry["lower_is_better"] and entry["micro"]["difference"] > 0.05
     assert entry["verdict"].startswith("near is better by 0.09") and "surely on even and odd" in entry["verdict"]
@@ -191,13 +260,18 @@ def test_what_cannot_be_compared_is_one_line(bench, tmp_path):
     far = write_triplets(tmp_path / "far", noise_pair, ["take"] * 6)
     elsewhere = write_judged(tmp_path / "e", far, {"A": [BASE[:6]]})
     for first, second, message in (
-        (f"{judged}:Z", "A", "name one of the systems there: A, B"),
-        (str(judged), f"{judged}:A", "name one of the systems there: A, B"),
+        (f"{judged}:Z", "A", "name one of the systems there: 'A', 'B'$"),
+        (f"{judged}:a", "A", "name one of the systems there: 'A', 'B'; did you mean 'A'"),
+        (str(judged), f"{judged}:A", "name one of the systems there: 'A', 'B'"),
         (f"{judged}:A", str(tmp_path / "none"), "no such folder"),
         (f"{judged}:A@x", "A", "expected LABEL@greedy, or LABEL@K"),
         (f"{judged}:A", str(bench), "holds no result of single items"),
         ("A", "B", "is no folder; expected FOLDER:LABEL"),
-        (f"{judged}:A", f"{other}:A", "share no metric: judge.final by another|judge.final by m"),
+        (
+            f"{judged}:A",
+            f"{other}:A",
+            "measured alike: judge.final, judge.editing_success, judge.minimal_editing: model is 'm' and 'another'$",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             compare(first, second)
@@ -209,7 +283,7 @@ def test_what_cannot_be_compared_is_one_line(bench, tmp_path):
     stranger = write_judged(tmp_path / "s", strange, {"A": [[1.0]]})
     with pytest.raises(InputError, match="of 16 and 3 triplets they share 0"):
         compare(f"{judged}:A", str(stranger))
-    with pytest.raises(InputError, match=r"metrics = 'l1': both have judge\.final"):
+    with pytest.raises(InputError, match=r"metrics = 'l1': both have 'judge\.final'"):
         compare(f"{judged}:A", "B", metrics=["l1"])
 
 
@@ -239,4 +313,22 @@ def test_the_command_line(bench, tmp_path, capsys, monkeypatch):
     assert wm(["compare", f"{judged}:A", "B", "C"]) == 2
     assert "is a third system" in capsys.readouterr().err
     assert wm(["compare", f"{judged}:A", "B", "--dry-run"]) == 0 and "would compare" in capsys.readouterr().out
-    assert to_settings(["a=b:C", "k=2", "x"]) == ["first=a=b:C", "k=2", "second=x"]
+    assert to_settings(["a=b:C", "k=2", "x"]) == ["first=a=b:C", "second=x", "k=2"]
+    assert to_settings(["second=x", "a"]) == ["first=a", "second=x"] and to_settings(["c.toml"]) == ["c.toml"]
+    for words, message in (
+        (["a"], r"expected two systems, such as wm compare runs/a:C-FDM runs/b:C-FT; got 'a'$"),
+        ([], "expected two systems, .*; got none$"),
+        (["a", "b", "metric=['l1']"], r"unknown key 'metric' in .*; did you mean metrics\?$"),
+        (["a", "out_=x"], "did you mean out"),
+        (["a", "b", "second=c"], "'b' is a third system"),
+    ):
+        with pytest.raises(InputError, match=message):
+            to_settings(words)
+    # A folder may be called like a key.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "metric=x").mkdir()
+    assert to_settings(["a", "metric=x:B"]) == ["first=a", "second=metric=x:B"]
+    monkeypatch.setattr("sys.argv", ["wm"])
+    with pytest.raises(SystemExit):
+        wm(["compare", "--help"])
+    assert "Holm" in capsys.readouterr().out

@@ -55,7 +55,7 @@ def test_all_tables_and_examples_are_written(tiny_base, triplets, tmp_path, caps
             assert scores == sorted(scores, reverse=True) and model["chosen"] == 0
             assert (tmp_path / "out" / model["candidates"][0]["image"]).is_file()
     out = capsys.readouterr().out
-    assert "C-FT, K = 4 (oracle best-of-N)" in out and "preference for the truth" in out
+    assert "C-FT, closest to the target of 4" in out and "preference for the truth" in out
     assert evaluate.run(recipe) == record
     assert "nothing to do" in capsys.readouterr().out
 

@@ -49,7 +49,9 @@ def test_oracle_judges_the_tabletop(nano_base, tmp_path):
     assert tables["idm"][0]["metrics"]["state_equivalent"]["mean"] == 0.0
     # The opposite of each action follows from the state: no model is asked for it.
     rows = {row["negative"]: row for row in tables["probe"] if row["role"] == "fdm"}
-    assert rows["counterfactual_action"]["pairs"] == rows["copy"]["pairs"] == 4
+    assert rows["counterfactual_action"]["pairs"] == rows["random_observation"]["pairs"] == 4
+    # A random codec sees no change in two of the triplets: their copy is the truth.
+    assert rows["copy"]["pairs"] == rows["inverse"]["pairs"] == 2
     part = load_part(tmp_path / "out/parts/zero-shot-fdm.probe.0.npz")[1]
     wins = np.where(part["reference"] > part["negative.counterfactual_action"], 1.0, 0.0)
     assert rows["counterfactual_action"]["metrics"]["share"]["mean"] == wins.mean()

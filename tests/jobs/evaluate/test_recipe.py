@@ -24,6 +24,8 @@ from wm.errors import InputError
             "no such model folder: /nowhere",
         ),
         ({"models": {}, "base": ""}, "nothing to evaluate"),
+        ({"models": {"x": {"path": "m", "role": "fdm", "label": "Copy"}}}, "label.* is what every bench measures"),
+        ({"zero_shot_label": "True target through the codec"}, "zero_shot_label.* is what every bench measures"),
         ({"judge": "gpt"}, "judge = 'gpt'"),
     ],
 )

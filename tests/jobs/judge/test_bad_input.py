@@ -49,7 +49,7 @@ def test_bad_sets_and_a_store_in_use_end_before_a_request(bench: Path, tmp_path:
     alien = write_set(tmp_path / "alien", (7,))
     with judge_server(seven) as server:
         for sets, message in (
-            ((first, second), "first and .*second both hold a system named 'GoT'; give another system"),
+            ((first, second), "first and .*second both hold a system named 'GoT'; give one of them another name"),
             ((alien,), "made for another one"),
             ((str(tmp_path / "none"),), "none does not exist"),
         ):

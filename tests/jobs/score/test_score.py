@@ -223,11 +223,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(bench, got, models, tmp_path):
     assert score.run(recipe_for(bench, tmp_path / "dry", [mixed]), dry_run=True) == {}
     shutil.copy(bench / "triplets" / "part-00000.parquet", mixed / "predictions" / "other.parquet")
     for sets, changes, message in (
-        ([got, other], {}, "both hold a system named 'GoT'; give another system"),
+        ([got, other], {}, "both hold a system named 'GoT'; give one of them another name"),
         ([tmp_path / "half"], {}, "half is not complete: expected a folder with run.json"),
         ([tmp_path / "none"], {}, "none does not exist"),
         ([mixed], {}, "predictions/other.parquet lacks the column 'system'"),
-        ([bench], {}, "has no predictions/: expected a folder of jobs.collect"),
+        ([bench], {}, "has no predictions/: expected a folder of wm collect"),
         ([], {"with_copy": False}, "nothing to score"),
         ([got, got], {}, "expected different folders"),
         ([got], {"clip": models["dino"]}, "holds a model of type 'vit'; expected clip"),

@@ -18,7 +18,8 @@ from serve_apps.__main__ import main as serve_main
 from serve_apps.http import is_page
 from serve_apps.ingress import _build_middlewares
 from serve_apps.keys import Key, KeyRing, main, read_keys
-from serve_apps.middleware.api_keys import Allowance, ApiKeyMiddleware, duration
+from serve_apps.middleware.allowance import Allowance, duration
+from serve_apps.middleware.api_keys import ApiKeyMiddleware
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.serve_local import local_app
 from wm.errors import InputError
@@ -227,17 +228,19 @@ class Clock:
 def test_a_bucket_fills_up_within_a_minute():
     clock = Clock()
     allowance = Allowance(Key(name="a", sha256="0" * 64, requests_per_minute=4, concurrent_requests=100), clock)
-    assert [allowance.take() for _ in range(4)] == [None] * 4
+    assert [allowance.take_now() for _ in range(4)] == [None] * 4
     assert allowance.headers()["x-ratelimit-reset-requests"] == "1m0s"
-    refused = allowance.take()
+    refused = allowance.take_now()
     assert refused.headers["Retry-After"] == "15" and "try again in 15s" in refused.message
     clock.now_s = 14.9
-    assert allowance.take() is not None, "a refusal costs nothing, and nothing is given early"
+    assert allowance.take_now() is not None, "a refusal costs nothing, and nothing is given early"
     clock.now_s = 15.0
-    assert allowance.take() is None
+    assert allowance.take_now() is None
     clock.now_s = 10_000.0
     assert allowance.headers()["x-ratelimit-remaining-requests"] == "0"
-    assert [allowance.take() is None for _ in range(5)] == [True] * 4 + [False], "no more than a minute's is saved up"
+    assert [allowance.take_now() is None for _ in range(5)] == [True] * 4 + [False], (
+        "no more than a minute's is saved up"
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from serve_apps.keys import Key
 from serve_apps.middleware.proxy import (
     KEYS_VARIABLE,
     ORIGINS_VARIABLE,
+    TRACEPARENT_VARIABLE,
     HeaderFilterMiddleware,
     ProxyPagesMiddleware,
     build_middlewares,
@@ -305,6 +306,26 @@ def test_orders_to_the_proxy_are_removed_and_nothing_else():
         ProxyPagesMiddleware,
         RetryMiddleware,
     ]
+
+
+TRACEPARENT = ("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+
+
+@pytest.mark.parametrize(
+    ("variable", "kept"), [("", []), ("1", [TRACEPARENT, ("tracestate", b"a=b"), ("Traceparent", b"odd")]), ("0", [])]
+)
+def test_a_client_names_its_trace_where_it_may(monkeypatch, variable, kept):
+    monkeypatch.setenv(TRACEPARENT_VARIABLE, variable)
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.extend(scope["headers"])
+
+    (built,) = [middleware for middleware in build_middlewares() if middleware.cls is HeaderFilterMiddleware]
+    # Ray decodes the value of each: what is no text would be a 500.
+    headers = [TRACEPARENT, ("tracestate", b"a=b"), ("traceparent", b"\xff"), ("Traceparent", b"odd")]
+    asyncio.run(HeaderFilterMiddleware(app, **built.kwargs)(scope_of(headers=headers), None, None))
+    assert seen == [(name.encode(), value) for name, value in kept]
 
 
 @pytest.mark.parametrize("around", [build_middlewares(), []])

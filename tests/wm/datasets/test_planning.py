@@ -63,9 +63,9 @@ def test_clusters_that_cannot_annotate() -> None:
 
 def test_rates_that_are_missing_or_no_rates() -> None:
     without = {name: value for name, value in FOUND.items() if name != "idm_pairs_per_s"}
-    with pytest.raises(InputError, match=r"rates lack 'idm_pairs_per_s'; python -m jobs.benchmark annotate"):
+    with pytest.raises(InputError, match=r"rates lack 'idm_pairs_per_s'; wm benchmark annotate"):
         rates_from(without)
-    with pytest.raises(InputError, match=r"lack 'dis_frames_per_s_vp9'; python -m jobs.benchmark keyframes .* are dis"):
+    with pytest.raises(InputError, match=r"lack 'dis_frames_per_s_vp9'; wm benchmark keyframes .* are dis"):
         rates_from(FOUND, "dis", "vp9")
     with pytest.raises(InputError, match="rate fetch_images_per_s = 0; expected more than 0"):
         rates_from(FOUND | {"fetch_images_per_s": 0})

@@ -21,7 +21,7 @@ TEMPLATE, SETTINGS = Template(CONTRADICT_TEMPLATE), ContradictSettings("m")
     ("reply", "action"),
     [
         ("close the door", "close the door"),
-        (' \n"close the door."\n', "close the door."),
+        (' \n"close the door"\n', "close the door"),
         ("“‘close’ it”", "‘close’ it"),
         ("'t is closed", "'t is closed"),
         ("ドアを閉める", "ドアを閉める"),
@@ -29,6 +29,26 @@ TEMPLATE, SETTINGS = Template(CONTRADICT_TEMPLATE), ContradictSettings("m")
 )
 def test_replies_with_an_action(reply: str, action: str) -> None:
     assert parse_contradiction(reply, "open the door") == action
+
+
+@pytest.mark.parametrize(
+    ("reply", "action", "expected"),
+    [
+        # What the model alone has added is taken away: a full stop, a capital, the prompt's own label.
+        ("Close the door.", "open the door", "close the door"),
+        ("Instruction: Close it", "open it", "close it"),
+        ('Contradicting instruction: "close it."', "open it", "close it"),
+        ("close the door", "Open the door.", "Close the door"),
+        # What may be meant stays.
+        ("Close the door.", "Open the door.", "Close the door."),
+        ("TV off", "tv on", "TV off"),
+        ("I sit down", "i stand up", "I sit down"),
+        ("wait...", "go", "wait..."),
+        ("Öffne die Tür.", "schließe die Tür", "öffne die Tür"),
+    ],
+)
+def test_a_reply_has_the_form_of_the_action(reply: str, action: str, expected: str) -> None:
+    assert parse_contradiction(reply, action) == expected
 
 
 @pytest.mark.parametrize(
@@ -40,6 +60,8 @@ def test_replies_with_an_action(reply: str, action: str) -> None:
         ("close it\nbecause", "more than one line"),
         ("Open   the DOOR.", "same action"),
         ("“open the door”", "same action"),
+        ("Instruction: open the door", "same action"),
+        ("Instruction:", "empty"),
     ],
 )
 def test_replies_without_one(reply: str | None, reason: str) -> None:

@@ -15,6 +15,7 @@ from wm.evaluation.probe import (
 )
 from wm.evaluation.probe_arrays import from_arrays, to_arrays
 from wm.evaluation.tables import Collected, probe_rows
+from wm.records import row_seeds
 
 ROWS, TOKENS = 12, 4
 
@@ -85,16 +86,43 @@ def test_against_brute_force():
 
 
 def test_ties_count_half():
-    source, _, actions, subsets = _world()
-    result = probe(Recorder(), source, source.clone(), actions, subsets)
-    assert (result["copy"].share, result["copy"].ties) == (0.5, ROWS)
-    assert (result["inverse"].share, result["inverse"].ties) == (0.5, ROWS)
+    source, target, actions, subsets = _world()
+
+    def indifferent(source_BN, target_BN, texts):
+        return Likelihoods(np.full(len(texts), -3.0), np.ones(len(texts)))
+
+    result = probe(indifferent, source, target, actions, subsets)
+    assert {(one.share, one.ties, one.pairs) for one in result.values()} == {(0.5, ROWS, ROWS)}
+
+
+def test_a_target_that_is_its_source_has_no_copy_and_no_inverse():
+    """Such a negative would be the truth itself."""
+    source, target, actions, subsets = _world()
+    target[[1, 4]] = source[[1, 4]]
+    scores = score_probe(Recorder(), source, target, actions, subsets)
+    rows = [row for row in range(ROWS) if row not in (1, 4)]
+    assert scores.negatives["copy"].rows.tolist() == scores.negatives["inverse"].rows.tolist() == rows
+    assert len(scores.negatives["random_action"].rows) == ROWS
+    still = probe(Recorder(), source, source.clone(), actions, subsets)
+    assert set(still) == {"random_action", "random_observation"}
 
 
 def test_same_seed_same_negatives_other_seed_others():
     values, subsets, ids = list(range(40)), ["x"] * 40, [f"t{row}" for row in range(40)]
     first, again, other = (pick_others(values, subsets, ids, seed=s) for s in (1, 1, 2))
     assert first.tolist() == again.tolist() != other.tolist()
+
+
+def test_picks_are_those_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    for size, kinds in ((1, 1), (40, 3), (60, 60), (50, 1)):
+        values, subsets = rng.integers(0, kinds, size).tolist(), rng.choice(["a", "b"], size).tolist()
+        ids = [f"t{number}" for number in rng.permutation(size)]
+        picks = pick_others(values, subsets, ids, seed=7)
+        for row, row_seed in enumerate(row_seeds(7, ids)):
+            others = [r for r in range(size) if subsets[r] == subsets[row] and values[r] != values[row]]
+            others.sort(key=lambda r: ids[r])
+            assert picks[row] == (others[row_seed % len(others)] if others else -1)
 
 
 def test_negatives_do_not_depend_on_the_order_of_rows():

@@ -41,7 +41,9 @@ def test_seeds_are_averaged_within_runs_and_runs_alike():
     figure = row["metrics"]["l1"]
     assert figure["by_subset"] == pytest.approx({"ag": 0.2, "kubric": 0.0})
     assert (figure["micro_mean"], figure["macro_mean"]) == pytest.approx((0.1, 0.1))
-    assert figure["num_runs"] == 2 and figure["std"] == pytest.approx(abs(0.6 - 0.05) / 2**0.5)
+    assert (figure["num_values"], figure["over"]) == (2, "training seeds") and figure["std"] == pytest.approx(
+        abs(0.6 - 0.05) / 2**0.5
+    )
     assert figure["ci_low"] < 0.1 < figure["ci_high"]
 
 

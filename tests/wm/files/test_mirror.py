@@ -148,7 +148,7 @@ def test_errors_say_what_to_do(text: str, hint: str, transient: bool, monkeypatc
 
 
 def test_copies_beyond_the_limit_are_evicted_but_none_in_use(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in "abc":
+    for name in ("a", "b", "c"):
         bucket.put_object(Bucket="bucket", Key=name, Body=b"1" * 1000)
     used, old = fetch("s3://bucket/a"), fetch("s3://bucket/b", hold=False)
     now_s = time.time()

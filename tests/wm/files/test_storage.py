@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.storage_servers import closed_port, fill, gs_server, http_server, s3_server, silent_port
 from wm.errors import InputError
-from wm.files.storage import StorageError, download, list_files, read_bytes
+from wm.files.storage import LIST_THREADS, StorageError, collect_objects, download, list_files, read_bytes
 from wm.video.errors import REASONS
 
 ODD_KEYS = ["a b/x+1.mp4", "a b/ü#?.mp4", "deep/er/y%20.mp4", "z.mp4"]
@@ -43,6 +43,21 @@ def test_s3_lists_every_object_below_a_folder_with_its_size(s3):
 def test_s3_lists_more_than_one_page(s3):
     paths = list_files("s3://many/clips/")["path"].to_pylist()
     assert sorted(paths) == [f"{number:05d}.mp4" for number in range(1205)]
+
+
+@pytest.mark.parametrize("folders", [0, 1, 3, LIST_THREADS + 5])
+def test_folders_are_listed_side_by_side_and_none_is_lost(tmp_path, folders):
+    from pyarrow.fs import LocalFileSystem
+
+    names = {"a.mp4", "one/deep/er/b.mp4"} | {f"f{number}/x/{number}.mp4" for number in range(folders)}
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"1" * len(name))
+    (tmp_path / "empty").mkdir()
+    table = collect_objects(LocalFileSystem(), str(tmp_path)).to_pydict()
+    assert sorted(table["path"]) == sorted(names) and table["size_bytes"] == [len(name) for name in table["path"]]
+    with pytest.raises(FileNotFoundError):
+        collect_objects(LocalFileSystem(), str(tmp_path / "nowhere"))
 
 
 def test_s3_reads_keys_as_they_are_written(s3, tmp_path):

@@ -227,7 +227,7 @@ def adapter(bases, tmp_path):
 
 
 def test_the_refusal_of_such_a_folder_names_the_command(adapter, bases):
-    with pytest.raises(InputError, match=r"has no wm_model.json.*python -m jobs.convert adapter=.*adapter base=BASE"):
+    with pytest.raises(InputError, match=r"has no wm_model.json.*wm convert adapter=.*adapter base=BASE"):
         load_model(adapter, base=bases["chameleon"])
 
 

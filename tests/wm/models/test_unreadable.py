@@ -99,8 +99,13 @@ def test_a_name_of_the_hub_is_told_what_to_run(tmp_path, monkeypatch, folder_nam
     for load in (load_model, load_codec, load_skeleton):
         with pytest.raises(InputError, match=rf"no such model folder: {folder_name}; .*run `{command}`"):
             load(folder_name)
-    for path in ("nowhere", "/nowhere/model", "runs/demo/fdm/model", "../x", "a b/c"):
+    (tmp_path / "mine").mkdir()
+    for path in ("nowhere", "/nowhere/model", "runs/demo/fdm/model", "../x", "a b/c", "runs/idm", "models/anole-idm",
+                 "models/mine", "mine/Anole-7b", "data/liquid-7b"):  # fmt: skip
         assert hub_hint(path) == ""
+    # A placeholder of the recipes is no name of the hub: what it stands for is.
+    for path, name in (("models/anole-7b", "leloy/Anole-7b-v0.1-hf"), ("models/liquid-7b", "Junfeng5/Liquid_V1_7B")):
+        assert hub_hint(path) == f"; download it: `hf download {name} --local-dir {path}`"
 
 
 def test_jobs_tell_it_as_well(tiny_base, tmp_path):

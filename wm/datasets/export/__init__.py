@@ -5,7 +5,15 @@ An export is planned first (:func:`plan_export`: which rows go into which part),
 what speaks of all parts. Images keep their stored bytes unless a size is asked for.
 """
 
-from wm.datasets.export.parts import FORMATS, ExportFormat, finish_export, read_marks, remove_marks, write_part
+from wm.datasets.export.parts import (
+    FORMATS,
+    ExportFormat,
+    finish_export,
+    marks_folder,
+    read_marks,
+    remove_marks,
+    write_part,
+)
 from wm.datasets.export.plan import Part, Plan, Slice, plan_export
 from wm.datasets.export.row_filter import RowFilter, read_selection
 from wm.datasets.export.rows import PROVENANCE, Context, count_licenses, first_image_size
@@ -22,6 +30,7 @@ __all__ = [
     "count_licenses",
     "finish_export",
     "first_image_size",
+    "marks_folder",
     "plan_export",
     "read_marks",
     "read_selection",

@@ -29,6 +29,7 @@ from wm.datasets.export.rows import (
     json_row,
 )
 from wm.files.atomic import temporary_path
+from wm.files.mirror import publish
 from wm.runs import write_text
 
 
@@ -65,6 +66,8 @@ def write(context: Context, part: Part, tick: Callable[[int], object]) -> PartFa
     # A folder of this name is of a part that was not marked: no other is written again.
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(hidden, folder)
+    publish(folder)
+    publish(_fragment(out, part.number))
     return {"rows": len(lines), "licenses": dict(licenses)}
 
 

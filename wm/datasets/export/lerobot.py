@@ -29,6 +29,7 @@ from wm.datasets.export.lerobot_meta import CHUNK_FILES, DATA_SCHEMA, EPISODE_SC
 from wm.datasets.export.plan import Part
 from wm.datasets.export.rows import IMAGES, PROVENANCE, Context, PartFacts, image_of, iterate_rows
 from wm.files.atomic import replace_file
+from wm.files.mirror import publish
 from wm.records import TripletRow
 
 ROW_GROUP_EPISODES = 32
@@ -63,6 +64,8 @@ def write(context: Context, part: Part, tick: Callable[[int], object]) -> PartFa
             licenses[row["license"] or ""] += 1
             rows += 1
             tick(1)
+    publish(data)
+    publish(episodes)
     return {"rows": rows, "licenses": dict(licenses), "stats": stats.moments}
 
 

@@ -13,6 +13,7 @@ from wm.datasets.export import aurora, lerobot, lerobot_meta, webdataset
 from wm.datasets.export.plan import Part, Plan
 from wm.datasets.export.rows import Context, PartFacts
 from wm.errors import InputError
+from wm.files.mirror import publish, remove, uri_of
 from wm.runs import write_json
 
 Tick = Callable[[int], object]
@@ -68,6 +69,7 @@ def write_part(name: str, context: Context, part: Part, tick: Tick = lambda rows
     folder = marks_folder(context.out)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"part-{part.number:06d}.json", facts)
+    publish(folder / f"part-{part.number:06d}.json")
     return facts
 
 
@@ -108,6 +110,8 @@ def finish_export(name: str, context: Context, plan: Plan) -> list[PartFacts]:
 
 def remove_marks(out: str | Path) -> None:
     """Remove the marks, which say nothing more once the export is complete."""
+    if uri_of(out) is not None:
+        remove(marks_folder(out))
     shutil.rmtree(marks_folder(out), ignore_errors=True)
 
 

@@ -52,7 +52,7 @@ class RowFilter:
 
 
 def read_selection(folder: str | Path) -> npt.NDArray[np.bytes_]:
-    """Load the chosen ids, sorted, of a selection: its folder of Parquet files, or the output folder of jobs.select."""
+    """Load the chosen ids, sorted, of a selection: its folder of Parquet files, or the output folder of wm select."""
     root = Path(folder)
     # Either folder is what a user may mean.
     root = root / "selection" if (root / "selection").is_dir() else root

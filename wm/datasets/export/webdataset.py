@@ -27,6 +27,7 @@ from wm.datasets.export.rows import (
     json_row,
 )
 from wm.files.atomic import replace_file
+from wm.files.mirror import publish
 from wm.records import TripletRow
 from wm.runs import write_text
 
@@ -57,6 +58,7 @@ def write(context: Context, part: Part, tick: Callable[[int], object]) -> PartFa
             rows += 1
             licenses[row["license"] or ""] += 1
             tick(1)
+    publish(path)
     return {"rows": rows, "licenses": dict(licenses), "images": sorted(images)}
 
 

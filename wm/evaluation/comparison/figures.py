@@ -3,12 +3,13 @@
 Knows no file and no words.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from wm.evaluation.aurora_bench import order_subsets
+from wm.evaluation.comparison.bases import Basis
 from wm.evaluation.comparison.measures import Measure
 from wm.evaluation.comparison.values import RunValues
 from wm.evaluation.metrics.paired import bootstrap_intervals, compare_paired, holm_correct, signed_rank_sign
@@ -62,23 +63,26 @@ class Comparison:
 
     Attributes:
         measure: The metric.
-        basis: What it was measured with; empty: nothing but the images or texts.
+        basis: What it was measured with.
         micro: Over all items that both have.
         macro: Of the mean over subsets; None for one subset, and where one of several has no item.
         subsets: By subset, those without an item left out.
         runs: Training runs of the first and of the second that the means are of.
         gaps: Run → first minus second, of runs that both have; empty unless there are two at least.
         missing: Triplets of the bench that the first and the second lack.
+        fewer_runs: Triplet → how many runs of the first and of the second its means are over, where these are not all
+            of ``runs``. Of paired runs both are the same; at 0 it counts for neither.
     """
 
     measure: Measure
-    basis: str
+    basis: Basis
     micro: Scope
     macro: Scope | None
     subsets: dict[str, Scope]
     runs: tuple[list[int], list[int]]
     gaps: dict[int, float] = field(default_factory=dict)
     missing: tuple[list[str], list[str]] = field(default=([], []))
+    fewer_runs: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def headline(self) -> Scope:
@@ -105,11 +109,12 @@ class Comparison:
 
 
 def compare_metric(
-    measure: Measure, basis: str, first: RunValues, second: RunValues, subsets: Mapping[str, str], *, seed: int = 0
+    measure: Measure, basis: Basis, first: RunValues, second: RunValues, subsets: Mapping[str, str], *, seed: int = 0
 ) -> Comparison | None:
     """Compare two systems on the items that both have.
 
-    An item's value is its mean over runs: those that both have where there are two at least, else all of each.
+    An item's value is its mean over runs: those in which both have it where two runs or more are of both, else all of
+    each system.
 
     Args:
         measure: The metric.
@@ -124,8 +129,9 @@ def compare_metric(
     """
     # Runs of the same training seed share data order and start, which their difference cancels.
     shared = sorted(set(first) & set(second))
-    runs = (shared, shared) if len(shared) > 1 else (sorted(first), sorted(second))
-    values = [_average([system[run] for run in of]) for system, of in zip((first, second), runs, strict=True)]
+    is_paired = len(shared) > 1
+    runs = (shared, shared) if is_paired else (sorted(first), sorted(second))
+    values, counts = _average(first, second, runs, subsets, is_paired=is_paired)
     # In the bench's order: what one lacks counts for neither.
     common = [key for key in subsets if key in values[0] and key in values[1]]
     if not common:
@@ -145,7 +151,7 @@ def compare_metric(
     )
     # One run has no spread, which is not a spread of 0.
     gaps = {}
-    for run in shared if len(shared) > 1 else []:
+    for run in shared if is_paired else []:
         gap = _difference_of_run(first[run], second[run], {key: subsets[key] for key in common}, macro is not None)
         if gap is not None:
             gaps[run] = gap
@@ -157,14 +163,39 @@ def compare_metric(
         subsets=_correct(by_subset),
         runs=runs,
         gaps=gaps,
-        missing=([key for key in subsets if key not in values[0]], [key for key in subsets if key not in values[1]]),
+        missing=(_list_missing(subsets, first, runs[0]), _list_missing(subsets, second, runs[1])),
+        fewer_runs=counts,
     )
 
 
-def _average(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Average each item over the runs that have it."""
-    items = dict.fromkeys(key for run in runs for key in run)
-    return {key: float(np.mean([run[key] for run in runs if key in run])) for key in items}
+def _average(
+    first: RunValues,
+    second: RunValues,
+    runs: tuple[Sequence[int], Sequence[int]],
+    items: Iterable[str],
+    *,
+    is_paired: bool,
+) -> tuple[tuple[dict[str, float], dict[str, float]], dict[str, tuple[int, int]]]:
+    """Average each item over its runs; also say over how many, where not over all."""
+    values: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    counts: dict[str, tuple[int, int]] = {}
+    for key in items:
+        own = [run for run in runs[0] if key in first[run]]
+        other = [run for run in runs[1] if key in second[run]]
+        has_both = bool(own) and bool(other)
+        if is_paired:
+            # In a run that one of them lacks, the other one's value would tell of the run, not of the system.
+            own = other = [run for run in own if run in other]
+        for system, into, of in ((first, values[0], own), (second, values[1], other)):
+            if of:
+                into[key] = sum(system[run][key] for run in of) / len(of)
+        if has_both and (len(own), len(other)) != (len(runs[0]), len(runs[1])):
+            counts[key] = (len(own), len(other))
+    return values, counts
+
+
+def _list_missing(items: Iterable[str], system: RunValues, runs: Sequence[int]) -> list[str]:
+    return [key for key in items if not any(key in system[run] for run in runs)]
 
 
 def _compare(first_B: np.ndarray, second_B: np.ndarray, seed: int) -> Scope:

@@ -9,10 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from wm.buckets import WEIGHTS
 from wm.errors import InputError
 from wm.evaluation.bench_rows import BenchRow, read_bench_rows
 from wm.evaluation.heldout import spread_rows
+from wm.evaluation.recorded_inputs import fetch_recorded
 from wm.evaluation.report.findings import SUPERSEDED
+from wm.files.mirror import fetch, list_below
+from wm.files.uris import OBJECT_STORES, parse_address
 from wm.runs import read_run
 
 STAGES = ("evaluate", "judge", "score")
@@ -75,10 +79,10 @@ def parse_system(text: str, results: Sequence[str]) -> SystemName:
         InputError: The part before a colon looks like a path and is no folder.
     """
     # A folder's name may hold colons, and so may a label: the longest part that is a folder counts.
-    if _is_folder(text):
+    if is_folder(text):
         return SystemName((text,), "")
     for position in [index for index, character in enumerate(text) if character == ":"][::-1]:
-        if _is_folder(text[:position]):
+        if is_folder(text[:position]):
             return SystemName((text[:position],), text[position + 1 :])
     head, colon, _ = text.partition(":")
     # A label may hold a slash as well; what cannot be found is named below with those that can.
@@ -87,7 +91,37 @@ def parse_system(text: str, results: Sequence[str]) -> SystemName:
     return SystemName(tuple(results), text.removeprefix(":"))
 
 
-def _is_folder(text: str) -> bool:
+def fetch_system(text: str) -> str:
+    """Fetch the folder of ``URI`` or ``URI:LABEL`` and write its local path for it; any other text stays as it is.
+
+    Args:
+        text: As it was given.
+
+    Raises:
+        InputError: No part of a URI is a folder of a bucket, or it cannot be read.
+    """
+    if not text.startswith(tuple(f"{scheme}://" for scheme in OBJECT_STORES)):
+        return text
+    # As with paths the longest part counts: names, labels and options may all hold colons.
+    begin = text.index("://") + 3
+    positions = [len(text), *(index for index in range(len(text) - 1, begin, -1) if text[index] == ":")]
+    for position in positions:
+        uri = text[:position]
+        # Options end a URI; only a server's has a colon of its own.
+        if any(":" in value for name, value in parse_address(uri).options if name != "endpoint_override"):
+            continue
+        if list_below(uri, missing_ok=True):
+            # What single items need, without the weights of models.
+            return f"{fetch(uri, leave=WEIGHTS)}{text[position:]}"
+    raise InputError(f"no such folder in the bucket: {text:.300}; expected URI, URI:LABEL or LABEL")
+
+
+def is_folder(text: str) -> bool:
+    """Return whether a text is the path of a folder, however long it is.
+
+    Args:
+        text: As it was given.
+    """
     try:
         return bool(text) and Path(text).is_dir()
     except (OSError, ValueError):
@@ -177,7 +211,7 @@ def read_bench(result: Result, triplets: str) -> tuple[BenchRow, ...]:
     Raises:
         InputError: The bench is not there.
     """
-    folder = triplets or str(result.key("triplets", ""))
+    folder = triplets or fetch_recorded(str(result.key("triplets", "")))
     if not Path(folder).is_dir():
         raise InputError(f"{result.folder}: its bench {folder} is not there; give triplets=FOLDER")
     rows = _read_rows(folder)

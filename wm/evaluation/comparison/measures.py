@@ -43,8 +43,6 @@ _MEASURES = (
     # Image distances and similarities.
     Measure("l1", "L1", digits=4, lower_is_better=True),
     Measure("l1_square", "L1 of the square", digits=4, lower_is_better=True),
-    Measure("lpips", "LPIPS", digits=4, lower_is_better=True),
-    Measure("dreamsim", "DreamSim", digits=4, lower_is_better=True),
     Measure("clip_i", "CLIP-I", digits=4),
     Measure("clip_t_target", "CLIP-T, target's caption", digits=4),
     Measure("clip_t_prediction", "CLIP-T, own caption", digits=4),

@@ -12,33 +12,26 @@ import pyarrow as pa
 from wm.errors import InputError
 from wm.evaluation.bank import Bank
 from wm.evaluation.bench_rows import BenchRow
+from wm.evaluation.comparison.bases import Basis, MetricKey, judge_basis, score_basis
 from wm.evaluation.comparison.folders import Choice, Result, read_bench
 from wm.evaluation.comparison.measures import JUDGE_PARTS, MEASURES
 from wm.evaluation.image_scoring import Values
-from wm.evaluation.judge.score_files import read_scores
+from wm.evaluation.judge.score_files import list_judged_systems, read_scores
 from wm.evaluation.probe import preferences_by_pair
 from wm.evaluation.probe_arrays import from_arrays
 from wm.evaluation.score_tables import average_by_run, choices_of
 from wm.evaluation.units import build_bank, load_part
 from wm.evaluation.verification import chosen_values
+from wm.names import quote_names
 from wm.tables import open_parquet, read_table, table_files
 
 RunValues: TypeAlias = dict[int, dict[str, float]]
 """Training run → id of the triplet → value."""
-MetricKey: TypeAlias = tuple[str, str]
-"""Metric, and what it was measured with: the judge or the model; only values of one such basis are compared."""
 
-_BASES = {
-    "clip_i": ("clip",),
-    "clip_t_target": ("clip", "blip"),
-    "clip_t_prediction": ("clip", "blip"),
-    "dino": ("dino", "dino_preparation"),
-}
-"""Metrics of ``jobs.score`` that depend on models, and the keys that name these."""
 _VALUE_COLUMNS = ("triplet_id", "system", "run", "sampling_seed", "decoding", "candidates", "chosen_at")
 _ORACLE_NAMES = {**{name: f"oracle.{name}" for name in JUDGE_PARTS}, "right": "right", "copied": "copied",
                  "l1": "l1_square"}  # fmt: skip
-"""Metrics of ``jobs.evaluate`` and their keys here; its L1 is over the square that a model sees."""
+"""Metrics of ``wm evaluate`` and their keys here; its L1 is over the square that a model sees."""
 
 
 @dataclass
@@ -50,6 +43,8 @@ class SystemValues:
     bench: tuple[BenchRow, ...]
     metrics: dict[MetricKey, RunValues] = field(default_factory=dict)
     origins: dict[MetricKey, Result] = field(default_factory=dict)
+    bench_origin: Result | None = None
+    """Whose bench it is."""
 
     def add(self, key: MetricKey, runs: RunValues, result: Result) -> None:
         """Add a metric; of the same one from two commands the first is taken.
@@ -80,7 +75,7 @@ def list_labels(results: Sequence[Result]) -> list[str]:
         if result.stage == "evaluate":
             labels += [label for _, label, _, _ in _list_models(result)]
         elif result.stage == "judge":
-            labels += [score.system for score in read_scores(result.folder)]
+            labels += list_judged_systems(result.folder)
         else:
             for folder in _value_folders(result):
                 labels += _read_columns(folder, ["system"])["system"].unique().to_pylist()
@@ -104,6 +99,9 @@ def read_values(results: Sequence[Result], label: str, choice: Choice, triplets:
     """
     values = SystemValues(label, choice, ())
     for result in results:
+        # One folder may hold results of several benches: those that know the system count.
+        if label not in list_labels([result]):
+            continue
         bench = read_bench(result, triplets)
         _join_bench(values, bench, result)
         if result.stage == "judge":
@@ -114,7 +112,10 @@ def read_values(results: Sequence[Result], label: str, choice: Choice, triplets:
             _add_evaluation(values, result, bench)
     if not values.metrics:
         folders = ", ".join(str(result.folder) for result in results)
-        raise InputError(f"{label!r:.100} has no value at {choice} in {folders}; its systems: {list_labels(results)}")
+        raise InputError(
+            f"{label!r:.100} has no value at {choice} in {folders:.300}; systems there: "
+            f"{quote_names(list_labels(results))}"
+        )
     return values
 
 
@@ -122,9 +123,15 @@ def _join_bench(values: SystemValues, bench: tuple[BenchRow, ...], result: Resul
     """Keep the larger of two benches, one of which must be a part of the other."""
     before, own = ({row.triplet_id for row in rows} for rows in (values.bench, bench))
     # Part of it: one of them may have been limited.
-    if len(before & own) < min(len(before), len(own)):
-        raise InputError(f"{result.folder} is of another bench than the other results of {values.label!r:.100}")
-    values.bench = max(values.bench, bench, key=len)
+    shared = len(before & own)
+    if values.bench_origin is not None and shared < min(len(before), len(own)):
+        raise InputError(
+            f"{values.label!r:.100} has results of two benches: {values.bench_origin.folder} of {len(before):,} "
+            f"triplets, {result.folder} of {len(own):,}, {shared:,} in common; name a narrower folder, such as "
+            f"{result.folder}:{values.label:.100}"
+        )
+    if len(bench) > len(values.bench):
+        values.bench, values.bench_origin = bench, result
 
 
 def _add_judgements(values: SystemValues, result: Result) -> None:
@@ -132,8 +139,7 @@ def _add_judgements(values: SystemValues, result: Result) -> None:
     if values.choice.is_greedy:
         return
     scores = [score for score in read_scores(result.folder) if score.system == values.label]
-    template = str(result.record.get("inputs", {}).get("template", ""))
-    basis = ", ".join(part for part in (str(result.key("model", "")), template and f"template {template}") if part)
+    basis = judge_basis(result)
     for name in JUDGE_PARTS:
         gathered: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         # What was not judged has no value: it is missing, never 0.
@@ -168,15 +174,7 @@ def _add_scores(values: SystemValues, result: Result) -> None:
             if (kind == "greedy") == values.choice.is_greedy and k == values.choice.k
         ]
         for name in metrics:
-            values.add((name, _describe_basis(result, name)), average_by_run(name, weighted), result)
-
-
-def _describe_basis(result: Result, metric: str) -> str:
-    # Names without their folders, which differ from machine to machine.
-    if metric == "bertscore":
-        settings = result.key("bertscore", {}) or {}
-        return ", ".join(str(Path(str(value)).name) for value in settings.values() if value not in (None, ""))
-    return ", ".join(Path(str(result.key(name, ""))).name for name in _BASES.get(metric, ()))
+            values.add((name, score_basis(result, name)), average_by_run(name, weighted), result)
 
 
 def _add_evaluation(values: SystemValues, result: Result, bench: Sequence[BenchRow]) -> None:
@@ -204,7 +202,7 @@ def _add_evaluation(values: SystemValues, result: Result, bench: Sequence[BenchR
         for file in sorted((result.folder / "parts").glob(f"{name}.probe.*.npz")):
             gathered[f"preference.{role}"][run] = _read_preferences(result, file, ids)
     for metric, runs in gathered.items():
-        values.add((metric, ""), runs, result)
+        values.add((metric, Basis()), runs, result)
 
 
 def _choose(bank: Bank, choice: Choice) -> Mapping[str, np.ndarray]:

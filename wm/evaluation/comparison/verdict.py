@@ -8,10 +8,10 @@ from wm.evaluation.comparison.measures import Measure
 from wm.evaluation.report.summary import format_p
 
 METHOD = (
-    "Intervals: 95 %, paired bootstrap over the items that both have (BCa), runs taken as they are; of the macro "
-    "average items are resampled within each subset.",
+    "Intervals: 95 %, paired bootstrap over the items that both have (BCa), training seeds taken as they are; of the "
+    "macro average items are resampled within each subset.",
     "p: Wilcoxon's signed-rank test over items, two-sided. On subsets it is corrected for their number (Holm).",
-    "Surely better: the interval excludes 0, p is below .05 (on a subset: corrected), and no paired training run "
+    "Surely better: the interval excludes 0, p is below .05 (on a subset: corrected), and no paired training seed "
     "says the opposite. Metrics are not corrected for one another: of twenty, one may differ by chance.",
 )
 """How to read a comparison, a sentence a line."""
@@ -25,7 +25,7 @@ def describe(comparison: Comparison, names: tuple[str, str]) -> str:
         names: Of the first and of the second system.
 
     Returns:
-        Such as ``C-FDM is better by 0.41 [0.12, 0.70], 248 items, 3 runs; surely on AG, on WhatsUp undecided``.
+        Such as ``C-FDM is better by 0.41 [0.12, 0.70], 248 items, 3 training seeds; surely on AG``.
     """
     scope, measure = comparison.headline, comparison.measure
     facts = f"{_count(comparison.micro.num_items, 'item')}, {_describe_runs(comparison)}"
@@ -68,7 +68,7 @@ def _explain_doubt(comparison: Comparison) -> str:
         # Ranks leave the size of a few large differences out of account, the mean does not.
         return f" (though p {format_p(p)}: more items differ this way)" if p is not None and p < ALPHA else ""
     if comparison.num_agreeing < len(comparison.gaps):
-        return f" (so in {comparison.num_agreeing} of {len(comparison.gaps)} runs)"
+        return f" (so in {comparison.num_agreeing} of {len(comparison.gaps)} training seeds)"
     return f" (p {format_p(comparison.micro.p)} over all items)"
 
 
@@ -76,8 +76,8 @@ def _describe_runs(comparison: Comparison) -> str:
     first, second = (len(runs) for runs in comparison.runs)
     # The spread of paired runs, where there is one.
     if comparison.std is not None:
-        return f"{_count(first, 'run')} (± {comparison.measure.text(comparison.std)})"
-    return _count(first, "run") if first == second else f"{first} and {_count(second, 'run')}"
+        return f"{_count(first, 'training seed')} (± {comparison.measure.text(comparison.std)})"
+    return _count(first, "training seed") if first == second else f"{first} and {_count(second, 'training seed')}"
 
 
 def _describe_subsets(comparison: Comparison, names: tuple[str, str], leader: str) -> str:

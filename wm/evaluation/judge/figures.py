@@ -9,6 +9,7 @@ from typing import Final, Literal, TypeAlias, TypedDict
 import numpy as np
 
 from wm.evaluation.judge.items import COPY
+from wm.evaluation.judge.repetitions import Repetition, name_repetitions
 from wm.evaluation.metrics.stats import mean_interval, sample_std
 
 Criterion: TypeAlias = Literal["final", "editing_success", "minimal_editing"]
@@ -39,6 +40,11 @@ class ItemScore:
     failure: str | None
 
     @property
+    def repetition(self) -> Repetition:
+        """What tells it from other judgements of the same item."""
+        return self.run, self.sampling_seed, self.repeat
+
+    @property
     def final(self) -> float | None:
         """The minimum of both criteria."""
         if self.editing_success is None or self.minimal_editing is None:
@@ -47,7 +53,7 @@ class ItemScore:
 
 
 class JudgeFigure(TypedDict):
-    """A mean from 0 to 10. ``std`` is over runs, seeds and repeats; the interval (95 %) is over the items."""
+    """A mean from 0 to 10. ``std`` is over what the system's ``over`` says; the interval (95 %) is over the items."""
 
     mean: float
     std: float | None
@@ -62,7 +68,10 @@ class SystemFigures(TypedDict):
 
     system: str
     num_candidates: int
-    runs: int
+    num_values: int
+    """Times that each item may be judged: different training seeds, sampling seeds and repeats of the question."""
+    over: str
+    """What these differ in, which spreads are over, such as ``sampling seeds``."""
     figures: dict[str, dict[str, JudgeFigure]]
     missing: dict[str, int]
     """Triplets of a subset without any prediction, where there are some."""
@@ -91,12 +100,13 @@ def compute_figures(scores: Sequence[ItemScore], subsets: Mapping[str, str]) -> 
     for (system, num_candidates), group in groups.items():
         # Without a prediction there is nothing to judge, which is another thing than a failure of the judge.
         present = Counter(subsets[triplet_id] for triplet_id in {score.triplet_id for score in group})
-        runs = {(score.run, score.sampling_seed, score.repeat) for score in group}
+        runs = {score.repetition for score in group}
         table.append(
             {
                 "system": system,
                 "num_candidates": num_candidates,
-                "runs": len(runs),
+                "num_values": len(runs),
+                "over": name_repetitions(runs),
                 "figures": {criterion: _by_subset(group, criterion, sizes, len(runs)) for criterion in CRITERIA},
                 "missing": {name: sizes[name] - present[name] for name in sizes if present[name] < sizes[name]},
                 "unjudged": dict(sorted(Counter(score.failure for score in group if score.failure).items())),
@@ -140,22 +150,22 @@ def _by_subset(
 
 def _means_by_run(group: Sequence[ItemScore], criterion: Criterion, sizes: Mapping[str, int]) -> list[float]:
     """Compute the macro average of every run that has all subsets."""
-    runs: dict[tuple[int, int, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    runs: dict[Repetition, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for score in group:
         value = getattr(score, criterion)
         if value is not None:
-            runs[score.run, score.sampling_seed, score.repeat][score.subset].append(value)
+            runs[score.repetition][score.subset].append(value)
     return [mean(mean(run[name]) for name in sizes) for run in runs.values() if len(run) == len(sizes)]
 
 
 def _figure(group: Sequence[ItemScore], criterion: Criterion, expected: int) -> JudgeFigure | None:
     """Compute the mean over what was judged, each item's runs averaged first; None without any."""
-    by_item, by_run = defaultdict[str, list[float]](list), defaultdict[tuple[int, int, int], list[float]](list)
+    by_item, by_run = defaultdict[str, list[float]](list), defaultdict[Repetition, list[float]](list)
     for score in group:
         value = getattr(score, criterion)
         if value is not None:
             by_item[score.triplet_id].append(value)
-            by_run[score.run, score.sampling_seed, score.repeat].append(value)
+            by_run[score.repetition].append(value)
     if not by_item:
         return None
     # Items are what the interval is over: several judgements of one item are no further items.

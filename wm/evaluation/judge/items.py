@@ -12,6 +12,7 @@ from wm.evaluation.heldout import SubsetColumn, spread_rows
 from wm.evaluation.judge.requests import Question
 from wm.evaluation.predictions import PredictionFacts, pixels_digest, read_image_bytes
 from wm.images import Pixels, decode_image, encode_png, fit_square
+from wm.names import hint_nearest, quote_names
 from wm.tables import read_table, triplets_folder
 
 COPY = "Copy"
@@ -146,7 +147,10 @@ def choose_items(
     # A misspelt system would be an empty row of the table.
     missing = [name for name in systems if name not in names]
     if missing:
-        raise InputError(f"systems = {missing[0]!r:.100}: the prediction sets hold {', '.join(sorted(names))}")
+        raise InputError(
+            f"systems = {missing[0]!r:.100}: the prediction sets hold {quote_names(sorted(names))}"
+            f"{hint_nearest(missing[0], names)}"
+        )
     if not is_known:
         raise InputError("no prediction belongs to a triplet of this bench; were they made for another one?")
     # One item a group and K, where the group has as many candidates.

@@ -42,3 +42,17 @@ def read_scores(folder: str | Path) -> list[ItemScore]:
     names = list(ItemScore.__annotations__)
     rows = read_table(Path(folder) / "scores.parquet", SCORES_SCHEMA, names).to_pylist()
     return [ItemScore(**row) for row in rows]
+
+
+def list_judged_systems(folder: str | Path) -> list[str]:
+    """List the systems of a complete judging, without reading its scores.
+
+    Args:
+        folder: Output folder of ``judge``.
+
+    Raises:
+        InputError: The table is missing or damaged.
+    """
+    table = read_table(Path(folder) / "scores.parquet", SCORES_SCHEMA, ["system"])
+    names: list[str] = table["system"].unique().to_pylist()
+    return names

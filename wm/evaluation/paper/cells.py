@@ -29,8 +29,9 @@ class Cell:
 
     Attributes:
         mean: Our figure; None where there is none.
-        std: Standard deviation over runs; None for one run.
-        num_runs: Values that ``std`` is of.
+        std: Standard deviation; None for one value.
+        num_values: Values that ``std`` is of.
+        over: What they are, such as ``training seeds``.
         ci_low: Lower end of the 95 % interval over items; None where it is not defined.
         ci_high: Upper end.
         n: Items that ``mean`` is over; None where items do not apply.
@@ -50,7 +51,8 @@ class Cell:
 
     mean: float | None = None
     std: float | None = None
-    num_runs: int = 0
+    num_values: int = 0
+    over: str = "training seeds"
     ci_low: float | None = None
     ci_high: float | None = None
     n: int | None = None
@@ -87,13 +89,13 @@ class Cell:
         return self.format_value(self.mean) + (self.mark if self.mean is not None else "")
 
     def spread_text(self) -> str:
-        """Format spread and number of items: ``± 0.12 (3 runs; n 40 of 48)``; empty where there is neither."""
-        # One run has no spread, and nothing is said of it.
+        """Format spread and items: ``± 0.12 (3 training seeds; n 40 of 48)``; empty where there is neither."""
+        # One value has no spread, and nothing is said of it.
         parts = []
         if self.std is not None:
             parts.append(f"± {replace(self, is_signed=False).format_value(self.std)}")
         # A mean over fewer items than the bench is never printed without saying so.
-        notes = [f"{self.num_runs} runs"] if self.std is not None else []
+        notes = [f"{self.num_values} {self.over}"] if self.std is not None else []
         notes += [f"n {self.n:,} of {self.expected:,}"] if self.is_partial else []
         parts += [f"({'; '.join(notes)})"] if notes else []
         return " ".join(parts)

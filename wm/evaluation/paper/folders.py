@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from wm.errors import InputError
+from wm.files.mirror import to_path
 from wm.runs import RunRecord, parse_json, read_run
 
 
@@ -36,7 +37,7 @@ class Source:
 
     def annotation_recipe(self) -> dict[str, Any]:
         """Return the recipe of the annotation whose triplets a selection chose from; empty where it has gone."""
-        triplets = Path(str(self.recipe("triplets", "")))
+        triplets = Path(to_path(str(self.recipe("triplets", ""))))
         # The annotation's folder, or that of its triplets.
         record = read_run(triplets) or read_run(triplets.parent) or {}
         return cast(dict[str, Any], record.get("recipe", {}))

@@ -177,8 +177,8 @@ def escape_latex(text: str) -> str:
 
 
 CSV_COLUMNS = (
-    "table", "group", "row", "column", "mean", "std", "num_runs", "ci_low", "ci_high", "n", "expected", "is_best",
-    "published", "published_mark", "published_source", "is_published_best", "absent", "command",
+    "table", "group", "row", "column", "mean", "std", "num_values", "over", "ci_low", "ci_high", "n", "expected",
+    "is_best", "published", "published_mark", "published_source", "is_published_best", "absent", "command",
 )  # fmt: skip
 """Columns of the CSV: one line a cell, numbers in full."""
 
@@ -206,7 +206,8 @@ def to_csv(table: Table) -> str:
                 [
                     f"{table.key} ({TOY_MARK})" if table.is_toy else table.key,
                     row.group, row.title, column.name,
-                    *("" if value is None else repr(value) for value in (cell.mean, cell.std)), cell.num_runs or "",
+                    *("" if value is None else repr(value) for value in (cell.mean, cell.std)), cell.num_values or "",
+                    cell.over if cell.num_values else "",
                     *("" if value is None else repr(value) for value in (cell.ci_low, cell.ci_high)),
                     "" if cell.n is None else cell.n, "" if cell.expected is None else cell.expected,
                     int(cell.is_best),

@@ -11,6 +11,7 @@ import numpy as np
 
 from wm.evaluation.image_scoring import Values
 from wm.evaluation.judge.figures import MACRO, TOP, Criterion, ItemScore, SystemFigures, compute_figures
+from wm.evaluation.judge.repetitions import Repetition, name_repetitions
 from wm.evaluation.metrics.paired import bootstrap_intervals
 from wm.evaluation.metrics.stats import sample_std, stratified_interval
 from wm.evaluation.paper.cells import Cell
@@ -61,7 +62,7 @@ class Measured:
         return [score for score in self.sources.judgements if (score.system, score.num_candidates) == key]
 
     def finals_by_item(self, label: str) -> dict[str, float]:
-        """Return the final score of each judged item of a system, the mean over its runs."""
+        """Return the final score of each judged item of a system, the mean over its training and sampling seeds."""
         gathered: dict[str, list[float]] = defaultdict(list)
         for score in self.scores_of(label):
             if score.final is not None:
@@ -100,8 +101,8 @@ class Measured:
             low, high = stratified_interval(_items_by_subset(scores, criterion))
             low, high = (None if low is None else max(low, 0.0)), (None if high is None else min(high, TOP))
         return Cell(
-            mean=figure["mean"], std=figure["std"], num_runs=figures["runs"], ci_low=low, ci_high=high,
-            n=figure["judged"], expected=figure["expected"], digits=digits,
+            mean=figure["mean"], std=figure["std"], num_values=figures["num_values"], over=figures["over"],
+            ci_low=low, ci_high=high, n=figure["judged"], expected=figure["expected"], digits=digits,
         )  # fmt: skip
 
     def metric_cell(self, label: str, subset: str, metric: str, *, lower_is_better: bool = False) -> Cell | None:
@@ -121,8 +122,8 @@ class Measured:
 
     def _score_cell(self, figure: ScoreFigure, subset: str, lower_is_better: bool) -> Cell:
         return Cell(
-            mean=figure["micro_mean"], std=figure["std"], num_runs=figure["num_runs"], ci_low=figure["ci_low"],
-            ci_high=figure["ci_high"], n=figure["num_items"],
+            mean=figure["micro_mean"], std=figure["std"], num_values=figure["num_values"], over=figure["over"],
+            ci_low=figure["ci_low"], ci_high=figure["ci_high"], n=figure["num_items"],
             expected=sum(name == subset for name in self.sources.subsets.values()), digits=3,
             lower_is_better=lower_is_better,
         )  # fmt: skip
@@ -225,7 +226,7 @@ class Measured:
         """Build the cell of first - second in the judge's final score, paired over items.
 
         The interval is the bootstrap's over the items that both have; the spread is that of the differences of equal
-        runs.
+        training seeds, sampling seeds and repeats.
 
         Args:
             first: Label of a system.
@@ -252,25 +253,22 @@ class Measured:
         [(low, high)] = bootstrap_intervals([np.array(group)[:, None] for group in groups])
         by_run = self._differences_by_run(first, second, names)
         return Cell(
-            mean=mean(mean(group) for group in groups), std=sample_std(by_run), num_runs=len(by_run), ci_low=low,
-            ci_high=high, n=sum(map(len, groups)), digits=digits, is_signed=True,
+            mean=mean(mean(group) for group in groups), std=sample_std(list(by_run.values())), num_values=len(by_run),
+            over=name_repetitions(by_run), ci_low=low, ci_high=high, n=sum(map(len, groups)), digits=digits,
+            is_signed=True,
             expected=sum(name in names for name in self.sources.subsets.values()),
         )  # fmt: skip
 
-    def _differences_by_run(self, first: str, second: str, names: Sequence[str]) -> list[float]:
+    def _differences_by_run(self, first: str, second: str, names: Sequence[str]) -> dict[Repetition, float]:
         """Compute the mean difference of each run that both systems have, over the items that both have in it."""
-        # Runs are known by number, seed and repeat: equal ones share what is random but for the systems.
-        finals = {(*_run_of(score), score.triplet_id): score.final for score in self.scores_of(second)}
-        runs: dict[tuple[int, int, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        # Known by training seed, sampling seed and repeat: equal ones share what is random but for the systems.
+        finals = {(*score.repetition, score.triplet_id): score.final for score in self.scores_of(second)}
+        runs: dict[Repetition, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for score in self.scores_of(first):
-            other = finals.get((*_run_of(score), score.triplet_id))
+            other = finals.get((*score.repetition, score.triplet_id))
             if score.final is not None and other is not None and score.subset in names:
-                runs[_run_of(score)][score.subset].append(score.final - other)
-        return [mean(map(mean, runs[key].values())) for key in sorted(runs) if len(runs[key]) == len(names)]
-
-
-def _run_of(score: ItemScore) -> tuple[int, int, int]:
-    return score.run, score.sampling_seed, score.repeat
+                runs[score.repetition][score.subset].append(score.final - other)
+        return {key: mean(map(mean, runs[key].values())) for key in sorted(runs) if len(runs[key]) == len(names)}
 
 
 def _items_by_subset(scores: Sequence[ItemScore], criterion: Criterion) -> list[list[float]]:

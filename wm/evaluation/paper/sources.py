@@ -3,11 +3,11 @@
 Files are read when they are first asked for. Not known here: tables, figures.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 from wm.errors import InputError
 from wm.evaluation.aurora_bench import SUBSET_NAMES, order_subsets
@@ -19,15 +19,16 @@ from wm.evaluation.judge.score_files import read_scores
 from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.folders import Source, read_source
 from wm.evaluation.paper.options import FigureOptions
+from wm.evaluation.paper.shared_systems import Facts, SharedSystems
 from wm.evaluation.predicted_actions import ActionRow, list_actions
 from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
-from wm.evaluation.rows import CEILING, COPY, Tables
+from wm.evaluation.recorded_inputs import fetch_recorded
+from wm.evaluation.rows import REFERENCES, Tables
+from wm.names import hint_nearest, quote_names
 from wm.packaged import PREFIX
 from wm.tables import read_table
 
 __all__ = ["REFERENCES", "Absent", "Source", "Sources", "read_sources"]
-
-T = TypeVar("T")
 
 PREDICTING_STAGES = ("evaluate", "collect", "edit")
 """Stages that write prediction sets."""
@@ -36,8 +37,6 @@ BENCH_STAGES = (*PREDICTING_STAGES, "score", "judge")
 TOY_DATASETS = ("tabletop", "tabletop-videos")
 """Data sets of the toy world, whose figures never stand beside published ones."""
 _TOY_JUDGE = "nano:oracle"
-REFERENCES = (COPY, CEILING)
-"""Systems that every scoring measures of the bench itself, so that several folders may hold them."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class Sources:
         rows: Rows of the bench.
         subset: Column that separates subsets.
         options: Choices of single figures.
+        shared: Systems that several folders hold with equal figures, as far as the files were read.
     """
 
     folders: tuple[Source, ...]
@@ -59,6 +59,7 @@ class Sources:
     rows: tuple[BenchRow, ...] = ()
     subset: SubsetColumn = "class_label"
     options: FigureOptions = field(default_factory=FigureOptions)
+    shared: SharedSystems = field(default_factory=SharedSystems, compare=False)
 
     def of(self, *stages: str) -> list[Source]:
         """List the folders of some stages, in their order."""
@@ -102,7 +103,9 @@ class Sources:
     @cached_property
     def judgements(self) -> list[ItemScore]:
         """All judgements of the ``judge`` folders, failed ones with their reason; Copy's of the first folder."""
-        return _gather(self.of("judge"), self._load_judgements, lambda score: score.system)
+        return self.shared.join_rows(
+            self.of("judge"), self._load_judgements, lambda score: score.system, _facts_of_judgement
+        )
 
     def _load_judgements(self, source: Source) -> list[ItemScore]:
         scores = read_scores(source.folder)
@@ -113,7 +116,9 @@ class Sources:
     @cached_property
     def values(self) -> list[Values]:
         """Image metrics of every prediction in the ``score`` folders: rows of ``VALUE_SCHEMA``."""
-        return _gather(self.of("score"), self._load_values, lambda row: str(row["system"]))
+        return self.shared.join_rows(
+            self.of("score"), self._load_values, lambda row: str(row["system"]), _facts_of_values
+        )
 
     def _load_values(self, source: Source) -> list[Values]:
         # A scoring may be of actions alone.
@@ -128,7 +133,7 @@ class Sources:
         """Rows of all prediction sets (``evaluate``, ``collect``, ``edit``), images not read: ``read_image_bytes(file,
         [row])`` of :mod:`wm.evaluation.predictions` gives one."""
         sources = [source for source in self.of(*PREDICTING_STAGES) if predictions_folder(source.folder).is_dir()]
-        return _gather(sources, self._load_predictions, lambda row: row["system"])
+        return self.shared.join_rows(sources, self._load_predictions, lambda row: row["system"], _facts_of_prediction)
 
     def _load_predictions(self, source: Source) -> list[PredictionFacts]:
         facts = list_predictions(source.folder)
@@ -154,12 +159,17 @@ class Sources:
     @cached_property
     def actions(self) -> list[ActionRow]:
         """Actions that inverse models wrote, of ``evaluate`` and ``collect``."""
-        return _gather(self.of(*PREDICTING_STAGES), lambda source: list_actions(source.folder), _system_of)
+        return self.shared.join_rows(
+            self.of(*PREDICTING_STAGES),
+            lambda source: list_actions(source.folder),
+            lambda row: row["system"],
+            lambda row: ((row["triplet_id"], row["run"]), row["action"]),
+        )
 
     @cached_property
     def tables(self) -> list[tuple[Source, Tables]]:
-        """``tables.json`` of every evaluation."""
-        return [(source, cast(Tables, source.load_json("tables.json"))) for source in self.of("evaluate")]
+        """``tables.json`` of every evaluation; a label that two hold is in the first one's alone."""
+        return self.shared.join_tables(self.of("evaluate"))
 
     def list_systems(self) -> list[str]:
         """List the labels that the results hold, of images and of actions, in the order of the folders."""
@@ -180,24 +190,20 @@ class Sources:
             )
 
 
-def _system_of(row: ActionRow) -> str:
-    return row["system"]
+def _facts_of_judgement(score: ItemScore) -> Facts:
+    key = score.triplet_id, score.run, score.sampling_seed, score.num_candidates, score.repeat
+    return key, (score.editing_success, score.minimal_editing, score.failure)
 
 
-def _gather(sources: Sequence[Source], load: Callable[[Source], list[T]], system_of: Callable[[T], str]) -> list[T]:
-    """Join the rows of several folders, no system being of two; of references the first folder's rows are taken."""
-    owners: dict[str, Source] = {}
-    rows: list[T] = []
-    for source in sources:
-        own_rows = load(source)
-        for system in dict.fromkeys(map(system_of, own_rows)):
-            owner = owners.setdefault(system, source)
-            if owner is not source and system not in REFERENCES:
-                raise InputError(
-                    f"{owner.folder} and {source.folder} both hold a system named {system!r}: give one of them"
-                )
-        rows += [row for row in own_rows if owners[system_of(row)] is source]
-    return rows
+def _facts_of_prediction(row: PredictionFacts) -> Facts:
+    # By pixels: the same image may be encoded twice.
+    key = row["triplet_id"], row["run"], row["sampling_seed"], row["decoding"], sorted(row["candidates"])
+    return key, (row["pixels_sha256"], sorted(row["chosen_at"]))
+
+
+def _facts_of_values(row: Values) -> Facts:
+    names = ("triplet_id", "run", "sampling_seed", "decoding", "candidates")
+    return tuple(row[name] for name in names), {name: value for name, value in row.items() if name not in names}
 
 
 def read_sources(
@@ -221,13 +227,13 @@ def read_sources(
         The results.
 
     Raises:
-        InputError: A folder is no finished result, two are of different benches or judges, hold one system both, or the
-            bench cannot be read.
+        InputError: A folder is no finished result, two are of different benches or judges, hold one system with other
+            figures, or the bench cannot be read.
     """
     sources = tuple(read_source(folder) for folder in folders)
     # 1. Each folder by itself, then the bench that they share.
     of_bench = [source for source in sources if source.stage in BENCH_STAGES]
-    bench = triplets or (str(of_bench[0].recipe("triplets")) if of_bench else "")
+    bench = triplets or (fetch_recorded(str(of_bench[0].recipe("triplets"))) if of_bench else "")
     if not bench:
         return Sources(sources, dict(names or {}), subset=subset, options=options or FigureOptions())
     if not Path(bench).is_dir():
@@ -239,12 +245,14 @@ def read_sources(
     _check_benches(of_bench, bench, rows)
     _check_judges([source for source in sources if source.stage == "judge"])
     result = Sources(sources, dict(names or {}), bench, rows, subset, options or FigureOptions())
-    _check_labels(result)
-    # All files are read here: what is damaged shows before anything is made.
+    # All files are read here: what is damaged, or differs between two folders, shows before anything is made.
     labels = result.list_systems()
     for system, label in result.names.items():
         if label not in labels:
-            raise InputError(f"names: {system} = {label!r:.100}; the results hold {', '.join(labels) or 'no system'}")
+            raise InputError(
+                f"names: {system} = {label!r:.100}; systems of the results: {quote_names(labels)}"
+                f"{hint_nearest(label, labels)}"
+            )
         # Under one name only one of them would be shown.
         if label != system and system in labels and system not in result.names.values():
             raise InputError(
@@ -257,11 +265,12 @@ def read_sources(
 def _check_benches(of_bench: Sequence[Source], bench: str, rows: Sequence[BenchRow]) -> None:
     """Check that no result is of another bench. Benches are known by their triplets, as folders may be copied."""
     ids = {row.triplet_id for row in rows}
-    for other in dict.fromkeys(str(source.recipe("triplets")) for source in of_bench):
+    for name in dict.fromkeys(str(source.recipe("triplets")) for source in of_bench):
+        other = fetch_recorded(name)
         if other == bench or not Path(other).is_dir():
             continue
         if (other_ids := {row.triplet_id for row in read_bench_rows(other)}) != ids:
-            owner = next(source.folder for source in of_bench if str(source.recipe("triplets")) == other)
+            owner = next(source.folder for source in of_bench if str(source.recipe("triplets")) == name)
             raise InputError(
                 f"{owner} is of another bench: {other} and {bench} share {len(ids & other_ids)} triplets of "
                 f"{len(other_ids)} and {len(ids)}"
@@ -277,15 +286,3 @@ def _check_judges(judgings: Sequence[Source]) -> None:
                 f"{first.folder} was judged by {first.recipe('model')}, {source.folder} by {source.recipe('model')}: "
                 "a table is of one judge"
             )
-
-
-def _check_labels(sources: Sources) -> None:
-    """Check that no two evaluations hold one label."""
-    # References are in every evaluation.
-    owners: dict[str, Source] = {}
-    for source, tables in sources.tables:
-        rows = [*tables["fdm"], *tables["idm"], *tables["probe"]]
-        for label in dict.fromkeys(row["label"] for row in rows if row["label"] not in REFERENCES):
-            owner = owners.setdefault(label, source)
-            if owner is not source:
-                raise InputError(f"{owner.folder} and {source.folder} both hold the label {label!r}: give one of them")

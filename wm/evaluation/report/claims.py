@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from wm.config import Recipe
 from wm.evaluation.item_differences import PROPOSED
 from wm.evaluation.report.differences import Difference, Verdict, compare_figures
-from wm.evaluation.report.summary import spread_text
+from wm.evaluation.report.summary import name_best, spread_text
 from wm.evaluation.rows import Choice, DifferenceRow, Figure, Tables
 
 CHANCE_MARGIN = 0.15
@@ -227,7 +227,7 @@ def _judge_verification(figures: _Figures, label: str) -> Claim:
         decisive = decisive or gap
         measured.append(
             f"{METRIC_WORDS[name]}: K = 1 {spread_text(single)}, K = {top} {spread_text(many)}, "
-            f"oracle best of {top} {spread_text(best)}; {gap.text()}"
+            f"{name_best(top, is_judged=figures.is_judged)} {spread_text(best)}; {gap.text()}"
         )
     return _build_claim(figures, f"verification-{label}", title, measured, decisive)
 

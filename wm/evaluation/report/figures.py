@@ -10,7 +10,7 @@ from wm.evaluation.report.cells import METRICS, Cell, Grid, figure_cell
 from wm.evaluation.report.charts import Line, line_chart
 from wm.evaluation.report.claims import Labels, judge_claims
 from wm.evaluation.report.findings import Findings, same_training
-from wm.evaluation.report.summary import judged_metrics, probe_notes, row_name, text_notes
+from wm.evaluation.report.summary import judged_metrics, name_best, probe_notes, row_name, text_notes
 from wm.evaluation.report.templates import render
 from wm.evaluation.rows import ForwardRow, ProbeRow, Tables
 
@@ -65,15 +65,15 @@ def forward_section(findings: Findings) -> Markup:
     return render(
         "forward.html",
         judged=is_judged,
-        rows=_build_forward_grid([row for row in tables["fdm"] if row["choice"] != "oracle"], columns),
-        oracle=_build_forward_grid([row for row in tables["fdm"] if row["choice"] == "oracle"], columns),
-        charts=draw_curves(tables["fdm"], charted),
+        rows=_build_forward_grid([row for row in tables["fdm"] if row["choice"] != "oracle"], columns, is_judged),
+        oracle=_build_forward_grid([row for row in tables["fdm"] if row["choice"] == "oracle"], columns, is_judged),
+        charts=draw_curves(tables["fdm"], charted, is_judged=is_judged),
         adaptive=adaptive_part(tables.get("adaptive", []), charted),
         by_subset=_build_subset_grid(tables, "final" if is_judged else "l1"),
     )
 
 
-def _build_forward_grid(rows: Sequence[ForwardRow], columns: Sequence[str]) -> Grid:
+def _build_forward_grid(rows: Sequence[ForwardRow], columns: Sequence[str], is_judged: bool) -> Grid:
     best = _find_best(rows, columns)
     cells: list[list[str | Cell]] = []
     kinds = []
@@ -81,14 +81,17 @@ def _build_forward_grid(rows: Sequence[ForwardRow], columns: Sequence[str]) -> G
         figures = [figure_cell(row["metrics"].get(name), name, is_best=index == best.get(name)) for name in columns]
         # A label is shown once, in its first row.
         is_first = index == 0 or rows[index - 1]["label"] != row["label"]
-        cells.append([row["label"] if is_first else "", _name_choice(row), *figures])
+        cells.append([row["label"] if is_first else "", _name_choice(row, is_judged), *figures])
         kinds.append(("first" if is_first else "") + (" dim" if row["choice"] == "none" else ""))
     return Grid(["model", "prediction", *(METRICS[name].word for name in columns)], cells, kinds)
 
 
-def _name_choice(row: ForwardRow) -> str:
-    names = {"none": "–", "greedy": "greedy", "idm": f"K = {row['k']}", "oracle": f"oracle, best of {row['k']}"}
-    return names[row["choice"]]
+def _name_choice(row: ForwardRow, is_judged: bool) -> str:
+    if row["choice"] == "oracle":
+        return name_best(row["k"], is_judged=is_judged)
+    # At K = 1 nothing is chosen, and all candidates count.
+    verified = "K = 1, mean of all" if row["k"] == 1 else f"K = {row['k']}"
+    return {"none": "–", "greedy": "greedy", "idm": verified}[row["choice"]]
 
 
 def _find_best(rows: Sequence[ForwardRow], columns: Sequence[str]) -> dict[str, int]:
@@ -109,12 +112,13 @@ def _find_best(rows: Sequence[ForwardRow], columns: Sequence[str]) -> dict[str, 
     return best
 
 
-def draw_curves(rows: Sequence[ForwardRow], names: Sequence[str]) -> list[Markup]:
-    """Draw each metric against K for every label: chosen by the inverse model, and by the oracle (dashed).
+def draw_curves(rows: Sequence[ForwardRow], names: Sequence[str], *, is_judged: bool = True) -> list[Markup]:
+    """Draw each metric against K for every label: chosen by the inverse model, and the best of K (dashed).
 
     Args:
         rows: ``fdm`` of ``tables.json``.
         names: Metrics, keys of :data:`METRICS`.
+        is_judged: Whether the best is the judge's, else the closest to the target.
 
     Returns:
         A chart a metric; none for a metric without a curve.
@@ -126,7 +130,7 @@ def draw_curves(rows: Sequence[ForwardRow], names: Sequence[str]) -> list[Markup
         for colour, label in enumerate(labels):
             lines += _build_curves([row for row in rows if row["label"] == label], name, colour)
         word = METRICS[name].word
-        title = f"Verification: {word} by K (dashed: oracle)"
+        title = f"Verification: {word} by K (dashed: {'oracle' if is_judged else 'the closest to the target'})"
         charts.append(line_chart(title, lines, x_label="K candidates", y_label=word, even_x=True))
     return [chart for chart in charts if chart]
 
@@ -154,8 +158,12 @@ def _build_curves(own: Sequence[ForwardRow], name: str, colour: int) -> list[Lin
 def _build_subset_grid(tables: Tables, name: str) -> Grid:
     """Show the headline metric by subset, for K = 1 and for the largest K chosen by the inverse model."""
     ks = (1, max(tables["k"]))
+    is_judged = bool(judged_metrics(tables))
     rows = [
-        [row_name(row), *(METRICS[name].text(row["by_subset"][subset][name]) for subset in tables["subsets"])]
+        [
+            row_name(row, is_judged=is_judged),
+            *(METRICS[name].text(row["by_subset"][subset][name]) for subset in tables["subsets"]),
+        ]
         for row in tables["fdm"]
         if row["by_subset"] and row["choice"] != "oracle" and row["k"] in ks
     ]

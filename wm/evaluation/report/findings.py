@@ -1,7 +1,9 @@
 """Read what a run folder holds for the report: stages by their ``run.json``, losses, tables, examples."""
 
 import json
+import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,16 @@ class Stage:
         """Return its wall-clock time."""
         return float(self.record.get("wall_s", 0.0))
 
+    @property
+    def interval_s(self) -> tuple[float, float] | None:
+        """Return when it began and ended, in seconds since 1970; None where the record does not say it."""
+        # The last process of it alone: a stage that was killed and resumed says no more.
+        try:
+            end = datetime.strptime(str(self.record.get("finished_at")), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        except ValueError:
+            return None
+        return end.timestamp() - self.wall_s, end.timestamp()
+
     def table(self, *names: str) -> dict[str, Any]:
         """Look up a table in the record, such as ``counts``; empty where the record has none."""
         table: Any = self.record
@@ -62,6 +74,18 @@ class Findings:
     evaluation: Stage | None
     tables: Tables | None
     examples: list[Example] | None
+
+    @property
+    def wall_s(self) -> float:
+        """Return the seconds in which at least one stage ran: of stages side by side none counts twice."""
+        intervals = [stage.interval_s for stage in self.stages]
+        total_s = sum(stage.wall_s for stage, known in zip(self.stages, intervals, strict=True) if known is None)
+        # In the order of their begins: each adds what lies behind all ends so far.
+        last_end = -math.inf
+        for begin, end in sorted(interval for interval in intervals if interval is not None):
+            total_s += max(0.0, end - max(begin, last_end))
+            last_end = max(last_end, end)
+        return total_s
 
     def of(self, kind: str) -> list[Stage]:
         """List the stages of one kind, in order of time."""

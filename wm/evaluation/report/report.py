@@ -76,7 +76,7 @@ def examples_section(findings: Findings) -> Markup:
 
 
 def paper_section(findings: Findings) -> Markup:
-    """Render the pages that ``jobs.paper`` made in the run.
+    """Render the pages that ``wm paper`` made in the run.
 
     Args:
         findings: What the run holds.
@@ -109,8 +109,8 @@ def _describe_run(findings: Findings) -> str:
             f"Measured on {tables['items']} held-out triplets with {count} sampling "
             f"seed{'s' * (count != 1)}; predictions scored by {judge}."
         )
-    total_s = sum(stage.wall_s for stage in findings.stages)
-    parts.append(f"{len(findings.stages)} finished stages took {format_duration(total_s)} in all.")
+    count = len(findings.stages)
+    parts.append(f"{count} finished stage{'s' * (count != 1)} took {format_duration(findings.wall_s)} of wall time.")
     versions = sorted({str(stage.record.get("wm_version", "?")) for stage in findings.stages})
     parts.append(f"wm {', '.join(versions)}; report of {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC.")
     return " ".join(parts)

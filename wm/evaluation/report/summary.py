@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from wm.evaluation.rows import DifferenceRow, Figure, ForwardRow, InverseRow, ItemDifference, Tables
+from wm.evaluation.verification import EVALUATED_K
 
 _MAX_PAIRS = 12
 """Differences that are printed; of many models there are more pairs than a screen has lines."""
@@ -16,15 +17,30 @@ def spread_text(figure: Figure | None) -> str:
     return f"{figure['mean']:.3f}" if figure["std"] is None else f"{figure['mean']:.3f} ± {figure['std']:.3f}"
 
 
-def row_name(row: ForwardRow) -> str:
-    """Name a row: ``C-FT, K = 4`` and the like."""
+def name_best(count: int, *, is_judged: bool) -> str:
+    """Name the choice ``oracle``: by the judge's score; without a judge by the L1 distance to the true target.
+
+    Args:
+        count: Number of candidates.
+        is_judged: Whether there is a judge.
+    """
+    return f"oracle, best of {count}" if is_judged else f"closest to the target of {count}"
+
+
+def row_name(row: ForwardRow, *, is_judged: bool) -> str:
+    """Name a row: ``C-FT, K = 4`` and the like.
+
+    Args:
+        row: Of ``fdm`` in ``tables.json``.
+        is_judged: Whether there is a judge, which the best of several candidates is by.
+    """
     if row["choice"] == "none":
         return row["label"]
     if row["choice"] == "greedy":
         return f"{row['label']}, greedy"
-    if row["k"] == 1:
-        return f"{row['label']}, K = 1"
-    return f"{row['label']}, K = {row['k']}" + (" (oracle best-of-N)" if row["choice"] == "oracle" else "")
+    if row["choice"] == "oracle":
+        return f"{row['label']}, {name_best(row['k'], is_judged=is_judged)}"
+    return f"{row['label']}, K = {row['k']}"
 
 
 def judged_metrics(tables: Tables) -> list[str]:
@@ -46,8 +62,14 @@ def format_tables(tables: Tables) -> str:
 
 def _format_forward(tables: Tables) -> str:
     columns = [*judged_metrics(tables), "l1", "unchanged_tokens"]
-    rows = [[row_name(row), *(spread_text(row["metrics"].get(name)) for name in columns)] for row in tables["fdm"]]
-    return format_grid(["forward dynamics", *columns], rows)
+    is_judged = bool(judged_metrics(tables))
+    rows = [
+        [row_name(row, is_judged=is_judged), *(spread_text(row["metrics"].get(name)) for name in columns)]
+        for row in tables["fdm"]
+    ]
+    # Only where something was sampled: references and greedy predictions are one prediction each.
+    notes = [EVALUATED_K] if any(row["choice"] == "idm" for row in tables["fdm"]) else []
+    return "\n".join([format_grid(["forward dynamics", *columns], rows), *notes])
 
 
 def _format_differences(tables: Tables) -> str:
@@ -63,7 +85,7 @@ def _format_differences(tables: Tables) -> str:
     if not rows:
         return ""
     cells = [[_name_pair(row), f"{row['mean']:+.3f}", *_format_certainty(row)] for row in rows[:_MAX_PAIRS]]
-    header = [f"difference, {metric}", "mean", "95 % interval", "p", "n", "runs"]
+    header = [f"difference, {metric}", "mean", "95 % interval", "p", "n", "training seeds"]
     notes = ["paired bootstrap over the items (BCa); p: Wilcoxon's signed-rank test; by subset: wm compare"]
     if len(rows) > _MAX_PAIRS:
         notes.append(f"{len(rows) - _MAX_PAIRS} more pairs in tables.json")
@@ -75,25 +97,26 @@ def _name_pair(row: DifferenceRow) -> str:
 
 
 def _format_certainty(row: ItemDifference) -> list[str]:
-    """Format interval, p, number of items and runs of a difference."""
+    """Format interval, p, number of items and of training seeds of a difference."""
     low, high, std = row.get("bootstrap_low"), row.get("bootstrap_high"), row.get("std")
     interval = "–" if low is None or high is None else f"[{low:+.3f}, {high:+.3f}]"
-    # Unequal numbers of runs are not paired: both are given.
-    first, second = (len(runs) for runs in row["runs"])
-    runs = f"{first}" if first == second else f"{first} / {second}"
-    return [interval, format_p(row.get("p")), f"{row['items']:,}", runs if std is None else f"{runs} (± {std:.3f})"]
+    # Unequal numbers of seeds are not paired: both are given.
+    first, second = (len(seeds) for seeds in row["runs"])
+    seeds = f"{first}" if first == second else f"{first} / {second}"
+    return [interval, format_p(row.get("p")), f"{row['items']:,}", seeds if std is None else f"{seeds} (± {std:.3f})"]
 
 
 def describe_certainty(row: ItemDifference) -> str:
-    """Describe interval, p, number of items and runs of a difference in words; empty where an earlier version made it.
+    """Describe interval, p, number of items and of training seeds of a difference in words; empty where an earlier
+    version made it.
 
     Args:
         row: A row of ``differences``.
     """
     if row.get("bootstrap_low") is None:
         return ""
-    interval, p, items, runs = _format_certainty(row)
-    return f"bootstrap {interval}, p {p}, n {items}, runs {runs}"
+    interval, p, items, seeds = _format_certainty(row)
+    return f"bootstrap {interval}, p {p}, n {items}, training seeds {seeds}"
 
 
 def format_p(p: float | None) -> str:

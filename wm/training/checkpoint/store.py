@@ -22,6 +22,7 @@ import pyarrow as pa
 from wm.errors import InputError, to_line
 from wm.files.storage import object_store
 from wm.files.uris import is_remote, local_path
+from wm.training.checkpoint.deletion import Deletion
 from wm.training.checkpoint.state_files import Contents
 
 MANIFEST = "checkpoint.json"
@@ -85,6 +86,7 @@ class CheckpointStore:
             self._fs, self._root = fs.LocalFileSystem(), str(Path(local_path(root_uri)).absolute())
         else:
             self._fs, self._root = object_store(root_uri)
+        self._deletion = Deletion(self._fs, self._root, root_uri)
 
     def check(self) -> None:
         """Write and remove a small file; :class:`InputError` names the folder if that fails."""
@@ -95,7 +97,7 @@ class CheckpointStore:
         try:
             with self._errors():
                 self._write(f"{self._root}/.{_OWNER}.{os.getpid()}", b"?")
-                self._fs.delete_file(f"{self._root}/.{_OWNER}.{os.getpid()}")
+                self._deletion.delete_file(f"{self._root}/.{_OWNER}.{os.getpid()}")
                 if not existed:
                     self._fs.delete_dir(self._root)
         except OSError as error:
@@ -132,7 +134,7 @@ class CheckpointStore:
         for name in self._folders():
             if _NAME.fullmatch(name.removeprefix(".")) and name not in complete:
                 with self._errors():
-                    self._fs.delete_dir(f"{self._root}/{name}")
+                    self._deletion.delete_folder(f"{self._root}/{name}")
 
     @contextmanager
     def writing(self, name: str, file: str) -> Iterator[BinaryIO]:
@@ -187,13 +189,13 @@ class CheckpointStore:
 
         with self._errors():
             if self._fs.get_file_info(self._temporary_path(name)).type == fs.FileType.Directory:
-                self._fs.delete_dir(self._temporary_path(name))
+                self._deletion.delete_folder(self._temporary_path(name))
 
     def remove(self, name: str) -> None:
         """Remove a complete checkpoint, the manifest first: without it the rest is no checkpoint."""
         with self._errors():
-            self._fs.delete_file(f"{self._root}/{name}/{MANIFEST}")
-            self._fs.delete_dir(f"{self._root}/{name}")
+            self._deletion.delete_file(f"{self._root}/{name}/{MANIFEST}")
+            self._deletion.delete_folder(f"{self._root}/{name}")
 
     def remove_all_but(self, names: Sequence[str]) -> None:
         """Remove every other checkpoint, and the folder itself if none stays."""
@@ -203,7 +205,7 @@ class CheckpointStore:
         self.remove_unfinished()
         with self._errors():
             if self._fs.get_file_info(f"{self._root}/{_OWNER}").is_file:
-                self._fs.delete_file(f"{self._root}/{_OWNER}")
+                self._deletion.delete_file(f"{self._root}/{_OWNER}")
             root = Path(self._root)
             if self._is_local and not names and root.is_dir() and not any(root.iterdir()):
                 self._fs.delete_dir(self._root)

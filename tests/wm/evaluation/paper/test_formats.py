@@ -12,7 +12,7 @@ from wm.evaluation.paper.formats import CSV_COLUMNS, escape_latex, to_csv, to_la
 COLUMNS = (Column("A_1", "model", "left"), Column("B", "reference", "left"), Column("C", "oracle", "right"))
 ABSENT = Absent("not judged", "wm judge out=J")
 FULL = Cell(
-    mean=3.456, std=0.1, num_runs=3, ci_low=3.0, ci_high=4.0, n=40, expected=48, published=3.67, published_digits=2,
+    mean=3.456, std=0.1, num_values=3, ci_low=3.0, ci_high=4.0, n=40, expected=48, published=3.67, published_digits=2,
     is_best=True, is_published_best=True,
 )  # fmt: skip
 PRINTED = Cell(absent=ABSENT, published=1.0, published_digits=0, published_mark="†")
@@ -27,7 +27,7 @@ TABLE = Table(
 
 
 def test_a_cell_says_spread_and_number_of_items() -> None:
-    assert FULL.text() == "3.46" and FULL.spread_text() == "± 0.10 (3 runs; n 40 of 48)"
+    assert FULL.text() == "3.46" and FULL.spread_text() == "± 0.10 (3 training seeds; n 40 of 48)"
     assert FULL.interval_text() == "[3.00, 4.00]" and FULL.published_text() == "3.67"
     assert Cell(mean=1.0, n=48, expected=48).spread_text() == ""
     assert Cell(absent=ABSENT).text() == "–" and Cell(is_blank=True).text() == ""
@@ -51,7 +51,9 @@ def test_markdown_has_all_cells_and_commands_of_empty_ones() -> None:
     text = to_markdown(TABLE)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {len(COLUMNS) + 3}
-    assert "**3.46** ± 0.10 (3 runs; n 40 of 48)<br><sub>[3.00, 4.00]</sub><br><sub>paper 3.67</sub>" in rows[2]
+    assert (
+        "**3.46** ± 0.10 (3 training seeds; n 40 of 48)<br><sub>[3.00, 4.00]</sub><br><sub>paper 3.67</sub>" in rows[2]
+    )
     assert r"G\|1" in rows[2] and "–<br><sub>paper 1†</sub>" in rows[2]
     assert "- not judged: `wm judge out=J`" in text and text.count("not judged") == 1
 
@@ -68,7 +70,7 @@ def test_latex_is_balanced_and_escaped() -> None:
     assert re.sub(r"\\[{}]", "", text).count("{") == re.sub(r"\\[{}]", "", text).count("}")
     for name in ("table", "tabular"):
         assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
-    assert r"\textbf{3.46} {\scriptsize $\pm$ 0.10 (3 runs; n 40 of 48)}" in text
+    assert r"\textbf{3.46} {\scriptsize $\pm$ 0.10 (3 training seeds; n 40 of 48)}" in text
     assert r"\textcolor{gray}{3.67} & \textcolor{gray}{1$^{\dagger}$} & " in text
     # What begins with a bracket is no argument of the line break before it.
     assert "& {}[x] &" in text

@@ -10,6 +10,7 @@ from tests.helpers.bench_files import write_bench
 from tests.helpers.paper_results import IDS, judged, scored, write_collected, write_judging, write_scoring, write_stage
 from wm.errors import InputError
 from wm.evaluation.paper.sources import Sources, read_sources
+from wm.evaluation.predictions import prediction_row, write_predictions
 
 GREY = np.full((16, 24, 3), 128, np.uint8)
 
@@ -69,7 +70,10 @@ def test_bad_folders_are_named(results: dict[str, Path], tmp_path: Path) -> None
         ([tmp_path / "none"], "no such folder"),
         ([tmp_path / "empty"], "is no result of wm: expected a folder with run.json"),
         ([unfinished], "is not complete"),
-        ([results["judge"], again], "again both hold a system named 'C-FT': give one of them"),
+        (
+            [results["judge"], again],
+            "again both hold a system named 'C-FT', with other figures .15 and 5 rows.: give one of them, or judge",
+        ),
         ([results["judge"], other], "judged by gpt-4o, .*other by another-judge: a table is of one judge"),
     ):
         with pytest.raises(InputError, match=message) as error:
@@ -105,14 +109,66 @@ def test_results_of_two_benches_are_refused(results: dict[str, Path], tmp_path: 
         read(gone, triplets=str(bench))
 
 
-def test_two_evaluations_of_one_label_are_refused(results: dict[str, Path], tmp_path: Path) -> None:
+def write_evaluation(folder: Path, bench: Path, share: float, *, extra: str = "", **recipe: object) -> Path:
+    """An evaluation of the base, and of one more inverse model."""
+    write_stage(folder, "evaluate", {"triplets": str(bench), **recipe})
+    rows = [
+        {"role": "idm", "label": "C-ZS", "negative": "copy", "pairs": 5, "metrics": {"share": {"mean": share}}},
+        *({"role": "idm", "label": extra, "negative": "copy", "pairs": 5, "metrics": {}} for _ in range(bool(extra))),
+    ]
+    (folder / "tables.json").write_text(json.dumps({"items": 5, "fdm": [], "idm": [], "probe": rows}))
+    return folder
+
+
+def test_a_base_of_two_evaluations_is_taken_once(results: dict[str, Path], tmp_path: Path) -> None:
+    """Its images, its actions, its rows: equal up to rounding, by whichever of the two."""
+    bench = results["bench"]
+    first = write_evaluation(tmp_path / "a", bench, 0.4, extra="C-IDM")
+    second = write_evaluation(tmp_path / "b", bench, 0.4 + 1e-9, extra="L-IDM")
+    for folder in (first, second):
+        rows = [prediction_row(GREY, triplet_id=key, system="C-ZS", view="square", origin="wm") for key in IDS]
+        write_predictions(rows, folder / "predictions" / "part-00000.parquet")
+    judgings = [write_judging(tmp_path / name, bench, judged("C-ZS", [1, None, 2, 3, 4])) for name in ("j", "k")]
+    sources = read(first, second, *judgings)
+    assert [[row["label"] for row in tables["probe"]] for _, tables in sources.tables] == [["C-ZS", "C-IDM"], ["L-IDM"]]
+    assert len(sources.predictions) == len(sources.judgements) == 5
+    assert sources.list_systems() == ["C-ZS", "C-IDM", "L-IDM"]
+    assert sources.shared.describe() == [
+        f"C-ZS is in {one} and in {other} with equal figures, and is shown once."
+        for one, other in ((first, second), judgings)
+    ]
+    # In another order another folder is named first, and the figures are the same.
+    assert read(second, first).shared.describe()[0].startswith(f"C-ZS is in {second} and in {first}")
+
+
+def test_a_base_with_other_figures_is_refused_with_a_way_out(results: dict[str, Path], tmp_path: Path) -> None:
+    first = write_evaluation(tmp_path / "a", results["bench"], 0.4)
+    second = write_evaluation(tmp_path / "b", results["bench"], 0.6)
+    with pytest.raises(InputError) as error:
+        read(first, second)
+    assert str(error.value) == (
+        f"{first} and {second} both hold a system named 'C-ZS', with other figures (of probe idm copy: share 0.4 and "
+        "0.6): give one of them, or evaluate one of them with zero_shot=false, or under another zero_shot_label"
+    )
+    # Images that differ, though no table says so.
+    second = write_evaluation(tmp_path / "c", results["bench"], 0.4)
+    for folder, image in ((first, GREY), (second, GREY + 1)):
+        rows = [prediction_row(image, triplet_id=IDS[0], system="C-ZS", view="square", origin="wm")]
+        write_predictions(rows, folder / "predictions" / "part-00000.parquet")
+    with pytest.raises(InputError, match=r"with other figures \(of [0-9a-f]{24} .*zero_shot=false"):
+        read(first, second)
+
+
+def test_two_models_of_one_label_are_refused(results: dict[str, Path], tmp_path: Path) -> None:
     folders = []
-    for name in ("a", "b"):
+    for name, items in (("a", 5), ("b", 4)):
         folder = write_stage(tmp_path / name, "evaluate", {"triplets": str(results["bench"])})
         row = {"label": "C-IDM", "metrics": {}}
-        (folder / "tables.json").write_text(json.dumps({"items": 5, "fdm": [], "idm": [row], "probe": []}))
+        (folder / "tables.json").write_text(json.dumps({"items": items, "fdm": [], "idm": [row], "probe": []}))
         folders.append(folder)
-    with pytest.raises(InputError, match="both hold the label 'C-IDM': give one of them"):
+    with pytest.raises(
+        InputError, match=r"named 'C-IDM', with other figures \(of triplets: 5 and 4\).*another label \(models"
+    ):
         read(*folders)
     (folders[0] / "tables.json").unlink()
     with pytest.raises(InputError, match=r"tables\.json is missing, though its stage is complete"):

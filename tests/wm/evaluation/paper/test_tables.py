@@ -42,7 +42,7 @@ def test_judge_table_has_means_by_subset_and_the_macro_average(layout: Layout) -
     assert [row.title for row in table.rows] == ["MagicBrush", "Something", "Kubric", "Avg."] and table.source == ""
     mine = cell(table, "MagicBrush", "C-FDM")
     # Items 2, 3, 4 and 4: means 3 and 4; runs 3, 3.5, 4.
-    assert mine.mean == pytest.approx(3.5) and mine.std == pytest.approx(0.5) and mine.num_runs == 3
+    assert mine.mean == pytest.approx(3.5) and mine.std == pytest.approx(0.5) and mine.num_values == 3
     assert (mine.n, mine.expected) == (6, 6) and mine.is_best is False and mine.ci_low is not None
     average = cell(table, "Avg.", "C-FDM")
     assert average.mean == pytest.approx((3.5 + 4 + 6) / 3) and average.is_best
@@ -79,14 +79,14 @@ def test_best_of_three_needs_three_judged_samples(results: dict[str, Path], tmp_
     ]
     folder = write_judging(tmp_path / "six", results["bench"], rows)
     best = Measured(read_sources([str(folder)])).best_judge_cell("C-FT", MB)
-    assert best is not None and (best.mean, best.num_runs, best.n) == (2, 1, 2)
+    assert best is not None and (best.mean, best.num_values, best.n) == (2, 1, 2)
 
 
 def test_ablations_are_paired_differences(layout: Layout) -> None:
     table = TABLES["4"](layout)
     difference = cell(table, "MB", "Δ w/o LW")
     # Items: 2 - 3 and 3 - 4, in every run alike.
-    assert difference.mean == pytest.approx(-1) and difference.std == 0 and difference.num_runs == 3
+    assert difference.mean == pytest.approx(-1) and difference.std == 0 and difference.num_values == 3
     assert difference.text() == "-1.00" and (difference.n, difference.expected) == (2, 2)
     assert cell(table, "KU", "Δ w/o LW").text() == "+1.00" and cell(table, "KU", "Δ w/o LW").ci_low is None
     assert cell(table, "All", "Δ w/o LW").mean == pytest.approx((-1 - 0.5 + 1) / 3)
@@ -101,7 +101,7 @@ def test_a_failure_of_one_run_leaves_its_item_out(results: dict[str, Path], tmp_
     table = TABLES["4"](Layout(Measured(read_sources([str(folder)]))))
     # Run 0: 1 - 2 alone; with the first item of one side it would be 1 - 6.
     difference = cell(table, "MB", "Δ w/o LW")
-    assert (difference.mean, difference.std, difference.num_runs, difference.n) == (-1, 0, 2, 2)
+    assert (difference.mean, difference.std, difference.num_values, difference.n) == (-1, 0, 2, 2)
 
 
 def test_criteria_table_has_both_losses(layout: Layout) -> None:

@@ -17,12 +17,12 @@ from wm.runs import write_json
 def figure(mean: float, **more: Any) -> dict[str, Any]:
     """A metric as ``scores.json`` has it."""
     row = {"micro_mean": mean, "macro_mean": None, "ci_low": mean - 0.1, "ci_high": mean + 0.1, "by_subset": {}}
-    return {**row, "std": None, "num_runs": 1, "num_items": 5, **more}
+    return {**row, "std": None, "num_values": 1, "num_items": 5, **more}
 
 
 def test_actions_of_scoring_and_evaluation_are_in_one_table(results: dict[str, Path], tmp_path: Path) -> None:
     rows = [
-        {"system": "C-IDM", "metrics": {"rouge1": figure(0.5, std=0.02, num_runs=3), "bertscore": figure(0.45)}},
+        {"system": "C-IDM", "metrics": {"rouge1": figure(0.5, std=0.02, num_values=3), "bertscore": figure(0.45)}},
         {"system": "VILA-U", "metrics": {"rouge1": figure(0.4, num_items=3)}},
     ]
     rows = [{**row, "choice": "none", "k": 1, "num_items": 5, "num_missing": 0} for row in rows]
@@ -38,7 +38,11 @@ def test_actions_of_scoring_and_evaluation_are_in_one_table(results: dict[str, P
         dict(zip([column.name for column in table.columns], row.cells, strict=True)) for row in table.rows
     )
     # The scoring's figure, not the evaluation's; BLEU is a mean over the runs' corpora.
-    assert idm["R-1"].mean == 0.5 and idm["R-1"].spread_text() == "± 0.02 (3 runs)" and idm["BS"].is_best is False
+    assert (
+        idm["R-1"].mean == 0.5
+        and idm["R-1"].spread_text() == "± 0.02 (3 training seeds)"
+        and idm["BS"].is_best is False
+    )
     assert idm["BLEU"].mean == pytest.approx(0.2) and idm["BLEU"].std == pytest.approx(0.1 * 2**0.5)
     assert vila["R-1"].spread_text() == "(n 3 of 5)" and vila["BS"].absent is not None
     assert vila["BS"].absent.command.endswith("bertscore.model=ROBERTA")
@@ -57,6 +61,13 @@ def test_rows_are_named_as_the_results_are_in_the_toy_world(results: dict[str, P
     given = [str(evaluated), str(folders[0]), str(judging)]
     table = TABLES["1"](Layout(Measured(read_sources(given, names={"C-IDM": "IDM"}))))
     assert [row.title for row in table.rows] == ["IDM"]
-    # Of two scorings of one system's actions none is taken in silence.
-    with pytest.raises(InputError, match=r"first and .*second both hold actions of 'IDM'"):
-        TABLES["1"](Layout(Measured(read_sources([str(folder) for folder in folders]))))
+    # Of two scorings of one system's actions none is taken in silence, unless they are equal.
+    both = [str(folder) for folder in folders]
+    assert TABLES["1"](Layout(Measured(read_sources(both)))).rows[0].cells[1].mean == 0.5
+    # As an earlier version wrote it, with the number of values under another name.
+    other = [{**rows[0], "metrics": {"rouge1": {**figure(0.4), "num_runs": 1}}}]
+    del other[0]["metrics"]["rouge1"]["num_values"]
+    write_json(folders[1] / "scores.json", {"rows": [], "actions": {**actions, "rows": other}})
+    assert TABLES["1"](Layout(Measured(read_sources(both[1:])))).rows[0].cells[1].mean == 0.4
+    with pytest.raises(InputError, match=r"first and .*second both hold a system named 'IDM', .*rouge1 0.5 and 0.4"):
+        TABLES["1"](Layout(Measured(read_sources(both))))

@@ -94,7 +94,7 @@ def test_every_path_to_a_checkpoint_is_the_same_codec(release, tmp_path, pixels)
     other = load_codec(release / "tokenizer/vqgan.ckpt")
     assert (other.codec_id, other.decoder_id) == (codec.codec_id, codec.decoder_id)
     assert torch.equal(other.encode(pixels), codec.encode(pixels))
-    with pytest.raises(InputError, match=r"is an original release of Chameleon .*run `python -m jobs.convert release="):
+    with pytest.raises(InputError, match=r"is an original release of Chameleon .*run `wm convert release="):
         load_codec(release)
     shutil.rmtree(release / "models")
     (release / "tokenizer/text_tokenizer.json").unlink()

@@ -58,7 +58,8 @@ FIGURES: dict[str, FigureKind] = {
     "4": FigureKind(
         "Verification at several K",
         "Mean score of the candidate that the inverse model chooses among K, by subset; horizontal lines: systems that "
-        "predict once. The average is that of the subsets, each counting alike.",
+        "predict once. The average is that of the subsets, each counting alike. A judge is asked about the first K "
+        "candidates; figures of an evaluation itself are means over all groups of K, at K = 1 over all candidates.",
         read_verification,
         build_verification,
         verification_csv,
@@ -73,7 +74,7 @@ FIGURES: dict[str, FigureKind] = {
     "6": FigureKind(
         "Predictions side by side",
         "One triplet a subset, chosen by seed: input, true output, and the first prediction of each system's first "
-        "run; no candidate was chosen.",
+        "training seed; no candidate was chosen.",
         read_image_grid,
         build_image_grid,
     ),
@@ -87,7 +88,7 @@ FIGURES: dict[str, FigureKind] = {
     ),
     "8": FigureKind(
         "Likelihoods of references and negatives, fine-tuned inverse model",
-        "As Figure 7, of the action; the first training run where there are several.",
+        "As Figure 7, of the action; the first training seed where there are several.",
         read_finetuned_scatter,
         build_probe_scatter,
         scatter_csv,

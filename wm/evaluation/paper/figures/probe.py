@@ -1,8 +1,8 @@
 """Draw the preference probe: likelihoods of references against negatives (Figures 7 and 8), heat maps (Figure 2)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -28,6 +28,8 @@ _REFERENCE, _NEGATIVE, _TIE = COLOURS[0], COLOURS[1], GREY
 _SHARES = "PRGn"
 """Violet below chance, green above it, white at it; both ends are distinct for colour-blind readers."""
 _PANEL_IN = 2.45
+_MAX_COLUMNS = 14
+"""Of heat maps side by side: more would be wider than a page."""
 _FONT = 8.5
 
 
@@ -83,17 +85,21 @@ class HeatCell:
     expected: int = 0
 
 
+HeatRows: TypeAlias = Mapping[str, Mapping[str, HeatCell]]
+"""Row (a negative) → column (a model) → cell; all rows have the same columns."""
+
+
 @dataclass(frozen=True)
 class HeatData:
     """What Figure 2 shows: panel → row (a negative) → column (a model) → cell.
 
     Attributes:
-        panels: The cells; all rows of a panel have the same columns.
+        panels: The cells.
         note: What an empty cell means.
         is_toy: Whether the results are of the toy world.
     """
 
-    panels: Mapping[str, Mapping[str, Mapping[str, HeatCell]]]
+    panels: Mapping[str, HeatRows]
     note: str = ""
     is_toy: bool = False
 
@@ -166,13 +172,14 @@ def _draw_absent(axes: "Axes", name: str, absent: Absent) -> None:
     axes.set_yticks([])
     lines = wrap(absent.reason, 26, 8)
     axes.text(
-        0.5, 0.5, f"–\n{lines}", ha="center", va="center", fontsize=SMALL_PT, color=GREY, transform=axes.transAxes
-    )
+        0.5, 0.5, f"–\n{lines}", ha="center", va="center", fontsize=SMALL_PT, color=GREY, transform=axes.transAxes,
+        parse_math=False,
+    )  # fmt: skip
     axes.set_box_aspect(1)
 
 
 def build_probe_heatmap(data: HeatData) -> "Figure":
-    """Draw one heat map a panel side by side: shares of the reference preferred, per cent, around 50.
+    """Draw one heat map a panel: shares of the reference preferred, per cent, around 50.
 
     Args:
         data: The cells.
@@ -183,17 +190,23 @@ def build_probe_heatmap(data: HeatData) -> "Figure":
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    # Cells of one size in both panels.
-    panels = list(data.panels.items())
-    widths = [max(len(next(iter(rows.values()))), 1) for _, rows in panels]
-    height = max(len(rows) for _, rows in panels)
-    figure = new_figure(0.62 * sum(widths) + 1.6 * len(panels) + 0.6, 0.5 * height + 1.9)
-    grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
-    for axes, (title, rows) in zip(grid, panels, strict=True):
-        _draw_heatmap(axes, rows)
-        axes.set_title(title, fontsize=_FONT + 0.5)
+    blocks = _split_blocks(data.panels)
+    widths = [len(names) for _, _, names in blocks]
+    # Beside each other where both are narrow, else below each other: a page is no wider than one of them.
+    is_stacked = sum(widths) > _MAX_COLUMNS
+    heights = [len(rows) for _, rows, _ in blocks]
+    if is_stacked:
+        figure = new_figure(0.62 * max(widths) + 2.0, sum(0.5 * height + 1.35 for height in heights) + 0.55)
+        grid = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=heights)[:, 0]
+    else:
+        figure = new_figure(0.62 * sum(widths) + 1.6 * len(blocks) + 0.6, 0.5 * max(heights) + 1.9)
+        grid = figure.subplots(1, len(blocks), squeeze=False, width_ratios=widths)[0]
+    for axes, (title, rows, names) in zip(grid, blocks, strict=True):
+        _draw_heatmap(axes, rows, names, max(widths) if is_stacked else len(names))
+        axes.set_title(title, fontsize=_FONT + 0.5, loc="left" if is_stacked else "center")
     figure.colorbar(
-        ScalarMappable(Normalize(0, 100), _SHARES), ax=list(grid), shrink=0.85, pad=0.01, ticks=[0, 25, 50, 75, 100],
+        ScalarMappable(Normalize(0, 100), _SHARES), ax=list(grid), shrink=0.6 if is_stacked else 0.85, pad=0.01,
+        ticks=[0, 25, 50, 75, 100],
     ).ax.tick_params(labelsize=SMALL_PT)  # fmt: skip
     title = mark_toy("Share of the reference preferred, per cent", data.is_toy)
     figure.suptitle(title, fontsize=TITLE_PT)
@@ -202,17 +215,34 @@ def build_probe_heatmap(data: HeatData) -> "Figure":
     return figure
 
 
-def _draw_heatmap(axes: "Axes", rows: Mapping[str, Mapping[str, HeatCell]]) -> None:
-    columns = list(next(iter(rows.values())))
+def _split_blocks(panels: Mapping[str, HeatRows]) -> list[tuple[str, HeatRows, list[str]]]:
+    """Split panels that are wider than a page into blocks of nearly equal width: title, rows and columns of each."""
+    blocks: list[tuple[str, HeatRows, list[str]]] = []
+    for title, rows in panels.items():
+        names = list(next(iter(rows.values())))
+        count = -(-len(names) // _MAX_COLUMNS)
+        size = -(-len(names) // count)
+        for number in range(count):
+            head = title if number == 0 else f"{title} (continued)"
+            blocks.append((head, rows, names[number * size : (number + 1) * size]))
+    return blocks
+
+
+def _draw_heatmap(axes: "Axes", rows: HeatRows, columns: Sequence[str], width: int) -> None:
+    """Draw the cells of some columns; ``width``: columns that the axes have room for."""
+    from matplotlib import colormaps
+
     shares = [[cells[name].share for name in columns] for cells in rows.values()]
     values = np.array([[np.nan if share is None else share for share in row] for row in shares], dtype=np.float64)
-    # Cells without a figure show the grey below.
-    axes.imshow(values, cmap=_SHARES, vmin=0, vmax=100, aspect="auto")
-    axes.set_facecolor("#f2f2f2")
+    # Cells without a figure are grey.
+    axes.imshow(values, cmap=colormaps[_SHARES].with_extremes(bad="#f2f2f2"), vmin=0, vmax=100, aspect="auto")
     for number, cells in enumerate(rows.values()):
-        for column, cell in enumerate(cells.values()):
-            _write_cell(axes, column, number, cell)
-    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=SMALL_PT, rotation_mode="anchor")
+        for column, name in enumerate(columns):
+            _write_cell(axes, column, number, cells[name])
+    axes.set_xticks(
+        range(len(columns)), columns, rotation=40, ha="right", fontsize=SMALL_PT, rotation_mode="anchor",
+        parse_math=False,
+    )  # fmt: skip
     axes.set_yticks(range(len(rows)), list(rows), fontsize=SMALL_PT)
     axes.tick_params(length=0)
     # White lines between the cells.
@@ -220,6 +250,9 @@ def _draw_heatmap(axes: "Axes", rows: Mapping[str, Mapping[str, HeatCell]]) -> N
     axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="minor", length=0)
+    # Cells of one size in all blocks: a narrower one leaves room on its right.
+    axes.set_xlim(-0.5, width - 0.5)
+    axes.spines[:].set_visible(False)
 
 
 def _write_cell(axes: "Axes", column: int, row: int, cell: HeatCell) -> None:

@@ -26,6 +26,7 @@ class _Value:
     label: str
     choice: Choice
     point: Point
+    over: str = "sampling seeds"
     n: int = 0
     expected: int = 0
 
@@ -56,7 +57,10 @@ def read_verification(sources: Sources) -> Verification | Absent:
             "wm evaluate paper/evaluate-aurora-bench && wm judge predictions='[\"runs/paper/evaluate-aurora-bench\"]' "
             f"triplets={sources.triplets or 'BENCH'} num_candidates='[1, 2, 4, 8]' out=JUDGED",
         )
-    return Verification(_build_panels(sources, values), metric, "runs or seeds", lower_is_better, sources.is_toy)
+    # Systems may differ in what they were repeated by.
+    over = " or ".join(dict.fromkeys(value.over for value in values if value.point.std is not None))
+    bound = "closest to the target" if lower_is_better else "oracle"
+    return Verification(_build_panels(sources, values), metric, over, bound, lower_is_better, sources.is_toy)
 
 
 def _has_curve(values: Iterable[_Value]) -> bool:
@@ -113,7 +117,9 @@ def _read_judged(sources: Sources) -> list[_Value]:
         # One subset is all of the bench: its average would repeat it.
         for name, figure in _list_panels(row["figures"]["final"], len(sources.subset_order)):
             point = Point(row["num_candidates"], figure["mean"], figure["std"])
-            values.append(_Value(name, row["system"], "verifier", point, figure["judged"], figure["expected"]))
+            values.append(
+                _Value(name, row["system"], "verifier", point, row["over"], figure["judged"], figure["expected"])
+            )
     return values
 
 
@@ -169,7 +175,8 @@ def _average_items(
         figure = build_figure(runs)
         members = [key for key, subset in sources.subsets.items() if name in (AVERAGE, subset)]
         point = Point(k, figure["mean"], figure["std"])
-        values.append(_Value(name, system, "verifier", point, sum(key in ids for key in members), len(members)))
+        count = sum(key in ids for key in members)
+        values.append(_Value(name, system, "verifier", point, figure["over"], count, len(members)))
     return values
 
 
@@ -186,8 +193,9 @@ def _read_tables(sources: Sources, metric: str) -> list[_Value]:
             choice: Choice = "verifier" if row["choice"] == "idm" else "oracle"
             # Nothing is chosen yet at K = 1, where the oracle's line starts.
             choices: list[Choice] = ["verifier", "oracle"] if row["k"] == 1 else [choice]
+            over = row["metrics"][metric].get("over", "sampling seeds") if metric in row["metrics"] else ""
             for name, mean, std in _list_means(row, metric, tables):
-                values += [_Value(name, row["label"], option, Point(row["k"], mean, std)) for option in choices]
+                values += [_Value(name, row["label"], option, Point(row["k"], mean, std), over) for option in choices]
         for adaptive in tables.get("adaptive", []):
             if adaptive["margin"] is not None:
                 counts = {name: mean for name, mean, _ in _list_means(adaptive, "draws", tables)}

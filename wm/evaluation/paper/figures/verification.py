@@ -32,7 +32,7 @@ _PANEL_IN: Final = (2.35, 2.1)
 
 @dataclass(frozen=True)
 class Point:
-    """A mean. ``k``: candidates, for adaptive N their mean; ``std``: over runs or seeds, None where there is one."""
+    """A mean. ``k``: candidates, for adaptive N their mean; ``std``: over seeds, None where there is one."""
 
     k: float
     mean: float
@@ -73,7 +73,9 @@ class Verification:
 
     panels: tuple[Panel, ...]
     metric: str
-    over: str = "runs or seeds"
+    over: str = "seeds"
+    bound: str = "oracle"
+    """What the best of K candidates is by."""
     lower_is_better: bool = False
     is_toy: bool = False
 
@@ -111,7 +113,7 @@ def build_verification(data: Verification) -> "Figure":
             axes.text(0.5, 1.02, panel.note, transform=axes.transAxes, ha="center", fontsize=SMALL_PT, color=GREY)
         style_axes(axes)
         for curve in panel.curves:
-            handles |= _draw_curve(axes, curve, labels.index(curve.label))
+            handles |= _draw_curve(axes, curve, labels.index(curve.label), data.bound)
         for level in panel.levels:
             style = _LEVEL_STYLES[levels.index(level.label) % len(_LEVEL_STYLES)]
             line = axes.axhline(level.mean, color=GREY, linestyle=style, linewidth=1.3, label=level.label)
@@ -140,16 +142,21 @@ def _write_title(data: Verification) -> str:
     return mark_toy(f"Verification: {data.metric}{better}{bands}", data.is_toy)
 
 
-def _draw_curve(axes: "Axes", curve: Curve, number: int) -> dict[str, "Artist"]:
+def _draw_curve(axes: "Axes", curve: Curve, number: int, bound: str) -> dict[str, "Artist"]:
     """Draw a curve with its band, and return its entry of the legend."""
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     ks, means = [point.k for point in curve.points], [point.mean for point in curve.points]
     if curve.choice == "adaptive":
         label = f"{curve.label}, adaptive N"
-        return {label: axes.plot(ks, means, "*", markersize=8, color=colour, markeredgecolor="white", label=label)[0]}
+        # A dark edge: a white one would cut the lines that the stars lie on.
+        stars = axes.plot(
+            ks, means, "*", markersize=8.5, color=colour, markeredgecolor="#222222", markeredgewidth=0.6, zorder=4,
+            label=label,
+        )  # fmt: skip
+        return {label: stars[0]}
     # The oracle is a bound and no system: thin, without marks.
     is_oracle = curve.choice == "oracle"
-    label = f"{curve.label}, oracle" if is_oracle else curve.label
+    label = f"{curve.label}, {bound}" if is_oracle else curve.label
     # A band where every point has a spread: one value has none, which is not a spread of 0.
     stds = [point.std for point in curve.points if point.std is not None]
     if len(stds) == len(curve.points) and not is_oracle:

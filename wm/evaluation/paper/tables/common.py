@@ -19,6 +19,10 @@ SHORT_NAMES = {"magicbrush": "MB", "ag": "AG", "something": "ST", "whatsup": "WU
 BLANK = Cell(is_blank=True)
 _GPT_4O = re.compile(r"(?:openai/)?gpt-4o(?:-\d{4}-\d\d-\d\d)?")
 """Names of the paper's judge, of any date; gpt-4o-mini is another model."""
+FIRST_CANDIDATE = (
+    "Of our models the first candidate is judged, as the paper judges one sample a prediction; K = 1 of a report is "
+    "the mean over all candidates: another estimate of the same, which differs by chance."
+)
 CEILING_TITLE = "Codec"
 """Head of the column of the true targets through the codec."""
 
@@ -72,7 +76,7 @@ class Layout:
         described = " or ".join(
             sorted("cropped as the prediction is" if view == "as_seen" else "in full" for view in views)
         )
-        return (f"Judge: {models}; sources shown {described}.",) if models else ()
+        return (f"Judge: {models}; sources shown {described}. {FIRST_CANDIDATE}",) if models else ()
 
     def notes(self, key: str) -> tuple[str, ...]:
         """Return the notes below a table: rows that the bench lacks, and contradictions in the paper's numbers."""

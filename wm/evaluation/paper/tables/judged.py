@@ -168,8 +168,8 @@ def build_ablation_table(layout: Layout) -> Table:
         source=printed.source if layout.is_published else "",
         notes=(
             *layout.judge_notes(),
-            "Δ is paired: over items that both have (95 % interval of the bootstrap), and over runs of equal number "
-            "and seed (±). All: unweighted mean of the subsets' means.",
+            "Δ is paired: over items that both have (95 % interval of the bootstrap), and over equal training and "
+            "sampling seeds (±). All: unweighted mean of the subsets' means.",
             *layout.notes("table-4"),
         ),
         is_toy=sources.is_toy,

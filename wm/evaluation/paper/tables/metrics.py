@@ -63,7 +63,8 @@ def build_metric_table(layout: Layout) -> Table:
             *layout.judge_notes(),
             "L1: mean absolute difference of RGB in 0 to 1 over the full target, lower is better. CLIP-I, DINO: cosine "
             "of prediction and target. CLIP-T: cosine of the prediction and a BLIP caption of the "
-            f"{layout.caption_of}. +Best-of-3: the sample of three that the judge likes best.",
+            f"{layout.caption_of}. Of our models these are means over all candidates. +Best-of-3: the sample of three "
+            "that the judge likes best.",
             *layout.notes("table-6"),
         ),
         is_toy=sources.is_toy,

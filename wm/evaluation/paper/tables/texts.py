@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import cast
 
-from wm.errors import InputError
 from wm.evaluation.metrics.stats import sample_std
 from wm.evaluation.paper.cells import Absent, Cell, Column, Row, Table, mark_best
+from wm.evaluation.paper.shared_systems import Facts
 from wm.evaluation.paper.sources import PREDICTING_STAGES, Source, Sources
 from wm.evaluation.paper.systems import explain_unread, score_command
 from wm.evaluation.paper.tables.common import Layout, cell_or
@@ -34,18 +35,10 @@ class TextFigures:
     @cached_property
     def _scored(self) -> dict[str, tuple[ScoreRow, Mapping[str, float]]]:
         """Label → its row, and BLEU by run."""
-        figures: dict[str, tuple[ScoreRow, Mapping[str, float]]] = {}
-        owners: dict[str, Source] = {}
-        for source in self._sources.of("score"):
-            texts = source.load_json("scores.json").get("actions") or {}
-            for row in texts.get("rows", []):
-                # As of images: which of two scorings is meant cannot be known.
-                if (owner := owners.setdefault(row["system"], source)) is not source:
-                    raise InputError(
-                        f"{owner.folder} and {source.folder} both hold actions of {row['system']!r}: give one of them"
-                    )
-                figures[row["system"]] = row, texts["corpus_bleu"].get(row["system"], {})
-        return figures
+        rows = self._sources.shared.join_rows(
+            self._sources.of("score"), _load_rows, lambda entry: entry[0]["system"], _facts_of_row
+        )
+        return {entry[0]["system"]: entry for entry in rows}
 
     @cached_property
     def _evaluated(self) -> dict[str, tuple[Source, Mapping[str, Figure], int]]:
@@ -75,14 +68,16 @@ class TextFigures:
         if metric == "bleu" and bleu and row is not None:
             values = list(bleu.values())
             return Cell(
-                mean=sum(values) / len(values), std=sample_std(values), num_runs=len(values), n=row["num_items"],
+                mean=sum(values) / len(values), std=sample_std(values), num_values=len(values), n=row["num_items"],
                 expected=expected,
             )  # fmt: skip
         # 2. The scoring's.
         if row is not None and metric in row["metrics"]:
             figure = row["metrics"][metric]
+            # Scorings of earlier versions count by another name.
+            num_values = figure.get("num_values") or cast(dict[str, int], figure)["num_runs"]
             return Cell(
-                mean=figure["micro_mean"], std=figure["std"], num_runs=figure["num_runs"], ci_low=figure["ci_low"],
+                mean=figure["micro_mean"], std=figure["std"], num_values=num_values, ci_low=figure["ci_low"],
                 ci_high=figure["ci_high"], n=figure["num_items"], expected=expected,
             )  # fmt: skip
         # 3. The evaluation's, which knows no BERTScore.
@@ -91,10 +86,20 @@ class TextFigures:
             if metric in metrics:
                 own = metrics[metric]
                 return Cell(
-                    mean=own["mean"], std=own["std"], num_runs=own["n"], ci_low=own["ci_low"], ci_high=own["ci_high"],
-                    n=items, expected=expected,
+                    mean=own["mean"], std=own["std"], num_values=own["n"], over=own["over"], ci_low=own["ci_low"],
+                    ci_high=own["ci_high"], n=items, expected=expected,
                 )  # fmt: skip
         return None
+
+
+def _load_rows(source: Source) -> list[tuple[ScoreRow, Mapping[str, float]]]:
+    texts = source.load_json("scores.json").get("actions") or {}
+    return [(row, texts["corpus_bleu"].get(row["system"], {})) for row in texts.get("rows", [])]
+
+
+def _facts_of_row(entry: tuple[ScoreRow, Mapping[str, float]]) -> Facts:
+    row, bleu = entry
+    return "actions", {name: figure["micro_mean"] for name, figure in row["metrics"].items()} | {"bleu": bleu}
 
 
 def build_text_table(layout: Layout) -> Table:

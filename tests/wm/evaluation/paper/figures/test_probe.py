@@ -96,6 +96,7 @@ def test_absent_panels_and_figures_name_their_command(tmp_path: Path) -> None:
     assert isinstance(absent, Absent) and "wm contradict" in absent.reason
     figure = build_probe_scatter(data)
     assert "toy world" in figure.get_suptitle() and "no triplet has one" in figure.axes[3].texts[0].get_text()
+    assert "`" not in figure.axes[3].texts[0].get_text()
     missing = read_zero_shot_scatter(sources)
     assert missing == Absent("no preference probe of C-ZS", "wm evaluate paper/evaluate-aurora-bench")
     # Outside of the toy world nothing else is taken for the paper's model.
@@ -126,6 +127,27 @@ def test_the_heat_map_has_the_papers_columns_and_ours(tmp_path: Path) -> None:
     expected = [[np.nan if cell.share is None else cell.share for cell in row.values()] for row in inverse.values()]
     np.testing.assert_array_equal(drawn, np.array(expected, dtype=float))
     assert (figure.axes[1].images[0].norm.vmin, figure.axes[1].images[0].norm.vmax) == (0, 100)
+
+
+def test_wide_heat_maps_are_stacked_and_split() -> None:
+    """No wider than 14 columns; every cell is drawn once, under its model's name."""
+    rows = {
+        kind: {f"m{number}": HeatCell(float(number + shift)) for number in range(17)}
+        for kind, shift in (("Rand. Act.", 0), ("Inv. Obs.", 40))
+    }
+    narrow = {kind: dict(list(cells.items())[:3]) for kind, cells in rows.items()}
+    figure = build_probe_heatmap(HeatData({"Forward": rows, "Inverse": narrow}))
+    panels = figure.axes[:3]
+    titles = [axes.get_title(loc="left") for axes in panels]
+    assert titles == ["Forward", "Forward (continued)", "Inverse"]
+    names = [[label.get_text() for label in axes.get_xticklabels()] for axes in panels]
+    assert names == [[f"m{n}" for n in range(9)], [f"m{n}" for n in range(9, 17)], ["m0", "m1", "m2"]]
+    drawn = np.concatenate([axes.images[0].get_array() for axes in panels[:2]], axis=1)
+    assert drawn.tolist() == [[n + shift for n in range(17)] for shift in (0, 40)]
+    # Below each other, cells of one width, and no wider than a page.
+    assert {axes.get_xlim() for axes in panels} == {(-0.5, 8.5)} and figure.get_figwidth() < 11
+    beside = build_probe_heatmap(HeatData({"Forward": narrow, "Inverse": narrow}))
+    assert [axes.get_title() for axes in beside.axes[:2]] == ["Forward", "Inverse"]
 
 
 def test_a_toy_world_stands_alone(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_lines_bands_and_levels_are_the_data():
     assert list(axes.get_xticks()) == [1, 2, 8] and axes.get_title() == "AG  (n 50)"
     assert "GoT: 48 of 50" in [text.get_text() for text in axes.texts]
     title = figure.get_suptitle()
-    assert title == "Verification: score by gpt-4o; bands: standard deviation over runs or seeds (toy world)"
+    assert title == "Verification: score by gpt-4o; bands: standard deviation over seeds (toy world)"
     # The same colour in every panel.
     assert line_of(figure.axes[1], "C-FT").get_color() == line.get_color()
     again = build_verification(data)
@@ -103,6 +103,8 @@ def test_judgements_become_panels():
     data = read_verification(sources_of(judgements=scores))
     assert [panel.title for panel in data.panels] == ["AG", "Kubric", "Avg."] and data.metric == "score by gpt-4o"
     ag, kubric, average = data.panels
+    # Two training seeds of each, which is what the bands are over.
+    assert (data.over, data.bound) == ("training seeds", "oracle")
     (curve,) = kubric.curves
     assert curve.label == "C-FT" and [(point.k, point.mean) for point in curve.points] == [(1, 2.5), (4, 5.0)]
     assert curve.points[0].std == pytest.approx(np.std([1.5, 3.5], ddof=1)) and curve.points[1].std == 0
@@ -130,7 +132,7 @@ def test_distances_stand_in_for_a_judge():
         *(value_row("GoT", key, 0.5) for key in "ac"),
     ]
     data = read_verification(sources_of((), values=rows))
-    assert data.lower_is_better and data.metric == "L1 to the target"
+    assert data.lower_is_better and data.metric == "L1 to the target" and data.bound == "closest to the target"
     for panel in data.panels:
         assert [(point.k, point.mean, point.std) for point in panel.curves[0].points] == [
             (1, 0.5, None),

@@ -1,0 +1,264 @@
+"""Simulate what a driver and a bucket have to do for very many clips, from pieces that were measured on few.
+
+Arithmetic only: each piece grows with the number of files or of shards (measured from 10,000 to 1,000,000, see the page
+on clusters). Nothing here knows how a clip is annotated; that is :mod:`wm.datasets.planning`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from wm.files.storage import LIST_THREADS
+
+_FILES = 100_000
+_SHARDS = 10_000
+
+
+class Pieces(TypedDict):
+    """Seconds and MiB of the driver; the first five for 100,000 files, the others for 10,000 shards.
+
+    Attributes:
+        list_s: List a local folder and compute the listing's digest.
+        list_peak_mib: Memory meanwhile.
+        list_kept_mib: Memory of the listing, which the driver holds to the end.
+        objects_s: Turn a bucket's answers into the same table, without waiting for them.
+        objects_peak_mib: Memory of one folder of a bucket meanwhile.
+        marks_s: Read the marks of finished shards, at the begin and at the end of a run.
+        marks_peak_mib: Memory meanwhile.
+        shards_s: Hand shards to Ray and take their counts.
+        shards_peak_mib: Memory meanwhile, which one wave of shards needs.
+    """
+
+    list_s: float
+    list_peak_mib: float
+    list_kept_mib: float
+    objects_s: float
+    objects_peak_mib: float
+    marks_s: float
+    marks_peak_mib: float
+    shards_s: float
+    shards_peak_mib: float
+
+
+MEASURED: Pieces = {
+    "list_s": 2.2,
+    "list_peak_mib": 61.6,
+    "list_kept_mib": 43.3,
+    "objects_s": 0.93,
+    "objects_peak_mib": 53.1,
+    "marks_s": 1.8,
+    "marks_peak_mib": 26.9,
+    "shards_s": 137.0,
+    "shards_peak_mib": 205.0,
+}
+"""Of ``jobs/measured/scale.json``, which is no part of an installed package."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """What a bucket allows and charges.
+
+    Attributes:
+        list_request_s: Seconds of a request that lists 1,000 names, one after another in a folder.
+        request_s: Seconds of any other small request.
+        price_per_1000_writes: Of PUT and LIST requests.
+        price_per_1000_reads: Of GET and HEAD requests.
+        writes_per_s: Requests a second that a prefix takes.
+        reads_per_s: Likewise.
+    """
+
+    list_request_s: float = 0.1
+    request_s: float = 0.03
+    price_per_1000_writes: float = 0.005
+    price_per_1000_reads: float = 0.0004
+    writes_per_s: float = 3500.0
+    reads_per_s: float = 5500.0
+
+
+@dataclass(frozen=True)
+class Habit:
+    """How clips lie and how they are annotated.
+
+    Attributes:
+        clips: Videos in all.
+        videos_per_shard: As for an annotation.
+        files_per_folder: Clips in one folder of the bucket, as large as the largest.
+        bytes_per_clip: Mean size of a file.
+        is_remote: The clips are in a bucket, and so is what is written.
+    """
+
+    clips: int
+    videos_per_shard: int = 32
+    files_per_folder: int = 10_000
+    bytes_per_clip: int = 2_000_000
+    is_remote: bool = True
+
+    @property
+    def shards(self) -> int:
+        """Return the number of shards."""
+        return -(-self.clips // self.videos_per_shard)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one part of a run asks of the driver and of the bucket.
+
+    Attributes:
+        name: Of the part.
+        seconds: Of the driver, in which no node works, except for parts with ``is_beside``.
+        peak_mib: Memory of the driver meanwhile, beyond what earlier parts hold.
+        fixed_mib: Of that, what does not grow with the clips any more.
+        held_mib: Memory of the driver from then on.
+        writes: PUT and LIST requests.
+        reads: GET and HEAD requests.
+        is_beside: The driver does it while nodes work.
+    """
+
+    name: str
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+    fixed_mib: float = 0.0
+    held_mib: float = 0.0
+    writes: int = 0
+    reads: int = 0
+    is_beside: bool = False
+
+    def price(self, store: Store) -> float:
+        """Compute what its requests cost.
+
+        Args:
+            store: Prices.
+        """
+        return (self.writes * store.price_per_1000_writes + self.reads * store.price_per_1000_reads) / 1000
+
+
+MARK_THREADS = 32
+"""Marks that are read at a time."""
+PART_BYTES = 8 << 20
+"""A video is read in parts of so many bytes, a request each."""
+TABLES_A_SHARD = 4
+
+
+def simulate(habit: Habit, pieces: Pieces, store: Store, shards_a_wave: int) -> list[Load]:
+    """Compute the load of each part of a run.
+
+    Args:
+        habit: The clips.
+        pieces: Measured seconds and memory.
+        store: The bucket.
+        shards_a_wave: Shards that Ray is given at a time.
+
+    Returns:
+        The parts in the order in which a run comes to them.
+    """
+    files, shards = habit.clips / _FILES, habit.shards / _SHARDS
+    # 1. Listing: a request a thousand names; the names of the folders under way are in memory as objects.
+    list_seconds = files * pieces["list_s"]
+    peak_mib = files * pieces["list_peak_mib"]
+    requests, names_mib = 0, 0.0
+    if habit.is_remote:
+        folders = -(-habit.clips // habit.files_per_folder)
+        at_a_time = min(LIST_THREADS, folders)
+        requests = folders * -(-min(habit.files_per_folder, habit.clips) // 1000)
+        list_seconds += requests * store.list_request_s / at_a_time + files * pieces["objects_s"]
+        underway = min(habit.clips, at_a_time * habit.files_per_folder) / _FILES
+        names_mib = underway * pieces["objects_peak_mib"]
+    listing = Load(
+        "list the videos", list_seconds, peak_mib + names_mib, fixed_mib=names_mib,
+        held_mib=files * pieces["list_kept_mib"], writes=requests,
+    )  # fmt: skip
+    # 2. Marks: once before the work, of which a resumed run finds some, and once after it.
+    waiting_s = 2 * habit.shards * store.request_s / MARK_THREADS if habit.is_remote else 0.0
+    mark_reads = 2 * habit.shards if habit.is_remote else 0
+    marks = Load(
+        "read the shards' marks", shards * pieces["marks_s"] + waiting_s, shards * pieces["marks_peak_mib"],
+        reads=mark_reads,
+    )  # fmt: skip
+    # 3. Shards go to Ray while nodes work: memory of one wave.
+    wave = min(habit.shards, shards_a_wave) / _SHARDS
+    wave_mib = wave * pieces["shards_peak_mib"]
+    handing = Load("hand shards to Ray", shards * pieces["shards_s"], wave_mib, fixed_mib=wave_mib, is_beside=True)
+    # 4. What the nodes ask of the bucket: a request for the size, one a part; four tables and a mark a shard.
+    parts = 1 + -(-habit.bytes_per_clip // PART_BYTES)
+    reading = Load("read the videos", reads=habit.clips * parts if habit.is_remote else 0, is_beside=True)
+    writes = habit.shards * (TABLES_A_SHARD + 1) if habit.is_remote else 0
+    writing = Load("write the shards", writes=writes, is_beside=True)
+    return [listing, marks, handing, reading, writing]
+
+
+def memory_by_part(loads: Sequence[Load]) -> dict[str, float]:
+    """Compute the driver's memory in MiB during each part, with what it holds of those before.
+
+    Args:
+        loads: Of :func:`simulate`.
+    """
+    memory, held = {}, 0.0
+    for load in loads:
+        memory[load.name] = load.peak_mib + held
+        held += load.held_mib
+    return memory
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something that does not grow with the cluster.
+
+    Attributes:
+        name: What it is, in words.
+        share: Of the limit that the run needs: above 1 it breaks.
+        breaks_at: Clips at which it is reached; 0: it depends on the pace of the nodes, not on the number of clips.
+        remedy: What to do about it.
+    """
+
+    name: str
+    share: float
+    breaks_at: int
+    remedy: str
+
+
+def list_limits(
+    habit: Habit, loads: Sequence[Load], store: Store, *, hours: float, driver_memory_mib: float
+) -> list[Limit]:
+    """List what a run comes near to, what breaks first in front.
+
+    Args:
+        habit: The clips.
+        loads: Of :func:`simulate`.
+        store: The bucket's limits.
+        hours: Of the nodes' work.
+        driver_memory_mib: What the driver may take.
+    """
+    by_name = {load.name: load for load in loads}
+    seconds = hours * 3600
+    memory = memory_by_part(loads)
+    worst = max(loads, key=lambda load: memory[load.name])
+    alone_s = sum(load.seconds for load in loads if not load.is_beside)
+    shares = {
+        f"the driver's memory, to {worst.name}": (
+            memory[worst.name] / driver_memory_mib,
+            "give the list as a Parquet file and cut it into several runs, or take a larger head node",
+        ),
+        "the driver's time beside the nodes, to hand shards to Ray": (
+            by_name["hand shards to Ray"].seconds / seconds,
+            "larger videos_per_shard, or several runs side by side",
+        ),
+        "the driver's time alone, to list videos and read marks (limit: a tenth of the nodes' hours)": (
+            alone_s / (0.1 * seconds),
+            "larger videos_per_shard, fewer and larger folders, or several runs side by side",
+        ),
+        "the bucket's writes a second": (
+            sum(load.writes for load in loads if load.is_beside) / seconds / store.writes_per_s,
+            "larger videos_per_shard",
+        ),
+        "the bucket's reads a second": (
+            sum(load.reads for load in loads if load.is_beside) / seconds / store.reads_per_s,
+            "spread the videos over several prefixes, each of which has a limit of its own",
+        ),
+    }
+    # Memory grows with the clips; the others' shares do not, as the nodes' hours grow likewise.
+    growing_mib = memory[worst.name] - worst.fixed_mib
+    breaks_at = int(habit.clips * max(0.0, driver_memory_mib - worst.fixed_mib) / growing_mib) if growing_mib else 0
+    limits = [
+        Limit(name, share, breaks_at if "memory" in name else 0, remedy) for name, (share, remedy) in shares.items()
+    ]
+    return sorted(limits, key=lambda limit: -limit.share)
