@@ -123,7 +123,7 @@ def _check_codes(recipe: GateRecipe, name: str, codec_id: str) -> None:
                 f"{recipe.triplets} holds codes of codec {codec}, {name} = {getattr(recipe, name)} reads codec "
                 f"{codec_id}: make them by wm ingest with codec=MODEL"
             )
-    # As wm evaluate does: another task's actions are too easy to tell from the truth.
+    # As wm evaluate does: another task's actions are too easy to distinguish from the truth.
     num_subsets, num_labels = (len(table.column(column).unique()) for column in (recipe.subset, "class_label"))
     if name == "champion" and recipe.metric == "preference" and num_subsets == 1 and num_labels > 1:
         print(

@@ -67,7 +67,7 @@ class ChatModel:
         with torch.random.fork_rng(devices), quiet_transformers():
             torch.manual_seed(seed)
             # Some tokenizers give more, such as token types, which most models refuse.
-            prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            prompt = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
             output = self.model.generate(**prompt, max_new_tokens=max_tokens, pad_token_id=self._pad_id(), **sampling)
         prompt_tokens = int(inputs["input_ids"].shape[1])
         ids = output[0, prompt_tokens:].tolist()

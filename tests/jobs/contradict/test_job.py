@@ -1,6 +1,7 @@
 """``jobs.contradict`` against a local server that speaks OpenAI's API, and by a tiny model of this machine."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,17 @@ def test_a_greedy_answer_is_transformers_own(chat_folder: Path) -> None:
     assert answer.text == chat.tokenizer.decode(ids[count:], skip_special_tokens=True)
     assert (answer.prompt_tokens, answer.answer_tokens) == (count, len(ids) - count)
     assert answer.is_cut_off == (ids[-1] != 2)
+
+
+def test_a_tokenizer_that_gives_token_types_answers_alike(chat_folder: Path, tmp_path: Path) -> None:
+    """Most models refuse them."""
+    shutil.copytree(chat_folder, tmp_path / "m")
+    config = json.loads((tmp_path / "m/tokenizer_config.json").read_text())
+    config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (tmp_path / "m/tokenizer_config.json").write_text(json.dumps(config))
+    messages = [{"role": "user", "content": "open the door"}]
+    answers = [load_chat_model(path).answer(messages, max_tokens=6, seed=3) for path in (tmp_path / "m", chat_folder)]
+    assert answers[0] == answers[1]
 
 
 def test_folders_without_a_template_are_refused(tiny_base: Path, chat_folder: Path, tmp_path: Path) -> None:

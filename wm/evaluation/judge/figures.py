@@ -41,7 +41,7 @@ class ItemScore:
 
     @property
     def repetition(self) -> Repetition:
-        """What tells it from other judgements of the same item."""
+        """What distinguishes it from other judgements of the same item."""
         return self.run, self.sampling_seed, self.repeat
 
     @property

@@ -1,4 +1,4 @@
-"""Name what tells repeated judgements of an item apart. Knows nothing of scores."""
+"""Name what repeated judgements of an item differ in. Knows nothing of scores."""
 
 from collections.abc import Collection
 from typing import TypeAlias
@@ -8,7 +8,7 @@ Repetition: TypeAlias = tuple[int, int, int]
 
 
 def name_repetitions(keys: Collection[Repetition]) -> str:
-    """Name what tells repeated judgements of an item apart.
+    """Name what repeated judgements of an item differ in.
 
     Args:
         keys: Of the judgements.

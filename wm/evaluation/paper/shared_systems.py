@@ -184,8 +184,9 @@ def _facts_of_label(tables: Tables, label: str) -> list[Facts]:
 
 
 def _without(tables: Tables, labels: set[str]) -> Tables:
-    kept = dict(tables)
+    filtered = dict(tables)
     for part in _TABLE_PARTS:
-        if part in kept:
-            kept[part] = [row for row in cast(Sequence[Mapping[str, object]], kept[part]) if row["label"] not in labels]
-    return cast(Tables, kept)
+        if part in filtered:
+            rows = cast(Sequence[Mapping[str, object]], filtered[part])
+            filtered[part] = [row for row in rows if row["label"] not in labels]
+    return cast(Tables, filtered)

@@ -79,8 +79,8 @@ class Findings:
     def wall_s(self) -> float:
         """Return the seconds in which at least one stage ran: of stages side by side none counts twice."""
         intervals = [stage.interval_s for stage in self.stages]
-        total_s = sum(stage.wall_s for stage, known in zip(self.stages, intervals, strict=True) if known is None)
-        # In the order of their begins: each adds what lies behind all ends so far.
+        total_s = sum(stage.wall_s for stage in self.stages if stage.interval_s is None)
+        # In the order of their begins: each adds what is after all ends so far.
         last_end = -math.inf
         for begin, end in sorted(interval for interval in intervals if interval is not None):
             total_s += max(0.0, end - max(begin, last_end))
