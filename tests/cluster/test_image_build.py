@@ -43,7 +43,7 @@ print(json.dumps({
 """
 
 
-def run(*words, seconds=60):
+def run(*words, seconds=300):
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
 
 
@@ -75,7 +75,7 @@ def test_the_image_builds_and_holds_what_it_must(name, monkeypatch):
     try:
         check(program, tag, name)
     finally:
-        run(program, "rmi", tag, seconds=300)
+        run(program, "rmi", tag)
 
 
 def check(program, tag, name):
@@ -110,12 +110,12 @@ def check(program, tag, name):
 
 def look(program, tag, name):
     if name != "buildah":
-        ended = run(program, "run", "--rm", "--network=none", tag, "python", "-c", LOOK, seconds=300)
+        ended = run(program, "run", "--rm", "--network=none", tag, "python", "-c", LOOK)
         assert ended.returncode == 0, ended.stderr[-2000:]
         return ended.stdout
     container = run(program, "from", "--pull-never", tag).stdout.strip()
     try:
-        ended = run(program, "run", "--isolation=chroot", container, "--", "python", "-c", LOOK, seconds=300)
+        ended = run(program, "run", "--isolation=chroot", container, "--", "python", "-c", LOOK)
         assert ended.returncode == 0, ended.stderr[-2000:]
         return ended.stdout
     finally:
