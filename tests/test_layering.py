@@ -17,6 +17,7 @@ BASE = {
     "files",
     "images",
     "judging",
+    "names",
     "interrupts",
     "packaged",
     "paths",

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from jobs.annotate.shards import shard_table
+from wm.datasets.scale import SHARDS_A_WAVE
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-
-SHARDS_A_WAVE = 20_000
-"""Actors load their models once a wave: 640,000 videos at 32 a shard."""
 
 
 def run_waves(

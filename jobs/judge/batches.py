@@ -65,29 +65,29 @@ def ask_in_batches(
     waiting, unanswered = {question.key: question for question in pending}, dict[str, Question]()
     while waiting:
         # 1. Batches of a run that was stopped are waited for, and not sent again.
-        sent = load_sent(path)
-        underway = {key for batch in sent for key in batch["keys"]}
-        rest = [question for key, question in waiting.items() if key not in underway]
+        batches = load_sent(path)
+        keys_underway = {key for batch in batches for key in batch["keys"]}
+        rest = [question for key, question in waiting.items() if key not in keys_underway]
         _check_cost(session, list(waiting.values()))
         for file, keys in _write_files(session, rest):
             attempts = [waiting[key].attempts for key in keys]
-            sent.append({"id": _send(session.client, file), "keys": keys, "attempts": attempts})
-            write_json(path, sent)
+            batches.append({"id": _send(session.client, file), "keys": keys, "attempts": attempts})
+            write_json(path, batches)
         # 2. Each batch's replies are stored before its name is removed.
-        for batch in [batch for batch in sent if any(key in waiting for key in batch["keys"])]:
+        for batch in [batch for batch in batches if any(key in waiting for key in batch["keys"])]:
             try:
                 replies = _receive(session.client, batch, session.recipe.poll_s)
             except _BatchFailedError as error:
                 # Forgotten, so that the next run sends its questions anew.
-                sent.remove(batch)
-                _write_sent(path, sent)
+                batches.remove(batch)
+                _write_sent(path, batches)
                 raise InputError(f"{error}; the same command sends it again") from error
             for key in _store_replies(session, batch, replies):
                 _settle(session, waiting, unanswered, key, is_answered=replies.get(key) is not None)
                 if key not in waiting and key not in unanswered:
                     on_settled()
-            sent.remove(batch)
-            _write_sent(path, sent)
+            batches.remove(batch)
+            _write_sent(path, batches)
     # 3. What other runs into this store sent was paid for as well.
     _receive_of_others(session, path)
     return list(unanswered.values())
@@ -121,8 +121,8 @@ def check_none_underway(session: JudgeSession, pending: Sequence[Question]) -> N
         InputError: Some of them would be paid for twice.
     """
     path = batches_file(session.store)
-    underway = {key for batch in load_sent(path) for key in batch["keys"]}
-    count = sum(question.key in underway for question in pending)
+    keys_underway = {key for batch in load_sent(path) for key in batch["keys"]}
+    count = sum(question.key in keys_underway for question in pending)
     if count:
         raise InputError(
             f"{count:,} of {len(pending):,} questions are on their way in batches ({path}); mode=batch waits for them, "
@@ -140,8 +140,8 @@ def _write_sent(path: Path, batches: Sequence[SentBatch]) -> None:
 
 def _receive_of_others(session: JudgeSession, path: Path) -> None:
     """Store replies of batches that this run need not wait for, where they are finished; others stay listed."""
-    sent = load_sent(path)
-    for batch in list(sent):
+    batches = load_sent(path)
+    for batch in list(batches):
         try:
             replies = _receive(session.client, batch, None)
         except _BatchFailedError:
@@ -152,8 +152,8 @@ def _receive_of_others(session: JudgeSession, path: Path) -> None:
             continue
         if replies is not None:
             _store_replies(session, batch, replies)
-            sent.remove(batch)
-            _write_sent(path, sent)
+            batches.remove(batch)
+            _write_sent(path, batches)
 
 
 def _store_replies(session: JudgeSession, batch: SentBatch, replies: Mapping[str, Reply | None]) -> list[str]:
