@@ -20,6 +20,7 @@ FILES = {
     "annotate": "Annotation: memory, broken runs, rates",
     "annotate-scale": "Annotation over two cores",
     "gpu": "On a GPU",
+    "scale": "The driver of a very long annotation",
 }
 """Name of the file in ``jobs/measured`` and its heading; further files get their name as heading."""
 
@@ -74,7 +75,7 @@ TOTALS = {
 }
 """Figures of a complete run: their words, and what they are divided by."""
 
-_SECTIONS = {"stages": "stage (side by side where they can be)", "rates": "rate"}
+_SECTIONS = {"stages": "stage (side by side where they can be)", "rates": "rate", "unit_costs": "of 100,000 files, or 10,000 shards (marks, shards)"}
 
 
 def build_benchmarks(folder: Path = MEASURED) -> str:
@@ -107,7 +108,7 @@ def _build_section(file: Path) -> Iterator[str]:
     for key, title in _SECTIONS.items():
         values = _flatten(record.get(key, {}))
         if values:
-            unit = "" if key == "rates" else " (s)"
+            unit = " (s)" if key == "stages" else ""
             yield from (f"| {title} | {unit.strip(' ()')} |", "| --- | --- |", *_build_rows(values), "")
     if ratios:
         rows = [f"    {line}" for line in _build_rows({f"`{name}`": value for name, value in ratios.items()})]
