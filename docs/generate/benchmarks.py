@@ -75,7 +75,11 @@ TOTALS = {
 }
 """Figures of a complete run: their words, and what they are divided by."""
 
-_SECTIONS = {"stages": "stage (side by side where they can be)", "rates": "rate", "unit_costs": "of 100,000 files, or 10,000 shards (marks, shards)"}
+_SECTIONS = {
+    "stages": "stage (side by side where they can be)",
+    "rates": "rate",
+    "unit_costs": "of 100,000 files (list, objects) or 10,000 shards (marks, shards)",
+}
 
 
 def build_benchmarks(folder: Path = MEASURED) -> str:

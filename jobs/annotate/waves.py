@@ -21,7 +21,7 @@ def run_waves(
     pending: Mapping[int, tuple[int, int]],
     apply: "Callable[[Dataset], Dataset]",
     shards_a_wave: int = SHARDS_A_WAVE,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Any]:
     """Run a pipeline over shards, a wave after the other.
 
     Args:

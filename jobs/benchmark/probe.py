@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from jobs.annotate.counts import stage_rates, summarise
+from jobs.annotate.counts import ShardCounts, stage_rates, summarise
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.annotate.tables import DECODE_STAGES
 from jobs.benchmark.harness import CommonRecipe, Figures, check_out, write_record
@@ -130,7 +130,8 @@ def _annotate(recipe: BenchmarkRecipe, out: Path) -> bool:
     """Run wm annotate and stop it when the time is over; returns whether it was finished before."""
     words = [recipe.annotate] if recipe.annotate else []
     command = [*_COMMAND, *words, *_settings(recipe)]
-    begin, first = time.monotonic(), None
+    begin = time.monotonic()
+    first: float | None = None
     # Its output is shown as it comes: a probe takes minutes.
     with subprocess.Popen(command) as process:
         try:
@@ -193,11 +194,10 @@ def measure_window(marks: Mapping[Path, float]) -> Window:
     pool_s = {"decoders": 0.0, "annotators": 0.0}
     num_videos = 0
     for _, path in times[1:]:
-        counts: Mapping[str, float] = json.loads(path.read_text())
-        seconds: Mapping[str, float] = counts["seconds"]  # type: ignore[assignment]
-        for stage, value in seconds.items():
+        counts: ShardCounts = json.loads(path.read_text())
+        for stage, value in counts["seconds"].items():
             pool_s["decoders" if stage in DECODE_STAGES else "annotators"] += value
-        num_videos += int(counts["videos"])
+        num_videos += counts["videos"]
     return {
         "seconds": round(times[-1][0] - times[0][0], 3),
         "shards": len(times) - 1,

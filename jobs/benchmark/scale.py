@@ -196,7 +196,7 @@ def _measure_shards(count: int) -> Cost:
     from jobs.shared.ray_session import connect, quiet_data
 
     names = [f"s3://bucket/videos/{_CLASS}/v_clip_of_usual_length_{number:09d}.mp4" for number in range(count)]
-    columns = {"uri": names, "key": names, "class_label": [_CLASS] * count, "license": [""] * count}
+    columns: dict[str, object] = {"uri": names, "key": names, "class_label": [_CLASS] * count, "license": [""] * count}
     columns |= dict.fromkeys(("start_s", "end_s"), [None] * count)
     listing = pa.table(columns, schema=LISTING_SCHEMA)
     connect()

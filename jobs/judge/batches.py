@@ -237,14 +237,14 @@ def _send(client: ChatClient, path: Path) -> str:
 
 
 @overload
-def _receive(client: ChatClient, sent: SentBatch, poll_s: float) -> dict[str, Reply | None]: ...
+def _receive(client: ChatClient, entry: SentBatch, poll_s: float) -> dict[str, Reply | None]: ...
 
 
 @overload
-def _receive(client: ChatClient, sent: SentBatch, poll_s: None) -> dict[str, Reply | None] | None: ...
+def _receive(client: ChatClient, entry: SentBatch, poll_s: None) -> dict[str, Reply | None] | None: ...
 
 
-def _receive(client: ChatClient, sent: SentBatch, poll_s: float | None) -> dict[str, Reply | None] | None:
+def _receive(client: ChatClient, entry: SentBatch, poll_s: float | None) -> dict[str, Reply | None] | None:
     """Wait for a batch and return the reply to each request, None for one that was not answered.
 
     Without ``poll_s`` nothing is waited for: None for a batch that is not finished.
@@ -253,24 +253,24 @@ def _receive(client: ChatClient, sent: SentBatch, poll_s: float | None) -> dict[
 
     replies: dict[str, Reply | None] = {}
     try:
-        batch = client.client.batches.retrieve(sent["id"])
+        batch = client.client.batches.retrieve(entry["id"])
         while batch.status not in _FINISHED:
             if poll_s is None:
                 return None
             time.sleep(poll_s)
-            batch = client.client.batches.retrieve(sent["id"])
+            batch = client.client.batches.retrieve(entry["id"])
         if batch.status == "failed":
             problems = "; ".join(str(item.message) for item in (batch.errors.data or [])) if batch.errors else ""
-            raise _BatchFailedError(f"batch {sent['id']} failed: {problems:.300}")
+            raise _BatchFailedError(f"batch {entry['id']} failed: {problems:.300}")
         # Both files have a line a request: replies, and requests that were refused.
         for file_id in (batch.output_file_id, batch.error_file_id):
             data = client.client.files.content(file_id).content if file_id else b""
             for number, text in enumerate(data.splitlines(), 1):
-                line = parse_json(text, f"line {number} of file {file_id} of batch {sent['id']}")
+                line = parse_json(text, f"line {number} of file {file_id} of batch {entry['id']}")
                 replies[str(line.get("custom_id"))] = _to_reply(line)
     except openai.APIError as error:
         cause = client.explain(error)
-        raise cause if isinstance(cause, InputError) else InputError(f"batch {sent['id']}: {cause}") from error
+        raise cause if isinstance(cause, InputError) else InputError(f"batch {entry['id']}: {cause}") from error
     return replies
 
 
