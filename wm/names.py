@@ -16,6 +16,7 @@ def quote_names(names: Iterable[str], max_names: int = 20) -> str:
     Returns:
         Such as ``'C-FDM', 'GoT'``; ``none`` where there is none.
     """
+    # Results may hold hundreds of systems: a message stays one that is read.
     all_names = list(names)
     text = ", ".join(f"{name!r:.100}" for name in all_names[:max_names])
     more = f" and {len(all_names) - max_names:,} more" if len(all_names) > max_names else ""
@@ -32,6 +33,7 @@ def find_nearest(name: str, candidates: Iterable[str]) -> str | None:
     Returns:
         The nearest one, or None where none is near.
     """
+    # Labels are names, which people remember without their case.
     by_folded = {other.casefold(): other for other in candidates}
     nearest = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=_CUTOFF)
     return by_folded[nearest[0]] if nearest else None

@@ -35,6 +35,7 @@ def run_waves(
     """
     import ray
 
+    # Blocks are built wave by wave too: they are copies of the listing.
     shards = iter(pending.items())
     while wave := list(itertools.islice(shards, shards_a_wave)):
         # not from_arrow, which asks a remote task for each block's size: thousands of tasks, and workers for them

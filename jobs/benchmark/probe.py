@@ -92,6 +92,7 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
     check_out(recipe.out)
     if not recipe.work:
         recipe = recipe.model_copy(update={"work": recipe.out.removesuffix(".json")})
+    # Parsed here too, so that a wrong key shows before anything starts.
     annotation = AnnotateRecipe.load(recipe.annotate or None, _settings(recipe))
     listing = list_videos(recipe.videos, layout=annotation.dataset_layout, annotations=annotation.annotations)
     sample = _sample(listing, recipe.max_videos, recipe.seed)
@@ -128,6 +129,7 @@ def _sample(listing: pa.Table, max_videos: int, seed: int) -> pa.Table:
 
 def _annotate(recipe: BenchmarkRecipe, out: Path) -> bool:
     """Run wm annotate and stop it when the time is over; returns whether it was finished before."""
+    # A process of its own, which is stopped as a user would stop it.
     words = [recipe.annotate] if recipe.annotate else []
     command = [*_COMMAND, *words, *_settings(recipe)]
     begin = time.monotonic()
@@ -146,6 +148,7 @@ def _annotate(recipe: BenchmarkRecipe, out: Path) -> bool:
         finally:
             is_running = process.poll() is None
             _end(process)
+    # One that was stopped ends with another status, and is no failure.
     if not is_running and process.returncode != 0:
         raise InputError(f"wm annotate ended with status {process.returncode}; see above")
     if not list_marks(out):
@@ -164,6 +167,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     try:
         process.wait(_END_S)
     except subprocess.TimeoutExpired:
+        # Shards are complete or absent: a kill loses what is under way only.
         process.kill()
         process.wait()
 
@@ -217,6 +221,7 @@ def measure_efficiency(window: Window, pools: Mapping[str, range]) -> float | No
         The share, 1 at most; None where pools grow, so that nobody knows how many actors there were, and for less than
         two shards an actor, whose begin and end would be most of the time.
     """
+    # Of fewer shards the last ones, for which some actors wait, would count too much.
     num_actors = max(pool.start for pool in pools.values())
     if any(pool.start != pool.stop for pool in pools.values()) or window["shards"] < 2 * num_actors:
         return None
@@ -246,6 +251,7 @@ def _write(recipe: BenchmarkRecipe, annotation: AnnotateRecipe, num_listed: int,
     decoders, annotators = annotation.resources.pool_sizes(10**9)
     efficiency = measure_efficiency(window, {"decoders": decoders, "annotators": annotators})
     ratios = {} if efficiency is None else {"efficiency": efficiency}
+    # What a plan needs to know of the videos, as a finished run would have it.
     stored = _sum_sizes(out / "triplets") if counts["triplets"] else 0
     of_videos = {name: counts[name] for name in ("videos", "decoded", "frames", "video_s", "keyframes_of_paired")}
     of_videos |= {"pairs": counts["pairs"], "triplets": counts["triplets"], "triplet_bytes": stored}

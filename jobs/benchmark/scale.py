@@ -174,6 +174,7 @@ def _measure_objects(folder: Path) -> Cost:
     """List as a bucket is listed, without its server: the same objects in memory."""
     from pyarrow.fs import LocalFileSystem
 
+    # The client of local files makes the same objects.
     with _measured() as cost:
         table = collect_objects(LocalFileSystem(), str(folder / _CLASS))
     assert table.num_rows
@@ -196,6 +197,7 @@ def _measure_shards(count: int) -> Cost:
     from jobs.shared.ray_session import connect, quiet_data
 
     names = [f"s3://bucket/videos/{_CLASS}/v_clip_of_usual_length_{number:09d}.mp4" for number in range(count)]
+    # One video a shard: what a shard costs does not depend on its rows.
     columns: dict[str, object] = {"uri": names, "key": names, "class_label": [_CLASS] * count, "license": [""] * count}
     columns |= dict.fromkeys(("start_s", "end_s"), [None] * count)
     listing = pa.table(columns, schema=LISTING_SCHEMA)

@@ -35,6 +35,7 @@ def load_unit_costs(file: str | None) -> UnitCosts:
     """
     if not file:
         return MEASURED
+    # Whatever is wrong with the file is one line.
     path = Path(file)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -42,6 +43,7 @@ def load_unit_costs(file: str | None) -> UnitCosts:
         raise InputError(f"scale.unit_costs = {file!r:.200} cannot be read: {error}") from error
     unit_costs = record.get("unit_costs") if isinstance(record, dict) else None
     for name in MEASURED:
+        # True is an integer to Python.
         value = unit_costs.get(name) if isinstance(unit_costs, dict) else None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
             raise InputError(
@@ -76,6 +78,7 @@ def simulate_run(recipe: PlanScale, clips: int) -> tuple[Habit, list[Load]]:
     Raises:
         InputError: The measured costs cannot be read.
     """
+    # Waves are as long as the annotation makes them.
     habit = Habit(clips, recipe.videos_per_shard, recipe.files_per_folder, recipe.bytes_per_video, recipe.in_bucket)
     return habit, simulate(habit, load_unit_costs(recipe.unit_costs), build_store(recipe), SHARDS_A_WAVE)
 
@@ -93,6 +96,7 @@ def to_json(recipe: PlanScale, habit: Habit, loads: list[Load], hours: float) ->
         Parts, limits with what breaks first in front, and the price of all requests.
     """
     store = build_store(recipe)
+    # What a part needs beside what earlier ones hold: that is what the head node must have.
     memory = memory_by_part(loads)
     limits: list[Limit] = list_limits(
         habit, loads, store, hours=hours, driver_memory_mib=1024 * recipe.driver_memory_gib

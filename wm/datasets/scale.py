@@ -153,6 +153,7 @@ def simulate(habit: Habit, unit_costs: UnitCosts, store: Store, shards_a_wave: i
     Returns:
         The parts in the order in which a run comes to them.
     """
+    # All in units of what was measured.
     files, shards = habit.clips / _FILES, habit.shards / _SHARDS
     # 1. Listing: a request a thousand names; the names of the folders under way are in memory as objects.
     list_seconds = files * unit_costs["list_s"]
@@ -160,6 +161,7 @@ def simulate(habit: Habit, unit_costs: UnitCosts, store: Store, shards_a_wave: i
     requests, names_mib = 0, 0.0
     if habit.is_remote:
         folders = -(-habit.clips // habit.files_per_folder)
+        # Requests of one folder wait for each other, those of several do not.
         at_a_time = min(LIST_THREADS, folders)
         requests = folders * -(-min(habit.files_per_folder, habit.clips) // 1000)
         list_seconds += requests * store.list_request_s / at_a_time + files * unit_costs["objects_s"]
@@ -230,11 +232,13 @@ def list_limits(
         hours: Of the nodes' work.
         driver_memory_mib: What the driver may take.
     """
+    # 1. Memory at its highest, and the driver's time in which no node works.
     by_name = {load.name: load for load in loads}
     seconds = hours * 3600
     memory = memory_by_part(loads)
     worst = max(loads, key=lambda load: memory[load.name])
     alone_s = sum(load.seconds for load in loads if not load.is_beside)
+    # 2. Each as a share of what there is of it, with what to do about it.
     shares = {
         f"the driver's memory, to {worst.name}": (
             memory[worst.name] / driver_memory_mib,
@@ -258,6 +262,7 @@ def list_limits(
         ),
     }
     # Memory grows with the clips; the others' shares do not, as the nodes' hours grow likewise.
+    # 3. Where memory ends, by what grows with the clips alone.
     growing_mib = memory[worst.name] - worst.fixed_mib
     breaks_at = int(habit.clips * max(0.0, driver_memory_mib - worst.fixed_mib) / growing_mib) if growing_mib else 0
     limits = [

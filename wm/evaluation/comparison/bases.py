@@ -80,6 +80,7 @@ def list_differences(first: Iterable[MetricKey], second: Iterable[MetricKey]) ->
     Returns:
         A line for all metrics of the same difference, such as ``judge.final: detail is 'low' and 'high'``.
     """
+    # A metric that only one of them has is no matter of bases.
     by_name = [_group(keys) for keys in (first, second)]
     lines: dict[str, list[str]] = {}
     for name, bases in by_name[0].items():
@@ -100,6 +101,7 @@ def _group(keys: Iterable[MetricKey]) -> dict[str, list[Basis]]:
 
 def _differ(first: Basis, second: Basis) -> list[str]:
     """List the parts in which two bases differ."""
+    # A setting that one basis lacks differs too: what it was is not known.
     own, other = (dict((*basis.models, *basis.settings)) for basis in (first, second))
     names: Sequence[str] = list(dict.fromkeys([*own, *other]))
     return [
