@@ -42,6 +42,7 @@ def load_unit_costs(file: str | None) -> UnitCosts:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"scale.unit_costs = {file!r:.200} cannot be read: {error}") from error
     unit_costs = record.get("unit_costs") if isinstance(record, dict) else None
+    costs: dict[str, float] = {}
     for name in MEASURED:
         # True is an integer to Python.
         value = unit_costs.get(name) if isinstance(unit_costs, dict) else None
@@ -50,7 +51,8 @@ def load_unit_costs(file: str | None) -> UnitCosts:
                 f"scale.unit_costs = {file!r:.200} has unit_costs.{name} = {value!r:.40}; wm benchmark scale writes "
                 "such files"
             )
-    return cast(UnitCosts, {name: float(unit_costs[name]) for name in MEASURED})
+        costs[name] = float(value)
+    return cast(UnitCosts, costs)
 
 
 def build_store(recipe: PlanScale) -> Store:

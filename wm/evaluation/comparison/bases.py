@@ -88,7 +88,8 @@ def list_differences(first: Iterable[MetricKey], second: Iterable[MetricKey]) ->
         if others and not set(bases) & set(others):
             # Of several results the two that are most alike.
             pairs = [_differ(basis, other) for basis in bases for other in others]
-            lines.setdefault(", ".join(min(pairs, key=len)), []).append(name)
+            fewest = min(pairs, key=len)
+            lines.setdefault(", ".join(fewest), []).append(name)
     return [f"{', '.join(names)}: {difference}" for difference, names in lines.items()]
 
 
