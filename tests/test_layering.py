@@ -18,6 +18,7 @@ BASE = {
     "images",
     "judging",
     "logs",
+    "names",
     "interrupts",
     "packaged",
     "paths",

@@ -21,6 +21,7 @@ FILES = {
     "annotate-scale": "Annotation over two cores",
     "chaos": "Chaos: parts of a cluster killed under load",
     "gpu": "On a GPU",
+    "scale": "The driver of a very long annotation",
 }
 """Name of the file in ``jobs/measured`` and its heading; further files get their name as heading."""
 
@@ -76,7 +77,12 @@ TOTALS = {
 }
 """Figures of a complete run: their words, and what they are divided by."""
 
-_SECTIONS = {"stages": "stage (side by side where they can be)", "rates": "rate", "counts": "count"}
+_SECTIONS = {
+    "stages": "stage (side by side where they can be)",
+    "rates": "rate",
+    "counts": "count",
+    "unit_costs": "of 100,000 files (list, objects) or 10,000 shards (marks, shards)",
+}
 
 
 def build_benchmarks(folder: Path = MEASURED) -> str:

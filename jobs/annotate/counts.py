@@ -122,6 +122,27 @@ def summarise(out: Path) -> dict[str, Any]:
     return total
 
 
+def stage_rates(counts: Mapping[str, Any]) -> dict[str, float]:
+    """Compute how much of each stage's work one actor does a second.
+
+    Args:
+        counts: Of a run, see :func:`summarise`.
+
+    Returns:
+        Rate by name; none of a stage that did nothing.
+    """
+    amounts = {
+        "scan_frames": counts["frames"],
+        "fetch_images": counts["keyframes_of_paired"],
+        "encode_images": counts["keyframes_of_paired"],
+        "idm_pairs": counts["pairs"],
+        "write_triplets": counts["triplets"],
+    }
+    # The first word of a rate is its stage; a stage that did nothing has no rate.
+    seconds = {name: counts["stage_s"].get(name.split("_")[0]) for name in amounts}
+    return {f"{name}_per_s": round(amounts[name] / value, 2) for name, value in seconds.items() if value}
+
+
 def table7(counts: Mapping[str, Any]) -> Table7:
     """Compute the columns of the paper's Table 7 from a run's sums: :meth:`wm.datasets.statistics.VideoSums.to_table7`.
 

@@ -29,6 +29,7 @@ def read_all(read: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[tuple
     def read_some(some: Sequence[Path]) -> list[T]:
         return [read(path) for path in some]
 
+    # A part at a time, as an executor takes whatever it is given at once.
     with ThreadPoolExecutor(MARK_THREADS, thread_name_prefix="marks") as pool:
         for begin in range(0, len(paths), _FILES_AT_ONCE):
             part = paths[begin : begin + _FILES_AT_ONCE]

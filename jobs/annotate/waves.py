@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from jobs.annotate.shards import shard_table
+from wm.datasets.scale import SHARDS_A_WAVE
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-
-SHARDS_A_WAVE = 20_000
-"""Actors load their models once a wave: 640,000 videos at 32 a shard."""
 
 
 def run_waves(
@@ -23,7 +21,7 @@ def run_waves(
     pending: Mapping[int, tuple[int, int]],
     apply: "Callable[[Dataset], Dataset]",
     shards_a_wave: int = SHARDS_A_WAVE,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Any]:
     """Run a pipeline over shards, a wave after the other.
 
     Args:
@@ -37,6 +35,7 @@ def run_waves(
     """
     import ray
 
+    # Blocks are built wave by wave too: they are copies of the listing.
     shards = iter(pending.items())
     while wave := list(itertools.islice(shards, shards_a_wave)):
         # not from_arrow, which asks a remote task for each block's size: thousands of tasks, and workers for them

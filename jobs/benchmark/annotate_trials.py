@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.annotate.annotator import Annotator
-from jobs.annotate.counts import summarise
+from jobs.annotate.counts import stage_rates, summarise
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.annotate.shards import cut_shards, shard_name, shard_table
@@ -123,27 +122,6 @@ def _resident_bytes(pid: int) -> int:
             total += _resident_bytes(int(child))
     fields = Path(f"/proc/{pid}/statm").read_text().split()
     return total + int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def stage_rates(counts: Mapping[str, Any]) -> dict[str, float]:
-    """Compute how much of each stage's work one actor does a second.
-
-    Args:
-        counts: Of a run, see :func:`jobs.annotate.counts.summarise`.
-
-    Returns:
-        Rate by name; none of a stage that did nothing.
-    """
-    amounts = {
-        "scan_frames": counts["frames"],
-        "fetch_images": counts["keyframes_of_paired"],
-        "encode_images": counts["keyframes_of_paired"],
-        "idm_pairs": counts["pairs"],
-        "write_triplets": counts["triplets"],
-    }
-    # The first word of a rate is its stage; a stage that did nothing has no rate.
-    seconds = {name: counts["stage_s"].get(name.split("_")[0]) for name in amounts}
-    return {f"{name}_per_s": round(amounts[name] / value, 2) for name, value in seconds.items() if value}
 
 
 def scale_out(folder: Path, sources: Sequence[Path], idm: Path, clips: int, rounds: int) -> tuple[list[float], Figures]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.files.mirror import publish
 from wm.paths import OutputPath
 from wm.runs import check_place, write_json
 
@@ -213,6 +214,7 @@ def write_record(
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
+    publish(path)
     return record
 
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -21,16 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from jobs.annotate.counts import summarise
+from jobs.annotate.counts import ShardCounts, stage_rates, summarise
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.annotate.tables import DECODE_STAGES
-from jobs.benchmark.annotate_trials import stage_rates
 from jobs.benchmark.harness import CommonRecipe, Figures, check_out, write_record
 from wm.datasets.videos.budget import random_order
 from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
+from wm.files.mirror import fetch, list_below, publish, to_uri, uri_of
 from wm.files.uris import is_remote
-from wm.paths import InputPath, OutputPath
+from wm.paths import InputPath, OutputPath, SourcePath
 from wm.tables import table_files
 
 PACKAGES = ("wm", "av", "decord", "numpy", "opencv-python-headless", "pyarrow", "ray", "torch")
@@ -45,7 +45,7 @@ _MOTION_RATES = {"dis": "dis_frames_per_s", "farneback": "exact_frames_per_s"}
 class BenchmarkRecipe(CommonRecipe):
     """Which videos and model, how long."""
 
-    videos: InputPath
+    videos: SourcePath
     """Folder, glob or list, as for wm annotate."""
     idm: InputPath
     """Model folder of the inverse model, as for wm annotate."""
@@ -53,9 +53,9 @@ class BenchmarkRecipe(CommonRecipe):
     """Recipe of wm annotate for all other keys: a file, or the name of an installed one; empty: its defaults."""
     overrides: list[str] = []
     """Keys of that recipe as key=value, such as overrides='["resources.num_decoders=64"]'."""
-    work: OutputPath
-    """Folder for the sample's list and its annotation, which every node reaches, as out of wm annotate. The same probe
-    again adds to what is there."""
+    work: OutputPath = ""
+    """Folder for the sample's list and its annotation, which every node reaches, as out of wm annotate; empty: beside
+    the record and named after it. The same probe again adds to what is there."""
     minutes: float = Field(default=10.0, gt=0)
     """Time to measure, from the first finished shard on."""
     start_limit_minutes: float = Field(default=30.0, gt=0)
@@ -90,6 +90,9 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
         InputError: The annotation failed, or finished no shard in time.
     """
     check_out(recipe.out)
+    if not recipe.work:
+        recipe = recipe.model_copy(update={"work": recipe.out.removesuffix(".json")})
+    # Parsed here too, so that a wrong key shows before anything starts.
     annotation = AnnotateRecipe.load(recipe.annotate or None, _settings(recipe))
     listing = list_videos(recipe.videos, layout=annotation.dataset_layout, annotations=annotation.annotations)
     sample = _sample(listing, recipe.max_videos, recipe.seed)
@@ -102,13 +105,16 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
     work = Path(recipe.work)
     work.mkdir(parents=True, exist_ok=True)
     pq.write_table(sample, work / _SAMPLE)
+    publish(work / _SAMPLE)
     is_complete = _annotate(recipe, Path(annotation.out))
     return _write(recipe, annotation, listing.num_rows, is_complete=is_complete)
 
 
 def _settings(recipe: BenchmarkRecipe) -> list[str]:
     """Build the keys of the annotation; the sample's list stands for the videos."""
-    own = {"videos": f"{recipe.work}/{_SAMPLE}", "idm": recipe.idm, "out": f"{recipe.work}/annotated"}
+    # As the user wrote them: a list in a bucket is read from there.
+    work = to_uri(recipe.work).rstrip("/")
+    own = {"videos": f"{work}/{_SAMPLE}", "idm": to_uri(recipe.idm), "out": f"{work}/annotated"}
     return [*recipe.overrides, *(f"{key}={value}" for key, value in own.items())]
 
 
@@ -123,15 +129,17 @@ def _sample(listing: pa.Table, max_videos: int, seed: int) -> pa.Table:
 
 def _annotate(recipe: BenchmarkRecipe, out: Path) -> bool:
     """Run wm annotate and stop it when the time is over; returns whether it was finished before."""
+    # A process of its own, which is stopped as a user would stop it.
     words = [recipe.annotate] if recipe.annotate else []
     command = [*_COMMAND, *words, *_settings(recipe)]
-    begin, first = time.monotonic(), None
+    begin = time.monotonic()
+    first: float | None = None
     # Its output is shown as it comes: a probe takes minutes.
     with subprocess.Popen(command) as process:
         try:
             while process.poll() is None:
                 now = time.monotonic()
-                if first is None and any((out / "shards").glob("shard-*.json")):
+                if first is None and list_marks(out):
                     first = now
                 limit = begin + 60 * recipe.start_limit_minutes if first is None else first + 60 * recipe.minutes
                 if now >= limit:
@@ -140,9 +148,10 @@ def _annotate(recipe: BenchmarkRecipe, out: Path) -> bool:
         finally:
             is_running = process.poll() is None
             _end(process)
+    # One that was stopped ends with another status, and is no failure.
     if not is_running and process.returncode != 0:
         raise InputError(f"wm annotate ended with status {process.returncode}; see above")
-    if not any((out / "shards").glob("shard-*.json")):
+    if not list_marks(out):
         raise InputError(
             f"no shard was finished within {recipe.start_limit_minutes:g} minutes; give start_limit_minutes, or "
             "smaller shards: overrides='[\"videos_per_shard=8\"]'"
@@ -158,28 +167,41 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     try:
         process.wait(_END_S)
     except subprocess.TimeoutExpired:
+        # Shards are complete or absent: a kill loses what is under way only.
         process.kill()
         process.wait()
 
 
-def measure_window(marks: Sequence[Path]) -> Window:
+def list_marks(out: Path) -> dict[Path, float]:
+    """Find the marks of finished shards, and when each was written, in seconds.
+
+    Args:
+        out: Folder of an annotation, or the path that stands for it.
+    """
+    folder = out / "shards"
+    # Workers write marks of a run in a bucket on nodes of their own.
+    if uri_of(out) is not None:
+        return {folder / facts.name: (facts.mtime_ns or 0) / 1e9 for facts in list_below(folder, missing_ok=True)}
+    return {path: path.stat().st_mtime for path in folder.glob("shard-*.json")}
+
+
+def measure_window(marks: Mapping[Path, float]) -> Window:
     """Add up what was done between the first finished shard and the last one.
 
     Args:
-        marks: Of the finished shards.
+        marks: Of the finished shards, and when each was written.
 
     Returns:
         The sums; the first shard is not in them, as models were loaded for it.
     """
-    times = sorted((path.stat().st_mtime, path) for path in marks)
+    times = sorted((time_s, path) for path, time_s in marks.items())
     pool_s = {"decoders": 0.0, "annotators": 0.0}
     num_videos = 0
     for _, path in times[1:]:
-        counts: Mapping[str, float] = json.loads(path.read_text())
-        seconds: Mapping[str, float] = counts["seconds"]  # type: ignore[assignment]
-        for stage, value in seconds.items():
+        counts: ShardCounts = json.loads(path.read_text())
+        for stage, value in counts["seconds"].items():
             pool_s["decoders" if stage in DECODE_STAGES else "annotators"] += value
-        num_videos += int(counts["videos"])
+        num_videos += counts["videos"]
     return {
         "seconds": round(times[-1][0] - times[0][0], 3),
         "shards": len(times) - 1,
@@ -199,6 +221,7 @@ def measure_efficiency(window: Window, pools: Mapping[str, range]) -> float | No
         The share, 1 at most; None where pools grow, so that nobody knows how many actors there were, and for less than
         two shards an actor, whose begin and end would be most of the time.
     """
+    # Of fewer shards the last ones, for which some actors wait, would count too much.
     num_actors = max(pool.start for pool in pools.values())
     if any(pool.start != pool.stop for pool in pools.values()) or window["shards"] < 2 * num_actors:
         return None
@@ -206,19 +229,30 @@ def measure_efficiency(window: Window, pools: Mapping[str, range]) -> float | No
     return round(min(1.0, max(shares)), 3)
 
 
+def _sum_sizes(folder: Path) -> int:
+    """Sum the sizes of a folder's tables, wherever they are."""
+    if uri_of(folder) is not None:
+        return sum(facts.size_bytes for facts in list_below(folder, missing_ok=True))
+    return sum(file.stat().st_size for file in table_files(folder))
+
+
 def _write(recipe: BenchmarkRecipe, annotation: AnnotateRecipe, num_listed: int, *, is_complete: bool) -> Figures:
     """Write the record and print its rates."""
     out = Path(annotation.out)
+    marks = list_marks(out)
+    if uri_of(out) is not None:
+        fetch(out / "shards", prune=True)
     counts = summarise(out)
     rates = stage_rates(counts)
     # Under the name that a plan looks for.
     if "scan_frames_per_s" in rates:
         rates[_MOTION_RATES[annotation.keyframes.motion]] = rates.pop("scan_frames_per_s")
-    window = measure_window(list((out / "shards").glob("shard-*.json")))
+    window = measure_window(marks)
     decoders, annotators = annotation.resources.pool_sizes(10**9)
     efficiency = measure_efficiency(window, {"decoders": decoders, "annotators": annotators})
     ratios = {} if efficiency is None else {"efficiency": efficiency}
-    stored = sum(file.stat().st_size for file in table_files(out / "triplets")) if counts["triplets"] else 0
+    # What a plan needs to know of the videos, as a finished run would have it.
+    stored = _sum_sizes(out / "triplets") if counts["triplets"] else 0
     of_videos = {name: counts[name] for name in ("videos", "decoded", "frames", "video_s", "keyframes_of_paired")}
     of_videos |= {"pairs": counts["pairs"], "triplets": counts["triplets"], "triplet_bytes": stored}
     record = write_record(

@@ -25,7 +25,7 @@ from jobs.annotate.counts import ShardCounts, summarise
 from jobs.annotate.shards import TABLES, shard_name, tidy
 from jobs.annotate.waves import run_waves
 from jobs.benchmark.harness import CommonRecipe, Figures, check_out, write_record
-from wm.datasets.scale import Pieces
+from wm.datasets.scale import UnitCosts
 from wm.datasets.videos.listing import LISTING_SCHEMA, listing_digest
 from wm.datasets.videos.videos import list_videos
 from wm.files.storage import collect_objects
@@ -81,41 +81,41 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
     for num_files, num_shards in sizes:
         with tempfile.TemporaryDirectory(prefix="wm-scale-") as name:
             costs.append(_measure_all(Path(name), num_files, num_shards))
-    pieces = _compute_pieces(costs[0], costs[1], recipe)
+    unit_costs = _compute_unit_costs(costs[0], costs[1], recipe)
     record = write_record(
         recipe.out,
         "scale",
         PACKAGES,
         ratios={},
-        pieces=pieces,
+        unit_costs=unit_costs,
         parts=dict(zip(["small", "large"], costs, strict=True)),
         settings=recipe.settings(),
     )
-    for name, value in pieces.items():
+    for name, value in unit_costs.items():
         unit = "100,000 files" if name.startswith(("list", "objects")) else "10,000 shards"
         print(f"{name:20s}{value:10,.2f} per {unit}")
     return record
 
 
-def _compute_pieces(small: dict[str, Cost], large: dict[str, Cost], recipe: BenchmarkRecipe) -> Pieces:
+def _compute_unit_costs(small: dict[str, Cost], large: dict[str, Cost], recipe: BenchmarkRecipe) -> UnitCosts:
     """Compute what 100,000 files and 10,000 shards take."""
 
-    def piece(part: str, key: Literal["seconds", "peak_mib", "kept_mib"]) -> float:
+    def unit_cost(part: str, key: Literal["seconds", "peak_mib", "kept_mib"]) -> float:
         size, unit = (recipe.files, 100_000) if part in ("list", "objects") else (recipe.shards, 10_000)
         # Noise of a small size may exceed what a large one takes more.
         more = max(0.0, large[part][key] - small[part][key])
         return round(more / (size - size // _LESS) * unit, 3)
 
     return {
-        "list_s": piece("list", "seconds"),
-        "list_peak_mib": piece("list", "peak_mib"),
-        "list_kept_mib": piece("list", "kept_mib"),
-        "objects_s": piece("objects", "seconds"),
-        "objects_peak_mib": piece("objects", "peak_mib"),
-        "marks_s": piece("marks", "seconds"),
-        "marks_peak_mib": piece("marks", "peak_mib"),
-        "shards_s": piece("shards", "seconds"),
-        "shards_peak_mib": piece("shards", "peak_mib"),
+        "list_s": unit_cost("list", "seconds"),
+        "list_peak_mib": unit_cost("list", "peak_mib"),
+        "list_kept_mib": unit_cost("list", "kept_mib"),
+        "objects_s": unit_cost("objects", "seconds"),
+        "objects_peak_mib": unit_cost("objects", "peak_mib"),
+        "marks_s": unit_cost("marks", "seconds"),
+        "marks_peak_mib": unit_cost("marks", "peak_mib"),
+        "shards_s": unit_cost("shards", "seconds"),
+        "shards_peak_mib": unit_cost("shards", "peak_mib"),
     }
 
 
@@ -138,10 +138,10 @@ def _measure_all(folder: Path, num_files: int, num_shards: int) -> dict[str, Cos
 
 def _write_files(folder: Path, count: int) -> None:
     # In one folder: of a bucket its names are in memory together.
-    place = folder / _CLASS
-    place.mkdir(parents=True)
+    videos = folder / _CLASS
+    videos.mkdir(parents=True)
     for number in range(count):
-        (place / f"v_clip_of_usual_length_{number:09d}.mp4").touch()
+        (videos / f"v_clip_of_usual_length_{number:09d}.mp4").touch()
 
 
 def _write_shards(out: Path, count: int) -> None:
@@ -174,6 +174,7 @@ def _measure_objects(folder: Path) -> Cost:
     """List as a bucket is listed, without its server: the same objects in memory."""
     from pyarrow.fs import LocalFileSystem
 
+    # The client of local files makes the same objects.
     with _measured() as cost:
         table = collect_objects(LocalFileSystem(), str(folder / _CLASS))
     assert table.num_rows
@@ -196,7 +197,8 @@ def _measure_shards(count: int) -> Cost:
     from jobs.shared.ray_session import connect, quiet_data
 
     names = [f"s3://bucket/videos/{_CLASS}/v_clip_of_usual_length_{number:09d}.mp4" for number in range(count)]
-    columns = {"uri": names, "key": names, "class_label": [_CLASS] * count, "license": [""] * count}
+    # One video a shard: what a shard costs does not depend on its rows.
+    columns: dict[str, object] = {"uri": names, "key": names, "class_label": [_CLASS] * count, "license": [""] * count}
     columns |= dict.fromkeys(("start_s", "end_s"), [None] * count)
     listing = pa.table(columns, schema=LISTING_SCHEMA)
     connect()

@@ -230,21 +230,21 @@ def to_settings(arguments: Sequence[str]) -> list[str]:
     Raises:
         InputError: Fewer or more than two systems are given, or a key is misspelt.
     """
-    settings, systems, given = [], list[str](), set[str]()
+    settings, systems, keys = [], list[str](), set[str]()
     for text in arguments:
         key = _find_key(text)
         if key is not None or text.startswith("-") or text.lower().endswith(".toml"):
             settings.append(text)
-            given.add(key or text)
+            keys.add(key or text)
         else:
             systems.append(text)
-    free = [name for name in ("first", "second") if name not in given]
+    free = [name for name in ("first", "second") if name not in keys]
     if len(systems) > len(free):
         raise InputError(f"{systems[len(free)]!r:.200} is a third system; expected two, {_EXAMPLE}")
     # A recipe may name them, and --help needs none.
-    is_complete = any(text.startswith("-h") or text.startswith("--h") or text.endswith(".toml") for text in given)
+    is_complete = any(text.startswith("-h") or text.startswith("--h") or text.endswith(".toml") for text in keys)
     if len(systems) < len(free) and not is_complete:
-        names = systems or [name for name in ("first", "second") if name in given]
+        names = systems or [name for name in ("first", "second") if name in keys]
         raise InputError(f"expected two systems, {_EXAMPLE}; got {quote_names(names)}")
     return [f"{name}={text}" for name, text in zip(free, systems, strict=False)] + settings
 

@@ -68,22 +68,22 @@ def ask_in_batches(
     waiting, unanswered = {question.key: question for question in pending}, dict[str, Question]()
     while waiting:
         # 1. Batches of a run that was stopped are waited for, and not sent again.
-        sent = load_sent(path)
-        underway = {key for batch in sent for key in batch["keys"]}
-        rest = [question for key, question in waiting.items() if key not in underway]
+        batches = load_sent(path)
+        keys_underway = {key for batch in batches for key in batch["keys"]}
+        rest = [question for key, question in waiting.items() if key not in keys_underway]
         _check_cost(session, list(waiting.values()))
         for file, keys in _write_files(session, rest):
             attempts = [waiting[key].attempts for key in keys]
-            sent.append({"id": _send(session.client, file), "keys": keys, "attempts": attempts})
-            _write_sent(path, sent)
+            batches.append({"id": _send(session.client, file), "keys": keys, "attempts": attempts})
+            _write_sent(path, batches)
         # 2. Each batch's replies are stored before its name is removed.
-        for batch in [batch for batch in sent if any(key in waiting for key in batch["keys"])]:
+        for batch in [batch for batch in batches if any(key in waiting for key in batch["keys"])]:
             try:
                 replies = _receive(session.client, batch, session.recipe.poll_s)
             except _BatchFailedError as error:
                 # Forgotten, so that the next run sends its questions anew.
-                sent.remove(batch)
-                _write_sent(path, sent)
+                batches.remove(batch)
+                _write_sent(path, batches)
                 raise InputError(f"{error}; the same command sends it again") from error
             for key in _store_replies(session, batch, replies):
                 _settle(session, waiting, unanswered, key, is_answered=replies.get(key) is not None)
@@ -91,8 +91,8 @@ def ask_in_batches(
                     on_settled()
             # The replies first: a name that is removed is not asked for again.
             session.store.flush()
-            sent.remove(batch)
-            _write_sent(path, sent)
+            batches.remove(batch)
+            _write_sent(path, batches)
     # 3. What other runs into this store sent was paid for as well.
     _receive_of_others(session, path)
     return list(unanswered.values())
@@ -132,8 +132,8 @@ def check_none_underway(session: JudgeSession, pending: Sequence[Question]) -> N
         InputError: Some of them would be paid for twice.
     """
     path = batches_file(session.store)
-    underway = {key for batch in load_sent(path) for key in batch["keys"]}
-    count = sum(question.key in underway for question in pending)
+    keys_underway = {key for batch in load_sent(path) for key in batch["keys"]}
+    count = sum(question.key in keys_underway for question in pending)
     if count:
         raise InputError(
             f"{count:,} of {len(pending):,} questions are on their way in batches ({path}); mode=batch waits for them, "
@@ -152,8 +152,8 @@ def _write_sent(path: Path, batches: Sequence[SentBatch]) -> None:
 
 def _receive_of_others(session: JudgeSession, path: Path) -> None:
     """Store replies of batches that this run need not wait for, where they are finished; others stay listed."""
-    sent = load_sent(path)
-    for batch in list(sent):
+    batches = load_sent(path)
+    for batch in list(batches):
         try:
             replies = _receive(session.client, batch, None)
         except _BatchFailedError:
@@ -165,8 +165,8 @@ def _receive_of_others(session: JudgeSession, path: Path) -> None:
         if replies is not None:
             _store_replies(session, batch, replies)
             session.store.flush()
-            sent.remove(batch)
-            _write_sent(path, sent)
+            batches.remove(batch)
+            _write_sent(path, batches)
 
 
 def _store_replies(session: JudgeSession, batch: SentBatch, replies: Mapping[str, Reply | None]) -> list[str]:
@@ -250,14 +250,14 @@ def _send(client: ChatClient, path: Path) -> str:
 
 
 @overload
-def _receive(client: ChatClient, sent: SentBatch, poll_s: float) -> dict[str, Reply | None]: ...
+def _receive(client: ChatClient, entry: SentBatch, poll_s: float) -> dict[str, Reply | None]: ...
 
 
 @overload
-def _receive(client: ChatClient, sent: SentBatch, poll_s: None) -> dict[str, Reply | None] | None: ...
+def _receive(client: ChatClient, entry: SentBatch, poll_s: None) -> dict[str, Reply | None] | None: ...
 
 
-def _receive(client: ChatClient, sent: SentBatch, poll_s: float | None) -> dict[str, Reply | None] | None:
+def _receive(client: ChatClient, entry: SentBatch, poll_s: float | None) -> dict[str, Reply | None] | None:
     """Wait for a batch and return the reply to each request, None for one that was not answered.
 
     Without ``poll_s`` nothing is waited for: None for a batch that is not finished.
@@ -266,24 +266,24 @@ def _receive(client: ChatClient, sent: SentBatch, poll_s: float | None) -> dict[
 
     replies: dict[str, Reply | None] = {}
     try:
-        batch = client.client.batches.retrieve(sent["id"])
+        batch = client.client.batches.retrieve(entry["id"])
         while batch.status not in _FINISHED:
             if poll_s is None:
                 return None
             time.sleep(poll_s)
-            batch = client.client.batches.retrieve(sent["id"])
+            batch = client.client.batches.retrieve(entry["id"])
         if batch.status == "failed":
             problems = "; ".join(str(item.message) for item in (batch.errors.data or [])) if batch.errors else ""
-            raise _BatchFailedError(f"batch {sent['id']} failed: {problems:.300}")
+            raise _BatchFailedError(f"batch {entry['id']} failed: {problems:.300}")
         # Both files have a line a request: replies, and requests that were refused.
         for file_id in (batch.output_file_id, batch.error_file_id):
             data = client.client.files.content(file_id).content if file_id else b""
             for number, text in enumerate(data.splitlines(), 1):
-                line = parse_json(text, f"line {number} of file {file_id} of batch {sent['id']}")
+                line = parse_json(text, f"line {number} of file {file_id} of batch {entry['id']}")
                 replies[str(line.get("custom_id"))] = _to_reply(line)
     except openai.APIError as error:
         cause = client.explain(error)
-        raise cause if isinstance(cause, InputError) else InputError(f"batch {sent['id']}: {cause}") from error
+        raise cause if isinstance(cause, InputError) else InputError(f"batch {entry['id']}: {cause}") from error
     return replies
 
 

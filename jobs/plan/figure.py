@@ -48,6 +48,7 @@ def draw_sizes(rows: Sequence[ClusterSize], path: Path, title: str) -> None:
             )
     axes.set(xscale="log", yscale="log", xlabel="nodes", ylabel="hours", title=title)
     axes.grid(visible=True, which="major", linewidth=0.3)
+    # Without the price of every node there is no line of prices.
     costs = [row.cost for row in rows if row.cost is not None]
     handles, labels = axes.get_legend_handles_labels()
     if len(costs) == len(rows):

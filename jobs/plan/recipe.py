@@ -56,7 +56,7 @@ class PlanResources(Recipe):
 class PlanScale(Recipe):
     """What grows with the number of videos and not with the cluster: the driver's work, and the bucket's requests."""
 
-    pieces: OptionalInputPath = None
+    unit_costs: OptionalInputPath = None
     """JSON of wm benchmark scale, measured on your head node; left out: the figures of jobs/measured/scale.json."""
     videos_per_shard: int = Field(default=32, ge=1)
     """As for wm annotate."""

@@ -60,10 +60,10 @@ def _print_scale(scale: Mapping[str, Any]) -> None:
         print(f"  {part['name']:<26}{span:>12}{memory:>12}{requests}")
     broken = [limit for limit in scale["limits"] if limit["share"] >= NEAR]
     for number, limit in enumerate(broken):
-        what = "breaks" if limit["share"] >= 1 else "is near its limit"
+        verdict = "breaks" if limit["share"] >= 1 else "is near its limit"
         first = " first" if number == 0 and limit["share"] >= 1 else ""
         at = f" (reached at {limit['breaks_at']:,} videos)" if limit["breaks_at"] else ""
-        print(f"  {what}{first}: {limit['name']}: {limit['share']:,.0%} of it{at}; {limit['remedy']}")
+        print(f"  {verdict}{first}: {limit['name']}: {limit['share']:,.0%} of it{at}; {limit['remedy']}")
 
 
 def _format_hours(hours: float) -> str:

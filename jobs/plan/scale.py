@@ -5,17 +5,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from jobs.annotate.waves import SHARDS_A_WAVE
 from jobs.plan.recipe import PlanScale
-from wm.datasets.scale import MEASURED, Habit, Limit, Load, Pieces, Store, list_limits, memory_by_part, simulate
+from wm.datasets.scale import (
+    MEASURED,
+    SHARDS_A_WAVE,
+    Habit,
+    Limit,
+    Load,
+    Store,
+    UnitCosts,
+    list_limits,
+    memory_by_part,
+    simulate,
+)
 from wm.errors import InputError
 
 NEAR = 0.1
 """Share of a limit from which on the parts are shown."""
 
 
-def load_pieces(file: str | None) -> Pieces:
-    """Load measured pieces.
+def load_unit_costs(file: str | None) -> UnitCosts:
+    """Load measured costs of files and shards.
 
     Args:
         file: JSON of ``wm benchmark scale``; None: those that are measured already.
@@ -25,19 +35,24 @@ def load_pieces(file: str | None) -> Pieces:
     """
     if not file:
         return MEASURED
+    # Whatever is wrong with the file is one line.
     path = Path(file)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"scale.pieces = {file!r:.200} cannot be read: {error}") from error
-    pieces = record.get("pieces") if isinstance(record, dict) else None
+        raise InputError(f"scale.unit_costs = {file!r:.200} cannot be read: {error}") from error
+    unit_costs = record.get("unit_costs") if isinstance(record, dict) else None
+    costs: dict[str, float] = {}
     for name in MEASURED:
-        value = pieces.get(name) if isinstance(pieces, dict) else None
+        # True is an integer to Python.
+        value = unit_costs.get(name) if isinstance(unit_costs, dict) else None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
             raise InputError(
-                f"scale.pieces = {file!r:.200} has pieces.{name} = {value!r:.40}; wm benchmark scale writes such files"
+                f"scale.unit_costs = {file!r:.200} has unit_costs.{name} = {value!r:.40}; wm benchmark scale writes "
+                "such files"
             )
-    return cast(Pieces, {name: float(pieces[name]) for name in MEASURED})
+        costs[name] = float(value)
+    return cast(UnitCosts, costs)
 
 
 def build_store(recipe: PlanScale) -> Store:
@@ -63,10 +78,11 @@ def simulate_run(recipe: PlanScale, clips: int) -> tuple[Habit, list[Load]]:
         The run's numbers, and the load of each part.
 
     Raises:
-        InputError: The measured pieces cannot be read.
+        InputError: The measured costs cannot be read.
     """
+    # Waves are as long as the annotation makes them.
     habit = Habit(clips, recipe.videos_per_shard, recipe.files_per_folder, recipe.bytes_per_video, recipe.in_bucket)
-    return habit, simulate(habit, load_pieces(recipe.pieces), build_store(recipe), SHARDS_A_WAVE)
+    return habit, simulate(habit, load_unit_costs(recipe.unit_costs), build_store(recipe), SHARDS_A_WAVE)
 
 
 def to_json(recipe: PlanScale, habit: Habit, loads: list[Load], hours: float) -> Mapping[str, Any]:
@@ -82,6 +98,7 @@ def to_json(recipe: PlanScale, habit: Habit, loads: list[Load], hours: float) ->
         Parts, limits with what breaks first in front, and the price of all requests.
     """
     store = build_store(recipe)
+    # What a part needs beside what earlier ones hold: that is what the head node must have.
     memory = memory_by_part(loads)
     limits: list[Limit] = list_limits(
         habit, loads, store, hours=hours, driver_memory_mib=1024 * recipe.driver_memory_gib

@@ -122,13 +122,7 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
     notes: list[str] = []
     passed_over: dict[str, Any] = {}
     # 1. How many videos, and how long they are.
-    habits = _load_habits(recipe.from_run) if recipe.from_run else Habits()
-    if not recipe.from_run and (probe := read_probe(recipe.rates)) is not None:
-        habits = _to_habits(probe.counts, probe.counts["triplets"], probe.counts["triplet_bytes"])
-        notes.append(f"what a video gives: from {probe.file}, {probe.counts['decoded']:,} videos that decode")
-    if recipe.from_run:
-        unjudged = "" if habits.has_model else ", without the filters that need a model"
-        notes.append(f"what a video gives: from {recipe.from_run}{unjudged}")
+    habits = _choose_habits(recipe, notes)
     mean_s, fps = recipe.mean_length_s or habits.length_s, recipe.fps or habits.fps
     if recipe.hours is not None:
         if mean_s is None:
@@ -169,6 +163,20 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
     frames = total_s * fps * habits.decoded
     work = Work(videos, total_s, frames, decoded * keyframes, decoded * pairs, decoded * pairs * kept_share)
     return work, float(recipe.bytes_per_triplet or habits.bytes_per_triplet), notes, passed_over
+
+
+def _choose_habits(recipe: PlanRecipe, notes: list[str]) -> Habits:
+    """Say what a video gives: as a finished run has it, else a probe; adds a note on which."""
+    if recipe.from_run:
+        habits = _load_habits(recipe.from_run)
+        unjudged = "" if habits.has_model else ", without the filters that need a model"
+        notes.append(f"what a video gives: from {recipe.from_run}{unjudged}")
+        return habits
+    probe = read_probe(recipe.rates)
+    if probe is None:
+        return Habits()
+    notes.append(f"what a video gives: from {probe.file}, {probe.counts['decoded']:,} videos that decode")
+    return _to_habits(probe.counts, probe.counts["triplets"], probe.counts["triplet_bytes"])
 
 
 def _load_habits(folder: str) -> Habits:

@@ -8,6 +8,7 @@ import pytest
 
 from jobs.plan.job import PlanRecipe, main, run
 from tests.helpers.video_files import marked_frame, write_video
+from wm.datasets.scale import MEASURED
 from wm.errors import InputError
 from wm.runs import write_json
 
@@ -122,6 +123,57 @@ def test_a_finished_run_tells_what_videos_give(rates: list[str], tmp_path: Path)
 def write_json_in(folder: Path, record: Any) -> None:
     folder.mkdir(exist_ok=True)
     write_json(folder / "run.json", record)
+
+
+PROBE = {
+    "videos": 10, "decoded": 8, "frames": 2400, "video_s": 80.0, "keyframes_of_paired": 20, "pairs": 14, "triplets": 7,
+    "triplet_bytes": 7000,
+}  # fmt: skip
+
+
+def test_a_probe_says_rates_habits_and_efficiency(tmp_path: Path) -> None:
+    record = {"benchmark": "probe", "ratios": {"efficiency": 0.5}, "rates": KEYFRAMES | ANNOTATE, "counts": PROBE}
+    plan = planned([_file(tmp_path, record)], hours=1.0)
+    # 360 videos of 10 s, of which 8 in 10 decode: as a finished run of the same counts has it.
+    assert plan["work"] == {
+        "videos": 360, "length_s": 3600, "frames": 86_400, "images": 720, "pairs": 504, "triplets": 252
+    }  # fmt: skip
+    assert plan["busy"]["gpu"] == 0.5 and f"from {tmp_path / 'more.json'}, 8 videos that decode" in plan["notes"][0]
+    # What is given comes first.
+    assert planned([str(tmp_path / "more.json")], hours=1.0, resources={"efficiency": 1.0})["busy"]["gpu"] == 1.0
+    del record["counts"]["pairs"]  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"is a probe without counts\.pairs"):
+        planned([_file(tmp_path, record)], hours=1.0)
+
+
+def test_all_sizes_and_what_breaks_first(rates: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    costs = dict.fromkeys(MEASURED, 1.0) | {"list_peak_mib": 1024.0, "shards_s": 36_000.0}
+    write_json(tmp_path / "costs.json", {"unit_costs": costs})
+    scale = {"unit_costs": str(tmp_path / "costs.json"), "driver_memory_gib": 0.5, "in_bucket": False}
+    given = {"hours": 200.0, "mean_length_s": 7.2, "fps": 20.0, "keyframes_per_video": 3.0, "max_nodes": 300}
+    plan = planned(rates, **given, scale=scale, figure=str(tmp_path / "plans" / "plan.svg"))
+    # 100,000 videos in 3,125 shards: 36,000 s for 10,000 of them are 3.125 h of the driver, and a second of listing.
+    assert [row["nodes"] for row in plan["sizes"]] == [3, 6, 9, 21, 51, 99, 201]
+    first, last = plan["sizes"][0], plan["sizes"][-1]
+    assert (first["bottleneck"], last["bottleneck"]) == ("gpu", "driver")
+    alone_h = (1.0 + 0.3125) / 3600
+    assert last["hours"] == pytest.approx(3.125 + alone_h)
+    assert last["cost"] == pytest.approx(last["hours"] * (67 * 2.0 + 134 * 0.5))
+    assert first["hours"] == pytest.approx(plan["hours"] + alone_h, abs=1e-5)
+    # 1 GiB for the listing, where half is there.
+    limit = plan["scale"]["limits"][0]
+    assert limit["share"] == pytest.approx(2.0) and limit["breaks_at"] == 50_000
+    assert plan["scale"]["price"] == 0.0
+    message = capsys.readouterr().out
+    assert "breaks first: the driver's memory, to list the videos: 200% of it (reached at 50,000 videos)" in message
+    assert (tmp_path / "plans" / "plan.svg").read_text().startswith("<?xml")
+    for values, said in (
+        ({"figure": "plan.gif"}, "expected a name that ends in .svg or .png"),
+        ({"scale": {"unit_costs": str(tmp_path / "none.json")}}, "cannot be read"),
+        ({"scale": {"unit_costs": rates[0]}}, r"unit_costs\.list_s = None; wm benchmark scale writes such files"),
+    ):
+        with pytest.raises(InputError, match=said):
+            planned(rates, **given | values)
 
 
 @pytest.mark.parametrize(

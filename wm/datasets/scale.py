@@ -1,7 +1,7 @@
-"""Simulate what a driver and a bucket have to do for very many clips, from pieces that were measured on few.
+"""Simulate what a driver and a bucket have to do for very many clips, from what a few were measured to cost.
 
-Arithmetic only: each piece grows with the number of files or of shards (measured from 10,000 to 1,000,000, see the page
-on clusters). Nothing here knows how a clip is annotated; that is :mod:`wm.datasets.planning`.
+Arithmetic only: each cost grows with the number of files or of shards, of which ``wm benchmark scale`` measures two
+sizes. Nothing here knows how a clip is annotated; that is :mod:`wm.datasets.planning`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _FILES = 100_000
 _SHARDS = 10_000
 
 
-class Pieces(TypedDict):
+class UnitCosts(TypedDict):
     """Seconds and MiB of the driver; the first five for 100,000 files, the others for 10,000 shards.
 
     Attributes:
@@ -40,16 +40,16 @@ class Pieces(TypedDict):
     shards_peak_mib: float
 
 
-MEASURED: Pieces = {
-    "list_s": 2.2,
-    "list_peak_mib": 61.6,
-    "list_kept_mib": 43.3,
-    "objects_s": 0.93,
-    "objects_peak_mib": 53.1,
-    "marks_s": 1.8,
-    "marks_peak_mib": 26.9,
-    "shards_s": 137.0,
-    "shards_peak_mib": 205.0,
+MEASURED: UnitCosts = {
+    "list_s": 5.779,
+    "list_peak_mib": 44.567,
+    "list_kept_mib": 17.067,
+    "objects_s": 2.53,
+    "objects_peak_mib": 28.9,
+    "marks_s": 4.1,
+    "marks_peak_mib": 28.167,
+    "shards_s": 150.407,
+    "shards_peak_mib": 207.667,
 }
 """Of ``jobs/measured/scale.json``, which is no part of an installed package."""
 
@@ -132,6 +132,8 @@ class Load:
         return (self.writes * store.price_per_1000_writes + self.reads * store.price_per_1000_reads) / 1000
 
 
+SHARDS_A_WAVE = 20_000
+"""Shards that Ray is given at a time. Actors load their models once a wave: 640,000 videos at 32 a shard."""
 MARK_THREADS = 32
 """Marks that are read at a time."""
 PART_BYTES = 8 << 20
@@ -139,45 +141,47 @@ PART_BYTES = 8 << 20
 TABLES_A_SHARD = 4
 
 
-def simulate(habit: Habit, pieces: Pieces, store: Store, shards_a_wave: int) -> list[Load]:
+def simulate(habit: Habit, unit_costs: UnitCosts, store: Store, shards_a_wave: int) -> list[Load]:
     """Compute the load of each part of a run.
 
     Args:
         habit: The clips.
-        pieces: Measured seconds and memory.
+        unit_costs: Measured seconds and memory.
         store: The bucket.
         shards_a_wave: Shards that Ray is given at a time.
 
     Returns:
         The parts in the order in which a run comes to them.
     """
+    # All in units of what was measured.
     files, shards = habit.clips / _FILES, habit.shards / _SHARDS
     # 1. Listing: a request a thousand names; the names of the folders under way are in memory as objects.
-    list_seconds = files * pieces["list_s"]
-    peak_mib = files * pieces["list_peak_mib"]
+    list_seconds = files * unit_costs["list_s"]
+    peak_mib = files * unit_costs["list_peak_mib"]
     requests, names_mib = 0, 0.0
     if habit.is_remote:
         folders = -(-habit.clips // habit.files_per_folder)
+        # Requests of one folder wait for each other, those of several do not.
         at_a_time = min(LIST_THREADS, folders)
         requests = folders * -(-min(habit.files_per_folder, habit.clips) // 1000)
-        list_seconds += requests * store.list_request_s / at_a_time + files * pieces["objects_s"]
+        list_seconds += requests * store.list_request_s / at_a_time + files * unit_costs["objects_s"]
         underway = min(habit.clips, at_a_time * habit.files_per_folder) / _FILES
-        names_mib = underway * pieces["objects_peak_mib"]
+        names_mib = underway * unit_costs["objects_peak_mib"]
     listing = Load(
         "list the videos", list_seconds, peak_mib + names_mib, fixed_mib=names_mib,
-        held_mib=files * pieces["list_kept_mib"], writes=requests,
+        held_mib=files * unit_costs["list_kept_mib"], writes=requests,
     )  # fmt: skip
     # 2. Marks: once before the work, of which a resumed run finds some, and once after it.
     waiting_s = 2 * habit.shards * store.request_s / MARK_THREADS if habit.is_remote else 0.0
     mark_reads = 2 * habit.shards if habit.is_remote else 0
     marks = Load(
-        "read the shards' marks", shards * pieces["marks_s"] + waiting_s, shards * pieces["marks_peak_mib"],
+        "read the shards' marks", shards * unit_costs["marks_s"] + waiting_s, shards * unit_costs["marks_peak_mib"],
         reads=mark_reads,
     )  # fmt: skip
     # 3. Shards go to Ray while nodes work: memory of one wave.
     wave = min(habit.shards, shards_a_wave) / _SHARDS
-    wave_mib = wave * pieces["shards_peak_mib"]
-    handing = Load("hand shards to Ray", shards * pieces["shards_s"], wave_mib, fixed_mib=wave_mib, is_beside=True)
+    wave_mib = wave * unit_costs["shards_peak_mib"]
+    handing = Load("hand shards to Ray", shards * unit_costs["shards_s"], wave_mib, fixed_mib=wave_mib, is_beside=True)
     # 4. What the nodes ask of the bucket: a request for the size, one a part; four tables and a mark a shard.
     parts = 1 + -(-habit.bytes_per_clip // PART_BYTES)
     reading = Load("read the videos", reads=habit.clips * parts if habit.is_remote else 0, is_beside=True)
@@ -192,10 +196,10 @@ def memory_by_part(loads: Sequence[Load]) -> dict[str, float]:
     Args:
         loads: Of :func:`simulate`.
     """
-    memory, held = {}, 0.0
+    memory, kept_mib = {}, 0.0
     for load in loads:
-        memory[load.name] = load.peak_mib + held
-        held += load.held_mib
+        memory[load.name] = load.peak_mib + kept_mib
+        kept_mib += load.held_mib
     return memory
 
 
@@ -228,11 +232,13 @@ def list_limits(
         hours: Of the nodes' work.
         driver_memory_mib: What the driver may take.
     """
+    # 1. Memory at its highest, and the driver's time in which no node works.
     by_name = {load.name: load for load in loads}
     seconds = hours * 3600
     memory = memory_by_part(loads)
     worst = max(loads, key=lambda load: memory[load.name])
     alone_s = sum(load.seconds for load in loads if not load.is_beside)
+    # 2. Each as a share of what there is of it, with what to do about it.
     shares = {
         f"the driver's memory, to {worst.name}": (
             memory[worst.name] / driver_memory_mib,
@@ -256,6 +262,7 @@ def list_limits(
         ),
     }
     # Memory grows with the clips; the others' shares do not, as the nodes' hours grow likewise.
+    # 3. Where memory ends, by what grows with the clips alone.
     growing_mib = memory[worst.name] - worst.fixed_mib
     breaks_at = int(habit.clips * max(0.0, driver_memory_mib - worst.fixed_mib) / growing_mib) if growing_mib else 0
     limits = [

@@ -93,6 +93,7 @@ def estimate_sizes(
         }
         slowest = max(paces, key=lambda name: paces[name])
         hours = paces[slowest] + alone_hours
+        # Nodes are paid while the driver works alone, too.
         an_hour = None if pools.cost is None or not pools.hours else pools.cost / pools.hours
         bottleneck: Bottleneck = "driver alone" if alone_hours > paces[slowest] else slowest
         cost = None if an_hour is None else hours * an_hour

@@ -1,4 +1,4 @@
-"""The load of very many clips, by hand from round pieces."""
+"""The load of very many clips, by hand from round costs."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from jobs.annotate.shards import TABLES
-from wm.datasets.scale import MEASURED, TABLES_A_SHARD, Habit, Pieces, Store, list_limits, simulate
+from wm.datasets.scale import MEASURED, TABLES_A_SHARD, Habit, Store, UnitCosts, list_limits, simulate
 
-PIECES: Pieces = {
+UNIT_COSTS: UnitCosts = {
     "list_s": 2.0,
     "list_peak_mib": 60.0,
     "list_kept_mib": 40.0,
@@ -24,8 +24,8 @@ STORE = Store(list_request_s=0.16, request_s=0.032, price_per_1000_writes=5.0, p
 
 def test_a_million_clips_by_hand() -> None:
     habit = Habit(1_000_000, videos_per_shard=25, files_per_folder=10_000, bytes_per_clip=9 << 20)
-    listing, marks, handing, reading, writing = simulate(habit, PIECES, STORE, shards_a_wave=20_000)
-    # 100 folders of 10 requests, 16 at a time; ten times both pieces; 16 folders' names in memory as objects.
+    listing, marks, handing, reading, writing = simulate(habit, UNIT_COSTS, STORE, shards_a_wave=20_000)
+    # 100 folders of 10 requests, 16 at a time; ten times both costs; 16 folders' names in memory as objects.
     assert listing.seconds == pytest.approx(1000 * 0.16 / 16 + 10 * (2 + 1)) and listing.writes == 1000
     assert (listing.peak_mib, listing.fixed_mib, listing.held_mib) == (pytest.approx(10 * 60 + 1.6 * 50), 80, 400)
     # 40,000 shards, read twice by 32 threads.
@@ -36,14 +36,14 @@ def test_a_million_clips_by_hand() -> None:
     # Two parts and the size of each file; four tables and a mark a shard.
     assert reading.reads == 3_000_000 and writing.writes == 200_000
     assert reading.price(STORE) == 1500 and writing.price(STORE) == 1000
-    local = simulate(Habit(1_000_000, 25, is_remote=False), PIECES, STORE, 20_000)
+    local = simulate(Habit(1_000_000, 25, is_remote=False), UNIT_COSTS, STORE, 20_000)
     assert sum(load.writes + load.reads for load in local) == 0
     assert (local[0].seconds, local[0].peak_mib, local[1].seconds) == (20, 600, 12)
 
 
 def test_what_breaks_first_comes_first() -> None:
     habit = Habit(1_000_000, videos_per_shard=25)
-    loads = simulate(habit, PIECES, STORE, 20_000)
+    loads = simulate(habit, UNIT_COSTS, STORE, 20_000)
     # 680 MiB for the listing; then a wave of 400 beside the 400 that stay of it. Nodes work far longer than the driver.
     limits = list_limits(habit, loads, STORE, hours=100.0, driver_memory_mib=500)
     assert limits[0].name == "the driver's memory, to hand shards to Ray" and limits[0].share == pytest.approx(1.6)
@@ -59,7 +59,7 @@ def test_what_breaks_first_comes_first() -> None:
     assert [limit.share for limit in limits] == sorted(shares.values(), reverse=True)
 
 
-def test_the_measured_pieces_are_those_of_the_record() -> None:
+def test_the_measured_costs_are_those_of_the_record() -> None:
     record = json.loads((Path(__file__).parents[3] / "jobs" / "measured" / "scale.json").read_text())
-    assert record["pieces"] == MEASURED and record["date"] and "out=jobs/measured/scale.json" in record["command"]
+    assert record["unit_costs"] == MEASURED and record["date"] and "out=jobs/measured/scale.json" in record["command"]
     assert len(TABLES) == TABLES_A_SHARD

@@ -80,6 +80,7 @@ def list_differences(first: Iterable[MetricKey], second: Iterable[MetricKey]) ->
     Returns:
         A line for all metrics of the same difference, such as ``judge.final: detail is 'low' and 'high'``.
     """
+    # A metric that only one of them has is no matter of bases.
     by_name = [_group(keys) for keys in (first, second)]
     lines: dict[str, list[str]] = {}
     for name, bases in by_name[0].items():
@@ -87,7 +88,8 @@ def list_differences(first: Iterable[MetricKey], second: Iterable[MetricKey]) ->
         if others and not set(bases) & set(others):
             # Of several results the two that are most alike.
             pairs = [_differ(basis, other) for basis in bases for other in others]
-            lines.setdefault(", ".join(min(pairs, key=len)), []).append(name)
+            fewest = min(pairs, key=len)
+            lines.setdefault(", ".join(fewest), []).append(name)
     return [f"{', '.join(names)}: {difference}" for difference, names in lines.items()]
 
 
@@ -100,6 +102,7 @@ def _group(keys: Iterable[MetricKey]) -> dict[str, list[Basis]]:
 
 def _differ(first: Basis, second: Basis) -> list[str]:
     """List the parts in which two bases differ."""
+    # A setting that one basis lacks differs too: what it was is not known.
     own, other = (dict((*basis.models, *basis.settings)) for basis in (first, second))
     names: Sequence[str] = list(dict.fromkeys([*own, *other]))
     return [

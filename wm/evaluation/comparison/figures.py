@@ -184,7 +184,7 @@ def _average(
         other = [run for run in runs[1] if key in second[run]]
         has_both = bool(own) and bool(other)
         if is_paired:
-            # In a run that one of them lacks, the other one's value would tell of the run, not of the system.
+            # In a run that one of them lacks, the other one's value would be that of the run, not of the system.
             own = other = [run for run in own if run in other]
         for system, into, of in ((first, values[0], own), (second, values[1], other)):
             if of:
