@@ -33,7 +33,7 @@ CHARSETS = ("utf-8", "utf-8-sig", "ascii", "iso8859-1", "cp1252", "utf-16", "utf
 PAGES = ("/", "/health", "/docs", "/openapi.json", "/playground")
 # Read without a key, with all paths below these: they say nothing of anybody and ask no model to work.
 BELOW = ("/playground/", "/docs/files/")
-# FastAPI's own traces begin anew in each process: Ray Serve's, which do not, have the same request (serve_apps.tracing).
+# FastAPI's own traces begin anew in each process; Ray Serve's, of the same requests, do not (serve_apps.tracing).
 NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,512}")
 T = TypeVar("T")
