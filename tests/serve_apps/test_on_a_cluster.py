@@ -250,7 +250,8 @@ def wait_until_asleep(head):
 
 
 def test_scale_to_zero_and_back(head, large):
-    quick = {"min_replicas": 0, "max_replicas": 2, "downscale_to_zero_delay_s": 3, "downscale_delay_s": 3}
+    # Long enough that a client which comes again when it was told to finds the replica awake.
+    quick = {"min_replicas": 0, "max_replicas": 2, "downscale_to_zero_delay_s": 20, "downscale_delay_s": 20}
     quick |= {"upscale_delay_s": 0, "metrics_interval_s": 1, "look_back_period_s": 3}
     for name in ("fdm_server", "idm_server"):
         large.args[name]["autoscaling_config"] = quick
@@ -279,8 +280,8 @@ def test_scale_to_zero_and_back(head, large):
             reply = edit(client)
         error = reply.json()["error"]
         assert (reply.status_code, error["code"]) == (503, "model_starting") and "no replica yet" in error["message"]
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while reply.status_code != 200:
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, reply.text
             time.sleep(int(reply.headers["retry-after"]))
             reply = edit(client)
