@@ -33,8 +33,6 @@ CHARSETS = ("utf-8", "utf-8-sig", "ascii", "iso8859-1", "cp1252", "utf-16", "utf
 PAGES = ("/", "/health", "/docs", "/openapi.json", "/playground")
 # Read without a key, with all paths below these: they say nothing of anybody and ask no model to work.
 BELOW = ("/playground/", "/docs/files/")
-# FastAPI's own traces begin anew in each process; Ray Serve's, of the same requests, do not (serve_apps.tracing).
-NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,512}")
 T = TypeVar("T")
 ParsedEdit: TypeAlias = tuple[EditRequest, bytes]
@@ -49,7 +47,14 @@ def create_app(title: str, middlewares: Sequence[Middleware] = ()) -> FastAPI:
         title: Of the API.
         middlewares: Around it, outermost first.
     """
-    app = DescribedApp(title=title, middleware=middlewares, docs_url=None, redoc_url=None, telemetry=NO_TELEMETRY)
+    app = DescribedApp(
+        title=title,
+        middleware=middlewares,
+        docs_url=None,
+        redoc_url=None,
+        # FastAPI's own traces begin anew in each process; Ray Serve's, of the same requests, do not.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
