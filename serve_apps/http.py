@@ -47,7 +47,14 @@ def create_app(title: str, middlewares: Sequence[Middleware] = ()) -> FastAPI:
         title: Of the API.
         middlewares: Around it, outermost first.
     """
-    app = DescribedApp(title=title, middleware=middlewares, docs_url=None, redoc_url=None)
+    app = DescribedApp(
+        title=title,
+        middleware=middlewares,
+        docs_url=None,
+        redoc_url=None,
+        # FastAPI's own traces begin anew in each process; Ray Serve's, of the same requests, do not.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

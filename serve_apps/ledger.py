@@ -129,5 +129,13 @@ class LimitsServer:
         self._ledger = Ledger()
 
     async def exchange(self, holder: str, claims: Sequence[Claim]) -> list[Grant]:
-        """Return :meth:`Ledger.exchange`; on the event loop, one call after the other."""
+        """Settle claims, on the event loop, one call after the other.
+
+        Args:
+            holder: As for :meth:`Ledger.exchange`.
+            claims: As there.
+
+        Returns:
+            A grant for each claim.
+        """
         return self._ledger.exchange(holder, claims)

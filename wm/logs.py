@@ -128,7 +128,12 @@ class LoggedBar(tqdm):  # type: ignore[misc] # tqdm has no types
         super().__init__(*arguments, **{**options, "file": _Nowhere()})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Log the state in place of drawing it."""
+        """Log the state in place of drawing it.
+
+        Args:
+            msg: As for tqdm; not used.
+            pos: As for tqdm; not used.
+        """
         state = self.format_dict
         extra = {
             "done": state["n"],

@@ -49,7 +49,11 @@ class Leases:
         self.num_holders = 1
 
     def allowance(self, key: Key) -> "LeasedAllowance":
-        """Return what is leased of a key, with its limits as they are now."""
+        """Return what is leased of a key.
+
+        Args:
+            key: With its limits as they are now.
+        """
         allowance = self._allowances.get(key.sha256)
         if allowance is None:
             allowance = self._allowances[key.sha256] = LeasedAllowance(key, self)
@@ -62,7 +66,14 @@ class Leases:
         return self.clock() < self._broken_until_s
 
     async def ask(self, claims: Sequence[Claim]) -> list[Grant] | None:
-        """Return the ledger's grants; None if it does not answer."""
+        """Ask the ledger.
+
+        Args:
+            claims: Of this process, one a key.
+
+        Returns:
+            A grant for each claim; None if it does not answer.
+        """
         try:
             async with asyncio.timeout(ANSWER_S):
                 grants = await self._exchange(self._name, claims)

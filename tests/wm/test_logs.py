@@ -22,6 +22,9 @@ def json_log(monkeypatch):
     root, names = logging.getLogger(), ("", *logs.OWN_LOGGERS, "wm.sampling")
     handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in names}
     root.handlers.clear()
+    # A replica in this process may have led them into Ray Serve's log.
+    for name in logs.OWN_LOGGERS:
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     logs.configure()
