@@ -3,6 +3,7 @@
 moto keeps objects in memory; what is killed is the process before it that clients speak to, so that nothing is lost.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -116,6 +117,8 @@ def served_bucket(out: Path, is_wanted: bool) -> Iterator[BucketServer | None]:
         from moto.server import ThreadedMotoServer
     except ImportError as error:
         raise InputError("bucket = true needs moto, which serves it: pip install 'moto[server]'") from error
+    # It would report every request.
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     holder = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     holder.start()
     try:
