@@ -62,7 +62,7 @@ def autoscaling_nodes(
     """
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-    # The autoscaler knows the head by the id of its machine, which a cloud would tell.
+    # The autoscaler knows the head by the id of its machine, which a cloud would set.
     variables = {
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
@@ -155,6 +155,7 @@ def wait_for_nodes(num_nodes: int, limit_s: float) -> float:
         TimeoutError: It has another number by then.
     """
     begin_s = time.monotonic()
+    # Asked again and again: Ray reports nothing by itself.
     while (count := count_nodes()) != num_nodes:
         if time.monotonic() - begin_s > limit_s:
             raise TimeoutError(f"the cluster has {count} nodes after {limit_s:g} s, not {num_nodes}")

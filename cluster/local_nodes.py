@@ -69,17 +69,10 @@ def local_nodes(
         }
         folder = Path(private["_temp_dir"]).parent
         with _own_address_file(folder), keep_terminate_handler():
-            settings = {**node, "include_dashboard": dashboard, **(head or {})}
-            if dashboard:
-                # Not Ray's own ports: another cluster of this machine may have them. 0: any that is free.
-                settings |= {"dashboard_port": _find_free_port(), "dashboard_agent_listen_port": 0}
+            settings = {**node, **_dashboard_settings(dashboard), **(head or {})}
             cluster = Cluster(initialize_head=True, head_node_args=settings)
         try:
-            # The head is there already. Ray would take SIGTERM for each node, and end it without what uses it.
-            with keep_terminate_handler():
-                for _ in range(num_nodes - 1):
-                    cluster.add_node(**node)
-            cluster.wait_for_nodes()
+            _add_nodes(cluster, num_nodes - 1, node)
             os.environ["RAY_ADDRESS"] = cluster.address
             if dashboard:
                 _wait_for_agent(cluster)
@@ -108,9 +101,22 @@ def _own_address_file(folder: Path) -> Iterator[None]:
             os.environ["RAY_TMPDIR"] = before
 
 
-def _find_free_port() -> int:
+def _add_nodes(cluster: "Cluster", count: int, settings: Mapping[str, object]) -> None:
+    """Add nodes beside the head, and wait until all are there."""
+    # Ray would take SIGTERM for each node, and end it without what uses it.
+    with keep_terminate_handler():
+        for _ in range(count):
+            cluster.add_node(**settings)
+    cluster.wait_for_nodes()
+
+
+def _dashboard_settings(is_wanted: bool) -> dict[str, object]:
+    if not is_wanted:
+        return {"include_dashboard": False}
     with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+        port = int(free.getsockname()[1])
+    # Not Ray's own ports: another cluster of this machine may have them. 0: any that is free.
+    return {"include_dashboard": True, "dashboard_port": port, "dashboard_agent_listen_port": 0}
 
 
 def _wait_for_agent(cluster: "Cluster") -> None:

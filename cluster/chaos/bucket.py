@@ -45,6 +45,7 @@ class BucketServer:
         """
         host, self._target_port = server.get_host_and_port()
         requests.put(f"http://{host}:{self._target_port}/{NAME}", timeout=_START_S).raise_for_status()
+        # Always the same port: its address is in every process's environment.
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = int(free.getsockname()[1])
         self._process = self._start()
@@ -61,6 +62,7 @@ class BucketServer:
             name: Of the output.
             cache: Where this process keeps copies; nobody else's, so that nothing comes from a writer's own.
         """
+        # Read for every copy, by this process alone.
         before = os.environ["WM_CACHE"]
         os.environ["WM_CACHE"] = str(cache)
         try:

@@ -77,6 +77,7 @@ class Load:
             data={"prompt": "move the red square left", "seed": str(seed), "n": "1"},
             timeout=TIMEOUT_S,
         )
+        # The server's own words: a status alone does not say what was missing.
         if reply.status_code != requests.codes.ok:
             raise requests.HTTPError(f"HTTP {reply.status_code}: {reply.text[:120]}")
         return hashlib.sha256(reply.json()["data"][0]["b64_json"].encode()).hexdigest()
@@ -108,5 +109,6 @@ class Load:
                     self.num_answers += 1
                     if digest != self.expected.get(seed, digest):
                         self.wrong.append(f"seed {seed} after {at_s} s")
+            # Together the clients ask with every seed.
             seed = (seed + self.num_clients) % NUM_SEEDS
             self._over.wait(_PAUSE_S)

@@ -26,7 +26,6 @@ async def forward(port: int, target_port: int) -> None:
         port: Where to listen.
         target_port: Of the server.
     """
-
     # The loop keeps tasks by weak references alone: one that waits might be collected.
     tasks: set[object] = set()
 

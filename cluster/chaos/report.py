@@ -59,7 +59,12 @@ def _count(phase: PhaseReport) -> dict[str, float]:
 
 
 def is_passed(recipe: ChaosRecipe, phases: Sequence[PhaseReport]) -> bool:
-    """Return whether every phase came to its end, and every result equals its undisturbed one."""
+    """Return whether every phase came to its end, and every result equals its undisturbed one.
+
+    Args:
+        recipe: Of the run.
+        phases: What happened.
+    """
     return len(phases) == len(recipe.phases) and not any(phase.differences for phase in phases)
 
 
@@ -78,7 +83,12 @@ def write_report(out: Path, record: Mapping[str, object], phases: Sequence[Phase
 
 
 def build_page(record: Mapping[str, object], phases: Sequence[PhaseReport]) -> list[str]:
-    """Build the page: a block a phase."""
+    """Build the page: a block a phase.
+
+    Args:
+        record: Of :func:`build_record`.
+        phases: What happened.
+    """
     lines = [f"chaos: {'passed' if record['passed'] else 'FAILED'} ({record['date']}, {record['command']})"]
     for phase in phases:
         kinds = Counter(str(kill["kind"]) for kill in phase.kills)
@@ -88,12 +98,12 @@ def build_page(record: Mapping[str, object], phases: Sequence[PhaseReport]) -> l
             f"{phase.phase}: {len(phase.kills)} kills in {phase.seconds:g} s ({counts}); {phase.missed} missed",
         ]
         # 1. Work that was repeated until it was done.
-        for done in phase.rounds:
-            attempts = done["attempts"]
+        for entry in phase.rounds:
+            attempts = entry["attempts"]
             assert isinstance(attempts, list)
             seconds = sum(attempt["seconds"] for attempt in attempts)
             lines.append(
-                f"  {done['name']}: {seconds:.0f} s ({phase.undisturbed_s:.0f} s undisturbed), "
+                f"  {entry['name']}: {seconds:.0f} s ({phase.undisturbed_s:.0f} s undisturbed), "
                 f"{len(attempts)} submissions"
             )
         # 2. Requests.

@@ -51,6 +51,7 @@ class Server:
         """Start the command if it has ended and nothing answers: Serve keeps what a killed command has started."""
         if (self._process is not None and self._process.poll() is None) or self.is_answering():
             return
+        # Two of each, so that one can be missing.
         options = [f"{name}={_OPTIONS}" for name in ("fdm_server", "idm_server")]
         arguments = [f"port={self._port}", "num_candidates=2", "ingress={num_replicas=2}", *options]
         with self._log.open("ab") as file:
@@ -87,6 +88,7 @@ class Server:
         """End the command and what it serves."""
         if self._process is None or self._process.poll() is not None:
             return
+        # It ends what it has started, which takes a while.
         self._process.terminate()
         try:
             self._process.wait(_STOP_S)

@@ -25,7 +25,12 @@ class Sizable(Protocol):
         """Return whether it names all of them."""
 
     def sized_for(self, cpus: float, gpus: float) -> Self:
-        """Return it with those that it leaves out."""
+        """Return it with those that it leaves out.
+
+        Args:
+            cpus: Of the cluster.
+            gpus: Of the cluster.
+        """
 
 
 SizableT = TypeVar("SizableT", bound=Sizable)

@@ -22,7 +22,7 @@ _printed: set[str] = set()
 
 
 def find_notice(message: str) -> str | None:
-    """Find what to tell the user of a message of Ray's.
+    """Find the notice that a message of Ray's is worth.
 
     Args:
         message: As a node reports it, of any number of lines.
