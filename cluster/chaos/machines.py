@@ -1,4 +1,4 @@
-"""Find and kill the processes of a local cluster: actors, the commands of jobs, what watches over those, complete nodes.
+"""Find and kill processes of a local cluster: actors, the commands of jobs, what watches over those, complete nodes.
 
 Not known here: when, and what for.
 """

@@ -52,7 +52,7 @@ def _count(phase: PhaseReport) -> dict[str, float]:
     if phase.rounds:
         counts["times done"] = len(phase.rounds)
         counts["submissions"] = sum(
-            len(done["attempts"]) for done in phase.rounds if isinstance(done["attempts"], list)
+            len(entry["attempts"]) for entry in phase.rounds if isinstance(entry["attempts"], list)
         )
     counts |= {name: value for name, value in phase.failures.items() if isinstance(value, int | float)}
     return counts | {"differences": len(phase.differences)}
