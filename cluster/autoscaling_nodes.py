@@ -73,6 +73,7 @@ def autoscaling_nodes(
     }
     head = {"no_monitor": True, "resources": dict(head_resources or {})}
     with _environment(variables), local_nodes(1, cpus_per_node=head_cpus, dashboard=dashboard, head=head) as cluster:
+        # The file needs the address of the head, and the autoscaler the file: it starts last.
         node = cluster.head_node
         path = Path(node.get_session_dir_path()) / "autoscaling.json"
         config = build_config(
@@ -183,6 +184,7 @@ def _end_added_nodes(head: object) -> None:
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set variables of this process, which the cluster's processes inherit."""
+    # The cluster's processes keep them; those that this process starts later should not have them.
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

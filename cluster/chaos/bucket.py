@@ -72,6 +72,7 @@ class BucketServer:
 
     def kill(self) -> str:
         """Kill it and start it again some seconds later; returns what it was."""
+        # Connections break in the middle, then nobody listens, as when a machine is lost.
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
         time.sleep(_DOWN_S)
@@ -124,6 +125,7 @@ def served_bucket(out: Path, is_wanted: bool) -> Iterator[BucketServer | None]:
     holder = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     holder.start()
     try:
+        # Who writes finds it by its environment, which the cluster's processes inherit.
         server = BucketServer(holder)
         os.environ.update(
             {

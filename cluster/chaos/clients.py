@@ -55,6 +55,7 @@ class Load:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # A request that is under way is waited for, and counts.
         self._over.set()
         for thread in self._threads:
             thread.join()
@@ -100,6 +101,7 @@ class Load:
             at_s = round(time.monotonic() - self._begin_s, 1)
             try:
                 digest = self.ask(seed)
+            # An answer that is cut is no answer: its JSON, or a key of it, is missing.
             except (requests.RequestException, ValueError, KeyError) as error:
                 reason = str(error) if isinstance(error, requests.HTTPError) else f"{type(error).__name__}: {error}"
                 with self._lock:

@@ -46,6 +46,7 @@ def build_record(recipe: ChaosRecipe, phases: Sequence[PhaseReport], arguments: 
 
 def _count(phase: PhaseReport) -> dict[str, float]:
     """Count what happened in a phase, by name."""
+    # Numbers alone, for the page of benchmarks; the phases themselves have the rest.
     kills = Counter(str(kill["kind"]) for kill in phase.kills)
     counts: dict[str, float] = {"seconds": phase.seconds, "kills": len(phase.kills)}
     counts |= {f"{kind}s killed": count for kind, count in sorted(kills.items())}
@@ -139,6 +140,7 @@ def _describe_requests(phase: PhaseReport) -> list[str]:
 
 def _failed_share(phases: Sequence[PhaseReport]) -> float | None:
     """Return the share of requests that failed; None where none was sent."""
+    # Only a server has requests.
     for phase in phases:
         total, failed = phase.failures.get("requests"), phase.failures.get("failed")
         if isinstance(total, int) and isinstance(failed, int) and total:

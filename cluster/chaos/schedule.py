@@ -82,6 +82,7 @@ class Disturber:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # What it is doing comes to its end: a node that was killed is replaced.
         self._stop.set()
         self._thread.join()
 

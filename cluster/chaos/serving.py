@@ -125,11 +125,13 @@ def run_serving(recipe: ChaosRecipe, machines: Machines, say: Callable[[str], No
                     server.ensure_running()
                     disturber.wait(_POLL_S)
             # 3. In peace: it must come back by itself, with the same answers.
+            # What was killed last may still be starting.
             recovery_s = server.wait_until_ready(60 * recipe.limit_minutes)
             report.differences += _compare_answers(load, 60 * recipe.limit_minutes)
             report.seconds = round(disturber.elapsed_s, 1)
         note_kills(report, disturber)
         report.differences += [f"wrong answer: {line}" for line in load.wrong]
+        # Every request is one or the other.
         total = load.num_answers + len(load.failures)
         report.failures = {
             "requests": total,

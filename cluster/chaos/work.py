@@ -86,6 +86,7 @@ def submit_until_done(
     Raises:
         StuckError: It failed although nothing was killed meanwhile, or does not end.
     """
+    # The limit counts from the last disturbance: until then a failure is expected.
     run = JobRun()
     calm_since_s = time.monotonic()
     while True:

@@ -88,6 +88,7 @@ def fit_stages(stages: Sequence[Stage]) -> tuple[list[Stage], ClusterSize | None
     """
     if is_private():
         return list(stages), None
+    # Once for all stages: each would connect to the cluster for it.
     size = read_cluster_size()
     return [
         replace(stage, recipe=fit_to_cluster(stage.recipe, size)) if isinstance(stage.recipe, _SIZABLE) else stage

@@ -45,6 +45,7 @@ def fit_to_cluster(recipe: SizableT, size: ClusterSize | None = None) -> Sizable
     """
     if ray_session.is_private() or recipe.is_sized:
         return recipe
+    # Asked once for several stages, where the caller has done so.
     size = size or read_cluster_size()
     return recipe.sized_for(size.cpus, size.gpus)
 
