@@ -135,7 +135,10 @@ def _title_of(process: psutil.Process) -> str:
         words = process.cmdline()
     except psutil.NoSuchProcess:
         return ""
-    return words[0] if words and words[0].startswith("ray::") else " ".join(words)[:120]
+    if words and words[0].startswith("ray::"):
+        return words[0]
+    # A command of Python's by its module: paths of this machine say nothing to a reader.
+    return f"python -m {words[words.index('-m') + 1]}" if "-m" in words[:-1] else " ".join(words)[:120]
 
 
 def _start_of(process: psutil.Process) -> float:
