@@ -62,7 +62,7 @@ def autoscaling_nodes(
     """
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-    # The autoscaler knows the head by the id of its machine, which a cloud would tell.
+    # The autoscaler knows the head by the id of its machine, which a cloud would set.
     variables = {
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
@@ -73,6 +73,7 @@ def autoscaling_nodes(
     }
     head = {"no_monitor": True, "resources": dict(head_resources or {})}
     with _environment(variables), local_nodes(1, cpus_per_node=head_cpus, dashboard=dashboard, head=head) as cluster:
+        # The file needs the address of the head, and the autoscaler the file: it starts last.
         node = cluster.head_node
         path = Path(node.get_session_dir_path()) / "autoscaling.json"
         config = build_config(
@@ -155,6 +156,7 @@ def wait_for_nodes(num_nodes: int, limit_s: float) -> float:
         TimeoutError: It has another number by then.
     """
     begin_s = time.monotonic()
+    # Asked again and again: Ray reports nothing by itself.
     while (count := count_nodes()) != num_nodes:
         if time.monotonic() - begin_s > limit_s:
             raise TimeoutError(f"the cluster has {count} nodes after {limit_s:g} s, not {num_nodes}")
@@ -182,6 +184,7 @@ def _end_added_nodes(head: object) -> None:
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set variables of this process, which the cluster's processes inherit."""
+    # The cluster's processes keep them; those that this process starts later should not have them.
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

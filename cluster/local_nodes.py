@@ -7,12 +7,13 @@ a node can be taken away in the middle.
 import argparse
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,30 +59,22 @@ def local_nodes(
     before = os.environ.pop("RAY_ADDRESS", None)
     _authenticate()
     from ray._private import ray_constants
+    from ray._private.utils import write_ray_address
     from ray.cluster_utils import Cluster
 
     # As long as the cluster runs: who joins it by a loopback address must not take it for the host's own.
-    with private_session(ray_constants) as private:
-        node = {
-            "num_cpus": cpus_per_node,
-            "object_store_memory": object_store_bytes,
-            "temp_dir": private["_temp_dir"],
-        }
-        folder = Path(private["_temp_dir"]).parent
+    with private_session(ray_constants) as private, _own_folder(Path(private["_temp_dir"]), dashboard) as own:
+        node = {"num_cpus": cpus_per_node, "object_store_memory": object_store_bytes, "temp_dir": str(own)}
+        folder = own.parent
         with _own_address_file(folder), keep_terminate_handler():
-            settings = {**node, "include_dashboard": dashboard, **(head or {})}
-            if dashboard:
-                # Not Ray's own ports: another cluster of this machine may have them. 0: any that is free.
-                settings |= {"dashboard_port": _find_free_port(), "dashboard_agent_listen_port": 0}
+            settings = {**node, **_dashboard_settings(dashboard), **(head or {})}
             cluster = Cluster(initialize_head=True, head_node_args=settings)
         try:
-            # The head is there already. Ray would take SIGTERM for each node, and end it without what uses it.
-            with keep_terminate_handler():
-                for _ in range(num_nodes - 1):
-                    cluster.add_node(**node)
-            cluster.wait_for_nodes()
+            _add_nodes(cluster, num_nodes - 1, node)
             os.environ["RAY_ADDRESS"] = cluster.address
             if dashboard:
+                # By it a submitted command finds this cluster, and no other of the machine.
+                write_ray_address(cluster.address, str(own))
                 _wait_for_agent(cluster)
             yield cluster
         finally:
@@ -90,6 +83,26 @@ def local_nodes(
             os.environ.pop("RAY_ADDRESS", None)
             if before is not None:
                 os.environ["RAY_ADDRESS"] = before
+
+
+@contextmanager
+def _own_folder(usual: Path, is_wanted: bool) -> Iterator[Path]:
+    """Make a folder for the files of one cluster, which goes with it; the usual one, where none is wanted."""
+    if not is_wanted:
+        yield usual
+        return
+    # Of the same length as the usual name: a socket's path may not be longer.
+    for number in range(256):
+        folder = usual.with_name(f"c{number:02x}")
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+            break
+    else:
+        raise FileExistsError(f"{usual.parent} has 256 folders of clusters, c00 to cff; remove old ones")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -108,9 +121,22 @@ def _own_address_file(folder: Path) -> Iterator[None]:
             os.environ["RAY_TMPDIR"] = before
 
 
-def _find_free_port() -> int:
+def _add_nodes(cluster: "Cluster", count: int, settings: Mapping[str, object]) -> None:
+    """Add nodes beside the head, and wait until all are there."""
+    # Ray would take SIGTERM for each node, and end it without what uses it.
+    with keep_terminate_handler():
+        for _ in range(count):
+            cluster.add_node(**settings)
+    cluster.wait_for_nodes()
+
+
+def _dashboard_settings(is_wanted: bool) -> dict[str, object]:
+    if not is_wanted:
+        return {"include_dashboard": False}
     with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+        port = int(free.getsockname()[1])
+    # Not Ray's own ports: another cluster of this machine may have them. 0: any that is free.
+    return {"include_dashboard": True, "dashboard_port": port, "dashboard_agent_listen_port": 0}
 
 
 def _wait_for_agent(cluster: "Cluster") -> None:

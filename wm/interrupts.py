@@ -59,6 +59,7 @@ def raise_on_terminate() -> Iterator[None]:
 @contextmanager
 def keep_terminate_handler() -> Iterator[None]:
     """Keep the handler of :func:`raise_on_terminate` where a library inside the block sets its own."""
+    # Another handler is its owner's to keep.
     is_ours = signal.getsignal(signal.SIGTERM) is terminate
     try:
         yield

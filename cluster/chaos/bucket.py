@@ -3,6 +3,7 @@
 moto keeps objects in memory; what is killed is the process before it that clients speak to, so that nothing is lost.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -44,6 +45,7 @@ class BucketServer:
         """
         host, self._target_port = server.get_host_and_port()
         requests.put(f"http://{host}:{self._target_port}/{NAME}", timeout=_START_S).raise_for_status()
+        # Always the same port: its address is in every process's environment.
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = int(free.getsockname()[1])
         self._process = self._start()
@@ -60,6 +62,7 @@ class BucketServer:
             name: Of the output.
             cache: Where this process keeps copies; nobody else's, so that nothing comes from a writer's own.
         """
+        # Read for every copy, by this process alone.
         before = os.environ["WM_CACHE"]
         os.environ["WM_CACHE"] = str(cache)
         try:
@@ -69,6 +72,7 @@ class BucketServer:
 
     def kill(self) -> str:
         """Kill it and start it again some seconds later; returns what it was."""
+        # Connections break in the middle, then nobody listens, as when a machine is lost.
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
         time.sleep(_DOWN_S)
@@ -116,9 +120,12 @@ def served_bucket(out: Path, is_wanted: bool) -> Iterator[BucketServer | None]:
         from moto.server import ThreadedMotoServer
     except ImportError as error:
         raise InputError("bucket = true needs moto, which serves it: pip install 'moto[server]'") from error
+    # It would report every request.
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     holder = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     holder.start()
     try:
+        # Who writes finds it by its environment, which the cluster's processes inherit.
         server = BucketServer(holder)
         os.environ.update(
             {

@@ -55,6 +55,7 @@ class Load:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # A request that is under way is waited for, and counts.
         self._over.set()
         for thread in self._threads:
             thread.join()
@@ -77,6 +78,7 @@ class Load:
             data={"prompt": "move the red square left", "seed": str(seed), "n": "1"},
             timeout=TIMEOUT_S,
         )
+        # The server's own words: a status alone does not say what was missing.
         if reply.status_code != requests.codes.ok:
             raise requests.HTTPError(f"HTTP {reply.status_code}: {reply.text[:120]}")
         return hashlib.sha256(reply.json()["data"][0]["b64_json"].encode()).hexdigest()
@@ -99,6 +101,7 @@ class Load:
             at_s = round(time.monotonic() - self._begin_s, 1)
             try:
                 digest = self.ask(seed)
+            # An answer that is cut is no answer: its JSON, or a key of it, is missing.
             except (requests.RequestException, ValueError, KeyError) as error:
                 reason = str(error) if isinstance(error, requests.HTTPError) else f"{type(error).__name__}: {error}"
                 with self._lock:
@@ -108,5 +111,6 @@ class Load:
                     self.num_answers += 1
                     if digest != self.expected.get(seed, digest):
                         self.wrong.append(f"seed {seed} after {at_s} s")
+            # Together the clients ask with every seed.
             seed = (seed + self.num_clients) % NUM_SEEDS
             self._over.wait(_PAUSE_S)

@@ -26,14 +26,19 @@ async def forward(port: int, target_port: int) -> None:
         port: Where to listen.
         target_port: Of the server.
     """
+    # The loop keeps tasks by weak references alone: one that waits might be collected.
+    tasks: set[object] = set()
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        tasks.add(task)
         target_reader, target_writer = await asyncio.open_connection("127.0.0.1", target_port)
         try:
             await asyncio.gather(_copy(reader, target_writer), _copy(target_reader, writer))
         finally:
             for stream in (writer, target_writer):
                 stream.close()
+            tasks.discard(task)
 
     server = await asyncio.start_server(connect, "127.0.0.1", port)
     async with server:

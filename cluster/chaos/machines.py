@@ -1,4 +1,4 @@
-"""Find and kill the processes of a local cluster: actors, the commands of jobs, what watches over those, whole nodes.
+"""Find and kill processes of a local cluster: actors, the commands of jobs, what watches over those, complete nodes.
 
 Not known here: when, and what for.
 """
@@ -40,8 +40,10 @@ class Machines:
         Args:
             titles: Parts of the titles that Ray gives such processes.
         """
+        # 1. Nodes, of which another thread may take one away meanwhile.
         with self._lock:
             raylets = [_raylet_of(self._cluster.head_node), *map(_raylet_of, self._others)]
+        # 2. Their workers, by the titles that Ray gives them.
         actors = []
         for raylet in raylets:
             with suppress(psutil.NoSuchProcess):
@@ -86,7 +88,7 @@ class Machines:
                         process.send_signal(signal.SIGKILL)
             self._cluster.remove_node(node, allow_graceful=False)
             self._others.remove(node)
-        # Its place is taken while work goes on. A node that Ray is to end with this process would set
+        # Its place is taken while the work continues. A node that Ray is to end with this process would set
         # a signal handler, which a thread must not: it ends with the cluster's context.
         self._cluster._shutdown_at_exit = False
         added = self._cluster.add_node(num_cpus=self._cpus_per_node, object_store_memory=OBJECT_STORE_BYTES)
@@ -133,7 +135,10 @@ def _title_of(process: psutil.Process) -> str:
         words = process.cmdline()
     except psutil.NoSuchProcess:
         return ""
-    return words[0] if words and words[0].startswith("ray::") else " ".join(words)[:120]
+    if words and words[0].startswith("ray::"):
+        return words[0]
+    # A command of Python's by its module: paths of this machine say nothing to a reader.
+    return f"python -m {words[words.index('-m') + 1]}" if "-m" in words[:-1] else " ".join(words)[:120]
 
 
 def _start_of(process: psutil.Process) -> float:

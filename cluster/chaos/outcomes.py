@@ -24,6 +24,7 @@ def digest_rows(folder: Path) -> dict[str, str]:
     for name, (schema, id_column) in tables.items():
         rows = _read_rows(folder / name, schema)
         rows.sort(key=lambda row: str(row[id_column]))
+        # In the order of ids: which file a row is in depends on what was killed.
         digest = hashlib.sha256()
         for row in rows:
             digest.update(json.dumps(row, sort_keys=True, default=_to_text).encode())

@@ -84,7 +84,13 @@ def command_of(recipe: ChaosRecipe, phase: Phase, name: str) -> list[str]:
 
 
 def digest_output(phase: Phase, folder: Path) -> dict[str, str]:
-    """Compute digests of what a phase has written, by name."""
+    """Compute digests of what a phase has written, by name.
+
+    Args:
+        phase: Annotation or training.
+        folder: Its output.
+    """
+    # Rows whatever file they are in; weights to the last bit.
     return digest_rows(folder) if phase == "annotation" else digest_files(folder / "model")
 
 
@@ -168,7 +174,12 @@ def strike_of(
 
 
 def note_kills(report: PhaseReport, disturber: Disturber) -> None:
-    """Copy what a disturber has done into a phase's report."""
+    """Copy what a disturber has done into a phase's report.
+
+    Args:
+        report: Of the phase.
+        disturber: That has ended.
+    """
     report.kills = [asdict(kill) for kill in disturber.kills]
     report.missed = len(disturber.missed)
     report.errors = disturber.errors

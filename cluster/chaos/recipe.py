@@ -39,7 +39,7 @@ class ChaosRecipe(Recipe):
     min_gap_s: float = Field(default=8.0, gt=0)
     """Min seconds between two kills."""
     max_gap_s: float = Field(default=25.0, gt=0)
-    """Max seconds between two kills; each gap is drawn evenly from between."""
+    """Max seconds between two kills; each gap is a random number between the two."""
     phases: list[Phase] = list(get_args(Phase))
     """What runs meanwhile, one after the other: annotation, training, serving."""
     kinds: list[Kind] = list(get_args(Kind))
@@ -69,6 +69,7 @@ class ChaosRecipe(Recipe):
     def _check_gaps(self) -> Self:
         if self.min_gap_s > self.max_gap_s:
             raise ValueError(f"min_gap_s = {self.min_gap_s:g} is more than max_gap_s = {self.max_gap_s:g}")
+        # Of each phase: a phase in which nothing is killed would prove nothing.
         for phase in self.phases:
             if not self.kinds_of(phase):
                 names = ", ".join(KINDS_OF_PHASE[phase])

@@ -46,20 +46,26 @@ def build_record(recipe: ChaosRecipe, phases: Sequence[PhaseReport], arguments: 
 
 def _count(phase: PhaseReport) -> dict[str, float]:
     """Count what happened in a phase, by name."""
+    # Numbers alone, for the page of benchmarks; the phases themselves have the rest.
     kills = Counter(str(kill["kind"]) for kill in phase.kills)
     counts: dict[str, float] = {"seconds": phase.seconds, "kills": len(phase.kills)}
     counts |= {f"{kind}s killed": count for kind, count in sorted(kills.items())}
     if phase.rounds:
         counts["times done"] = len(phase.rounds)
         counts["submissions"] = sum(
-            len(done["attempts"]) for done in phase.rounds if isinstance(done["attempts"], list)
+            len(entry["attempts"]) for entry in phase.rounds if isinstance(entry["attempts"], list)
         )
     counts |= {name: value for name, value in phase.failures.items() if isinstance(value, int | float)}
     return counts | {"differences": len(phase.differences)}
 
 
 def is_passed(recipe: ChaosRecipe, phases: Sequence[PhaseReport]) -> bool:
-    """Return whether every phase came to its end, and every result equals its undisturbed one."""
+    """Return whether every phase came to its end, and every result equals its undisturbed one.
+
+    Args:
+        recipe: Of the run.
+        phases: What happened.
+    """
     return len(phases) == len(recipe.phases) and not any(phase.differences for phase in phases)
 
 
@@ -78,7 +84,12 @@ def write_report(out: Path, record: Mapping[str, object], phases: Sequence[Phase
 
 
 def build_page(record: Mapping[str, object], phases: Sequence[PhaseReport]) -> list[str]:
-    """Build the page: a block a phase."""
+    """Build the page: a block a phase.
+
+    Args:
+        record: Of :func:`build_record`.
+        phases: What happened.
+    """
     lines = [f"chaos: {'passed' if record['passed'] else 'FAILED'} ({record['date']}, {record['command']})"]
     for phase in phases:
         kinds = Counter(str(kill["kind"]) for kill in phase.kills)
@@ -88,12 +99,12 @@ def build_page(record: Mapping[str, object], phases: Sequence[PhaseReport]) -> l
             f"{phase.phase}: {len(phase.kills)} kills in {phase.seconds:g} s ({counts}); {phase.missed} missed",
         ]
         # 1. Work that was repeated until it was done.
-        for done in phase.rounds:
-            attempts = done["attempts"]
+        for entry in phase.rounds:
+            attempts = entry["attempts"]
             assert isinstance(attempts, list)
             seconds = sum(attempt["seconds"] for attempt in attempts)
             lines.append(
-                f"  {done['name']}: {seconds:.0f} s ({phase.undisturbed_s:.0f} s undisturbed), "
+                f"  {entry['name']}: {seconds:.0f} s ({phase.undisturbed_s:.0f} s undisturbed), "
                 f"{len(attempts)} submissions"
             )
         # 2. Requests.
@@ -129,6 +140,7 @@ def _describe_requests(phase: PhaseReport) -> list[str]:
 
 def _failed_share(phases: Sequence[PhaseReport]) -> float | None:
     """Return the share of requests that failed; None where none was sent."""
+    # Only a server has requests.
     for phase in phases:
         total, failed = phase.failures.get("requests"), phase.failures.get("failed")
         if isinstance(total, int) and isinstance(failed, int) and total:

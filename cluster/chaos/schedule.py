@@ -82,6 +82,7 @@ class Disturber:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # What it is doing comes to its end: a node that was killed is replaced.
         self._stop.set()
         self._thread.join()
 
@@ -106,7 +107,7 @@ class Disturber:
                 return
             try:
                 victim = self._strike_once(planned)
-            except Exception as error:  # what the trial cannot do is reported, and the trial goes on
+            except Exception as error:  # what the trial cannot do is reported, and the trial continues
                 self.errors.append(f"{planned.kind}: {error!r:.200}")
                 continue
             if victim is None:
@@ -118,6 +119,7 @@ class Disturber:
 
     def _strike_once(self, planned: PlannedKill) -> str | None:
         """Kill what was planned, as soon as there is one."""
+        # Between two attempts of a command there is no driver and no worker.
         while (victim := self.strike(planned.kind, planned.draw)) is None:
             if self.elapsed_s > self.seconds or self._stop.wait(_RETRY_S):
                 return None

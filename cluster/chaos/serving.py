@@ -51,6 +51,7 @@ class Server:
         """Start the command if it has ended and nothing answers: Serve keeps what a killed command has started."""
         if (self._process is not None and self._process.poll() is None) or self.is_answering():
             return
+        # Two of each, so that one can be missing.
         options = [f"{name}={_OPTIONS}" for name in ("fdm_server", "idm_server")]
         arguments = [f"port={self._port}", "num_candidates=2", "ingress={num_replicas=2}", *options]
         with self._log.open("ab") as file:
@@ -87,6 +88,7 @@ class Server:
         """End the command and what it serves."""
         if self._process is None or self._process.poll() is not None:
             return
+        # It ends what it has started, which takes a while.
         self._process.terminate()
         try:
             self._process.wait(_STOP_S)
@@ -123,11 +125,13 @@ def run_serving(recipe: ChaosRecipe, machines: Machines, say: Callable[[str], No
                     server.ensure_running()
                     disturber.wait(_POLL_S)
             # 3. In peace: it must come back by itself, with the same answers.
+            # What was killed last may still be starting.
             recovery_s = server.wait_until_ready(60 * recipe.limit_minutes)
             report.differences += _compare_answers(load, 60 * recipe.limit_minutes)
             report.seconds = round(disturber.elapsed_s, 1)
         note_kills(report, disturber)
         report.differences += [f"wrong answer: {line}" for line in load.wrong]
+        # Every request is one or the other.
         total = load.num_answers + len(load.failures)
         report.failures = {
             "requests": total,

@@ -56,13 +56,14 @@ def run_here(arguments: Sequence[str], log: Path) -> None:
     Raises:
         StuckError: It failed.
     """
+    # A session of its own: what is made here is not to be disturbed.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with log.open("wb") as file:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *arguments], env=environment, stdout=file, stderr=subprocess.STDOUT, check=False
         )
-    if done.returncode:
-        raise StuckError(f"{' '.join(arguments)}: status {done.returncode}; {log} says why")
+    if process.returncode:
+        raise StuckError(f"{' '.join(arguments)}: status {process.returncode}; {log} says why")
 
 
 def submit_until_done(
@@ -85,6 +86,7 @@ def submit_until_done(
     Raises:
         StuckError: It failed although nothing was killed meanwhile, or does not end.
     """
+    # The limit counts from the last disturbance: until then a failure is expected.
     run = JobRun()
     calm_since_s = time.monotonic()
     while True:

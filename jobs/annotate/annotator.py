@@ -120,7 +120,7 @@ class Annotator:
                 "triplets": counts["triplets"],
                 "reasons": json.dumps(counts["reasons"]),
                 "block_bytes": batch.nbytes,
-                # The block of a shard is made on one node, and read as a whole.
+                # The block of a shard is made on one node, and read at once.
                 "moved_bytes": batch.nbytes if videos[0]["node"] != self._node else 0,
             }
         )

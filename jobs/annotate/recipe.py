@@ -86,7 +86,7 @@ class AnnotateResources(Recipe):
         return all(self._names_size(kind) for kind in ("decoders", "annotators"))
 
     def sized_for(self, cpus: float, gpus: float) -> Self:
-        """Return the same actors with the max numbers that a cluster holds, where no number is given.
+        """Return the same actors with the max numbers that a cluster holds, where the size is left out.
 
         Args:
             cpus: Of the cluster.

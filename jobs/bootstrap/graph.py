@@ -89,6 +89,7 @@ def fit_stages(stages: Sequence[Stage]) -> tuple[list[Stage], ClusterSize | None
     """
     if is_private():
         return list(stages), None
+    # Once for all stages: each would connect to the cluster for it.
     size = read_cluster_size()
     return [
         replace(stage, recipe=fit_to_cluster(stage.recipe, size)) if isinstance(stage.recipe, _SIZABLE) else stage
@@ -111,7 +112,7 @@ def build_graph(stages: Sequence[Stage], out: Path, max_stages: int, size: Clust
     demands_by_name = {stage.name: find_demand(stage.recipe) for stage in stages}
     num_gpus = 0
     if any(demand.gpus or demand.names_device for demand in demands_by_name.values()):
-        # On a cluster a stage that names a device uses that of this machine, which has no number there.
+        # On a cluster a stage that names a device uses that of this machine, which Ray does not count.
         num_gpus = _count_gpus() if size is None else max(1, int(size.gpus))
     capacity = Demand(num_logical_cpus() if size is None else size.cpus, num_gpus)
     demands = {}

@@ -60,7 +60,7 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, RunRecor
     out = Path(recipe.out)
     if size is not None:
         shared = f"{size.cpus:g} CPUs and {size.gpus:g} GPUs"
-        print(f"bootstrap: stages that name no number of workers use the cluster's {shared}")
+        print(f"bootstrap: stages that leave their workers out use the cluster's {shared}")
     if recipe.max_stages > 1 and not dry_run:
         warm_up()  # beside the checks
     _check_inputs(recipe, stages)

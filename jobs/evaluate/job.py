@@ -46,9 +46,8 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     Raises:
         InputError: On a model, triplets or a folder that does not fit.
     """
-    recipe = fit_to_cluster(recipe)
     # 1. Check everything. Inputs are read before the folder is made, so that bad input leaves nothing behind.
-    entries = build_entries(recipe)
+    entries = build_entries(recipe := fit_to_cluster(recipe))
     units = list_units(entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe)
     inputs = {"triplets": digest_of(recipe.triplets)}
     # The column itself is recorded: an earlier run under another one keeps its figures, and is not resumed.

@@ -25,7 +25,12 @@ class Sizable(Protocol):
         """Return whether it names all of them."""
 
     def sized_for(self, cpus: float, gpus: float) -> Self:
-        """Return it with those that it leaves out."""
+        """Return it with those that it leaves out.
+
+        Args:
+            cpus: Of the cluster.
+            gpus: Of the cluster.
+        """
 
 
 SizableT = TypeVar("SizableT", bound=Sizable)
@@ -40,6 +45,7 @@ def fit_to_cluster(recipe: SizableT, size: ClusterSize | None = None) -> Sizable
     """
     if ray_session.is_private() or recipe.is_sized:
         return recipe
+    # Asked once for several stages, where the caller has done so.
     size = size or read_cluster_size()
     return recipe.sized_for(size.cpus, size.gpus)
 

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Mapping
 
 NOTICES: Mapping[str, str] = {
-    r"running low on memory|\bOOM\b": "a node is running out of memory; Ray ends workers there and starts them again",
+    r"running low on memory|due to memory pressure": "a node is running out of memory; Ray ends workers there and "
+    "starts them again",
     r"No space left|over \d+% full|out of disk": "a node's disk is nearly full",
     r"cannot be scheduled|infeasible|[Nn]o available node types": "no node has what the job asks for; `ray status` "
     "shows what is missing",
@@ -21,7 +22,7 @@ _printed: set[str] = set()
 
 
 def find_notice(message: str) -> str | None:
-    """Find what to tell the user of a message of Ray's.
+    """Find the notice that a message of Ray's is worth.
 
     Args:
         message: As a node reports it, of any number of lines.

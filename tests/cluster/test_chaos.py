@@ -39,7 +39,7 @@ def test_a_seed_plans_the_same_kills_and_meets_every_kind():
     assert {kill.kind for kill in plan_kills(recipe, "serving")} == {"worker", "driver", "node"}
 
 
-def test_a_kill_that_finds_nothing_is_tried_again_and_then_missed():
+def test_a_kill_that_finds_nothing_is_tried_again():
     recipe = recipe_of(minutes=0.05, min_gap_s=0.1, max_gap_s=0.2, phases=["training"])
     answers = iter([None, "ray::one"])
     plan = plan_kills(recipe, "training")[:2]

@@ -122,7 +122,7 @@ def test_the_whole_loop_is_one_job_that_stops_and_resumes(address, tmp_path):
         time.sleep(0.2)
     assert ray_job(address, "stop", "loop").returncode == 0
     log = ray_job(address, "logs", "loop").stdout
-    assert "bootstrap: stages that name no number of workers use the cluster's 4 CPUs and 0 GPUs" in log
+    assert "bootstrap: stages that leave their workers out use the cluster's 4 CPUs and 0 GPUs" in log
     assert "stopping (SIGTERM); what is finished is kept" in log and "Traceback" not in log, log
     assert not (out / "report" / "run.json").exists()
     # 2. The same command: what is complete stays, the rest is done.
