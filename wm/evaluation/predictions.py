@@ -191,8 +191,9 @@ def write_predictions(rows: Iterable[PredictionRow], path: Path) -> int:
     count, remaining = 0, iter(rows)
     with replace_file(path) as temporary:
         with pq.ParquetWriter(temporary, PREDICTION_SCHEMA, compression="zstd") as writer:
-            # An empty row group would stop Hugging Face's datasets, so none is written for no rows.
-            while group := list(islice(remaining, ROWS_PER_GROUP)):
+            while group := list(
+                islice(remaining, ROWS_PER_GROUP)
+            ):  # no empty group, which stops Hugging Face's datasets
                 writer.write_table(pa.Table.from_pylist(group, schema=PREDICTION_SCHEMA))
                 count += len(group)
         with temporary.open("rb") as file:
