@@ -232,7 +232,7 @@ def _write(recipe: ExportRecipe, context: Context, plan: Plan) -> int:
 def _write_rows(part: Part, name: str, context: Context) -> int:
     """Write a part in a worker; returns how many rows it has."""
     # Files of a bucket have other paths on another node, and may not be there yet.
-    slices = tuple(replace(piece, file=str(fetch(piece.file, hold=False))) for piece in part.slices)
+    slices = tuple(replace(rows, file=str(fetch(rows.file, hold=False))) for rows in part.slices)
     context = replace(context, out=str(on_this_node(context.out)))
     return write_part(name, context, replace(part, slices=slices))["rows"]
 

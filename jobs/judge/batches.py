@@ -114,7 +114,6 @@ def load_sent(path: Path) -> list[SentBatch]:
     except BucketError as error:
         if error.reason != "missing_file":
             raise
-        return []
     if not path.is_file():
         return []
     batches: list[SentBatch] = parse_json(path.read_bytes(), str(path))

@@ -1,7 +1,6 @@
 """Define prediction sets, the one form for images that any system predicts for a bench; write and read them.
 
-A set is a folder with ``run.json`` and ``predictions/*.parquet``. Not known here: who predicted, and how predictions
-are scored.
+A set is a folder with ``run.json`` and ``predictions/*.parquet``. Not known here: who predicted, and their scores.
 """
 
 import hashlib
@@ -185,13 +184,13 @@ def write_predictions(rows: Iterable[PredictionRow], path: Path) -> int:
         How many rows were written.
 
     Raises:
-        OSError: The disk is full or may not be written.
+        OSError: It cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     count, remaining = 0, iter(rows)
     with replace_file(path) as temporary:
         with pq.ParquetWriter(temporary, PREDICTION_SCHEMA, compression="zstd") as writer:
-            # An empty row group would stop Hugging Face's datasets, so none is written for no rows.
+            # An empty row group would stop Hugging Face's datasets.
             while group := list(islice(remaining, ROWS_PER_GROUP)):
                 writer.write_table(pa.Table.from_pylist(group, schema=PREDICTION_SCHEMA))
                 count += len(group)

@@ -30,7 +30,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if not path.name.startswith(".")}
 
 
-def test_another_node_gets_the_bytes_and_asks_no_more_than_it_must(
+def test_another_node_gets_the_bytes_and_asks_no_more(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     content = {"a b.txt": b"one", "sub/c?d#e.bin": bytes(range(256)) * 300, "sub/empty": b""}
