@@ -23,7 +23,7 @@ CHECK_S = 20.0
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.distcp")
 """Files of models and checkpoints, which readers of results and reports do not need."""
 LARGE = ("*.parquet", *WEIGHTS)
-"""Files that are fetched by whoever reads them, where an input is a stage's output as a whole."""
+"""Files that are fetched by whoever reads them, where an input is a stage's complete output."""
 
 
 def prepare_buckets(recipe: Recipe) -> None:

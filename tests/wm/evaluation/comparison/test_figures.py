@@ -47,7 +47,7 @@ def test_a_run_without_a_subset_has_no_average():
     assert entry.gaps == {0: 1.0, 1: 1.0} and entry.std == 0.0
 
 
-def test_an_item_of_paired_runs_is_compared_in_those_that_both_have():
+def test_paired_runs_are_compared_in_those_that_both_have():
     # By hand: t0 in run 0 only (2 - 1), t1 in both (mean of 1 and 2), t2 in no common run.
     first = {0: values(2, 2, 2), 1: {"t0": 90.0, "t1": 4.0}}
     second = {0: {"t0": 1.0, "t1": 1.0}, 1: {"t1": 2.0, "t2": 7.0}}
