@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from serve_apps.adapters import find_adapters
+from serve_apps.catalog import _changed_s
 from serve_apps.checks import check_models
 from serve_apps.examples import load_examples
-from serve_apps.graph import _changed_s
 from serve_apps.model_server import ModelServer
 from serve_apps.recipe import ServeRecipe
 from serve_apps.world_model import bind
