@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 from tests.helpers.buckets import STORES, Bucket, BucketServers, set_variables
+from wm.logs import OWN_LOGGERS
 
 # The same examples in every run, however slow the machine is: what fails here fails again.
 hypothesis.settings.register_profile(
@@ -102,6 +104,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.path != stash.get(_LAST_FILE, None) and item.path not in stash[_FILES_ON_RAY]:
         _end_ray_session()
     stash[_LAST_FILE] = item.path
+    # A replica of an earlier test, in this process, has led them into Ray Serve's log.
+    for name in OWN_LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
 
 
 @pytest.fixture(scope="session")

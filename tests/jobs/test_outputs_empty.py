@@ -78,7 +78,7 @@ def test_annotations_of_every_outcome_open(
 ) -> None:
     """``triplets``: at least so many; the number is the random model's."""
 
-    def annotate(recipe: Any, listing: Any, pending: dict[int, tuple[int, int]]) -> None:
+    def annotate(recipe: Any, stage: Any, listing: Any, pending: dict[int, tuple[int, int]]) -> dict[str, int]:
         decoder = Decoder(recipe.clip_settings(), recipe.download_settings(), recipe.dataset)
         annotator = Annotator(recipe.annotator_settings())
         if not rejects:
@@ -86,6 +86,7 @@ def test_annotations_of_every_outcome_open(
         for number, rows in pending.items():
             annotator(decoder(shard_table(listing, number, *rows)))
         decoder.reader.close()
+        return {"block_bytes": 0, "moved_bytes": 0}
 
     monkeypatch.setattr(jobs.annotate.job, "_annotate", annotate)
     videos = write_videos(tmp_path / "videos") / folder
@@ -101,7 +102,7 @@ def test_annotations_of_every_outcome_open(
 def test_ingested_sets_of_every_outcome_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: int, bad: int
 ) -> None:
-    def ingest(recipe: IngestRecipe, num_rows: int) -> None:
+    def ingest(recipe: IngestRecipe, stage: Any, num_rows: int) -> None:
         for number, start in enumerate(range(0, num_rows, recipe.shard_rows)):
             stop = min(num_rows, start + recipe.shard_rows)
             Ingestor(recipe)({"number": number, "start": start, "stop": stop})

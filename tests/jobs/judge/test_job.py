@@ -337,7 +337,7 @@ def test_a_kill_loses_and_repeats_nothing_that_was_stored(bench: Path, predictio
 
 def test_bad_keys_and_sets_are_named(bench: Path, predictions: Path, tmp_path: Path) -> None:
     with judge_server(honest) as server:
-        with pytest.raises(InputError, match="systems = 'SmartEdit': the prediction sets hold C-FDM, GoT"):
+        with pytest.raises(InputError, match="systems = 'SmartEdit': the prediction sets hold 'C-FDM', 'GoT'"):
             run(recipe(bench, predictions, server, tmp_path / "j", systems=["SmartEdit"]))
         with pytest.raises(InputError, match="is not complete"):
             run(recipe(bench, tmp_path, server, tmp_path / "j"))

@@ -176,7 +176,7 @@ def test_figures_are_drawn_or_absent_with_their_reason(
         ({"items": ["table 9"]}, "'table 9' is no table or figure; expected all, tables, figures, table 1"),
         ({"items": []}, "items"),
         ({"results": ["a", "a"]}, "expected different folders"),
-        ({"names": {"GPT": "x"}}, "'GPT' is no system of the paper; expected PixInst"),
+        ({"names": {"GPT": "x"}}, "'GPT' is no system of the paper; expected 'PixInst'"),
         ({"names": {"Copy": "x"}}, "'Copy' is no system of the paper"),
         ({"names": {"SE": "x", "GoT": "x"}}, "two systems have one label"),
         ({"results": ["a"], "out": "a"}, "out = 'a' is inside 'a', which is read"),

@@ -139,7 +139,7 @@ def test_bad_recipes_fail_before_any_work(
 
 def test_codes_of_another_codec_fail_before_any_work(tiny_base: Path, tmp_path: Path) -> None:
     folder = write_triplets(random_rows(tiny_base, 3, codec="codec-other"), tmp_path / "triplets")
-    with pytest.raises(InputError, match=r"codec-other.*jobs\.ingest"):
+    with pytest.raises(InputError, match=r"codec-other.*wm ingest"):
         run(recipe_of(tiny_base, folder, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

@@ -117,13 +117,14 @@ def test_a_file_uri_in_a_list_names_the_same_video(tree: Path) -> None:
 def test_each_becomes_a_reject_and_the_others_are_annotated(
     tree: Path, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def annotate(one: Any, listing: Any, pending: dict[int, tuple[int, int]]) -> None:
+    def annotate(one: Any, stage: Any, listing: Any, pending: dict[int, tuple[int, int]]) -> dict[str, int]:
         decoder = Decoder(one.clip_settings(), one.download_settings(), one.dataset)
         annotator = Annotator(one.annotator_settings())
         annotator.idm.detokenize = lambda ids: "push it"
         for number, shard in pending.items():
             annotator(decoder(shard_table(listing, number, *shard)))
         decoder.reader.close()
+        return {"block_bytes": 0, "moved_bytes": 0}
 
     monkeypatch.setattr(jobs.annotate.job, "_annotate", annotate)
     record = jobs.annotate.job.run(recipe(tree, tiny_base, tmp_path / "out"))

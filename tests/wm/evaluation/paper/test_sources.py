@@ -79,7 +79,7 @@ def test_bad_folders_are_named(results: dict[str, Path], tmp_path: Path) -> None
         with pytest.raises(InputError, match=message) as error:
             read(*folders)
         assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match=r"names: SE = 'what'; the results hold .*C-FT"):
+    with pytest.raises(InputError, match=r"names: SE = 'what'; systems of the results: .*C-FT"):
         read(results["judge"], names={"SE": "what"})
 
 

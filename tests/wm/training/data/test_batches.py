@@ -197,7 +197,7 @@ def test_rows_with_unusable_actions_are_left_out_and_counted(tiny_base: Path, tm
 
 def test_codes_of_another_codec_are_refused_with_both_names(tiny_base: Path, tmp_path: Path) -> None:
     folder = write_triplets(random_rows(tiny_base, 2, codec="codec-other"), tmp_path / "t")
-    with pytest.raises(InputError, match=r"codec-other.*jobs\.ingest") as error:
+    with pytest.raises(InputError, match=r"codec-other.*wm ingest") as error:
         opened(tiny_base, tmp_path / "tokens", Source(path=str(folder)))
     assert load_model(tiny_base).codec_id in str(error.value)
     assert not (tmp_path / "tokens").exists()
@@ -206,7 +206,7 @@ def test_codes_of_another_codec_are_refused_with_both_names(tiny_base: Path, tmp
 def test_rows_without_codes_are_refused(tiny_base: Path, tmp_path: Path) -> None:
     bare = dict.fromkeys(("source_codes", "target_codes", "change", "codec"))
     folder = write_triplets(random_rows(tiny_base, 2) + random_rows(tiny_base, 1, seed=1, **bare), tmp_path / "t")
-    with pytest.raises(InputError, match=r"1 of 3 triplets have no image codes.*jobs\.ingest and codec"):
+    with pytest.raises(InputError, match=r"1 of 3 triplets have no image codes.*wm ingest and codec"):
         opened(tiny_base, tmp_path / "tokens", Source(path=str(folder)))
 
 
