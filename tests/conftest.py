@@ -51,6 +51,7 @@ _LONGEST_FILES = (
     "wm/training/planning/test_memory.py",
     "serve_apps/test_world_model.py",
     "serve_apps/test_roles.py",
+    "jobs/test_bucket_nodes.py",
     "annotate/test_remote.py",
     "bootstrap/test_bootstrap.py",
     "jobs/test_ingest.py",
@@ -160,7 +161,12 @@ def bucket_servers() -> Iterator[BucketServers]:
         yield BucketServers(stack)
 
 
-@pytest.fixture(params=STORES)
+# rclone now and then lists an object without its time, or answers 500 to a write after a removal: what is passed over,
+# a test of every commit need not meet.
+_IN_CI = [pytest.param(name, marks=pytest.mark.soak) if name == "rclone" else name for name in STORES]
+
+
+@pytest.fixture(params=_IN_CI)
 def bucket(
     request: pytest.FixtureRequest, bucket_servers: BucketServers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Bucket:

@@ -30,7 +30,7 @@ TRAINING = {
 
 @pytest.fixture
 def store(bucket_servers: BucketServers, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    bucket = bucket_servers.create_bucket("rclone")
+    bucket = bucket_servers.create_bucket("moto")
     set_variables(bucket, monkeypatch)
     return bucket
 

@@ -18,7 +18,7 @@ FILES = tuple(f"{folder}/data.txt" for folder in ("model", "selection", "supervi
 
 @pytest.fixture
 def store(bucket_servers: BucketServers, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    bucket = bucket_servers.create_bucket("rclone")
+    bucket = bucket_servers.create_bucket("moto")
     set_variables(bucket, monkeypatch)
     return bucket
 
@@ -56,6 +56,7 @@ def downloads(bucket: Bucket) -> list[str]:
     return [path for path in paths if not any(name in path for name in ("run.json", "run.unfinished", "wm-writers"))]
 
 
+@pytest.mark.soak
 def test_nodes_share_a_run_and_read_nothing_back(
     store: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
