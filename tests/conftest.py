@@ -51,7 +51,6 @@ _LONGEST_FILES = (
     "wm/training/planning/test_memory.py",
     "serve_apps/test_world_model.py",
     "serve_apps/test_roles.py",
-    "jobs/test_bucket_nodes.py",
     "annotate/test_remote.py",
     "bootstrap/test_bootstrap.py",
     "jobs/test_ingest.py",

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from fastapi.testclient import TestClient
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.doc_pages import PAGES, check_command, run_command, run_python, shell_commands, wm_commands
 from tests.helpers.guide_data import write_guide_data
+from tests.helpers.ports import free_port
 from tests.helpers.serve_local import HALF_A_CORE, local_app
 from wm.dynamics import Search
 from wm.packaged import resolve_packaged
@@ -69,8 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, values: dict[str, str]) -> 
 
 def port() -> str:
     """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"port={server.getsockname()[1]}"
+    return f"port={free_port()}"
 
 
 def run(words: list[str], values: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 from serve_apps.middleware.proxy import IMPORT_PATH
-from tests.helpers.serve_process import free_port
+from tests.helpers.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 180

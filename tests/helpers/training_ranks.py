@@ -3,7 +3,6 @@
 import multiprocessing
 import multiprocessing.forkserver
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
+from tests.helpers.ports import free_port
 from wm.training import RankInfo, TrainRecipe, fit
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -30,9 +30,7 @@ _PRELOAD = [
 def fit_on_ranks(recipe: TrainRecipe, *, on: Callable[[TrainRecipe, RankInfo], Any] | None = None) -> list[Any]:
     """``fit`` (or ``on``, a function of a module) on ``recipe.num_ranks`` processes; what each returned, or the error
     that it raised."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     _start_server()
     queue = _CONTEXT.SimpleQueue()
     ranks = [

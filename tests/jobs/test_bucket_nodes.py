@@ -77,6 +77,7 @@ def list_names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in files if path.parent.name not in ("tensorboard", "judgements")}
 
 
+@pytest.mark.soak
 def test_results_on_a_bucket_are_those_of_folders(
     store: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

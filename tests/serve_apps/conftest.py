@@ -1,5 +1,6 @@
-"""Fixtures of the playground's tests: a browser's window, a watched page in it, and the scripted server."""
+"""Fixtures of the playground's tests (a window, a watched page in it, the scripted server), and Serve's log."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -30,3 +31,17 @@ def scripted() -> Scripted:
 def scripted_url(scripted: Scripted) -> Iterator[str]:
     with served(scripted.app) as address:
         yield address
+
+
+@pytest.fixture
+def serve_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
+    """What is logged as Ray Serve's own: it keeps that from other handlers once it has run in this process."""
+    logger = logging.getLogger("ray.serve")
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "disabled", False)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+    logger.setLevel(level)

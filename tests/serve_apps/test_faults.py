@@ -1,7 +1,6 @@
 """A server under load whose replicas are killed, added and taken away: no request is lost."""
 
 import random
-import socket
 import threading
 import time
 
@@ -13,6 +12,7 @@ from ray import serve
 
 from serve_apps.__main__ import APPLICATION, StartRecipe, start, stop
 from tests.helpers.kills import children
+from tests.helpers.ports import free_port
 from wm.images import encode_png
 
 KILLS = [3, pytest.param(20, marks=pytest.mark.soak)]
@@ -25,8 +25,7 @@ PAUSE_S = 0.1
 
 @pytest.fixture(scope="module")
 def url(tiny_base):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     recipe = StartRecipe(
         fdm=str(tiny_base),
         idm=str(tiny_base),

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from tests.helpers.kills import children
+from tests.helpers.ports import free_port
 from tests.helpers.serve_cluster import ROOT, serve_head
-from tests.helpers.serve_process import free_port
 from wm.images import encode_png
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]

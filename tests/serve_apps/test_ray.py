@@ -4,7 +4,6 @@ import base64
 import hashlib
 import http.client
 import re
-import socket
 import time
 from contextlib import suppress
 from ipaddress import ip_address
@@ -22,6 +21,7 @@ from serve_apps import metrics
 from serve_apps.__main__ import StartRecipe, start, stop
 from serve_apps.exposure import find_proxy_host
 from serve_apps.middleware.proxy import has_middlewares
+from tests.helpers.ports import free_port
 from tests.helpers.serve_local import HALF_A_CORE
 from wm.images import encode_png
 
@@ -48,8 +48,7 @@ def port(tiny_base, tmp_path_factory):
             for key, limit in limits.items()
         )
     )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        number = free.getsockname()[1]
+    number = free_port()
     recipe = StartRecipe(
         fdm=str(tiny_base),
         idm=str(tiny_base),

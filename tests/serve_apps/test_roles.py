@@ -4,7 +4,6 @@ import asyncio
 import base64
 import io
 import json
-import socket
 
 import httpx2
 import numpy as np
@@ -19,6 +18,7 @@ from serve_apps.openai.edits import EditRequest
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.models_families import write_emu3
 from tests.helpers.models_roles import add_adapter, write_roles
+from tests.helpers.ports import free_port
 from tests.helpers.serve_local import HALF_A_CORE, local_servers
 from wm.dynamics import (
     Sampling,
@@ -166,8 +166,7 @@ def adapters(folders, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def http(folders, adapters):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     given = {"fdm": str(folders / "fdm"), "idm": str(folders / "idm"), "base_sharing": "shared"}
     given |= {"adapters": str(adapters), "max_adapters": 1, "num_draft_tokens": 2, "guidance_scale": 2.0}
     given |= {"fdm_server": HALF_A_CORE["fdm_server"]}

@@ -113,7 +113,7 @@ def test_elsewhere_the_controller_is_not_waited_for(tiny_base):
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
-def test_a_controller_that_does_not_answer_changes_nothing(tiny_base, caplog):
+def test_a_controller_that_does_not_answer_changes_nothing(tiny_base, serve_log):
     async def scenario():
         def fail():
             raise ConnectionError("no controller")
@@ -123,7 +123,7 @@ def test_a_controller_that_does_not_answer_changes_nothing(tiny_base, caplog):
         assert await waking.wait_for(FDM) == 0.0
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
-    assert "the number of replicas is not known: ConnectionError('no controller')" in caplog.text
+    assert "the number of replicas is not known: ConnectionError('no controller')" in serve_log.text
 
 
 def test_what_a_client_sees(tiny_base, monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from jobs.__main__ import main as wm
 from jobs.bootstrap import BootstrapRecipe, plan, run
 from jobs.bootstrap.report import list_next_commands
 from jobs.predict.triplet_storyboard import STORYBOARD
+from tests.helpers.ports import free_port
 from wm.errors import OtherRunError
 from wm.images import decode_image
 from wm.records import REJECT_SCHEMA
@@ -68,8 +68,7 @@ def check_next_commands(settings: BootstrapRecipe, capsys: pytest.CaptureFixture
     """Run each of the three as it is printed; the server only checks what it would serve."""
     commands = {words[0]: words[1:] for _, words in list_next_commands(settings)}
     assert list(commands) == ["serve", "view", "look"]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     assert wm(["serve", *commands["serve"], f"port={port}", "--dry-run"]) == 0
     assert wm(["view", *commands["view"]]) == 0
     view = Path(settings.out) / "view"

@@ -166,7 +166,7 @@ def test_long_requests_keep_their_slots(clock):
     run(scenario)
 
 
-def test_without_a_ledger_each_process_lets_its_share_through(clock, caplog):
+def test_without_a_ledger_each_process_lets_its_share_through(clock, serve_log):
     alone = []
     metrics.record_to(lambda metric, value, tags: alone.append(metric.name))
 
@@ -183,7 +183,7 @@ def test_without_a_ledger_each_process_lets_its_share_through(clock, caplog):
         processes.all[0].num_holders = 4
         answers = [await first.take() for _ in range(30)]
         assert answers.count(None) == 15 and alone == ["wm_limits_alone"] * 15
-        assert caplog.text.count("the shared limits of keys do not answer") == 1
+        assert serve_log.text.count("the shared limits of keys do not answer") == 1
         # It is there again.
         processes.is_up = True
         clock.now_s += 60.0
