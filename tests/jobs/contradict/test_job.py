@@ -16,7 +16,7 @@ from tests.helpers.triplet_files import triplet, write_output
 from wm.errors import InputError, OtherRunError
 from wm.evaluation.counterfactuals import read_counterfactuals
 from wm.models.chat_model import load_chat_model
-from wm.records import REJECT_SCHEMA
+from wm.records import REJECT_SCHEMA, derive_seed
 from wm.tables import read_table
 
 ACTIONS = ["open the door", "öffne die Tür", "open the door", "shut it {now}"]
@@ -162,14 +162,22 @@ def test_a_local_model_answers_by_its_chat_template(bench: Path, chat_folder: Pa
     counts = record["counts"]
     assert counts["counterfactuals"] + counts["rejects"] == 4
     lines = [json.loads(line) for file in (tmp_path / "c/replies").glob("*.jsonl") for line in file.open()]
-    # A second attempt is another sample; the same seeds give the same replies.
-    by_key: dict[str, list[str]] = {}
-    for line in lines:
-        by_key.setdefault(line["key"], []).append(line["reply"])
-    assert all(len(set(replies)) == len(replies) for replies in by_key.values())
+    # The same seeds give the same replies.
     run(recipe(bench, None, tmp_path / "again", **mine))
     again = [json.loads(line) for file in (tmp_path / "again/replies").glob("*.jsonl") for line in file.open()]
     assert [line["reply"] for line in again] == [line["reply"] for line in lines]
+
+
+def test_each_attempt_is_a_sample_of_its_own(chat_folder: Path) -> None:
+    chat = load_chat_model(chat_folder)
+    messages = [{"role": "user", "content": "open the door"}]
+    # Short answers of few words may be equal by chance; these seeds are the same in every run.
+    answers = [
+        chat.answer(messages, max_tokens=24, temperature=1.5, seed=derive_seed(attempt, "key")).text
+        for attempt in range(8)
+    ]
+    assert len(set(answers)) > 4
+    assert answers[3] == chat.answer(messages, max_tokens=24, temperature=1.5, seed=derive_seed(3, "key")).text
 
 
 def test_a_greedy_answer_is_transformers_own(chat_folder: Path) -> None:
