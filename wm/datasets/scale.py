@@ -41,15 +41,15 @@ class UnitCosts(TypedDict):
 
 
 MEASURED: UnitCosts = {
-    "list_s": 5.779,
-    "list_peak_mib": 44.567,
-    "list_kept_mib": 17.067,
-    "objects_s": 2.53,
-    "objects_peak_mib": 28.9,
-    "marks_s": 4.1,
-    "marks_peak_mib": 28.167,
-    "shards_s": 150.407,
-    "shards_peak_mib": 207.667,
+    "list_s": 1.563,
+    "list_peak_mib": 49.867,
+    "list_kept_mib": 17.2,
+    "objects_s": 0.508,
+    "objects_peak_mib": 31.0,
+    "marks_s": 3.495,
+    "marks_peak_mib": 25.167,
+    "shards_s": 99.823,
+    "shards_peak_mib": 186.0,
 }
 """Of ``jobs/measured/scale.json``, which is no part of an installed package."""
 
