@@ -8,7 +8,6 @@ import argparse
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wm.interrupts import keep_terminate_handler
+from wm.ports import find_free_port
 from wm.private_session import private_session, set_private_token
 
 if TYPE_CHECKING:
@@ -133,8 +133,7 @@ def _add_nodes(cluster: "Cluster", count: int, settings: Mapping[str, object]) -
 def _dashboard_settings(is_wanted: bool) -> dict[str, object]:
     if not is_wanted:
         return {"include_dashboard": False}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
+    port = find_free_port()
     # Not Ray's own ports: another cluster of this machine may have them. 0: any that is free.
     return {"include_dashboard": True, "dashboard_port": port, "dashboard_agent_listen_port": 0}
 

@@ -21,6 +21,7 @@ BASE = {
     "names",
     "interrupts",
     "packaged",
+    "ports",
     "paths",
     "preflight",
     "private_session",

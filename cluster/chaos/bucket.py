@@ -6,7 +6,6 @@ moto keeps objects in memory; what is killed is the process before it that clien
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import requests
 
 from wm.errors import InputError
 from wm.files.mirror import fetch
+from wm.ports import find_free_port
 
 if TYPE_CHECKING:
     from moto.server import ThreadedMotoServer
@@ -46,8 +46,7 @@ class BucketServer:
         host, self._target_port = server.get_host_and_port()
         requests.put(f"http://{host}:{self._target_port}/{NAME}", timeout=_START_S).raise_for_status()
         # Always the same port: its address is in every process's environment.
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = int(free.getsockname()[1])
+        self._port = find_free_port()
         self._process = self._start()
 
     @property

@@ -2,7 +2,6 @@
 killed. Not known here: who kills."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from cluster.chaos.recipe import ChaosRecipe
 from cluster.chaos.schedule import Disturber, plan_kills
 from cluster.chaos.work import StuckError
 from wm.errors import InputError
+from wm.ports import find_free_port
 
 _START_S = 300.0
 _STOP_S = 120.0
@@ -165,9 +165,7 @@ def _compare_answers(load: Load, limit_s: float) -> list[str]:
 
 @contextmanager
 def _server(log: Path) -> Iterator[Server]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
-    server = Server(port, log)
+    server = Server(find_free_port(), log)
     try:
         yield server
     finally:

@@ -1,6 +1,5 @@
 """Run the two sides of the serving benchmark: a server in a process of its own, and the library in this one."""
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from wm.errors import InputError
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import load_codec
 from wm.nano.preset import NanoPreset, write_random_base
+from wm.ports import find_free_port
 
 MAX_PIXELS = 40_000_000
 WIDE = NanoPreset(max_positions=1024, side_px=256)
@@ -27,8 +27,7 @@ work, as in real models."""
 @contextmanager
 def serve(settings: Mapping[str, object]) -> Iterator[str]:
     """Yield the address of ``python -m serve_apps`` with these keys, until the block ends."""
-    with socket.create_server(("127.0.0.1", 0)) as free_socket:
-        port = free_socket.getsockname()[1]
+    port = find_free_port()
     # Keys that are not set keep the server's defaults.
     words = [f"{key}={value}" for key, value in settings.items() if value not in ("", None)]
     command = [sys.executable, "-m", "serve_apps", *words, f"port={port}"]

@@ -14,8 +14,8 @@ from cluster.chaos.outcomes import digest_rows
 from jobs.annotate.job import AnnotateRecipe
 from jobs.shared import ray_session
 from tests.helpers.annotate_data import annotate_here
-from tests.helpers.ports import free_port
 from tests.helpers.video_files import marked_frame, write_video
+from wm.ports import find_free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 300.0
@@ -80,7 +80,7 @@ def test_an_annotation_grows_to_three_nodes_and_back(cluster, tiny_base, tmp_pat
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_a_server_grows_to_three_nodes_and_back(cluster, tmp_path):
-    port = free_port()
+    port = find_free_port()
     scaling = (
         "autoscaling_config={min_replicas=1, max_replicas=3, target_ongoing_requests=1, upscale_delay_s=1, "
         "downscale_delay_s=5, metrics_interval_s=1, look_back_period_s=3}"

@@ -15,10 +15,10 @@ from fastapi.testclient import TestClient
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.doc_pages import PAGES, check_command, run_command, run_python, shell_commands, wm_commands
 from tests.helpers.guide_data import write_guide_data
-from tests.helpers.ports import free_port
 from tests.helpers.serve_local import HALF_A_CORE, local_app
 from wm.dynamics import Search
 from wm.packaged import resolve_packaged
+from wm.ports import find_free_port
 
 CHAIN = ["train", "annotate", "predict", "evaluate", "serve", "checkpoints"]
 """Pages whose commands are run, in one folder: what an earlier page made is complete for a later one."""
@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, values: dict[str, str]) -> 
 
 def port() -> str:
     """A port that nobody listens on."""
-    return f"port={free_port()}"
+    return f"port={find_free_port()}"
 
 
 def run(words: list[str], values: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 from serve_apps.middleware.proxy import IMPORT_PATH
-from tests.helpers.ports import free_port
+from wm.ports import find_free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 180
@@ -73,7 +73,7 @@ def serve_head(**variables: str) -> Iterator[Head]:
     """
     # Short: a socket's path has 107 bytes.
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="h") as name:
-        ports = {key: free_port() for key in ("port", "dashboard-port", "dashboard-agent-listen-port")}
+        ports = {key: find_free_port() for key in ("port", "dashboard-port", "dashboard-agent-listen-port")}
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.helpers.ports import free_port
+from wm.ports import find_free_port
 
 START_S = 240
 STOP_S = 120
@@ -25,7 +25,7 @@ def serve_process(folder: Path, *settings: str) -> Iterator[int]:
         folder: For what it prints.
         settings: Of the recipe, ``key=value``, without the port.
     """
-    port = free_port()
+    port = find_free_port()
     out, err = folder / "out", folder / "err"
     with out.open("wb") as out_file, err.open("wb") as err_file:
         process = subprocess.Popen(

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from tests.helpers.ports import free_port
+from wm.ports import find_free_port
 from wm.training import RankInfo, TrainRecipe, fit
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -30,7 +30,7 @@ _PRELOAD = [
 def fit_on_ranks(recipe: TrainRecipe, *, on: Callable[[TrainRecipe, RankInfo], Any] | None = None) -> list[Any]:
     """``fit`` (or ``on``, a function of a module) on ``recipe.num_ranks`` processes; what each returned, or the error
     that it raised."""
-    port = free_port()
+    port = find_free_port()
     _start_server()
     queue = _CONTEXT.SimpleQueue()
     ranks = [

@@ -12,8 +12,8 @@ from ray import serve
 
 from serve_apps.__main__ import APPLICATION, StartRecipe, start, stop
 from tests.helpers.kills import children
-from tests.helpers.ports import free_port
 from wm.images import encode_png
+from wm.ports import find_free_port
 
 KILLS = [3, pytest.param(20, marks=pytest.mark.soak)]
 PNG = encode_png(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
@@ -25,7 +25,7 @@ PAUSE_S = 0.1
 
 @pytest.fixture(scope="module")
 def url(tiny_base):
-    port = free_port()
+    port = find_free_port()
     recipe = StartRecipe(
         fdm=str(tiny_base),
         idm=str(tiny_base),

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from tests.helpers.kills import children
-from tests.helpers.ports import free_port
 from tests.helpers.serve_cluster import ROOT, serve_head
 from wm.images import encode_png
+from wm.ports import find_free_port
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
@@ -45,7 +45,7 @@ class Config:
         self.values = yaml.safe_load((ROOT / "serve_apps" / name).read_text())
         self.args = self.values["applications"][0]["args"]
         self.args |= {"fdm": "nano:fdm", "idm": "nano:idm", "device": "cpu", "dtype": "float32"}
-        self.values["http_options"]["port"] = free_port()
+        self.values["http_options"]["port"] = find_free_port()
 
     @property
     def url(self):

@@ -21,9 +21,9 @@ from serve_apps import metrics
 from serve_apps.__main__ import StartRecipe, start, stop
 from serve_apps.exposure import find_proxy_host
 from serve_apps.middleware.proxy import has_middlewares
-from tests.helpers.ports import free_port
 from tests.helpers.serve_local import HALF_A_CORE
 from wm.images import encode_png
+from wm.ports import find_free_port
 
 KEY, RARE_KEY = "wm-alice", "wm-ursula"
 TIMEOUT_S = 2.0
@@ -48,7 +48,7 @@ def port(tiny_base, tmp_path_factory):
             for key, limit in limits.items()
         )
     )
-    number = free_port()
+    number = find_free_port()
     recipe = StartRecipe(
         fdm=str(tiny_base),
         idm=str(tiny_base),

@@ -18,7 +18,6 @@ from serve_apps.openai.edits import EditRequest
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.models_families import write_emu3
 from tests.helpers.models_roles import add_adapter, write_roles
-from tests.helpers.ports import free_port
 from tests.helpers.serve_local import HALF_A_CORE, local_servers
 from wm.dynamics import (
     Sampling,
@@ -33,6 +32,7 @@ from wm.errors import InputError
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import load_codec, load_model, save_model
 from wm.nano.preset import write_random_base
+from wm.ports import find_free_port
 
 ACTION = "move the red cup left"
 SOURCE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -166,7 +166,7 @@ def adapters(folders, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def http(folders, adapters):
-    port = free_port()
+    port = find_free_port()
     given = {"fdm": str(folders / "fdm"), "idm": str(folders / "idm"), "base_sharing": "shared"}
     given |= {"adapters": str(adapters), "max_adapters": 1, "num_draft_tokens": 2, "guidance_scale": 2.0}
     given |= {"fdm_server": HALF_A_CORE["fdm_server"]}

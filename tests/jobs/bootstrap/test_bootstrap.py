@@ -12,9 +12,9 @@ from jobs.__main__ import main as wm
 from jobs.bootstrap import BootstrapRecipe, plan, run
 from jobs.bootstrap.report import list_next_commands
 from jobs.predict.triplet_storyboard import STORYBOARD
-from tests.helpers.ports import free_port
 from wm.errors import OtherRunError
 from wm.images import decode_image
+from wm.ports import find_free_port
 from wm.records import REJECT_SCHEMA
 from wm.runs import Run, read_run
 from wm.tables import read_table
@@ -68,7 +68,7 @@ def check_next_commands(settings: BootstrapRecipe, capsys: pytest.CaptureFixture
     """Run each of the three as it is printed; the server only checks what it would serve."""
     commands = {words[0]: words[1:] for _, words in list_next_commands(settings)}
     assert list(commands) == ["serve", "view", "look"]
-    port = free_port()
+    port = find_free_port()
     assert wm(["serve", *commands["serve"], f"port={port}", "--dry-run"]) == 0
     assert wm(["view", *commands["view"]]) == 0
     view = Path(settings.out) / "view"
