@@ -46,6 +46,7 @@ ROOMS: dict[str, set[str]] = {
     "datasets": set(),
     "evaluation": {"models", "sampling", "dynamics"},
     "viewer": set(),
+    "study": {"evaluation"},
     "nano": {"models", "training"},
 }
 """Rooms of ``wm`` and the other rooms each may import."""

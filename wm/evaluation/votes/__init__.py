@@ -1,0 +1,1 @@
+"""Compute what votes of people say about systems."""
