@@ -15,15 +15,22 @@ from wm.evaluation.votes.records import Vote
 
 
 @dataclass(frozen=True)
+class VotedItem:
+    """An item that was voted on: its name, its triplet and its subset, each of the latter empty where it has none."""
+
+    item_id: str
+    triplet_id: str
+    subset: str
+
+
+@dataclass(frozen=True)
 class VoteArray:
     """Scores of all votes.
 
     Attributes:
         systems: In the order of the tables.
         participants: Names, in the order of their first vote.
-        item_ids: Items with a vote, in the order of the study.
-        triplet_ids: Triplet of each item; empty where it has none.
-        item_subsets: Subset of each item.
+        items: In the order of the study, those without a vote too.
         subsets: The subsets, those of the paper in its order.
         scores_PIS: +1 for the best, -1 for the worst, 0 for the others; NaN where there is no vote, or the system was not
             shown.
@@ -32,16 +39,14 @@ class VoteArray:
 
     systems: tuple[str, ...]
     participants: tuple[str, ...]
-    item_ids: tuple[str, ...]
-    triplet_ids: tuple[str, ...]
-    item_subsets: tuple[str, ...]
+    items: tuple[VotedItem, ...]
     subsets: tuple[str, ...]
     scores_PIS: Floats
     best_PI: Floats
 
     def items_of(self, subset: str) -> list[int]:
         """List the indices of a subset's items."""
-        return [index for index, name in enumerate(self.item_subsets) if name == subset]
+        return [index for index, item in enumerate(self.items) if item.subset == subset]
 
     @property
     def item_scores_IS(self) -> Floats:
@@ -49,29 +54,29 @@ class VoteArray:
         return mean_without_nan(self.scores_PIS)
 
 
-def build_array(votes: Sequence[Vote], systems: Sequence[str], item_ids: Sequence[str] = ()) -> VoteArray:
+def build_array(votes: Sequence[Vote], systems: Sequence[str], items: Sequence[VotedItem]) -> VoteArray:
     """Arrange votes.
 
     Args:
         votes: One a participant and item.
         systems: In the order of the tables.
-        item_ids: Order of the items; those without a vote are left out, others come last.
+        items: All items that votes may be on.
 
     Returns:
         The array.
 
     Raises:
-        InputError: A participant has two votes on an item, or a vote names a system that is not among them.
+        InputError: A participant has two votes on an item, or a vote is on another item or names another system.
     """
-    facts = {vote.item_id: (vote.triplet_id, vote.subset) for vote in votes}
-    order = [item_id for item_id in dict.fromkeys([*item_ids, *facts]) if item_id in facts]
     participants = list(dict.fromkeys(vote.participant for vote in votes))
     rows = {name: index for index, name in enumerate(participants)}
-    columns = {item_id: index for index, item_id in enumerate(order)}
+    columns = {item.item_id: index for index, item in enumerate(items)}
     places = {system: index for index, system in enumerate(systems)}
     scores_PIS = np.full((len(rows), len(columns), len(places)), np.nan)
     best_PI = np.full((len(rows), len(columns)), np.nan)
     for vote in votes:
+        if vote.item_id not in columns:
+            raise InputError(f"a vote is on item {vote.item_id!r:.40}, which the study does not have")
         row, column = rows[vote.participant], columns[vote.item_id]
         # A second vote would silently replace the first.
         if not np.isnan(best_PI[row, column]):
@@ -81,14 +86,11 @@ def build_array(votes: Sequence[Vote], systems: Sequence[str], item_ids: Sequenc
                 raise InputError(f"a vote on item {vote.item_id} names {system!r:.60}, which the study does not have")
             scores_PIS[row, column, places[system]] = vote.score(system)
         best_PI[row, column] = len(places) if vote.best is None else places[vote.best]
-    triplet_ids, item_subsets = zip(*(facts[item_id] for item_id in order), strict=True)
     return VoteArray(
         systems=tuple(systems),
         participants=tuple(participants),
-        item_ids=tuple(order),
-        triplet_ids=triplet_ids,
-        item_subsets=item_subsets,
-        subsets=tuple(order_subsets(item_subsets)),
+        items=tuple(items),
+        subsets=tuple(order_subsets(item.subset for item in items)),
         scores_PIS=scores_PIS,
         best_PI=best_PI,
     )

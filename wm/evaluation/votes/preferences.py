@@ -95,11 +95,11 @@ def arrange_judge(votes: VoteArray, finals: Mapping[str, Mapping[str, float]]) -
     """
     return np.array(
         [
-            [finals.get(system, {}).get(triplet_id, np.nan) for system in votes.systems]
-            for triplet_id in votes.triplet_ids
+            [finals.get(system, {}).get(item.triplet_id, np.nan) for system in votes.systems]
+            for item in votes.items
         ],
         dtype=np.float64,
-    ).reshape(len(votes.triplet_ids), len(votes.systems))
+    ).reshape(len(votes.items), len(votes.systems))
 
 
 def correlate_items(votes: VoteArray, judge_IS: Floats) -> Correlation:

@@ -103,7 +103,7 @@ def kind_of(vote: Vote) -> Kind:
 def select_votes(
     votes: Sequence[Vote],
     item_ids: Sequence[str],
-    joined: Sequence[str] = (),
+    joined: Mapping[str, str] | None = None,
     *,
     kind: Kind | None = None,
     failed_checks: Rule = "keep",
@@ -115,7 +115,7 @@ def select_votes(
     Args:
         votes: All votes of a study.
         item_ids: Items of the study that count, without attention checks.
-        joined: Codes of all participants in the order of joining, those without a vote too; others are added.
+        joined: Code → origin of all participants in the order of joining, those without a vote too; None: those with one.
         kind: Whose votes; None: the only ones there are.
         failed_checks: What is done with participants who failed an attention check.
         incomplete: What is done with participants who have not voted on all items.
@@ -131,25 +131,22 @@ def select_votes(
     chosen_kind = choose_kind(votes, kind)
     own = [vote for vote in votes if kind_of(vote) == chosen_kind]
     known_ids = set(item_ids)
-    by_code: dict[str, list[Vote]] = defaultdict(list)
-    # Who joined without voting is a participant too; nobody says of which kind, so only people's report names them.
-    for code in joined if chosen_kind == "people" else ():
-        by_code[code] = []
+    # Who joined without voting is a participant too.
+    by_code: dict[str, list[Vote]] = {
+        code: [] for code, origin in (joined or {}).items() if (origin == SIMULATED) == (chosen_kind == SIMULATED)
+    }
     for vote in own:
         if not vote.is_check and vote.item_id not in known_ids:
             raise InputError(f"a vote of {vote.stored_at} is on item {vote.item_id!r:.40}, which the study does not have")
-        by_code[vote.participant].append(vote)
-    # Codes of the other kind are no participants of this one.
-    others = {vote.participant for vote in votes if kind_of(vote) != chosen_kind}
-    codes = [code for code in by_code if by_code[code] or code not in others]
+        by_code.setdefault(vote.participant, []).append(vote)
     counted: list[Vote] = []
     participants: list[Participation] = []
     left_out: dict[str, int] = defaultdict(int)
-    for number, code in enumerate(codes, start=1):
-        person = _describe(f"P{number}", by_code[code], len(known_ids), fast_s)
+    for number, cast_votes in enumerate(by_code.values(), start=1):
+        person = _describe(f"P{number}", cast_votes, len(known_ids), fast_s)
         reason = _find_reason(person, failed_checks, incomplete)
         participants.append(replace(person, left_out=reason))
-        scored = [replace(vote, participant=person.name) for vote in by_code[code] if not vote.is_check]
+        scored = [replace(vote, participant=person.name) for vote in cast_votes if not vote.is_check]
         if reason:
             left_out[reason] += len(scored)
         else:
