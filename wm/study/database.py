@@ -4,6 +4,7 @@ Not known here: what participants and votes mean.
 """
 
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +27,9 @@ NETWORK_FILE_SYSTEMS: Final = frozenset(
 """Kinds of Linux's /proc/self/mountinfo whose files other machines change. SQLite's write-ahead log needs memory that
 all its processes share, which machines do not (https://sqlite.org/wal.html, "Overview", disadvantage 2)."""
 
-_NAMES = ("participants", "votes", "playground_items")
+_NAMES = ("settings", "participants", "votes", "playground_items")
 _TABLES = """
+CREATE TABLE settings (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE participants (
     study_id TEXT NOT NULL, code TEXT NOT NULL, number INTEGER NOT NULL, consented_at TEXT NOT NULL,
     origin TEXT NOT NULL, UNIQUE (study_id, code), UNIQUE (study_id, number));
@@ -53,7 +55,17 @@ _GUARDS = "".join(
 
 
 class RefusedError(InputError):
-    """A request of a participant that cannot be taken: the message is one sentence for the page."""
+    """A request of a participant that cannot be taken.
+
+    Args:
+        message: One sentence for the page.
+        code: The reason for programs, such as ``answered`` (a choice on the item is stored), ``unknown`` (no such
+            participant), ``unavailable`` (nothing can be stored now).
+    """
+
+    def __init__(self, message: str, code: str = "refused") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def open_database(path: Path, *, read_only: bool) -> sqlite3.Connection:
@@ -181,6 +193,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             for statement in _split(_TABLES + _GUARDS):
                 connection.execute(statement)
+            # For opaque names: known to no page, and the same after a restart and for every server of the store.
+            connection.execute("INSERT INTO settings VALUES ('secret', ?)", (secrets.token_bytes(32),))
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")
@@ -236,7 +250,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         if isinstance(error, sqlite3.OperationalError):
-            raise RefusedError(_explain(error)) from error
+            raise RefusedError(_explain(error), "unavailable") from error
         raise
 
 

@@ -77,6 +77,8 @@ class VoteStore:
         self.path = Path(path)
         self._lock = threading.RLock()
         self._connection = open_database(self.path, read_only=read_only)
+        self.secret: bytes = select(self._connection, "SELECT value FROM settings WHERE name = 'secret'")[0][0]
+        """Random bytes of this store, for names that nobody outside can compute."""
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +105,7 @@ class VoteStore:
         with self._lock, transaction(self._connection):
             number = self._count_participants(study_id)
             if limit is not None and number >= limit:
-                raise RefusedError("This study has all the participants it needs: thank you for your interest.")
+                raise RefusedError("This study has all the participants it needs: thank you for your interest.", "full")
             return self._insert_participant(Participant(study_id, make_code(), number, now_utc(), origin))
 
     def find_participant(self, study_id: str, code: str) -> Participant:
@@ -115,7 +117,7 @@ class VoteStore:
         with self._lock:
             rows = select(self._connection, f"{_PARTICIPANT} AND code = ?", study_id, code)
         if not rows:
-            raise RefusedError("Nobody takes part in this study under this code: please check its letters.")
+            raise RefusedError("Nobody takes part in this study under this code: please check its letters.", "unknown")
         return Participant(*rows[0])
 
     def list_participants(self, study_id: str) -> list[Participant]:
@@ -209,7 +211,7 @@ class VoteStore:
         """
         for item in self._select_items(study_id, "AND item_id = ?", item_id):
             return item
-        raise RefusedError("This comparison is not known here: please make a new one.")
+        raise RefusedError("This comparison is not known here: please make a new one.", "unknown")
 
     def list_playground_items(self, study_id: str) -> list[PlaygroundItem]:
         """List the comparisons that were made on the fly, in the order in which they were stored."""
@@ -246,7 +248,9 @@ class VoteStore:
             earlier = _to_vote(row)
             if (earlier.best, earlier.worst) == (vote.best, vote.worst):
                 return False
-            raise RefusedError("You chose otherwise here before; the first choice counts and stays as it is.")
+            raise RefusedError(
+                "You chose otherwise here before; the first choice counts and stays as it is.", "answered"
+            )
         self._connection.execute(_INSERT, _to_row(vote))
         return True
 

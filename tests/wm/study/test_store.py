@@ -43,6 +43,7 @@ def test_a_vote_comes_back_as_it_was(store):
         assert other.list_votes(STUDY) == votes
         assert other.list_participants(STUDY) == [person]
         assert other.count_votes(STUDY) == {person.code: 4}
+        assert other.secret == store.secret and len(store.secret) == 32
         assert (other.list_votes("study-b"), other.list_studies()) == ([], [STUDY])
 
 
@@ -111,8 +112,9 @@ def test_nothing_stored_is_changed_or_removed(store):
     store.add_vote(vote(person.code))
     store.add_playground_item(STUDY, {"action": "push"})
     other = sqlite3.connect(store.path)
-    for name in ("participants", "votes", "playground_items"):
-        for statement in (f"UPDATE {name} SET study_id = 'x'", f"DELETE FROM {name}"):
+    tables = {"settings": "value", "participants": "code", "votes": "best", "playground_items": "context"}
+    for name, column in tables.items():
+        for statement in (f"UPDATE {name} SET {column} = 'x'", f"DELETE FROM {name}"):
             with pytest.raises(sqlite3.IntegrityError, match="only added to"):
                 other.execute(statement)
             other.rollback()
