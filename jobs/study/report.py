@@ -1,20 +1,19 @@
 """Report a study with people: mean votes by subset and system (the paper's table 5) with tests, intervals, agreement,
-win rates and, given the scores of wm judge, how far people and judge agree; a page with charts, and the votes as a table.
+win rates and, given the scores of wm judge, how far people and judge agree; a page with charts, the votes as a table.
 
   wm study report study=STUDY reference=C-FDM judge=JUDGED out=REPORT
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
 from wm import cli
 from wm.config import Recipe
-from wm.errors import InputError
 from wm.evaluation.bench_rows import read_bench_rows
 from wm.evaluation.paper.drawing import save_png, save_svg
 from wm.evaluation.recorded_inputs import fetch_recorded
@@ -22,7 +21,7 @@ from wm.evaluation.votes.arrays import VotedItem
 from wm.evaluation.votes.charts import draw_means, draw_positions, draw_wins
 from wm.evaluation.votes.figures import TABLE_FILE, StudyFigures
 from wm.evaluation.votes.formats import to_csv, to_markdown, to_text
-from wm.evaluation.votes.judged import read_judge
+from wm.evaluation.votes.judged import ShownImages, read_judge
 from wm.evaluation.votes.page import Chart, render_page
 from wm.evaluation.votes.records import Vote
 from wm.evaluation.votes.report import StudyFacts, build_figures
@@ -31,8 +30,8 @@ from wm.evaluation.votes.tables import VOTES_FILE, write_votes
 from wm.files.atomic import replace_file
 from wm.paths import InputPath, OutputPath
 from wm.runs import Run, RunRecord, digest_of, read_run, write_json, write_text
-from wm.study.store import Participant, VoteStore
-from wm.study.study import STORE_FILE, Study, load_study
+from wm.study.reading import read_study_votes
+from wm.study.study import load_study
 
 PAGE: Final = "report.html"
 STAGE: Final = "study"
@@ -42,8 +41,6 @@ STAGE: Final = "study"
 class StudyReportRecipe(Recipe):
     """Whose votes, and what they are held against."""
 
-    LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
-
     study: InputPath
     """Output folder of wm study make."""
     store: InputPath = ""
@@ -51,8 +48,8 @@ class StudyReportRecipe(Recipe):
     reference: str = "C-FDM"
     """System that the others are tested against, as the paper's table 5 has it."""
     judge: InputPath = ""
-    """Output folder of wm judge over the same predictions: win rates of the judge, Spearman between votes and scores, on
-    how many items both name the same best; empty: without."""
+    """Output folder of wm judge over the same predictions: win rates of the judge, Spearman between votes and scores,
+    on how many items both name the same best; empty: without."""
     out: OutputPath
     """Folder for report.html, table.json, table.csv, table.md, votes.parquet and the charts."""
     kind: Kind | None = None
@@ -67,13 +64,6 @@ class StudyReportRecipe(Recipe):
     """Of the bootstrap."""
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    study: Study
-    votes: list[Vote]
-    participants: list[Participant]
-
-
 def run(recipe: StudyReportRecipe, *, dry_run: bool = False) -> RunRecord:
     """Write the report below ``out`` and print its table.
 
@@ -85,20 +75,21 @@ def run(recipe: StudyReportRecipe, *, dry_run: bool = False) -> RunRecord:
         The run's record; empty on a dry run.
 
     Raises:
-        InputError: The study, its store or the judging cannot be read, no vote counts, or both kinds of votes are there.
+        InputError: The study, its store or the judging cannot be read, no vote counts, or both kinds of votes are in it.
     """
     # 1. Read everything before anything is written.
-    inputs = _read_inputs(recipe)
-    digests = {"study": digest_of(recipe.study), "votes": _digest(inputs.votes)}
+    study = load_study(recipe.study)
+    votes, joined = read_study_votes(study, recipe.study, recipe.store)
+    digests = {"study": digest_of(recipe.study), "votes": _digest(votes)}
     digests |= {"judge": digest_of(recipe.judge)} if recipe.judge else {}
     stage = Run(recipe.out, STAGE, recipe, digests)
     is_complete = stage.is_complete()
     # 2. The figures.
-    items = [item for item in inputs.study.items if not item.is_check]
+    items = [item for item in study.items if not item.is_check]
     counted = select_votes(
-        inputs.votes,
+        votes,
         [item.item_id for item in items],
-        {participant.code: participant.origin for participant in inputs.participants},
+        {participant.code: participant.origin for participant in joined},
         kind=recipe.kind,
         failed_checks=recipe.failed_checks,
         incomplete=recipe.incomplete,
@@ -106,15 +97,15 @@ def run(recipe: StudyReportRecipe, *, dry_run: bool = False) -> RunRecord:
     )
     figures = build_figures(
         StudyFacts(
-            study_id=inputs.study.study_id,
-            title=inputs.study.title,
-            systems=inputs.study.systems,
+            study_id=study.study_id,
+            title=study.title,
+            systems=study.systems,
             items=tuple(VotedItem(item.item_id, item.triplet_id, item.subset) for item in items),
-            num_planned=inputs.study.num_participants,
+            num_planned=study.num_participants,
         ),
         counted,
         reference=recipe.reference,
-        judge=read_judge(recipe.judge) if recipe.judge else None,
+        judge=read_judge(recipe.judge, _find_images(recipe.study)) if recipe.judge else None,
         fast_s=recipe.fast_s,
         failed_checks=recipe.failed_checks,
         incomplete=recipe.incomplete,
@@ -142,19 +133,18 @@ def run(recipe: StudyReportRecipe, *, dry_run: bool = False) -> RunRecord:
     return record
 
 
-def _read_inputs(recipe: StudyReportRecipe) -> _Inputs:
-    study = load_study(recipe.study)
-    path = Path(recipe.store) if recipe.store else Path(recipe.study) / STORE_FILE
-    if not path.is_file():
-        raise InputError(f"no store of votes at {str(path)!r:.300}; wm study serve makes it, or give store=FILE")
-    with VoteStore(path, read_only=True) as store:
-        return _Inputs(study, store.list_votes(study.study_id), store.list_participants(study.study_id))
-
-
 def _digest(votes: list[Vote]) -> str:
     """Compute a digest of the votes: a report of fewer ones is another run."""
     text = json.dumps([asdict(vote) for vote in votes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _find_images(folder: str) -> dict[str, ShownImages]:
+    """Find which images of each system the study shows, as its record says."""
+    entries = (read_run(folder) or {}).get("systems", [])
+    return {
+        entry["system"]: ShownImages(entry["run"], entry["sampling_seed"], entry["num_candidates"]) for entry in entries
+    }
 
 
 def _list_datasets(folder: str, triplet_id: str) -> list[str]:

@@ -51,14 +51,14 @@ def compute_agreement(votes: VoteArray) -> Agreement:
         The figures.
     """
     num_systems = len(votes.systems)
-    scores_PU = votes.scores_PIS.reshape(len(votes.participants), -1)
+    scores_PU = votes.scores.reshape(len(votes.participants), -1)
     # Pairs of votes on one item, and those among them that name one system.
-    counts_IV = np.stack([(votes.best_PI == value).sum(axis=0) for value in range(num_systems + 1)], axis=1)
+    counts_IV = np.stack([(votes.best == value).sum(axis=0) for value in range(num_systems + 1)], axis=1)
     sizes_I = counts_IV.sum(axis=1)
     num_pairs = int((sizes_I * (sizes_I - 1) // 2).sum())
     same = int((counts_IV * (counts_IV - 1) // 2).sum())
     return Agreement(
-        best_nominal=compute_alpha(votes.best_PI, "nominal"),
+        best_nominal=compute_alpha(votes.best, "nominal"),
         score_ordinal=compute_alpha(scores_PU, "ordinal"),
         score_interval=compute_alpha(scores_PU, "interval"),
         same_best=same / num_pairs if num_pairs else None,

@@ -32,26 +32,27 @@ class VoteArray:
         participants: Names, in the order of their first vote.
         items: In the order of the study, those without a vote too.
         subsets: The subsets, those of the paper in its order.
-        scores_PIS: +1 for the best, -1 for the worst, 0 for the others; NaN where there is no vote, or the system was not
-            shown.
-        best_PI: Index of the best system; the number of systems where the person saw no difference; NaN without a vote.
+        scores: Of shape (P, I, S): +1 for the best, -1 for the worst, 0 for the others; NaN where there is no vote, or
+            the system was not shown.
+        best: Of shape (P, I): index of the best system; the number of systems where the person saw no difference; NaN
+            without a vote.
     """
 
     systems: tuple[str, ...]
     participants: tuple[str, ...]
     items: tuple[VotedItem, ...]
     subsets: tuple[str, ...]
-    scores_PIS: Floats
-    best_PI: Floats
+    scores: Floats
+    best: Floats
 
     def items_of(self, subset: str) -> list[int]:
         """List the indices of a subset's items."""
         return [index for index, item in enumerate(self.items) if item.subset == subset]
 
     @property
-    def item_scores_IS(self) -> Floats:
-        """Mean score of each item and system over its votes; NaN where the system was not shown."""
-        return mean_without_nan(self.scores_PIS)
+    def item_scores(self) -> Floats:
+        """Mean score of each item and system over its votes, (I, S); NaN where the system was not shown."""
+        return mean_without_nan(self.scores)
 
 
 def build_array(votes: Sequence[Vote], systems: Sequence[str], items: Sequence[VotedItem]) -> VoteArray:
@@ -91,8 +92,8 @@ def build_array(votes: Sequence[Vote], systems: Sequence[str], items: Sequence[V
         participants=tuple(participants),
         items=tuple(items),
         subsets=tuple(order_subsets(item.subset for item in items)),
-        scores_PIS=scores_PIS,
-        best_PI=best_PI,
+        scores=scores_PIS,
+        best=best_PI,
     )
 
 

@@ -131,7 +131,7 @@ def _draw_map(axes: "Axes", wins: WinFigures, systems: Sequence[str]) -> None:
     values = np.array([[wins["wins"][row][column] for column in systems] for row in systems], dtype=np.float64)
     ties = np.array([[wins["ties"][row][column] for column in systems] for row in systems], dtype=np.float64)
     # Half of the ties to each, for the colour alone: ½ is then in the middle.
-    axes.imshow(values + ties / 2, cmap=_COLOUR_MAP, vmin=0, vmax=1, alpha=0.75)
+    axes.imshow(values + ties / 2, cmap=_COLOUR_MAP, vmin=0, vmax=1, alpha=0.85)
     names = [wrap(system, _NAME_LETTERS, 1) for system in systems]
     axes.set_xticks(range(len(systems)), names, fontsize=SMALL_PT, rotation=30 if max(map(len, names)) > 7 else 0)
     axes.set_yticks(range(len(systems)), names, fontsize=SMALL_PT)
@@ -140,14 +140,16 @@ def _draw_map(axes: "Axes", wins: WinFigures, systems: Sequence[str]) -> None:
     for row, column in np.ndindex(values.shape):
         if np.isnan(values[row, column]):
             continue
+        # White on the dark ends of the colour map.
+        is_dark = abs(values[row, column] + ties[row, column] / 2 - 0.5) > 0.34
         axes.text(
             column, row - 0.06, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=TEXT_PT + 1,
-            fontweight="bold", color="#1C2024",
+            fontweight="bold", color="white" if is_dark else "#1C2024",
         )  # fmt: skip
         if ties[row, column]:
             axes.text(
                 column, row + 0.28, f"ties {ties[row, column]:.2f}", ha="center", va="center", fontsize=SMALL_PT - 1.5,
-                color="#3B4147",
+                color="white" if is_dark else "#3B4147",
             )  # fmt: skip
 
 

@@ -21,22 +21,20 @@ class Means:
 
     Attributes:
         rows: Names.
-        means_GS: Mean score; NaN where there is no vote.
-        low_GS: Lower end of the 95 % interval over items and people; NaN where it is not defined.
-        high_GS: Upper end.
-        counts_GS: Votes that the mean is over.
+        means: Mean score, (G, S); NaN where there is no vote.
+        low: Lower end of the 95 % interval over items and people; NaN where it is not defined.
+        high: Upper end.
+        counts: Votes that the mean is over.
     """
 
     rows: tuple[str, ...]
-    means_GS: Floats
-    low_GS: Floats
-    high_GS: Floats
-    counts_GS: Floats
+    means: Floats
+    low: Floats
+    high: Floats
+    counts: Floats
 
 
-def compute_means(
-    votes: VoteArray, scores_PIS: Floats, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
-) -> Means:
+def compute_means(votes: VoteArray, scores_PIS: Floats, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Means:
     """Compute means over votes with intervals by the pigeonhole bootstrap.
 
     Participants are resampled, and items within each subset, independently of each other; a vote counts as often as its

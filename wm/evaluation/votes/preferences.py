@@ -1,4 +1,4 @@
-"""Compare pairs of systems by the votes of people and by a judge's scores: win rates, rank correlation, the same best."""
+"""Compare systems by the votes of people and by a judge's scores: win rates, rank correlation, the same best."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ class WinRates:
     """On which share of units the system of a row is preferred to that of a column.
 
     Attributes:
-        wins_SS: Shares; NaN on the diagonal, and where no unit has both.
-        ties_SS: Shares of units on which neither is preferred, the same for a pair in both orders.
-        counts_SS: Units that have both.
+        wins: Shares, (S, S); NaN on the diagonal, and where no unit has both.
+        ties: Shares of units on which neither is preferred, the same for a pair in both orders.
+        counts: Units that have both.
     """
 
-    wins_SS: Floats
-    ties_SS: Floats
-    counts_SS: Floats
+    wins: Floats
+    ties: Floats
+    counts: Floats
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def compute_win_rates(values_US: Floats) -> WinRates:
 
 def count_votes(votes: VoteArray) -> Floats:
     """Return the scores of each vote: (votes, S)."""
-    return votes.scores_PIS[~np.isnan(votes.best_PI)]
+    return votes.scores[~np.isnan(votes.best)]
 
 
 def arrange_judge(votes: VoteArray, finals: Mapping[str, Mapping[str, float]]) -> Floats:
@@ -94,10 +94,7 @@ def arrange_judge(votes: VoteArray, finals: Mapping[str, Mapping[str, float]]) -
         Scores (I, S); NaN where the judge gave none.
     """
     return np.array(
-        [
-            [finals.get(system, {}).get(item.triplet_id, np.nan) for system in votes.systems]
-            for item in votes.items
-        ],
+        [[finals.get(system, {}).get(item.triplet_id, np.nan) for system in votes.systems] for item in votes.items],
         dtype=np.float64,
     ).reshape(len(votes.items), len(votes.systems))
 
@@ -112,7 +109,7 @@ def correlate_items(votes: VoteArray, judge_IS: Floats) -> Correlation:
     Returns:
         The correlation over all items and systems that both have.
     """
-    return _correlate(votes.item_scores_IS.ravel(), judge_IS.ravel())
+    return _correlate(votes.item_scores.ravel(), judge_IS.ravel())
 
 
 def correlate_votes(votes: VoteArray, judge_IS: Floats) -> Correlation:
@@ -127,8 +124,8 @@ def correlate_votes(votes: VoteArray, judge_IS: Floats) -> Correlation:
     Returns:
         The correlation over all votes and systems.
     """
-    judge_PIS = np.broadcast_to(judge_IS, votes.scores_PIS.shape)
-    return _correlate(votes.scores_PIS.ravel(), judge_PIS.ravel())
+    judge_PIS = np.broadcast_to(judge_IS, votes.scores.shape)
+    return _correlate(votes.scores.ravel(), judge_PIS.ravel())
 
 
 def _correlate(first: Floats, second: Floats) -> Correlation:
@@ -153,7 +150,7 @@ def compare_best(votes: VoteArray, judge_IS: Floats) -> SameBest:
     Returns:
         The count.
     """
-    people_IS = np.round(votes.item_scores_IS, _DIGITS)
+    people_IS = np.round(votes.item_scores, _DIGITS)
     same = single = ties = 0
     for people_S, judge_S in zip(people_IS, np.round(judge_IS, _DIGITS), strict=True):
         shown = ~np.isnan(people_S)

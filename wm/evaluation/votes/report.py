@@ -41,11 +41,11 @@ from wm.evaluation.votes.significance import compute_signed_rank
 from wm.names import hint_nearest, quote_names
 
 METHOD = (
-    "A vote gives +1 to the best, -1 to the worst, 0 to the others, so that a row sums to 0. All: the unweighted mean of "
-    "the subsets' means, absent where a subset has no vote.",
+    "A vote gives +1 to the best, -1 to the worst, 0 to the others, so that a row sums to 0. All: the unweighted mean "
+    "of the subsets' means, absent where a subset has no vote.",
     "†: differs from the reference by Wilcoxon's signed-rank test over pairs of participant and item: two-sided, zero "
-    "differences dropped, normal approximation with correction for ties, p < .05, not corrected for several tests. Votes "
-    "on one item are not independent; the test over items, votes averaged first, does not need them to be.",
+    "differences dropped, normal approximation with correction for ties, p < .05, not corrected for several tests. "
+    "Votes on one item are not independent; the test over items, votes averaged first, does not need them to be.",
     "Intervals (95 %): the pigeonhole bootstrap, which resamples participants and, within each subset, items.",
     "Win rates: share of items on which the mean vote of the row's system is the higher one; by votes: share of single "
     "votes. Ties are for neither and are given apart.",
@@ -122,7 +122,7 @@ def build_figures(
         num_votes=len(counted.votes),
         items=dict(Counter(item.subset for item in facts.items)),
         table=table,
-        wins_by_item=_to_wins(compute_win_rates(votes.item_scores_IS), facts.systems),
+        wins_by_item=_to_wins(compute_win_rates(votes.item_scores), facts.systems),
         wins_by_vote=_to_wins(compute_win_rates(count_votes(votes)), facts.systems),
         judge=None if judge is None else _compare_judge(votes, judge),
         agreement=cast(AgreementFigures, asdict(compute_agreement(votes))),
@@ -138,15 +138,13 @@ def build_figures(
     )
 
 
-def _build_table(
-    votes: VoteArray, reference: str, seed: int, num_resamples: int
-) -> dict[str, dict[str, VoteFigure]]:
+def _build_table(votes: VoteArray, reference: str, seed: int, num_resamples: int) -> dict[str, dict[str, VoteFigure]]:
     """Compute means, intervals and tests of every row and system."""
     place = votes.systems.index(reference)
-    differences_PIS = votes.scores_PIS - votes.scores_PIS[:, :, place, None]
+    differences_PIS = votes.scores - votes.scores[:, :, place, None]
     # Both in one, so that they share their resamples.
     num_systems = len(votes.systems)
-    both_PIT = np.concatenate([votes.scores_PIS, differences_PIS], axis=2)
+    both_PIT = np.concatenate([votes.scores, differences_PIS], axis=2)
     means = compute_means(votes, both_PIT, seed=seed, num_resamples=num_resamples)
     table: dict[str, dict[str, VoteFigure]] = {}
     for row, name in enumerate(means.rows):
@@ -159,21 +157,21 @@ def _build_table(
             over_votes = compute_signed_rank(own_PI.ravel() if column != place else np.empty(0))
             over_items = compute_signed_rank(mean_without_nan(own_PI) if column != place else np.empty(0))
             table[name][system] = VoteFigure(
-                mean=_or_none(means.means_GS[row, column]),
-                ci_low=_or_none(means.low_GS[row, column]),
-                ci_high=_or_none(means.high_GS[row, column]),
-                votes=int(means.counts_GS[row, column]),
+                mean=_or_none(means.means[row, column]),
+                ci_low=_or_none(means.low[row, column]),
+                ci_high=_or_none(means.high[row, column]),
+                votes=int(means.counts[row, column]),
                 expected=len(votes.participants) * len(items),
-                difference=None if column == place else _or_none(means.means_GS[row, other]),
-                difference_low=None if column == place else _or_none(means.low_GS[row, other]),
-                difference_high=None if column == place else _or_none(means.high_GS[row, other]),
+                difference=None if column == place else _or_none(means.means[row, other]),
+                difference_low=None if column == place else _or_none(means.low[row, other]),
+                difference_high=None if column == place else _or_none(means.high[row, other]),
                 p=over_votes.p,
                 p_exact=over_votes.p_exact,
                 p_pratt=over_votes.p_pratt,
                 n=over_votes.n,
                 zeros=over_votes.zeros,
                 # A row whose mean is absent has no mark either.
-                is_different=over_votes.is_different and not np.isnan(means.means_GS[row, column]),
+                is_different=over_votes.is_different and not np.isnan(means.means[row, column]),
                 item_p=over_items.p,
                 item_p_exact=over_items.p_exact,
                 item_p_pratt=over_items.p_pratt,
@@ -203,11 +201,10 @@ def _compare_judge(votes: VoteArray, judge: JudgeScores) -> JudgeFigures:
 
 def _to_wins(rates: WinRates, systems: Sequence[str]) -> WinFigures:
     return WinFigures(
-        wins=_to_nested(rates.wins_SS, systems),
-        ties=_to_nested(rates.ties_SS, systems),
+        wins=_to_nested(rates.wins, systems),
+        ties=_to_nested(rates.ties, systems),
         counts={
-            row: {column: int(rates.counts_SS[i, j]) for j, column in enumerate(systems)}
-            for i, row in enumerate(systems)
+            row: {column: int(rates.counts[i, j]) for j, column in enumerate(systems)} for i, row in enumerate(systems)
         },
     )
 

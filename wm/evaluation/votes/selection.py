@@ -76,7 +76,7 @@ def choose_kind(votes: Iterable[Vote], kind: Kind | None) -> Kind:
     Raises:
         InputError: There is no vote of the kind, or there are both and none was asked for.
     """
-    sizes = {name: 0 for name in KINDS}
+    sizes = dict.fromkeys(KINDS, 0)
     for vote in votes:
         sizes[kind_of(vote)] += 1
     present = [name for name in KINDS if sizes[name]]
@@ -115,7 +115,8 @@ def select_votes(
     Args:
         votes: All votes of a study.
         item_ids: Items of the study that count, without attention checks.
-        joined: Code → origin of all participants in the order of joining, those without a vote too; None: those with one.
+        joined: Code → origin of all participants in the order of joining, those without a vote too; None: those with
+            one.
         kind: Whose votes; None: the only ones there are.
         failed_checks: What is done with participants who failed an attention check.
         incomplete: What is done with participants who have not voted on all items.
@@ -137,7 +138,9 @@ def select_votes(
     }
     for vote in own:
         if not vote.is_check and vote.item_id not in known_ids:
-            raise InputError(f"a vote of {vote.stored_at} is on item {vote.item_id!r:.40}, which the study does not have")
+            raise InputError(
+                f"a vote of {vote.stored_at} is on item {vote.item_id!r:.40}, which the study does not have"
+            )
         by_code.setdefault(vote.participant, []).append(vote)
     counted: list[Vote] = []
     participants: list[Participation] = []
