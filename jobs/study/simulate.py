@@ -119,7 +119,7 @@ def _read_utilities(recipe: StudySimulateRecipe, study: Study) -> Utilities:
         item, system = missing[0]
         raise InputError(
             f"scores = {shown(recipe.scores)!r}: no score for {len(missing)} of the {len(items) * len(study.systems)} "
-            f"images of the study, {system!r} for triplet {item.triplet_id} the first; judge the same predictions, with "
+            f"images of the study, {system!r} for triplet {item.triplet_id} the first; judge the same predictions, at "
             "the same num_candidates"
         )
     return {

@@ -75,15 +75,13 @@ def find_utilities(means: Mapping[str, float]) -> dict[str, float]:
     from scipy.optimize import minimize
 
     means_K = np.array(list(means.values()), np.float64)
+    text = f"means = {dict(means)}"
+    # Each vote adds +1 and -1.
     if not np.isfinite(means_K).all() or abs(means_K.sum()) > _ROUNDING * len(means_K) + 1e-9:
-        raise InputError(
-            f"means = {dict(means)}: their sum is {means_K.sum():.4g}; each vote adds +1 and -1: expected 0"
-        )
+        raise InputError(f"{text}: their sum is {means_K.sum():.4g}; expected 0, as a vote has a best and a worst")
     means_K = means_K - means_K.mean()
     if means_K[means_K > 0].sum() >= 1:
-        raise InputError(
-            f"means = {dict(means)}: those above 0 add up to 1 or more; a vote has one best: expected less"
-        )
+        raise InputError(f"{text}: those above 0 add up to 1 or more; expected less, as a vote has one best")
 
     def distance(utilities_K: Floats) -> tuple[float, Floats]:
         differences_KK = utilities_K[:, None] - utilities_K[None, :]
