@@ -29,7 +29,7 @@ _SUMMARIES = {
 }
 
 _EXAMPLE = """\
-The whole way:
+All of the way:
   wm study make predictions='["runs/evaluate", "data/got"]' triplets=BENCH systems='["GoT", "C-FT", "C-FDM"]' out=STUDY
   wm study serve study=STUDY                      people open the address that it prints
   wm study report study=STUDY reference=C-FDM out=REPORT
@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = hint_nearest(name, SUBCOMMANDS)
         print(f"error: wm study {name!r:.100}; expected one of {', '.join(SUBCOMMANDS)}{hint}", file=sys.stderr)
         return 2
+    # Imported when it is called: the server must not wait for what computes figures.
     module = import_module(SUBCOMMANDS[name])
+    # Each parses the arguments of this process, as it does under its own name.
     sys.argv = [f"wm study {name}", *rest]
     status: int = module.main()
     return status

@@ -38,7 +38,7 @@ class StudySimulateRecipe(Recipe):
     scores: InputPath = ""
     """Output folder of wm judge, in place of means: on each item an image with a higher score is chosen more often."""
     noise: float = Field(default=1.0, gt=0)
-    """With scores: the scale of people's noise, in points of the judge. A best image whose score is so much above the
+    """With scores: the scale of the noise in choices, in points of the judge. A best image whose score is so much above the
     worst one's is e times as likely as the reverse of the two."""
     participants: int = Field(default=0, ge=0, le=10_000)
     """How many vote, on all items; 0: as many as the study plans."""
@@ -71,6 +71,7 @@ def run(recipe: StudySimulateRecipe, *, dry_run: bool = False) -> dict[str, dict
     """
     # 1. How the participants choose.
     study = load_study(recipe.study)
+    # At the start: a number too high would be cut in silence.
     if recipe.inattentive > (count := recipe.participants or study.num_participants):
         raise InputError(f"inattentive = {recipe.inattentive}: the study has {count} participants")
     utilities = _read_utilities(recipe, study) if recipe.scores else _spread_utilities(study, recipe.means)
@@ -105,6 +106,7 @@ def _spread_utilities(study: Study, means: Mapping[str, float]) -> Utilities:
 
 def _read_utilities(recipe: StudySimulateRecipe, study: Study) -> Utilities:
     """Read the judge's scores of the very images that the study shows; repeats of a question are averaged."""
+    # Of other candidates or runs the judge may think otherwise.
     record = read_run(recipe.study) or {}
     names = ("system", "run", "sampling_seed", "num_candidates")
     shown_predictions = {tuple(row[name] for name in names) for row in record.get("systems", [])}
@@ -114,6 +116,7 @@ def _read_utilities(recipe: StudySimulateRecipe, study: Study) -> Utilities:
         if row.final is not None and prediction in shown_predictions:
             scores[row.triplet_id, row.system].append(row.final)
     items = [item for item in study.items if not item.is_check]
+    # A mean of what is there would make one system look better than it is.
     missing = [(item, system) for item in items for system in study.systems if (item.triplet_id, system) not in scores]
     if missing:
         item, system = missing[0]
@@ -145,8 +148,10 @@ def _to_means(study: Study, values: Sequence[Sequence[float]]) -> dict[str, floa
 def _is_done(study: Study, store: VoteStore, votes: Sequence[Vote], path: str) -> bool:
     """Return whether these very choices are stored; raise where others of this study are."""
     stored = store.list_votes(study.study_id)
+    # Somebody who has joined and not voted yet is a person all the same.
     if not stored and not store.list_participants(study.study_id):
         return False
+    # Codes are random: participants are compared by their numbers.
     numbers = {person.code: number for number, person in enumerate(store.list_participants(study.study_id))}
     expected = {(number, vote.item_id, vote.best, vote.worst) for number, vote in _numbered(votes)}
     choices = {(numbers[vote.participant], vote.item_id, vote.best, vote.worst) for vote in stored}
@@ -173,6 +178,7 @@ def _print_means(study: Study, truth: Mapping[str, Mapping[str, float]], votes: 
         own = [vote for vote in counted if vote.subset == subset]
         cells = [_cell(system, truth[subset][system], own) for system in study.systems]
         print(f"  {subset_title(subset):{width}}  {'  '.join(cells)}")
+    # Subsets count alike, as in the paper's table.
     overall = {system: fmean(means[system] for means in truth.values()) for system in study.systems}
     cells = [_cell(system, overall[system], counted) for system in study.systems]
     print(f"  {'All':{width}}  {'  '.join(cells)}")
