@@ -73,8 +73,8 @@ def fit_images(images: ItemImages, image_px: int) -> tuple[Pixels, dict[str, Pix
         The source, and system → prediction; uint8, shape (image_px, image_px, 3).
     """
     fitted = {}
-    # The source comes last: its full frame is what predictions are compared with.
     for system, pixels_HWC in images.candidates.items():
+        # A square says nothing of the frame's sides; a full frame has to have them.
         if images.views[system] == "full":
             pixels_HWC = _match_aspect(pixels_HWC, images.source)  # noqa: PLW2901 - the same image
         fitted[system] = fit_view(pixels_HWC, image_px, is_square=images.is_square)

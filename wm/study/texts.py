@@ -60,7 +60,7 @@ def build_consent(num_items: int, num_systems: int) -> str:
     Returns:
         Paragraphs, separated by empty lines.
     """
-    # A range as the paper has it, in whole minutes.
+    # A range as the paper has it, rounded to minutes.
     low, high = (max(1, round(num_items * seconds / 60)) for seconds in _SECONDS_A_PAGE)
     minutes = f"This takes about {low} to {high} minutes." if low < high else f"This takes about {high} min."
     return _CONSENT.format(num_items=num_items, num_systems=num_systems, minutes=minutes)
