@@ -1,6 +1,6 @@
 """Serve a study over HTTP: one static page, and a small API for it that says nothing about systems.
 
-The API has five requests: what the study is, join, come back, vote, and an image. Not known here: where it listens.
+The API: what the study is, join, come back, vote, withdraw, and the images. Not known here: where it listens.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -71,6 +71,12 @@ class ReturnBody(_Body):
     code: str = Field(max_length=100)
 
 
+class WithdrawalBody(_Body):
+    """What a page sends when a person withdraws."""
+
+    study_id: str = Field(max_length=100)
+
+
 class VoteBody(_Body):
     """What a page sends when a person has chosen; positions are from 0."""
 
@@ -108,6 +114,7 @@ def build_app(
         Route("/api/return", server.post_return, methods=["POST"]),
         Route("/api/progress", server.get_progress),
         Route("/api/votes", server.post_vote, methods=["POST"]),
+        Route("/api/withdrawals", server.post_withdrawal, methods=["POST"]),
         Route("/images/{tag}/{name}", server.get_image),
     ]
     middleware = [Middleware(HeadersMiddleware), Middleware(BodyMiddleware)]
@@ -182,6 +189,13 @@ class _Server:
         participant = await self._find(request, request.headers.get(PARTICIPANT, ""))
         progress = await run_in_threadpool(self._session.vote, participant, **body.model_dump())
         return _reply(progress)
+
+    async def post_withdrawal(self, request: Request) -> Response:
+        self._check_key(request)
+        body = await _read(request, WithdrawalBody)
+        participant = await self._find(request, request.headers.get(PARTICIPANT, ""))
+        await run_in_threadpool(self._session.withdraw, participant, **body.model_dump())
+        return _reply({"withdrawn": True})
 
     async def get_image(self, request: Request) -> Response:
         # No key: an <img> cannot send one, and nobody guesses the address.

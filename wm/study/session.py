@@ -142,6 +142,19 @@ class StudySession:
         self.store.add_vote(choice)
         return self.progress(participant)
 
+    def withdraw(self, participant: Participant, *, study_id: str) -> None:
+        """Leave a participant and all of their choices out from now on.
+
+        Args:
+            participant: Who asks for it.
+            study_id: As the page has it.
+
+        Raises:
+            RefusedError: The page is of another study, or nothing can be stored.
+        """
+        self._check_study(study_id)
+        self.store.withdraw(self.study.study_id, participant.code)
+
     def find_image(self, tag: str, name: str) -> Path | None:
         """Return the file of an image address that :meth:`progress` gave out; None if it gave out no such address.
 

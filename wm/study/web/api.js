@@ -36,3 +36,4 @@ export const join = (studyId) => send("participants", { body: { study_id: studyI
 export const comeBack = (code) => send("return", { body: { code } });
 export const getProgress = (code) => send("progress", { participant: code });
 export const vote = (code, choice) => send("votes", { participant: code, body: choice });
+export const withdraw = (code, studyId) => send("withdrawals", { participant: code, body: { study_id: studyId } });

@@ -18,11 +18,17 @@ export function showProse(node, text) {
   node.replaceChildren(...blocks.flatMap((block) => {
     const lines = block.split("\n").map((line) => line.trim());
     const first = lines.findIndex((line) => line.startsWith("- "));
-    if (first < 0) return [el("p", { text: lines.join("\n") })];
+    if (first < 0) return [paragraph(lines.join("\n"))];
     const head = lines.slice(0, first).join("\n");
     const items = lines.slice(first).map((line) => el("li", { text: line.replace(/^- /, "") }));
     return [head ? el("p", { class: "head", text: head }) : null, el("ul", {}, ...items)].filter(Boolean);
   }));
+}
+
+// "1. Realism. Good: ..." is numbered and named: its first words are set off.
+function paragraph(text) {
+  const lead = /^\d+\. [^.\n]{1,40}\./.exec(text)?.[0] || "";
+  return el("p", {}, lead ? el("strong", { text: lead }) : null, text.slice(lead.length));
 }
 
 // For those who listen to the page; what is seen changes by itself.
@@ -33,13 +39,13 @@ export function showError(text) {
   byId("error").hidden = !text;
 }
 
-const VIEWS = ["start", "ready", "item", "finished", "left", "blocked"];
+const VIEWS = ["start", "ready", "item", "finished", "left", "withdrawn", "blocked"];
 
 // One view at a time; its heading takes the focus, so that whoever listens or uses the keyboard begins there.
 export function showView(name, heading) {
   for (const view of VIEWS) byId(view).hidden = view !== name;
   byId("progress").hidden = name !== "item" && name !== "finished";
-  byId("foot").hidden = name !== "item";
+  byId("foot").hidden = byId("progress").hidden;
   document.documentElement.dataset.view = name;
   window.scrollTo(0, 0);
   heading.focus({ preventScroll: true });

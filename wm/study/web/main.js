@@ -1,5 +1,5 @@
 // Leads from one view to the next.
-import { getProgress, getStudy } from "./api.js";
+import { getProgress, getStudy, withdraw } from "./api.js";
 import { byId, showError, showView } from "./dom.js";
 import { showItem, wireItem } from "./item.js";
 import { code, key } from "./memory.js";
@@ -55,6 +55,7 @@ async function goOn(next) {
   byId("bar").value = next.done;
   byId("finished-text").textContent = next.total === 1 ? "Your answer is saved." : `All ${next.total} answers are saved.`;
   byId("finished-code").textContent = next.code;
+  byId("foot-code").textContent = next.code;
   showView("finished", byId("finished-title"));
 }
 
@@ -92,8 +93,20 @@ byId("left-back").addEventListener("click", open);
 byId("leave").addEventListener("click", () => {
   byId("left-code").textContent = progress.code;
   code.set(study.study_id, "");
+  byId("withdraw-box").hidden = true;
+  byId("withdraw").setAttribute("aria-expanded", "false");
   showError("");
   showView("left", byId("left-title"));
+});
+byId("withdraw").addEventListener("click", () => {
+  byId("withdraw-box").hidden = !byId("withdraw-box").hidden;
+  byId("withdraw").setAttribute("aria-expanded", String(!byId("withdraw-box").hidden));
+});
+byId("withdraw-yes").addEventListener("click", async () => {
+  try {
+    await withdraw(progress.code, study.study_id);
+    showView("withdrawn", byId("withdrawn-title"));
+  } catch (error) { showError(error.message); }
 });
 // A link with another key, opened in the same tab, changes the fragment alone.
 window.addEventListener("hashchange", open);
