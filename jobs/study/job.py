@@ -34,7 +34,9 @@ All of the way:
   wm study serve study=STUDY                      people open the address that it prints
   wm study report study=STUDY reference=C-FDM out=REPORT
   wm paper items='table 5' results='["REPORT"]' out=TABLES
-Without people: wm study simulate study=STUDY means='{ "GoT" = -0.2, "C-FT" = 0.0, "C-FDM" = 0.2 }'"""
+Without people, to try all of it:
+  wm study simulate study=STUDY means='{ "GoT" = -0.2, "C-FT" = 0.0, "C-FDM" = 0.2 }'
+  wm study report study=STUDY store=STUDY/simulated.sqlite reference=C-FDM out=REPORT"""
 
 
 def describe_subcommands() -> str:

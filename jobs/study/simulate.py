@@ -22,7 +22,10 @@ from wm.runs import read_run
 from wm.study.codes import make_code
 from wm.study.simulation import expected_votes, find_utilities, simulate_votes
 from wm.study.store import VoteStore
-from wm.study.study import STORE_FILE, Study, load_study
+from wm.study.study import Study, load_study
+
+SIMULATED_FILE = "simulated.sqlite"
+"""The store, where none is given: not that of people, whose study has a number of seats."""
 
 Utilities = Mapping[str, Mapping[str, float]]
 """Item → system → utility."""
@@ -38,8 +41,8 @@ class StudySimulateRecipe(Recipe):
     scores: InputPath = ""
     """Output folder of wm judge, in place of means: on each item an image with a higher score is chosen more often."""
     noise: float = Field(default=1.0, gt=0)
-    """With scores: of two images whose scores differ by so many points, the higher one is e times as often the best, and
-    the lower one e times as often the worst."""
+    """With scores: of two images whose scores differ by so many points, the higher one is e times as often the best,
+    and the lower one e times as often the worst."""
     participants: int = Field(default=0, ge=0, le=10_000)
     """How many vote, on all items; 0: as many as the study plans."""
     inattentive: int = Field(default=0, ge=0)
@@ -47,7 +50,8 @@ class StudySimulateRecipe(Recipe):
     seed: int = Field(default=0, ge=0)
     """Of the choices."""
     store: OutputPath = ""
-    """File of the votes, which must have none of this study yet; empty: votes.sqlite in the study's folder."""
+    """File of the votes, which must have none of this study yet; empty: simulated.sqlite in the study's folder, so that
+    people's seats and votes are in another file."""
 
     @model_validator(mode="after")
     def _check_taste(self) -> "StudySimulateRecipe":
@@ -82,7 +86,7 @@ def run(recipe: StudySimulateRecipe, *, dry_run: bool = False) -> dict[str, dict
     # 2. Vote. One write: a killed run has stored nothing.
     codes = [make_code() for _ in range(count)]
     votes = simulate_votes(study, utilities, codes, seed=recipe.seed, num_inattentive=recipe.inattentive)
-    path = Path(recipe.store or Path(recipe.study) / STORE_FILE)
+    path = Path(recipe.store or Path(recipe.study) / SIMULATED_FILE)
     with VoteStore(path) as store:
         if _is_done(study, store, votes, str(path)):
             print(f"simulate: already in {shown(path)}")
@@ -91,6 +95,7 @@ def run(recipe: StudySimulateRecipe, *, dry_run: bool = False) -> dict[str, dict
     # 3. What the report should come back to.
     _print_means(study, truth, votes)
     print(f"simulate: {len(votes):,} votes of {count} simulated participants in {shown(path)}")
+    print(f"their report: wm study report study={shown(recipe.study)} store={shown(path)} out=REPORT")
     return truth
 
 
