@@ -35,8 +35,8 @@ All of the way:
   wm study report study=STUDY reference=C-FDM out=REPORT
   wm paper items='table 5' results='["REPORT"]' out=TABLES
 Without people, to try all of it:
-  wm study simulate study=STUDY means='{ "GoT" = -0.2, "C-FT" = 0.0, "C-FDM" = 0.2 }'
-  wm study report study=STUDY store=STUDY/simulated.sqlite reference=C-FDM out=REPORT"""
+  wm study simulate study=STUDY means='{ "GoT" = -0.2, "C-FT" = 0.0, "C-FDM" = 0.2 }' out=VOTES
+  wm study report study=STUDY store=VOTES/votes.sqlite reference=C-FDM out=REPORT"""
 
 
 def describe_subcommands() -> str:
