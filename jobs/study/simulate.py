@@ -46,7 +46,7 @@ class StudySimulateRecipe(Recipe):
     seed: int = Field(default=0, ge=0)
     """Of the choices."""
     out: OutputPath
-    """Folder for votes.sqlite, apart from the study's own, whose seats and votes are for real participants; run.json."""
+    """Folder for run.json and votes.sqlite: not the study's own store, whose seats are for real participants."""
 
     @model_validator(mode="after")
     def _check_taste(self) -> "StudySimulateRecipe":

@@ -2,6 +2,7 @@
 
 import pytest
 
+from jobs.study import simulate
 from jobs.study.make import StudyMakeRecipe
 from jobs.study.make import run as make
 from jobs.study.simulate import StudySimulateRecipe, run
@@ -27,20 +28,20 @@ def made(tmp_path_factory):
     return folder
 
 
-def recipe(made, store, **keys):
-    values = {"study": str(made / "study"), "store": str(store)} | ({} if "scores" in keys else {"means": MEANS})
+def recipe(made, out, **keys):
+    values = {"study": str(made / "study"), "out": str(out)} | ({} if "scores" in keys else {"means": MEANS})
     return StudySimulateRecipe.parse(values | keys, "test")
 
 
-def stored(made, path):
+def stored(made, out):
     study = load_study(made / "study")
-    with VoteStore(path, read_only=True) as store:
+    with VoteStore(out / "votes.sqlite", read_only=True) as store:
         return study, store.list_votes(study.study_id), store.list_participants(study.study_id)
 
 
 def test_all_planned_participants_vote_on_all_items(made, tmp_path, capsys):
-    truth = run(recipe(made, tmp_path / "v.sqlite"))
-    study, votes, people = stored(made, tmp_path / "v.sqlite")
+    truth = run(recipe(made, tmp_path / "v"))["true_means"]
+    study, votes, people = stored(made, tmp_path / "v")
     assert len(people) == 14 and {person.origin for person in people} == {"simulated"}
     assert len(votes) == 14 * 11 and {vote.origin for vote in votes} == {"simulated"}
     assert {(vote.participant, vote.item_id) for vote in votes} == {
@@ -57,28 +58,36 @@ def test_all_planned_participants_vote_on_all_items(made, tmp_path, capsys):
 
 
 def test_the_same_command_again_adds_nothing(made, tmp_path, capsys):
-    path = tmp_path / "v.sqlite"
-    run(recipe(made, path))
-    before = stored(made, path)
-    run(recipe(made, path))
-    assert stored(made, path) == before and f"already in {path}" in capsys.readouterr().out
-    with pytest.raises(InputError, match="has 154 votes of this study, to which simulated ones are not added"):
-        run(recipe(made, path, seed=1))
-    assert stored(made, path) == before
+    record = run(recipe(made, tmp_path / "v"))
+    before = stored(made, tmp_path / "v")
+    assert record["counts"] == {"participants": 14, "votes": 126, "checks": 28}
+    assert run(recipe(made, tmp_path / "v")) == record
+    assert stored(made, tmp_path / "v") == before and "already complete" in capsys.readouterr().out
+    with pytest.raises(InputError, match="another run"):
+        run(recipe(made, tmp_path / "v", seed=1))
+    # The study's own store is for people.
+    assert not list((made / "study").glob("*.sqlite*"))
 
 
-def test_no_simulated_vote_joins_those_of_people(made, tmp_path):
-    study = load_study(made / "study")
-    with VoteStore(tmp_path / "v.sqlite") as store:
-        person = store.add_participant(study.study_id)
-    with pytest.raises(InputError, match="has 0 votes of this study, to which"):
-        run(recipe(made, tmp_path / "v.sqlite"))
-    assert stored(made, tmp_path / "v.sqlite")[1:] == ([], [person])
+def test_a_run_killed_after_its_votes_keeps_them(made, tmp_path, monkeypatch):
+    class KilledError(Exception):
+        pass
+
+    def stop(*_, **__):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(simulate, "_print_means", stop)
+        with pytest.raises(KilledError):
+            run(recipe(made, tmp_path / "v"))
+    before = stored(made, tmp_path / "v")
+    assert run(recipe(made, tmp_path / "v"))["counts"]["votes"] == 126
+    assert stored(made, tmp_path / "v") == before
 
 
 def test_a_dry_run_writes_nothing(made, tmp_path, capsys):
-    run(recipe(made, tmp_path / "v.sqlite"), dry_run=True)
-    assert not (tmp_path / "v.sqlite").exists() and "FDM +0.20" in capsys.readouterr().out
+    run(recipe(made, tmp_path / "v"), dry_run=True)
+    assert not (tmp_path / "v").exists() and "FDM +0.20" in capsys.readouterr().out
 
 
 def write_scores(made, folder, score_of):
@@ -104,8 +113,8 @@ def test_scores_decide_item_by_item(made, tmp_path):
         return {"FDM": 1.0}.get(system, 9.0 if system == liked else 5.0) + (0.5 if repeat else -0.5)
 
     scores = write_scores(made, tmp_path / "judged", score_of)
-    run(recipe(made, tmp_path / "v.sqlite", scores=scores, noise=0.1, participants=3))
-    _, votes, _ = stored(made, tmp_path / "v.sqlite")
+    run(recipe(made, tmp_path / "v", scores=scores, noise=0.1, participants=3))
+    _, votes, _ = stored(made, tmp_path / "v")
     counted = [vote for vote in votes if not vote.is_check]
     assert len(counted) == 27
     for vote in counted:
@@ -120,7 +129,7 @@ def test_without_a_score_nobody_votes(made, tmp_path):
         made, tmp_path / "judged", lambda number, system, _: None if (number, system) == (lost, "FT") else 1.0
     )
     with pytest.raises(InputError, match=r"no score for 1 of the 27 images of the study, 'FT' for triplet"):
-        run(recipe(made, tmp_path / "v.sqlite", scores=scores))
+        run(recipe(made, tmp_path / "v", scores=scores))
 
 
 @pytest.mark.parametrize(
@@ -135,5 +144,5 @@ def test_without_a_score_nobody_votes(made, tmp_path):
 )
 def test_bad_settings_are_one_line(made, tmp_path, keys, message):
     with pytest.raises(InputError, match=message) as error:
-        run(recipe(made, tmp_path / "v.sqlite", **keys))
-    assert "\n" not in str(error.value) and not (tmp_path / "v.sqlite").exists()
+        run(recipe(made, tmp_path / "v", **keys))
+    assert "\n" not in str(error.value) and not (tmp_path / "v").exists()
