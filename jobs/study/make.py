@@ -75,6 +75,7 @@ class StudyMakeRecipe(Recipe):
     @field_validator("systems")
     @classmethod
     def _check_labels(cls, values: list[str]) -> list[str]:
+        # Names of references, such as Copy, are no systems of a set.
         return [check_label(value) for value in values]
 
 
@@ -120,12 +121,13 @@ def run(recipe: StudyMakeRecipe, *, dry_run: bool = False) -> RunRecord:
         systems=[{name: getattr(choice, name) for name in names} for choice in choices],
         missing={system: ids[:_MAX_NAMED] for system, ids in design.missing.items() if ids},
     )
-    place = shown(recipe.out)
-    print(f"study: {len(study.items)} items in {place}; to see its pages: wm study serve study={place}")
+    folder = shown(recipe.out)
+    print(f"study: {len(study.items)} items in {folder}; to see its pages: wm study serve study={folder}")
     return record
 
 
 def _settings(recipe: StudyMakeRecipe, num_rows: int, num_systems: int) -> StudySettings:
+    # Checks are pages too: the text says how long it takes.
     consent = build_consent(num_rows + recipe.attention_checks, num_systems)
     return StudySettings(
         title=recipe.title,
@@ -140,6 +142,7 @@ def _settings(recipe: StudyMakeRecipe, num_rows: int, num_systems: int) -> Study
 
 
 def _digest_inputs(recipe: StudyMakeRecipe) -> dict[str, str]:
+    # Texts are inputs as well: one that was edited since makes another study.
     inputs = {"triplets": digest_of(recipe.triplets)}
     inputs |= {f"predictions {number}": digest_of(folder) for number, folder in enumerate(recipe.predictions)}
     texts = {"instructions": recipe.instructions, "consent": recipe.consent}
@@ -147,6 +150,7 @@ def _digest_inputs(recipe: StudyMakeRecipe) -> dict[str, str]:
 
 
 def _write_all(study: Study, rows: list[BenchRow], choices: list[SystemChoice], folder: Path) -> None:
+    # One item is in memory at a time.
     with progress_bar(len(study.items), "item", "study") as bar:
         for images in iterate_images(study, rows, choices):
             write_images(folder, images)

@@ -72,6 +72,7 @@ def assemble_study(design: Design, choices: Sequence[SystemChoice], settings: St
             f"attention_checks = {settings.num_checks}: they are made of triplets that the study does not ask about, "
             f"of which the bench has {len(design.spares)}"
         )
+    # Checks come last, so that the orders of the other items do not depend on them.
     systems = tuple(choice.system for choice in choices)
     checks = list_check_systems(len(systems))
     items = [_name_item(row, systems, settings.subset) for row in design.rows]
@@ -129,6 +130,7 @@ def count_enlarged(study: Study, choices: Sequence[SystemChoice]) -> dict[str, i
     Returns:
         System → images; systems without any are left out.
     """
+    # By item: how much of a prediction is shown depends on the views of the others.
     counts: Counter[str] = Counter()
     for item in study.items:
         if not item.is_check:
@@ -144,6 +146,7 @@ def count_equal(study: Study, choices: Sequence[SystemChoice]) -> int:
         study: The study.
         choices: Its predictions.
     """
+    # By pixels, however they were encoded.
     ids = [item.triplet_id for item in study.items if not item.is_check]
     return sum(len({choice.predictions[id_]["pixels_sha256"] for choice in choices}) < len(choices) for id_ in ids)
 
@@ -160,10 +163,11 @@ def resume_study(study: Study, folder: Path) -> Study:
     """
     if not (folder / STUDY_FILE).exists():
         return study
-    begun = load_study(folder)
-    if _without_names(begun) != _without_names(study):
+    # The recipe is the same, or its run would have been refused; another version may have other texts or choices.
+    earlier = load_study(folder)
+    if _without_names(earlier) != _without_names(study):
         raise InputError(f"{shown(folder)} holds an unfinished study of other items or texts; remove the folder")
-    return begun
+    return earlier
 
 
 def _without_names(study: Study) -> dict[str, object]:
@@ -206,6 +210,7 @@ def iterate_images(
 
 
 def _load_item(source: Pixels, triplet_id: str, choices: Sequence[SystemChoice]) -> ItemImages:
+    # Row groups are small: few other images are read with each.
     facts = {choice.system: choice.predictions[triplet_id] for choice in choices}
     candidates = {
         system: _read_image(row["file"], row["row"], f"prediction of {system} for triplet {triplet_id}")
@@ -222,6 +227,7 @@ def _prepare_check(
     # From the intact one to noise; the order of the names is the order of the damage.
     damaged = np.linspace(*_DAMAGE, max(len(item.candidates) - 2, 0)).tolist()
     shares = dict(zip(list_check_systems(len(item.candidates)), [0.0, *damaged, 1.0], strict=True))
+    # Seeded, so that a resumed run makes the same noise.
     rng = np.random.default_rng([study.seed, row.row])
     spoilt = {item.candidates[system]: spoil_image(target, share, rng) for system, share in shares.items()}
     return {item.source: source, **spoilt}
