@@ -18,6 +18,7 @@ from jobs.predict.recipe import PredictRecipe
 from jobs.score import ScoreRecipe
 from jobs.select.recipe import SelectRecipe
 from jobs.ship import ShipRecipe
+from jobs.study.make import StudyMakeRecipe
 from wm.config import Recipe, read_toml
 from wm.errors import InputError
 from wm.packaged import resolve_packaged
@@ -65,6 +66,7 @@ KINDS: dict[str, type[Recipe]] = {
     "select-7000": SelectRecipe,
     "shipped": ShipRecipe,
     "something-v2": IngestRecipe,
+    "study-aurora-bench": StudyMakeRecipe,
     "tables-and-figures": PaperRecipe,
 }
 """Which job reads a file, by its name."""

@@ -24,7 +24,7 @@ def test_help_lists_the_six_and_the_whole_way(words, capsys):
         (line,) = [line for line in lines if line.startswith(f"  {name} ")]
         assert len(line) <= 120 and len(line.split(maxsplit=1)[1]) > 30
     steps = [line.split()[2] for line in lines if line.startswith("  wm study")]
-    assert steps == ["make", "serve", "report"]
+    assert steps == ["make", "serve", "report", "simulate", "report"]
 
 
 @pytest.mark.parametrize(

@@ -5,22 +5,9 @@ from itertools import pairwise
 
 import pytest
 
+from tests.helpers.study_files import make_study
 from wm.study.order import order_items, order_systems, shuffle
 from wm.study.study import Study, StudyItem
-
-
-def make_study(num_systems: int, num_items: int, seed: int = 0, num_checks: int = 0) -> Study:
-    """Build a study without images; its checks have systems of their own."""
-    systems = [f"S{number}" for number in range(num_systems)]
-    checks = [f"check {number}" for number in range(num_systems)]
-    items = tuple(
-        StudyItem(f"i{number}", f"t{number}", "", "act", "s.png", dict.fromkeys(systems, "c.png"))
-        for number in range(num_items)
-    ) + tuple(
-        StudyItem(f"c{number}", f"u{number}", "", "act", "s.png", dict.fromkeys(checks, "c.png"), is_check=True)
-        for number in range(num_checks)
-    )
-    return Study("study", "title", "consent", "how", tuple(systems), items, 14, seed, 64)
 
 
 def count_places(orders: list[list[str]]) -> Counter[tuple[int, str]]:
