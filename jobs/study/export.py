@@ -70,7 +70,7 @@ def run(recipe: StudyExportRecipe, *, dry_run: bool = False) -> int:
         if path.exists():
             raise InputError(f"out = {shown(path)!r:.300} is there already; choose another name, or remove it")
     study = load_study(recipe.study)
-    votes: list[Vote] = [] if is_blind else read_study_votes(study, recipe.study, recipe.store)[0]
+    votes: list[Vote] = [] if is_blind else read_study_votes(study, recipe.study, recipe.store).votes
     count = len(study.items) if is_blind else len(votes)
     what = "tasks" if is_blind else "votes"
     if dry_run:

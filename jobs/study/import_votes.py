@@ -12,6 +12,7 @@ from typing import Final
 from wm import cli
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.evaluation.votes.records import Vote
 from wm.files.mirror import publish, shown
 from wm.paths import InputPath, OutputPath
 from wm.runs import parse_json, write_text
@@ -55,11 +56,11 @@ def run(recipe: StudyImportRecipe, *, dry_run: bool = False) -> Imported:
     study = load_study(recipe.study)
     path = find_store(recipe.study, recipe.store)
     rows = list(_iterate(study, Path(recipe.file)))
-    stored = []
+    stored, withdrawn = list[Vote](), list[str]()
     if path.is_file():
         with VoteStore(path, read_only=True) as store:
-            stored = store.list_votes(study.study_id)
-    imported = check_rows(study, rows, stored)
+            stored, withdrawn = store.list_votes(study.study_id), store.list_withdrawn(study.study_id)
+    imported = check_rows(study, rows, stored, withdrawn)
     # Nothing at all is the wrong file, or the wrong study.
     if not imported.votes and not imported.num_before:
         first = imported.rejects[0] if imported.rejects else None

@@ -75,21 +75,22 @@ def run(recipe: StudyReportRecipe, *, dry_run: bool = False) -> RunRecord:
         The run's record; empty on a dry run.
 
     Raises:
-        InputError: The study, its store or the judging cannot be read, no vote counts, or both kinds of votes are in it.
+        InputError: The study, its store or the judging cannot be read, no vote counts, or there are votes of both
+            kinds.
     """
     # 1. Read everything before anything is written.
     study = load_study(recipe.study)
-    votes, joined = read_study_votes(study, recipe.study, recipe.store)
-    digests = {"study": digest_of(recipe.study), "votes": _digest(votes)}
+    stored = read_study_votes(study, recipe.study, recipe.store)
+    digests = {"study": digest_of(recipe.study), "votes": _digest(stored.votes)}
     digests |= {"judge": digest_of(recipe.judge)} if recipe.judge else {}
     stage = Run(recipe.out, STAGE, recipe, digests)
     is_complete = stage.is_complete()
     # 2. The figures.
     items = [item for item in study.items if not item.is_check]
     counted = select_votes(
-        votes,
+        stored.votes,
         [item.item_id for item in items],
-        {participant.code: participant.origin for participant in joined},
+        {participant.code: participant.origin for participant in stored.participants},
         kind=recipe.kind,
         failed_checks=recipe.failed_checks,
         incomplete=recipe.incomplete,
@@ -102,6 +103,7 @@ def run(recipe: StudyReportRecipe, *, dry_run: bool = False) -> RunRecord:
             systems=study.systems,
             items=tuple(VotedItem(item.item_id, item.triplet_id, item.subset) for item in items),
             num_planned=study.num_participants,
+            num_withdrawn=stored.num_withdrawn,
         ),
         counted,
         reference=recipe.reference,

@@ -5,7 +5,7 @@ Not known here: stores, and the forms of files.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wm.evaluation.votes.records import Vote
@@ -95,7 +95,7 @@ class Imported:
         return dict(sorted(Counter(row.reason for row in self.rejects).items()))
 
 
-def check_rows(study: Study, rows: Iterable[Row], stored: Sequence[Vote]) -> Imported:
+def check_rows(study: Study, rows: Iterable[Row], stored: Sequence[Vote], withdrawn: Collection[str] = ()) -> Imported:
     """Check answers against the study, each other, and the votes that are stored.
 
     Args:
@@ -103,6 +103,7 @@ def check_rows(study: Study, rows: Iterable[Row], stored: Sequence[Vote]) -> Imp
         rows: Of a file.
         stored: Votes of the study in the store; an answer that is there already is no reject, so that a file may be
             imported twice.
+        withdrawn: Codes of participants who have withdrawn, whose votes never come back.
 
     Returns:
         What becomes of every row.
@@ -117,6 +118,9 @@ def check_rows(study: Study, rows: Iterable[Row], stored: Sequence[Vote]) -> Imp
         checked = _check_row(study, row, items)
         if isinstance(checked, Row):
             rejects.append(checked)
+            continue
+        if checked.participant in withdrawn:
+            rejects.append(Row(row.place, reason="withdrawn", detail=f"participant {checked.participant}"))
             continue
         key = checked.participant, checked.item_id
         # 1. Twice in the file: the first counts.

@@ -174,6 +174,12 @@ class VoteStore:
         with self._lock:
             return int(select(self._connection, query, study_id)[0][0])
 
+    def list_withdrawn(self, study_id: str) -> list[str]:
+        """List the codes of the participants who have withdrawn, for whoever would bring their votes back."""
+        with self._lock:
+            rows = select(self._connection, "SELECT code FROM withdrawals WHERE study_id = ?", study_id)
+        return [row[0] for row in rows]
+
     def add_playground_item(self, study_id: str, context: Mapping[str, object]) -> PlaygroundItem:
         """Store a comparison that was made on the fly, under a new opaque name.
 

@@ -284,6 +284,8 @@ def _list_participation(figures: StudyFigures) -> list[str]:
     done = {"keep": "their votes count", "leave_out": "their votes are left out"}
     planned = f" of {figures['num_planned']:,} planned" if figures["num_planned"] else ""
     texts = [f"{len(people):,} participants joined{planned}."]
+    if figures["num_withdrawn"]:
+        texts.append(f"{figures['num_withdrawn']:,} more have withdrawn: their votes are in no figure.")
     incomplete = [
         f"{person['name']} {person['num_votes']:,} of {person['expected']:,}"
         for person in people

@@ -63,6 +63,7 @@ class StudyFacts:
         systems: In the order of the tables.
         items: Those that count, without attention checks.
         num_planned: Participants that were planned; 0: any number.
+        num_withdrawn: Participants who have withdrawn, of whom nothing is known any more.
     """
 
     study_id: str
@@ -70,6 +71,7 @@ class StudyFacts:
     systems: tuple[str, ...]
     items: tuple[VotedItem, ...]
     num_planned: int = 0
+    num_withdrawn: int = 0
 
 
 def build_figures(
@@ -131,6 +133,7 @@ def build_figures(
         times=cast(TimeFigures, asdict(measure_times(counted.votes, fast_s))),
         participants=[cast(ParticipantFigures, asdict(person)) for person in counted.participants],
         num_planned=facts.num_planned,
+        num_withdrawn=facts.num_withdrawn,
         failed_checks=failed_checks,
         incomplete=incomplete,
         left_out=dict(counted.left_out),

@@ -23,7 +23,7 @@ def figures_of(study, votes, fast_s=3.0, **options):
     items = items_of(study)
     counted = select_votes(votes, [item.item_id for item in items], fast_s=fast_s)
     facts = StudyFacts(study.study_id, study.title, study.systems, items, 14)
-    return build_figures(facts, counted, reference="C-FDM", num_resamples=400, fast_s=fast_s, **options)
+    return build_figures(facts, counted, reference="C-FDM", num_resamples=300, fast_s=fast_s, **options)
 
 
 def true_means(draws=200_000):
@@ -37,7 +37,7 @@ def test_known_means_come_back_within_their_interval():
     study = make_study(per_subset=5)
     truth = true_means()
     outside = 0
-    for seed in range(10):
+    for seed in range(6):
         table = figures_of(study, vote_all(study, 14, UTILITIES, seed=seed))["table"]
         for row in table.values():
             for system, expected in zip(SYSTEMS, truth, strict=True):
@@ -46,8 +46,8 @@ def test_known_means_come_back_within_their_interval():
                 assert figure["ci_low"] < figure["mean"] < figure["ci_high"]
         # The best and the worst system are told apart with 350 votes.
         assert table["All"]["GoT"]["is_different"] and table["All"]["GoT"]["difference_high"] < 0
-    # Of 240 intervals at most 1 in 20; those of this bootstrap are wider than need be.
-    assert outside <= 12
+    # Of 144 intervals at most 1 in 20; those of this bootstrap are wider than need be.
+    assert outside <= 7
 
 
 def test_rows_sum_to_zero_and_all_is_the_mean_of_the_rows():
@@ -104,7 +104,8 @@ def test_win_rates_and_the_judge_are_counted_by_hand():
         vote_on(study, second, 0, "GoT", "C-FDM"),
     ]
     finals = {
-        "GoT": {"t0": 4.0, "t1": 9.0}, "SE": {"t0": 1.0, "t1": 5.0}, "C-FT": {"t0": 4.0, "t1": 5.0}, "C-FDM": {"t1": 2.0},
+        "GoT": {"t0": 4.0, "t1": 9.0}, "SE": {"t0": 1.0, "t1": 5.0}, "C-FT": {"t0": 4.0, "t1": 5.0},
+        "C-FDM": {"t1": 2.0},
     }  # fmt: skip
     figures = figures_of(study, votes, judge=JudgeScores("gpt-4o", finals))
     # By item: t0 GoT and C-FT .5 each, SE -1, C-FDM 0; t1 GoT 1, C-FDM -1.
