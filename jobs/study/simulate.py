@@ -12,7 +12,6 @@ from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.evaluation.aurora_bench import subset_title
-from wm.evaluation.judge.score_files import read_scores
 from wm.evaluation.votes.records import Vote
 from wm.files.mirror import shown
 from wm.names import quote_names
@@ -116,6 +115,9 @@ def _spread_utilities(study: Study, means: Mapping[str, float]) -> Utilities:
 
 def _read_utilities(recipe: StudySimulateRecipe, study: Study) -> Utilities:
     """Read the judge's scores of the very images that the study shows; repeats of a question are averaged."""
+    # Imported here: it brings torch, whose import takes longer than the votes.
+    from wm.evaluation.judge.score_files import read_scores
+
     # Of other candidates or runs the judge may think otherwise.
     record = read_run(recipe.study) or {}
     names = ("system", "run", "sampling_seed", "num_candidates")
