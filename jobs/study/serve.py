@@ -60,6 +60,15 @@ class StudyServeRecipe(Recipe):
             )
         return self
 
+    @model_validator(mode="after")
+    def _local(self) -> Self:
+        # Before anything of a bucket is fetched: votes could not be kept there, one by one.
+        for name in ("study", "store", "keys"):
+            bucket = uri_of(Path(getattr(self, name) or "."))
+            if bucket is not None:
+                raise ValueError(f"{name} = {bucket!r}: wm study serve needs it on a local disk, as SQLite does")
+        return self
+
 
 def run(recipe: StudyServeRecipe, *, dry_run: bool = False) -> None:
     """Serve until Ctrl-C or SIGTERM.
@@ -71,9 +80,6 @@ def run(recipe: StudyServeRecipe, *, dry_run: bool = False) -> None:
     Raises:
         InputError: The study, its images, the store, the keys or the port cannot be used.
     """
-    for name, path in (("study", recipe.study), ("keys", recipe.keys)):
-        if path and uri_of(Path(path)) is not None:
-            raise InputError(f"{name} = {uri_of(Path(path))!r}: wm study serve needs it on a local disk")
     study = load_study(recipe.study)
     check_images(study, Path(recipe.study))
     store_path = Path(recipe.store or Path(recipe.study) / STORE_FILE)
