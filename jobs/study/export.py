@@ -33,7 +33,7 @@ class StudyExportRecipe(Recipe):
 
     study: InputPath
     """Output folder of wm study make."""
-    format: Literal["csv", "parquet", "label_studio", "label_studio_tasks"]
+    format: Literal["csv", "parquet", "label_studio", "label_studio_tasks"] = "csv"
     """csv, parquet: a row a vote. label_studio: the votes as annotated tasks, which say whose each image is.
     label_studio_tasks: the items as tasks without answers, blind, and beside them a file .xml with the configuration of
     the labelling page."""
