@@ -182,7 +182,7 @@ class StudySession:
 
     def _name_files(self, participant: Participant) -> Mapping[str, str]:
         """Map the opaque names of a participant's images to their files."""
-        files = {}
+        files: dict[str, str] = {}
         for item in self.study.items:
             systems = order_systems(self.study, item, participant.number)
             names = self._image_names(participant, item)

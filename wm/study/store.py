@@ -152,7 +152,7 @@ class VoteStore:
         """Count the votes of each participant of a study who has any, by code; those on checks count too."""
         query = f"SELECT participant, count(*) FROM votes WHERE study_id = ? AND {_VOTE_REMAINS} GROUP BY participant"
         with self._lock:
-            return dict(select(self._connection, query, study_id))  # type: ignore[arg-type]  # pairs, as selected
+            return dict(select(self._connection, query, study_id))
 
     def withdraw(self, study_id: str, code: str) -> None:
         """Leave a participant and all votes of theirs out from now on, as if they had never taken part.
@@ -215,7 +215,7 @@ class VoteStore:
         query = f"SELECT study_id, item_id, created_at, context FROM playground_items WHERE study_id = ? {condition}"
         with self._lock:
             rows = select(self._connection, query, study_id, *values)
-        return [PlaygroundItem(*row[:3], json.loads(row[3])) for row in rows]
+        return [PlaygroundItem(*values, json.loads(context)) for *values, context in rows]
 
     def _insert_participant(self, study_id: str, code: str, joined_at: str, origin: str) -> Participant:
         # Numbers of people who have withdrawn are not given again: orders of items and systems belong to them.
