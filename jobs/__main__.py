@@ -40,6 +40,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "collect": "images and actions of any other system become a prediction set",
         "edit": "an image editor of diffusers, such as InstructPix2Pix, predicts the targets of a bench",
         "score": "L1, CLIP, DINO and captions of prediction sets, of any systems side by side",
+        "study": "people choose the best and the worst of several systems' predictions, blind",
         "paper": "the tables and figures of the paper, own numbers beside the published ones",
         "compare": "which of two systems is better, on which subsets, with what certainty",
         "report": "one HTML page of a run",

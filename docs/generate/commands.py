@@ -9,16 +9,20 @@ from pydantic import BaseModel
 
 from jobs.__main__ import COMMANDS
 from jobs.benchmark.job import BENCHMARKS
+from jobs.study.job import SUBCOMMANDS
 from wm.config import Recipe, read_toml
 from wm.errors import InputError
 from wm.recipe_fields import table_class
+
+KINDS: Mapping[str, Mapping[str, str]] = {"benchmark": BENCHMARKS, "study": SUBCOMMANDS}
+"""Commands of two words: the first one → the second one → its module."""
 
 RECIPES = Path(__file__).resolve().parents[2] / "jobs" / "recipes"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command, or a benchmark, whose words are two."""
+    """A command, whose words may be two."""
 
     words: str
     """After ``wm``: ``train``, ``benchmark sampling``."""
@@ -36,10 +40,10 @@ class Command:
 def list_commands() -> Iterator[Command]:
     """Iterate over the commands in the order of ``wm --help``, with each benchmark as one."""
     for name in COMMANDS:
-        if name == "benchmark":
-            for kind, module_name in BENCHMARKS.items():
-                module = import_module(module_name)
-                yield Command(f"benchmark {kind}", module.BenchmarkRecipe, module.__doc__ or "")
+        if name in KINDS:
+            for kind, module_name in KINDS[name].items():
+                words = f"{name} {kind}"
+                yield Command(words, recipe_class(words), import_module(module_name).__doc__ or "")
             continue
         module = import_module(module_of(name))
         yield Command(name, recipe_class(name), import_module(module.main.__module__).__doc__ or "")
@@ -57,8 +61,9 @@ def recipe_class(words: str) -> type[Recipe]:
         words: As in :attr:`Command.words`.
     """
     name, _, kind = words.partition(" ")
-    if name == "benchmark":
-        recipe: type[Recipe] = import_module(BENCHMARKS[kind]).BenchmarkRecipe
+    if name in KINDS:
+        two_words = "BenchmarkRecipe" if name == "benchmark" else f"{name.capitalize()}{kind.capitalize()}Recipe"
+        recipe: type[Recipe] = getattr(import_module(KINDS[name][kind]), two_words)
         return recipe
     # The server's recipe has a few keys of the process that starts it besides.
     class_name = "StartRecipe" if name == "serve" else f"{name.capitalize()}Recipe"

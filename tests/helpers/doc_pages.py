@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from docs.generate.commands import recipe_class
+from docs.generate.commands import KINDS, recipe_class
 from jobs.__main__ import COMMANDS, main
 from jobs.bootstrap import BootstrapRecipe, plan
 from jobs.compare.job import to_settings as to_systems
@@ -68,8 +68,10 @@ def check_command(words: Sequence[str]) -> None:
         return
     if name not in COMMANDS:
         raise InputError(f"command {name!r}; expected one of {', '.join(COMMANDS)}")
-    if name == "benchmark":
-        name = f"benchmark {settings.pop(0)}"
+    if name in KINDS:
+        if settings == ["--help"]:
+            return
+        name = f"{name} {settings.pop(0)}"
     if name == "look":
         settings = to_settings(settings)
     if name == "compare":
