@@ -4,9 +4,9 @@ One replica, on the head node, whose disk has the file. It holds no state: anoth
 """
 
 import sqlite3
+from asyncio import get_running_loop
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from asyncio import get_running_loop
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,14 +16,7 @@ from serve_apps.recipe import ADAPTER, ServeRecipe
 from wm.errors import InputError
 from wm.files.mirror import shown
 from wm.packaged import to_packaged_name
-from wm.study.playground import (
-    Choice,
-    Comparison,
-    Comparisons,
-    ExpiredComparisonError,
-    OtherChoiceError,
-    UnknownComparisonError,
-)
+from wm.study.playground import Choice, Comparison, Comparisons
 from wm.study.store import RefusedError, VoteStore
 
 T = TypeVar("T")
@@ -55,7 +48,7 @@ class ComparisonServer:
         Args:
             code: Of an earlier comparison.
         """
-        return await self._call(partial(self._comparisons.join, code))
+        return await self._call(partial(self._comparisons.join, code), "participant")
 
     async def add(self, comparison: Comparison) -> Comparison:
         """Store a comparison, as :meth:`Comparisons.add`.
@@ -78,26 +71,30 @@ class ComparisonServer:
         """Return how many choices are stored."""
         return await self._call(self._comparisons.count)
 
-    async def _call(self, function: Callable[[], T]) -> T:
+    async def _call(self, function: Callable[[], T], unknown: str = "comparison") -> T:
         try:
             return await get_running_loop().run_in_executor(self._thread, function)
         except RefusedError as error:
-            raise _to_api_error(error) from error
+            raise _to_api_error(error, unknown) from error
 
 
-def _to_api_error(error: RefusedError) -> ApiError:
+def _to_api_error(error: RefusedError, unknown: str) -> ApiError:
+    """Word a refusal of the store.
+
+    Args:
+        error: The refusal.
+        unknown: What was looked up: its field.
+    """
     message = str(error)
-    if isinstance(error, UnknownComparisonError):
-        return ApiError(message, status=404, code="comparison_not_found")
-    if isinstance(error, ExpiredComparisonError):
-        return ApiError(message, status=410, code="comparison_expired")
-    if isinstance(error, OtherChoiceError):
-        return ApiError(message, status=409, param="choice", code="already_chosen")
-    # What SQLite met is the cause of the store's refusal (https://sqlite.org/rescode.html).
-    code = getattr(error.__cause__, "sqlite_errorcode", None)
-    if code is None:
-        return ApiError(message, status=404, param="participant", code="participant_not_found")
-    if code & 0xFF == sqlite3.SQLITE_FULL:
+    match error.code:
+        case "unknown":
+            return ApiError(message, status=404, param=unknown, code=f"{unknown}_not_found")
+        case "expired":
+            return ApiError(message, status=410, code="comparison_expired")
+        case "answered":
+            return ApiError(message, status=409, param="choice", code="already_chosen")
+    # What SQLite met is the cause of the refusal; the low byte is its kind (https://sqlite.org/rescode.html).
+    if getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
         return ApiError(message, status=507, kind="server_error", code="disk_full")
     return ApiError.unavailable(message, "store_unavailable")
 

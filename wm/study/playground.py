@@ -23,18 +23,6 @@ MAX_AGE_S: Final = 24 * 3600.0
 Choice: TypeAlias = Literal["left", "right", "no_difference"]
 
 
-class UnknownComparisonError(RefusedError):
-    """No comparison has this name."""
-
-
-class ExpiredComparisonError(RefusedError):
-    """The choice comes more than :data:`MAX_AGE_S` after the images."""
-
-
-class OtherChoiceError(RefusedError):
-    """Another choice was stored for this comparison before."""
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Two predictions for one action, as they were shown.
@@ -139,27 +127,22 @@ class Comparisons:
             The comparison, with the models' names.
 
         Raises:
-            UnknownComparisonError: There is none of this name.
-            ExpiredComparisonError: It was shown too long ago.
-            OtherChoiceError: The person chose otherwise before: the first choice counts.
-            RefusedError: The disk is full; nothing was stored.
+            RefusedError: There is none of this name (code ``unknown``); it was shown too long ago (``expired``); the
+                person chose otherwise before (``answered``); the disk is full (``unavailable``). Nothing was stored.
         """
-        try:
-            comparison = _to_comparison(self._store.find_playground_item(STUDY_ID, item_id))
-        except RefusedError as error:
-            raise UnknownComparisonError(str(error)) from error
+        comparison = _to_comparison(self._store.find_playground_item(STUDY_ID, item_id))
         best, worst = comparison.best_by(choice), comparison.worst_by(choice)
         # 1. The earlier choice, also where the comparison has expired since.
         votes = self._store.list_votes(STUDY_ID, comparison.participant)
         earlier = next((vote for vote in votes if vote.item_id == comparison.item_id), None)
         if earlier is not None and earlier.best != best:
-            raise OtherChoiceError("You chose otherwise here before; the first choice counts and stays as it is.")
+            raise RefusedError("You chose otherwise here before; the first choice counts and stays as it is.", "answered")
         if earlier is not None:
             return comparison
         # 2. A new one. The clock of the machine may have been set back.
         seconds = max(0.0, self._clock() - comparison.shown_at_s)
         if seconds > MAX_AGE_S:
-            raise ExpiredComparisonError("These images were shown more than a day ago: please compare two new ones.")
+            raise RefusedError("These images were shown more than a day ago: please compare two new ones.", "expired")
         vote = Vote(
             STUDY_ID, comparison.participant, comparison.item_id, "", "", comparison.systems, best, worst,
             seconds=round(seconds, 3), stored_at="", origin=ORIGIN,
