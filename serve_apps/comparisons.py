@@ -35,10 +35,12 @@ class ComparisonServer:
 
     def __init__(self, path: str, folders: dict[str, str]) -> None:
         try:
-            self._comparisons = Comparisons(VoteStore(Path(path)))
+            # As other outputs: runs/ need not be there before the first of them.
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._comparisons = Comparisons(VoteStore(path))
             self._comparisons.check_folders(partial(folder_of, folders))
-        except InputError as error:
-            raise InputError(f"comparisons: {error}") from error
+        except (InputError, OSError) as error:
+            raise InputError(f"comparisons = {path!r}: {error}") from error
         # SQLite waits for the disk: off the event loop, one write after the other.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="comparisons")
 

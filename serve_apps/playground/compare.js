@@ -8,6 +8,7 @@ const CHOICES = [["left", "← Left is better"], ["no_difference", "No differenc
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", 0: "no_difference" };
 
 const ENDED = [404, 409, 410];
+const HINT = byId("action-hint").textContent; // of the other mode
 
 const tally = new Map(); // name of a model, or no_difference → choices of this page
 let names = []; // models that may be compared; none: the server keeps no choices
@@ -68,10 +69,11 @@ function draw(reply, action) {
   pending = { id: reply.id, action, board: state.board, sides, versus, revealed };
   byId("found").replaceChildren(
     el("p", { class: "action", text: action }), versus,
-    el("div", { class: "row choices", role: "group", "aria-label": "Your choice" }, ...CHOICES.map(([choice, text]) =>
+    el("div", { class: "choices", role: "group", "aria-label": "Your choice" }, ...CHOICES.map(([choice, text]) =>
       el("button", { type: "button", text, "data-choice": choice, onclick: () => choose(choice) }))),
-    el("p", { class: "hint", text: "Keys: ← left, → right, 0 no difference. Which model made which is told once you have chosen." }),
     revealed);
+  revealed.append(el("p", { class: "hint", text: "Which model made which is told once you have chosen." }),
+    el("p", { class: "hint keys", text: "Keys: ← left, → right, 0 no difference." }));
   reveal(byId("found").querySelector(".choices"));
   say("Two predictions, left and right. Choose the one that shows the action better.");
   // Arrow keys in the text would move its cursor; where fingers choose, nothing needs the focus.
@@ -87,11 +89,11 @@ const choose = (choice) => pending && work("choose", async (signal) => {
   }
   if (pending === shown) pending = null;
   again = { action: shown.action };
-  count(choice === "no_difference" ? choice : reply[choice].model);
+  for (const { model } of [reply.left, reply.right]) tally.set(model, tally.get(model) || 0);
+  const winner = choice === "no_difference" ? choice : reply[choice].model;
+  tally.set(winner, (tally.get(winner) || 0) + 1);
   drawRevealed(shown, reply, choice);
 });
-
-const count = (name) => tally.set(name, (tally.get(name) || 0) + 1);
 
 function drawRevealed({ sides, revealed }, reply, choice) {
   for (const [side, node] of Object.entries(sides)) {
@@ -141,6 +143,8 @@ export function drawComparing() {
   const isOn = names.length > 1;
   byId("mode").hidden = !isOn;
   byId("compare-note").hidden = byId("compare-models").hidden = !isComparing();
+  byId("line").hidden = isComparing();
+  byId("action-hint").textContent = isComparing() ? "Enter compares: two models predict, and you say which one shows it better." : HINT;
   const offered = [...byId("compare-first").options].map(({ value }) => value).filter(Boolean);
   if (isOn && offered.join("\n") !== names.join("\n")) {
     for (const end of ["first", "second"]) {

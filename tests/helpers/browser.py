@@ -15,7 +15,17 @@ from typing import Any, Self
 
 from tests.helpers.viewer_data import browser
 
-KEYS = {"Enter": 13, "Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Delete": 46, " ": 32}
+KEYS = {
+    "Enter": 13,
+    "Tab": 9,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "Delete": 46,
+    " ": 32,
+    "0": 48,
+}
 
 
 class Browser:

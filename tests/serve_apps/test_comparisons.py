@@ -250,12 +250,12 @@ def test_the_reference_tells_the_answers(http):
 def test_a_store_of_other_models_is_refused(recipe, http, tmp_path):
     show(http)
     folders = list_folders(recipe)
-    with pytest.raises(InputError, match=r"^comparisons: .* holds choices about fdm = .* here: give another file"):
+    with pytest.raises(InputError, match=r"^comparisons = .* holds choices about fdm = .* here: give another file"):
         ComparisonServer(recipe.comparisons, folders | {"fdm": "/elsewhere"})
     other = tmp_path / "other.sqlite"
     with sqlite3.connect(other) as connection:
         connection.execute("CREATE TABLE x (y)")
-    with pytest.raises(InputError, match="comparisons: store = .*an SQLite file of another program"):
+    with pytest.raises(InputError, match="comparisons = .*: store = .*an SQLite file of another program"):
         ComparisonServer(str(other), folders)
 
 

@@ -136,7 +136,9 @@ class Comparisons:
         votes = self._store.list_votes(STUDY_ID, comparison.participant)
         earlier = next((vote for vote in votes if vote.item_id == comparison.item_id), None)
         if earlier is not None and earlier.best != best:
-            raise RefusedError("You chose otherwise here before; the first choice counts and stays as it is.", "answered")
+            raise RefusedError(
+                "You chose otherwise here before; the first choice counts and stays as it is.", "answered"
+            )
         if earlier is not None:
             return comparison
         # 2. A new one. The clock of the machine may have been set back.

@@ -94,5 +94,7 @@ def test_other_weights_under_the_same_name_are_refused(comparisons):
     show(comparisons, comparisons.join(None))
     comparisons.check_folders({"fdm": "/models/a", "baseline": "/models/b"}.get)
     comparisons.check_folders({"fdm": "/models/a", "base:new": "/models/c"}.get)
-    with pytest.raises(InputError, match="holds choices about fdm = /models/a, and fdm is /models/c here: give another"):
+    with pytest.raises(
+        InputError, match="holds choices about fdm = /models/a, and fdm is /models/c here: give another"
+    ):
         comparisons.check_folders({"fdm": "/models/c"}.get)
