@@ -27,7 +27,7 @@ NETWORK_FILE_SYSTEMS: Final = frozenset(
 """Kinds of Linux's /proc/self/mountinfo whose files other machines change. SQLite's write-ahead log needs memory that
 all its processes share, which machines do not (https://sqlite.org/wal.html, "Overview", disadvantage 2)."""
 
-_NAMES = ("settings", "participants", "votes", "playground_items")
+_NAMES = ("settings", "participants", "votes", "withdrawals", "playground_items")
 _TABLES = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE participants (
@@ -41,6 +41,9 @@ CREATE TABLE votes (
     UNIQUE (study_id, participant, item_id),
     CHECK ((best IS NULL) = (worst IS NULL) AND (best IS NULL OR best <> worst)),
     FOREIGN KEY (study_id, participant) REFERENCES participants (study_id, code));
+CREATE TABLE withdrawals (
+    study_id TEXT NOT NULL, code TEXT NOT NULL, withdrawn_at TEXT NOT NULL, UNIQUE (study_id, code),
+    FOREIGN KEY (study_id, code) REFERENCES participants (study_id, code));
 CREATE TABLE playground_items (
     study_id TEXT NOT NULL, item_id TEXT NOT NULL, created_at TEXT NOT NULL, context TEXT NOT NULL,
     UNIQUE (study_id, item_id));

@@ -1,64 +1,33 @@
-"""Keep participants and their votes in a SQLite file that only grows.
+"""Keep participants and their votes in a SQLite file that only grows: who withdraws is left out, not removed.
 
 A vote that was acknowledged survives the death of the process and of the machine. Not known here: pages, figures.
 """
 
 import json
-import math
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
-from datetime import UTC, datetime
+from dataclasses import astuple
 from pathlib import Path
 from typing import Literal, Self
 
 from wm.evaluation.votes.records import Vote
 from wm.study.codes import make_code
 from wm.study.database import RefusedError, open_database, select, transaction
+from wm.study.rows import VOTE_COLUMNS, Participant, PlaygroundItem, check_choice, now_utc, to_row, to_vote
 
 __all__ = ["Participant", "PlaygroundItem", "RefusedError", "VoteStore", "now_utc"]
 
-_COLUMNS = [field.name for field in fields(Vote)]
-_INSERT = f"INSERT INTO votes ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM votes WHERE study_id = ?"
-_PARTICIPANT = "SELECT study_id, code, number, consented_at, origin FROM participants WHERE study_id = ?"
-
-
-@dataclass(frozen=True)
-class Participant:
-    """A person who takes part.
-
-    Attributes:
-        study_id: The study.
-        code: Random code that the person comes back with.
-        number: In the order of joining, from 0.
-        consented_at: Time of the consent, UTC in ISO 8601.
-        origin: As :attr:`wm.evaluation.votes.records.Vote.origin`.
-    """
-
-    study_id: str
-    code: str
-    number: int
-    consented_at: str
-    origin: str = "page"
-
-
-@dataclass(frozen=True)
-class PlaygroundItem:
-    """A comparison that was made on the fly; an item of a study is in its ``study.json`` instead.
-
-    Attributes:
-        study_id: The study.
-        item_id: Opaque name.
-        created_at: Time at which it was stored, UTC in ISO 8601.
-        context: What was compared: action, SHA-256 of the source, models, seeds; JSON values.
-    """
-
-    study_id: str
-    item_id: str
-    created_at: str
-    context: Mapping[str, object]
+_INSERT = f"INSERT INTO votes ({', '.join(VOTE_COLUMNS)}) VALUES ({', '.join('?' * len(VOTE_COLUMNS))})"
+# Rows stay for good, also those of people who have withdrawn: nobody reads them from then on.
+_REMAINS = "NOT EXISTS (SELECT 1 FROM withdrawals AS w WHERE w.study_id = {0}.study_id AND w.code = {0}.{1})"
+_VOTE_REMAINS = _REMAINS.format("votes", "participant")
+_SELECT_ANY = f"SELECT {', '.join(VOTE_COLUMNS)} FROM votes WHERE study_id = ?"
+_SELECT = f"{_SELECT_ANY} AND {_VOTE_REMAINS}"
+_PARTICIPANT = (
+    "SELECT study_id, code, number, consented_at, origin FROM participants "
+    f"WHERE study_id = ? AND {_REMAINS.format('participants', 'code')}"
+)
 
 
 class VoteStore:
@@ -103,10 +72,9 @@ class VoteStore:
             RefusedError: The study has that many already, or the disk is full.
         """
         with self._lock, transaction(self._connection):
-            number = self._count_participants(study_id)
-            if limit is not None and number >= limit:
+            if limit is not None and len(self.list_participants(study_id)) >= limit:
                 raise RefusedError("This study has all the participants it needs: thank you for your interest.", "full")
-            return self._insert_participant(Participant(study_id, make_code(), number, now_utc(), origin))
+            return self._insert_participant(study_id, make_code(), now_utc(), origin)
 
     def find_participant(self, study_id: str, code: str) -> Participant:
         """Find a participant by the code.
@@ -139,7 +107,7 @@ class VoteStore:
             RefusedError: The participant has chosen otherwise on this item before, is unknown, or the disk is full; or
                 the choice is none, such as a best that is the worst.
         """
-        _check_choice(vote)
+        check_choice(vote)
         with self._lock, transaction(self._connection):
             self.find_participant(vote.study_id, vote.participant)
             return "stored" if self._insert_vote(vote) else "stored before"
@@ -154,7 +122,7 @@ class VoteStore:
             RefusedError: One of them cannot be stored, as in :meth:`add_vote`.
         """
         for vote in votes:
-            _check_choice(vote)
+            check_choice(vote)
         with self._lock, transaction(self._connection):
             for study_id in dict.fromkeys(vote.study_id for vote in votes):
                 self._join(study_id, [vote for vote in votes if vote.study_id == study_id])
@@ -172,7 +140,7 @@ class VoteStore:
             query, values = f"{query} AND participant = ?", [study_id, participant]
         with self._lock:
             rows = select(self._connection, f"{query} ORDER BY vote", *values)
-        return [_to_vote(row) for row in rows]
+        return [to_vote(row) for row in rows]
 
     def list_studies(self) -> list[str]:
         """List the studies that have participants, in the order in which they began."""
@@ -182,9 +150,29 @@ class VoteStore:
 
     def count_votes(self, study_id: str) -> dict[str, int]:
         """Count the votes of each participant of a study who has any, by code; those on checks count too."""
-        query = "SELECT participant, count(*) FROM votes WHERE study_id = ? GROUP BY participant"
+        query = f"SELECT participant, count(*) FROM votes WHERE study_id = ? AND {_VOTE_REMAINS} GROUP BY participant"
         with self._lock:
             return dict(select(self._connection, query, study_id))  # type: ignore[arg-type]  # pairs, as selected
+
+    def withdraw(self, study_id: str, code: str) -> None:
+        """Leave a participant and all votes of theirs out from now on, as if they had never taken part.
+
+        Args:
+            study_id: The study.
+            code: Of the participant.
+
+        Raises:
+            RefusedError: The study has none with this code, or the disk is full.
+        """
+        with self._lock, transaction(self._connection):
+            self.find_participant(study_id, code)
+            self._connection.execute("INSERT INTO withdrawals VALUES (?, ?, ?)", (study_id, code, now_utc()))
+
+    def count_withdrawn(self, study_id: str) -> int:
+        """Count the participants who have withdrawn."""
+        query = "SELECT count(*) FROM withdrawals WHERE study_id = ?"
+        with self._lock:
+            return int(select(self._connection, query, study_id)[0][0])
 
     def add_playground_item(self, study_id: str, context: Mapping[str, object]) -> PlaygroundItem:
         """Store a comparison that was made on the fly, under a new opaque name.
@@ -223,70 +211,37 @@ class VoteStore:
             rows = select(self._connection, query, study_id, *values)
         return [PlaygroundItem(*row[:3], json.loads(row[3])) for row in rows]
 
-    def _count_participants(self, study_id: str) -> int:
-        query = "SELECT count(*) FROM participants WHERE study_id = ?"
-        return int(select(self._connection, query, study_id)[0][0])
-
-    def _insert_participant(self, participant: Participant) -> Participant:
+    def _insert_participant(self, study_id: str, code: str, joined_at: str, origin: str) -> Participant:
+        # Numbers of people who have withdrawn are not given again: orders of items and systems belong to them.
+        query = "SELECT 1 + coalesce(max(number), -1) FROM participants WHERE study_id = ?"
+        number = int(select(self._connection, query, study_id)[0][0])
+        participant = Participant(study_id, code, number, joined_at, origin)
         query = "INSERT INTO participants (study_id, code, number, consented_at, origin) VALUES (?, ?, ?, ?, ?)"
         self._connection.execute(query, astuple(participant))
         return participant
 
     def _join(self, study_id: str, votes: Sequence[Vote]) -> None:
-        """Insert the participants of votes whom the store does not know."""
-        known = {participant.code for participant in self.list_participants(study_id)}
+        """Insert the participants of votes whom the store does not know; refuse votes of those who have withdrawn."""
+        query = "SELECT code FROM participants WHERE study_id = ?"
+        known = {row[0] for row in select(self._connection, query, study_id)}
+        remaining = {participant.code for participant in self.list_participants(study_id)}
         for vote in votes:
             if vote.participant not in known:
-                joined_at = vote.stored_at or now_utc()
-                new = Participant(study_id, vote.participant, len(known), joined_at, vote.origin)
-                known.add(self._insert_participant(new).code)
+                self._insert_participant(study_id, vote.participant, vote.stored_at or now_utc(), vote.origin)
+                known.add(vote.participant)
+                remaining.add(vote.participant)
+            elif vote.participant not in remaining:
+                raise RefusedError(f"Participant {vote.participant!r:.40} has withdrawn from this study.", "withdrawn")
 
     def _insert_vote(self, vote: Vote) -> bool:
         """Insert a vote unless the same choice is stored; returns whether it was new."""
-        query = f"{_SELECT} AND participant = ? AND item_id = ?"
+        query = f"{_SELECT_ANY} AND participant = ? AND item_id = ?"
         for row in select(self._connection, query, vote.study_id, vote.participant, vote.item_id):
-            earlier = _to_vote(row)
+            earlier = to_vote(row)
             if (earlier.best, earlier.worst) == (vote.best, vote.worst):
                 return False
             raise RefusedError(
                 "You chose otherwise here before; the first choice counts and stays as it is.", "answered"
             )
-        self._connection.execute(_INSERT, _to_row(vote))
+        self._connection.execute(_INSERT, to_row(vote))
         return True
-
-
-def now_utc() -> str:
-    """Return the present time in UTC as ISO 8601 with seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _check_choice(vote: Vote) -> None:
-    """Refuse what is no choice. Model numbers and codes are not repeated: the sentence is shown on the page."""
-    if len(set(vote.systems)) != len(vote.systems) or len(vote.systems) < 2:
-        raise RefusedError("A choice needs two or more different models.")
-    if not (math.isfinite(vote.seconds) and vote.seconds >= 0):
-        raise RefusedError("The time of a choice must be a number of seconds, 0 or more.")
-    if vote.best is None and vote.worst is None and len(vote.systems) == 2:
-        return
-    if vote.best not in vote.systems or vote.worst not in vote.systems:
-        raise RefusedError("Please choose a best and a worst model among those shown.")
-    if vote.best == vote.worst:
-        raise RefusedError("Please choose two different models as the best and the worst.")
-
-
-def _to_row(vote: Vote) -> list[object]:
-    values = {name: getattr(vote, name) for name in _COLUMNS}
-    values |= {"systems": json.dumps(vote.systems, ensure_ascii=False), "stored_at": vote.stored_at or now_utc()}
-    return list(values.values())
-
-
-def _to_vote(row: Sequence[object]) -> Vote:
-    # SQLite has neither lists nor truth values.
-    values = dict(zip(_COLUMNS, row, strict=True))
-    passed = values["passed_check"]
-    values |= {
-        "systems": tuple(json.loads(str(values["systems"]))),
-        "is_check": bool(values["is_check"]),
-        "passed_check": None if passed is None else bool(passed),
-    }
-    return Vote(**values)  # type: ignore[arg-type]  # columns are named and typed as the record's fields

@@ -65,6 +65,26 @@ def test_participants_are_numbered_in_each_study(store):
     assert store.list_participants(STUDY) == people
 
 
+def test_who_has_withdrawn_is_left_out_for_good(store):
+    first, second = (store.add_participant(STUDY) for _ in range(2))
+    for person in (first, second):
+        store.add_vote(vote(person.code))
+    store.withdraw(STUDY, first.code)
+    assert store.list_participants(STUDY) == [second] and store.list_votes(STUDY) == [vote(second.code)]
+    assert (store.count_votes(STUDY), store.count_withdrawn(STUDY)) == ({second.code: 1}, 1)
+    for refused in (
+        lambda: store.find_participant(STUDY, first.code),
+        lambda: store.withdraw(STUDY, first.code),
+        lambda: store.add_vote(vote(first.code, "item-2")),
+        lambda: store.add_votes([vote("new"), vote(first.code, "item-2")]),
+    ):
+        with pytest.raises(RefusedError):
+            refused()
+    # The seat is free again, the number is not.
+    assert store.add_participant(STUDY, limit=2).number == 2
+    assert len(store.list_participants(STUDY)) == 2
+
+
 def test_the_same_choice_is_stored_once_and_another_refused(store):
     person = store.add_participant(STUDY)
     assert store.add_vote(vote(person.code)) == "stored"
@@ -111,8 +131,10 @@ def test_nothing_stored_is_changed_or_removed(store):
     person = store.add_participant(STUDY)
     store.add_vote(vote(person.code))
     store.add_playground_item(STUDY, {"action": "push"})
+    store.withdraw(STUDY, store.add_participant(STUDY).code)
     other = sqlite3.connect(store.path)
     tables = {"settings": "value", "participants": "code", "votes": "best", "playground_items": "context"}
+    tables |= {"withdrawals": "code"}
     for name, column in tables.items():
         for statement in (f"UPDATE {name} SET {column} = 'x'", f"DELETE FROM {name}"):
             with pytest.raises(sqlite3.IntegrityError, match="only added to"):
