@@ -55,8 +55,8 @@ def check_models(recipe: ServeRecipe) -> str:
         raise InputError(OTHER_CODEC.format(codecs[FDM], codecs[IDM]))
     if codecs.get(BASELINE, codecs[FDM]) != codecs[FDM]:
         raise InputError(
-            f"baseline = {shown(to_packaged_name(recipe.baseline or ''))!r}: its image codec is {codecs[BASELINE]}, the "
-            f"FDM's {codecs[FDM]}: their images would not be of one size and quality"
+            f"baseline = {shown(to_packaged_name(recipe.baseline or ''))!r}: its image codec is {codecs[BASELINE]}, "
+            f"the FDM's {codecs[FDM]}: their images would not be of one size and quality"
         )
     # With manifests, and without these two, no model's code is imported: it would take a server seconds more to start.
     # Weights in a bucket are not brought to whoever starts the server: its replicas compare them as they load.

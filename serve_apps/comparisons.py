@@ -1,4 +1,4 @@
-"""The deployment that owns the store of votes: comparisons of all processes that speak HTTP, in one file of one machine.
+"""The deployment that owns the store of votes: comparisons of all processes that speak HTTP, in one machine's file.
 
 One replica, on the head node, whose disk has the file. It holds no state: another one begins where it ended.
 """

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from serve_apps.deployment_options import DeploymentOptions, check_options, merge_options
+from serve_apps.deployment_options import SERVER_DEFAULTS, DeploymentOptions, check_options, merge_options
 from serve_apps.middleware.cors import check_origins
 from serve_apps.names import BASELINE, FDM, IDM, MAX_GUIDANCE_SCALE
 from serve_apps.openai.errors import Limits
@@ -20,16 +20,6 @@ from wm.paths import ModelPath, OptionalInputPath, OptionalModelPath, OutputPath
 # Any other model's name is this and the name of its folder.
 ADAPTER = "base:"
 OTHER_CODEC = "the FDM's image codec is {}, the IDM's {}: they cannot read each other's images"
-SERVER_DEFAULTS: DeploymentOptions = {
-    "max_constructor_retry_count": 2,
-    # Their images grow together, as many as the memory holds; the others wait.
-    "max_ongoing_requests": 16,
-    "max_queued_requests": 64,
-    # A health check decodes a token, in its turn.
-    "health_check_timeout_s": 60.0,
-    "graceful_shutdown_timeout_s": 30.0,
-    "ray_actor_options": {"num_cpus": 1, "num_gpus": 0},
-}
 # Requests at a time beyond those being answered: pages, health checks, and those that are refused as too many.
 REFUSALS = 256
 

@@ -40,9 +40,11 @@ from wm.study.playground import MAX_AGE_S, Comparison
 router = APIRouter()
 _BODY = json_openapi(ComparisonRequest, {"image"}, {"image": PIXEL_URL, "action": "move the red cup left"})
 _CHOICE = json_openapi(ChoiceRequest, (), {"choice": "left"})
-_ERROR = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
-_FULL = {507: _ERROR | {"description": "The disk with the choices is full; nothing was stored"}}
-_OF_CHOICES = _FULL | {
+_ERROR: JsonObject = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+_FULL: dict[int | str, JsonObject] = {
+    507: _ERROR | {"description": "The disk with the choices is full; nothing was stored"}
+}
+_OF_CHOICES: dict[int | str, JsonObject] = _FULL | {
     409: _ERROR | {"description": "Another choice was made before; it counts"},
     410: _ERROR | {"description": "The images were shown too long ago"},
 }
@@ -66,7 +68,7 @@ async def describe_comparisons(graph: GraphOf, store: StoreOf) -> JSONResponse:
 
 @router.post("/v1/wm/comparisons", openapi_extra=_BODY, responses=_FULL)
 async def compare(request: Request, graph: GraphOf, store: StoreOf) -> JSONResponse:
-    """Predict what the source looks like after ``action`` by two models; which image is whose is told after a choice."""
+    """Predict what the source looks like after ``action`` by two models; whose is which is told after a choice."""
     comparison, image = await graph.parse(comparison_from_json, await read_json(request, graph.limits))
     # 1. Who is compared: the order is chance, and no request can choose it.
     names = await _choose_order(graph, comparison.models)
@@ -140,8 +142,8 @@ async def _choose_order(graph: Graph, names: Sequence[str] | None) -> list[str]:
         names = await _list_models(graph)
         if len(names) < 2:
             raise ApiError(
-                f"two forward models are needed to compare, and there is {names}; start the server with baseline=DIR or "
-                "adapters=DIR",
+                f"two forward models are needed to compare, and there is {', '.join(names) or 'none'}; start the server "
+                "with baseline=DIR or adapters=DIR",
                 param="models",
             )
     return secrets.SystemRandom().sample(names, 2)

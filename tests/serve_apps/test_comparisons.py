@@ -255,7 +255,7 @@ def test_a_store_of_other_models_is_refused(recipe, http, tmp_path):
     other = tmp_path / "other.sqlite"
     with sqlite3.connect(other) as connection:
         connection.execute("CREATE TABLE x (y)")
-    with pytest.raises(InputError, match="comparisons = .*: store = .*an SQLite file of another program"):
+    with pytest.raises(InputError, match=r"comparisons = .*: store = .*an SQLite file of another program"):
         ComparisonServer(str(other), folders)
 
 

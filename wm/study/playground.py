@@ -7,7 +7,7 @@ prediction is made.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from wm.errors import InputError
 from wm.evaluation.votes.records import Vote
@@ -101,7 +101,7 @@ class Comparisons:
         return self._store.find_participant(STUDY_ID, normalise_code(code)).code
 
     def add(self, comparison: Comparison) -> Comparison:
-        """Store a comparison; once this returns its images may be shown: a choice will find it, whatever dies meanwhile.
+        """Store a comparison; once this returns its images may be shown: a choice finds it, whatever dies meanwhile.
 
         Args:
             comparison: Without name and time.
@@ -160,7 +160,8 @@ class Comparisons:
 def _to_comparison(item: PlaygroundItem) -> Comparison:
     values = dict(item.context)
     try:
-        left, right = values.pop("systems")  # type: ignore[misc]  # a list of two names, as stored
-        return Comparison(**values, systems=(left, right), item_id=item.item_id)  # type: ignore[arg-type]
+        systems: Any = values.pop("systems")
+        left, right = map(str, systems)
+        return Comparison(**values, systems=(left, right), item_id=item.item_id)  # type: ignore[arg-type]  # as stored
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(f"comparison {item.item_id} was stored by another version of wm: {error}") from error

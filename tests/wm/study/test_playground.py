@@ -37,10 +37,11 @@ def show(comparisons, code, systems=("fdm", "baseline")):
 
 
 @pytest.mark.parametrize(
-    ("choice", "best", "worst"),
-    [("left", "baseline", "fdm"), ("right", "fdm", "baseline"), ("no_difference", None, None)],
+    ("choice", "order"),
+    [("left", ("baseline", "fdm")), ("right", ("fdm", "baseline")), ("no_difference", (None, None))],
 )
-def test_a_choice_is_a_vote_on_the_model_that_was_there(comparisons, store, clock, choice, best, worst):
+def test_a_choice_is_a_vote_on_the_model_that_was_there(comparisons, store, clock, choice, order):
+    best, worst = order
     code = comparisons.join(None)
     shown = show(comparisons, code, ("baseline", "fdm"))
     clock.now_s += 4.25
