@@ -13,6 +13,11 @@ from wm.study.study import Study, StudyItem
 T = TypeVar("T")
 
 
+def digest_key(key: str) -> bytes:
+    """Compute what stands for a random number: the SHA-256 digest of a seed and what is ordered by it."""
+    return hashlib.sha256(key.encode()).digest()
+
+
 def shuffle(values: Iterable[T], key: str) -> list[T]:
     """Shuffle values by a key, equally on every machine and in every version of Python and its libraries.
 
@@ -24,7 +29,7 @@ def shuffle(values: Iterable[T], key: str) -> list[T]:
         The values in the order of the SHA-256 digests of key and position.
     """
     # Random generators may give other numbers in another version: a study runs for weeks, on updated machines.
-    digests = [(hashlib.sha256(f"{key}\n{position}".encode()).digest(), value) for position, value in enumerate(values)]
+    digests = [(digest_key(f"{key}\n{position}"), value) for position, value in enumerate(values)]
     return [value for _, value in sorted(digests, key=lambda pair: pair[0])]
 
 

@@ -7,12 +7,14 @@ prediction is made.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from wm.errors import InputError
 from wm.evaluation.votes.records import Vote
 from wm.study.codes import normalise_code
 from wm.study.store import PlaygroundItem, RefusedError, VoteStore
+from wm.study.study import Study, StudyItem
 
 STUDY_ID: Final = "playground"
 """Study of all votes of playgrounds."""
@@ -155,6 +157,44 @@ class Comparisons:
     def count(self) -> int:
         """Return how many choices are stored."""
         return sum(self._store.count_votes(STUDY_ID).values())
+
+
+def load_playground(path: str | Path) -> Study:
+    """Build the study of all comparisons of a store that have a vote, for those who count and write out its votes.
+
+    Args:
+        path: The store.
+
+    Returns:
+        A study without folder and images. All its items are of one subset.
+
+    Raises:
+        InputError: There is no store, or no vote of a playground in it.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"store = {str(path)!r:.300}: no such file; wm serve comparisons=FILE makes one")
+    with VoteStore(path, read_only=True) as store:
+        votes = store.list_votes(STUDY_ID)
+        comparisons = [_to_comparison(item) for item in store.list_playground_items(STUDY_ID)]
+    if not votes:
+        raise InputError(f"store = {str(path)!r:.300} holds no vote of a playground; give study=FOLDER for a study's")
+    actions = {comparison.item_id: comparison.action for comparison in comparisons}
+    systems = {vote.item_id: vote.systems for vote in votes}
+    items = tuple(
+        StudyItem(item_id, "", STUDY_ID, actions.get(item_id, ""), "", dict.fromkeys(names, ""))
+        for item_id, names in systems.items()
+    )
+    return Study(
+        study_id=STUDY_ID,
+        title="Playground: two models compared blind",
+        consent="",
+        instructions="",
+        systems=tuple(sorted({name for names in systems.values() for name in names})),
+        items=items,
+        num_participants=0,
+        seed=0,
+        image_px=0,
+    )
 
 
 def _to_comparison(item: PlaygroundItem) -> Comparison:
