@@ -141,11 +141,9 @@ async def _choose_order(graph: Graph, names: Sequence[str] | None) -> list[str]:
     if names is None:
         names = await _list_models(graph)
         if len(names) < 2:
-            raise ApiError(
-                f"two forward models are needed to compare, and there is {', '.join(names) or 'none'}; start the server "
-                "with baseline=DIR or adapters=DIR",
-                param="models",
-            )
+            served = ", ".join(names) or "none"
+            message = f"two forward models are needed to compare, and there is {served}; give the server baseline=DIR"
+            raise ApiError(f"{message} or adapters=DIR", param="models")
     return secrets.SystemRandom().sample(names, 2)
 
 

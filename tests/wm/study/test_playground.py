@@ -3,8 +3,11 @@
 import pytest
 
 from wm.errors import InputError
+from wm.evaluation.votes.arrays import VotedItem
 from wm.evaluation.votes.records import Vote
-from wm.study.playground import MAX_AGE_S, STUDY_ID, Comparison, Comparisons
+from wm.evaluation.votes.report import StudyFacts, build_figures
+from wm.evaluation.votes.selection import select_votes
+from wm.study.playground import MAX_AGE_S, STUDY_ID, Comparison, Comparisons, load_playground
 from wm.study.store import RefusedError, VoteStore
 
 
@@ -99,3 +102,40 @@ def test_other_weights_under_the_same_name_are_refused(comparisons):
         InputError, match="holds choices about fdm = /models/a, and fdm is /models/c here: give another"
     ):
         comparisons.check_folders({"fdm": "/models/c"}.get)
+
+
+def test_choices_become_a_matrix_of_win_rates(comparisons, store, tmp_path):
+    """Three models, eight choices of two people: against shares counted by hand."""
+    people = [comparisons.join(None) for _ in range(2)]
+    choices = [("a", "b", "left"), ("b", "a", "right"), ("a", "b", "right"), ("b", "a", "no_difference")]
+    choices += [("a", "c", "left"), ("c", "a", "right"), ("b", "c", "no_difference"), ("c", "b", "left")]
+    for number, (left, right, choice) in enumerate(choices):
+        comparisons.choose(show(comparisons, people[number % 2], (left, right)).item_id, choice)
+    show(comparisons, people[0])  # nobody chose: no item of the report
+    study = load_playground(store.path)
+    assert (study.systems, len(study.items)) == (("a", "b", "c"), 8)
+    joined = {person.code: person.origin for person in store.list_participants(STUDY_ID)}
+    counted = select_votes(store.list_votes(STUDY_ID), [item.item_id for item in study.items], joined, shows_all=False)
+    assert [(person.num_votes, person.is_complete) for person in counted.participants] == [(4, True), (4, True)]
+    items = tuple(VotedItem(item.item_id, item.triplet_id, item.subset) for item in study.items)
+    facts = StudyFacts(study.study_id, study.title, study.systems, items)
+    figures = build_figures(facts, counted, reference="a", num_resamples=10)
+    wins, ties = figures["wins_by_vote"]["wins"], figures["wins_by_vote"]["ties"]
+    assert [wins[row][column] for row, column in ("ab", "ba", "ac", "ca", "bc", "cb")] == [
+        0.5,
+        0.25,
+        1.0,
+        0.0,
+        0.0,
+        0.5,
+    ]
+    assert (ties["a"]["b"], ties["a"]["c"], ties["b"]["c"], wins["a"]["a"]) == (0.25, 0.0, 0.5, None)
+    means = {name: figure["mean"] for name, figure in figures["table"]["playground"].items()}
+    assert means == {"a": pytest.approx(3 / 6), "b": pytest.approx(-2 / 6), "c": pytest.approx(-1 / 4)}
+
+
+def test_a_store_without_choices_is_no_playground(store, tmp_path):
+    with pytest.raises(InputError, match="no such file; wm serve comparisons=FILE makes one"):
+        load_playground(tmp_path / "none.sqlite")
+    with pytest.raises(InputError, match="holds no vote of a playground"):
+        load_playground(store.path)
