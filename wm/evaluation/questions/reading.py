@@ -43,7 +43,7 @@ def read_questions(
     file: str = "",
     images: str = "",
     limit: int = 0,
-    on_image: Callable[[int], object] | None = None,
+    on_image: Callable[[int, int], object] | None = None,
 ) -> QuestionSet:
     """Read the questions of a benchmark and decode each image once.
 
@@ -53,7 +53,7 @@ def read_questions(
         file: Name of the questions' file below it; empty: the released one.
         images: Folder of the images; empty: below ``data``.
         limit: So many questions, spread evenly over the file; 0: all.
-        on_image: Called with 1 for each image.
+        on_image: Called after each image with how many are decoded, and of how many.
 
     Returns:
         Questions and rejects: entries = questions + rejects + those that the limit leaves out.
@@ -70,14 +70,14 @@ def read_questions(
     # The limit first: a trial of 10 questions need not decode 3,640 images.
     chosen = [usable[row] for row in spread_rows(len(usable), limit or None)]
     questions = []
-    for question in chosen:
+    for number, question in enumerate(chosen, start=1):
         try:
             load_image(root, question.image)
             questions.append(question)
         except UnusableError as error:
             unusable.append(Unusable(question.question_id, error.reason, f"question {question.question_id}: {error}"))
         if on_image is not None:
-            on_image(1)
+            on_image(number, len(chosen))
     rejects = [
         reject_row(
             uri=entry.uri, stage="ask", outcome="failed", reason=entry.reason, detail=entry.detail, dataset=benchmark
