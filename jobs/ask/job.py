@@ -107,7 +107,8 @@ def _read(recipe: AskRecipe) -> QuestionSet:
             on_image=show,
         )
     if not questions.questions:
-        reason = f"; the first of {len(questions.rejects):,}: {questions.rejects[0]['detail']}" if questions.rejects else ""
+        first = next(iter(questions.rejects), None)
+        reason = f"; the first of {len(questions.rejects):,}: {first['uri']}: {first['detail']}" if first else ""
         raise InputError(f"no usable question in {recipe.data}{reason}")
     return questions
 

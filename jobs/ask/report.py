@@ -28,7 +28,7 @@ def print_plan(recipe: AskRecipe, questions: QuestionSet, num_models: int, num_s
         f"ask: would ask {num_models} models {len(questions.questions):,} questions of {recipe.data} in {num_shards} "
         f"shards into {recipe.out}"
     )
-    _print_rejects(Counter(row["reason"] for row in questions.rejects), [row["detail"] for row in questions.rejects])
+    _print_rejects(Counter(row["reason"] for row in questions.rejects), [f"{row['uri']}: {row['detail']}" for row in questions.rejects])
     if questions.num_left_out:
         print(f"  left out by limit: {questions.num_left_out:,}")
 

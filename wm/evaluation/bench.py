@@ -96,9 +96,8 @@ def load_cached_scorer(path: str, device: str, dtype: torch.dtype) -> VLMScorer:
     return load_vlm_scorer(path, device=device, dtype=dtype)
 
 
-@lru_cache(maxsize=_MODELS_KEPT)
-def load_cached_role(path: str, base: str, device: str, dtype: torch.dtype, base_sharing: BaseSharing) -> Role:
-    """Load a model with image codes and its runner; the last few stay loaded.
+def load_entry_role(path: str, base: str, device: str, dtype: torch.dtype, base_sharing: BaseSharing) -> Role:
+    """Load a model with image codes and its runner.
 
     Args:
         path: A full model or an adapter.
@@ -117,3 +116,7 @@ def load_cached_role(path: str, base: str, device: str, dtype: torch.dtype, base
 @lru_cache(maxsize=1)
 def _load_base(path: str, device: str, dtype: torch.dtype) -> Role:
     return load_role(path, device=device, dtype=dtype)
+
+
+load_cached_role = lru_cache(maxsize=_MODELS_KEPT)(load_entry_role)
+"""The same; the last few stay loaded, as those that verify each other do."""

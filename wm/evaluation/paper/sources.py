@@ -22,6 +22,7 @@ from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.paper.shared_systems import Facts, SharedSystems
 from wm.evaluation.predicted_actions import ActionRow, list_actions
 from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
+from wm.evaluation.questions.tables import AskTables
 from wm.evaluation.recorded_inputs import fetch_recorded
 from wm.evaluation.rows import REFERENCES, Tables
 from wm.names import hint_nearest, quote_names
@@ -92,7 +93,8 @@ class Sources:
         datasets = {row.dataset for row in self.rows} | {str(recipe.get("dataset", "")) for recipe in recipes}
         judges = [source.recipe("model") for source in self.of("judge")]
         oracles = [source for source in self.of("evaluate") if source.recipe("judge") == "oracle"]
-        has_toy_model = any(str(recipe.get("idm", "")).startswith(PREFIX) for recipe in recipes)
+        asked_toys = any(tables["toy_models"] for tables in self._asked)
+        has_toy_model = asked_toys or any(str(recipe.get("idm", "")).startswith(PREFIX) for recipe in recipes)
         return bool(datasets & set(TOY_DATASETS)) or has_toy_model or _TOY_JUDGE in judges or bool(oracles)
 
     @cached_property
@@ -171,6 +173,12 @@ class Sources:
         """``tables.json`` of every evaluation; a label that two hold is in the first one's alone."""
         return self.shared.join_tables(self.of("evaluate"))
 
+    @cached_property
+    def _asked(self) -> list[AskTables]:
+        # Of the published sets: questions of one's own stand beside no published number.
+        sources = [source for source in self.of("ask") if source.recipe("benchmark") != "folder"]
+        return [cast(AskTables, source.load_json("tables.json")) for source in sources]
+
     def list_systems(self) -> list[str]:
         """List the labels that the results hold, of images and of actions, in the order of the folders."""
         # Of images first, then of the evaluations' tables, which have models without images too.
@@ -178,6 +186,7 @@ class Sources:
         labels += [str(row["system"]) for row in self.values] + [row["system"] for row in self.actions]
         for _, tables in self.tables:
             labels += [row["label"] for row in (*tables["fdm"], *tables["idm"], *tables["probe"])]
+        labels += [row["label"] for tables in self._asked for row in tables["rows"]]
         return list(dict.fromkeys(labels))
 
     def _check_ids(self, source: Source, ids: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from wm.dynamics.questions import Reply, answer_questions, build_prompt
 from wm.dynamics.vlm_questions import answer_questions as answer_from_pixels
 from wm.dynamics.vlm_questions import check_question
 from wm.errors import InputError
-from wm.evaluation.bench import load_cached_role, load_cached_scorer
+from wm.evaluation.bench import load_cached_scorer, load_entry_role
 from wm.evaluation.questions.figures import AnswerRow
 from wm.evaluation.questions.images import load_image
 from wm.evaluation.questions.items import Question
@@ -132,7 +132,7 @@ def ask_model(model: AskedModel, questions: Sequence[Question], settings: AskSet
     """Ask a model some questions.
 
     Args:
-        model: The model; the last few stay loaded.
+        model: The model; the last one stays loaded.
         questions: One or more.
         settings: How it is asked.
 
@@ -159,7 +159,7 @@ def _ask_codes(
     options: Sequence[Sequence[str]],
     settings: AskSettings,
 ) -> list[Reply | str]:
-    role = load_cached_role(model.path, model.base, settings.device, settings.dtype, settings.base_sharing)
+    role = _load_role(model.path, model.base, settings.device, settings.dtype, settings.base_sharing)
     codec = _load_codec(model.path, model.base, settings.device)
     image_BN = _encode(codec, questions, settings.root)
     # 1. Which questions fit this model: one that does not must not stop the others.
@@ -224,6 +224,10 @@ def _ask_pixels(
         )
         answers.update(zip(part, replies, strict=True))
     return [answers[row] for row in range(len(questions))]
+
+
+# Models are asked one after the other: those that have answered need no memory.
+_load_role = lru_cache(maxsize=1)(load_entry_role)
 
 
 @lru_cache(maxsize=2)

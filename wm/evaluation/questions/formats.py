@@ -113,12 +113,12 @@ def list_entries(benchmark: Benchmark, path: Path) -> Iterator[Entry]:
     for number, span in spans:
         uri = f"{path.name}:{number}"
         try:
-            question = build(read_span(path, span, uri), uri, path, span)
+            question = build(read_span(path, span), uri, path, span)
             # Of two, neither is known to be the right one; the first is kept, as readers of the release keep it.
             if question.question_id in seen_ids:
                 raise UnusableError("duplicate_id", f"id {question.question_id!r:.80} was there before")
         except UnusableError as error:
-            yield Unusable(uri, error.reason, f"{uri}: {error}")
+            yield Unusable(uri, error.reason, str(error))
             continue
         seen_ids.add(question.question_id)
         yield question

@@ -51,7 +51,7 @@ def _read_file(root: Path, name: str) -> bytes:
 
 
 def _read_entry(root: Path, place: ImagePlace) -> bytes:
-    entry = read_span(root / place.file, Span(place.offset, place.length), place.file)
+    entry = read_span(root / place.file, Span(place.offset, place.length))
     text = entry.get("image") if isinstance(entry, dict) else None
     if not isinstance(text, str):
         raise UnusableError("missing_image", f"{place.file}, byte {place.offset:,}: no field 'image' with base64 text")

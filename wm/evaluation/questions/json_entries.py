@@ -15,6 +15,7 @@ from wm.evaluation.questions.items import UnusableError
 MAX_ENTRY_BYTES = 16 * 2**20
 """Of an entry with its image. The largest of EmbSpatial-Bench have a few hundred kilobytes."""
 _BLOCK_BYTES = 2**20
+_HEAD_BYTES = 4096
 _STRUCTURE = re.compile(rb'["{}\[\]]')
 _IN_TEXT = re.compile(rb'["\\]')
 _BLANK = b" \t\r\n"
@@ -108,20 +109,19 @@ def list_objects(path: Path) -> Iterator[Span]:
 
 def _check_array(path: Path, file: BinaryIO) -> None:
     """Read up to the first bracket, which must be that of an array."""
-    start = file.read(_BLOCK_BYTES)
+    start = file.read(_HEAD_BYTES)
     skipped = start.removeprefix(_BYTE_ORDER_MARK).lstrip(_BLANK)
     if not skipped.startswith(b"["):
         raise InputError(f"{path} begins with {skipped[:20]!r}; expected a JSON array of questions")
     file.seek(len(start) - len(skipped) + 1)
 
 
-def read_span(path: Path, span: Span, what: str) -> object:
+def read_span(path: Path, span: Span) -> object:
     """Read and parse one entry.
 
     Args:
         path: The file.
         span: Its bytes.
-        what: Name of the entry, for errors.
 
     Returns:
         The JSON value.
@@ -131,7 +131,7 @@ def read_span(path: Path, span: Span, what: str) -> object:
     """
     if span.length > MAX_ENTRY_BYTES:
         raise UnusableError(
-            "too_large", f"{what} has {span.length:,} bytes; at most {MAX_ENTRY_BYTES:,} are read at a time"
+            "too_large", f"the entry has {span.length:,} bytes; at most {MAX_ENTRY_BYTES:,} are read at a time"
         )
     with path.open("rb") as file:
         file.seek(span.start)
@@ -140,4 +140,4 @@ def read_span(path: Path, span: Span, what: str) -> object:
         return json.loads(data.removeprefix(_BYTE_ORDER_MARK))
     except (ValueError, RecursionError) as error:
         # ValueError: no JSON, no UTF-8, a number of too many digits.
-        raise UnusableError("not_json", f"{what} is no JSON: {str(error):.200}") from error
+        raise UnusableError("not_json", f"no JSON: {str(error):.200}") from error

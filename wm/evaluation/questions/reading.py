@@ -75,7 +75,7 @@ def read_questions(
             load_image(root, question.image)
             questions.append(question)
         except UnusableError as error:
-            unusable.append(Unusable(question.question_id, error.reason, f"question {question.question_id}: {error}"))
+            unusable.append(Unusable(question.question_id, error.reason, str(error)))
         if on_image is not None:
             on_image(number, len(chosen))
     rejects = [
