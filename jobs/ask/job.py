@@ -46,7 +46,10 @@ def run(recipe: AskRecipe, *, dry_run: bool = False) -> RunRecord:
     check_device(recipe.resources.device)
     models = build_models(recipe)
     path = find_file(recipe.benchmark, recipe.data, recipe.file)
-    inputs = {"questions": digest_of(path), "images": digest_of(find_images(recipe.benchmark, recipe.data, recipe.images))}
+    inputs = {
+        "questions": digest_of(path),
+        "images": digest_of(find_images(recipe.benchmark, recipe.data, recipe.images)),
+    }
     job = Run(recipe.out, "ask", recipe, inputs | digest_models(models))
     if job.is_complete():
         report.print_complete(recipe)

@@ -28,7 +28,10 @@ def print_plan(recipe: AskRecipe, questions: QuestionSet, num_models: int, num_s
         f"ask: would ask {num_models} models {len(questions.questions):,} questions of {recipe.data} in {num_shards} "
         f"shards into {recipe.out}"
     )
-    _print_rejects(Counter(row["reason"] for row in questions.rejects), [f"{row['uri']}: {row['detail']}" for row in questions.rejects])
+    _print_rejects(
+        Counter(row["reason"] for row in questions.rejects),
+        [f"{row['uri']}: {row['detail']}" for row in questions.rejects],
+    )
     if questions.num_left_out:
         print(f"  left out by limit: {questions.num_left_out:,}")
 
@@ -118,7 +121,9 @@ def _list_notes(tables: AskTables) -> list[str]:
     if tables["published_source"]:
         notes.append(f"paper: {tables['published_source']}")
     elif released is not None and not tables["is_complete"]:
-        notes.append(f"no published numbers: these are {tables['num_questions']:,} of the {released:,} published questions")
+        notes.append(
+            f"no published numbers: these are {tables['num_questions']:,} of the {released:,} published questions"
+        )
     if tables["toy_models"]:
         notes.append(f"of the toy world, which knows no such questions: {', '.join(tables['toy_models'])}")
     return notes

@@ -23,7 +23,12 @@ def encode(number: int, format: str = "PNG") -> bytes:
 def mqa_entry(number: int, **changes: object) -> dict[str, object]:
     """Build an entry as SpatialMQA's test.jsonl has them."""
     options = list(RELATIONS if number % 2 else RELATIONS[2:])
-    entry = {"image": f"{number:012d}.jpg", "question": "move the cup", "options": options, "answer": options[number % 4]}
+    entry = {
+        "image": f"{number:012d}.jpg",
+        "question": "move the cup",
+        "options": options,
+        "answer": options[number % 4],
+    }
     return entry | changes
 
 

@@ -32,6 +32,7 @@ KINDS: dict[str, type[Recipe]] = {
     "annotate-kinetics700": AnnotateRecipe,
     "annotate-moments": AnnotateRecipe,
     "annotate-ucf101": AnnotateRecipe,
+    "ask": AskRecipe,
     "ask-embspatial": AskRecipe,
     "ask-spatialmqa": AskRecipe,
     "aurora-ag": IngestRecipe,

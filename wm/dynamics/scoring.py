@@ -174,7 +174,9 @@ def score_tails(
     """
     # The engine reads as many rows of each prefix as of any other: the last tail stands in for those that lack.
     each = max(map(len, tails))
-    parts = [_Part((), tuple(ids), tuple(range(len(ids)))) for of in tails for ids in (*of, *[of[-1]] * (each - len(of)))]
+    parts = [
+        _Part((), tuple(ids), tuple(range(len(ids)))) for of in tails for ids in (*of, *[of[-1]] * (each - len(of)))
+    ]
     ids_RS = _pad([part.tail for part in parts], vlm.pad_id, runner.device)
     rows = runner.reserve(len(parts), ids_RS.shape[1])
     hidden_RSH = runner.extend(ids_RS, prefix, rows, 0, ids_RS.shape[1])

@@ -74,9 +74,7 @@ def answer_questions(
 
     halving(score, len(rows), batch_size)
     remaining = iter(scores)
-    return [
-        Reply(answer, tuple(next(remaining) for _ in of)) for answer, of in zip(answers, options, strict=True)
-    ]
+    return [Reply(answer, tuple(next(remaining) for _ in of)) for answer, of in zip(answers, options, strict=True)]
 
 
 def write_chat(vlm: VLMScorer, question: str) -> str:

@@ -83,7 +83,10 @@ def test_order_padding_and_batch_size_change_nothing(vlm, images):
         runner=TransformersRunner(vlm),
     )
     for reply, row in zip(shuffled, order, strict=True):
-        assert (reply.answer.text, reply.answer.num_tokens) == (expected[row].answer.text, expected[row].answer.num_tokens)
+        assert (reply.answer.text, reply.answer.num_tokens) == (
+            expected[row].answer.text,
+            expected[row].answer.num_tokens,
+        )
         own = [reply.answer.logprob, *(option.logprob for option in reply.options)]
         theirs = [expected[row].answer.logprob, *(option.logprob for option in expected[row].options)]
         assert own == pytest.approx(theirs, abs=1e-6)

@@ -25,9 +25,7 @@ PROMPTS: dict[OptionStyle, str] = {
         "right spatial relation. Choose exactly one of the options and explain nothing.\n"
         "Question: {question} Options: {options}.\nAnswer:"
     ),
-    "letters": (
-        "Reply with the letter of the right option and with nothing else.\n{question}\n{options}\nAnswer:"
-    ),
+    "letters": ("Reply with the letter of the right option and with nothing else.\n{question}\n{options}\nAnswer:"),
 }
 """Prompts by style; {question} and {options} are filled in."""
 FIELDS = ("{question}", "{options}")
@@ -46,7 +44,9 @@ def check_prompt(prompt: str) -> str:
         InputError: It does not name the question.
     """
     if FIELDS[0] not in prompt:
-        raise InputError(f"prompt = {prompt!r:.200}: expected a text with {FIELDS[0]}, and {FIELDS[1]} where it has any")
+        raise InputError(
+            f"prompt = {prompt!r:.200}: expected a text with {FIELDS[0]}, and {FIELDS[1]} where it has any"
+        )
     return prompt
 
 

@@ -14,7 +14,14 @@ from wm.runs import write_json
 
 def model_row(label, right, count, *, run=0):
     share = wilson_share(right, count)
-    return {"name": f"{label}{run}", "label": label, "run": run, "num_questions": count, "num_failed": 0, "accuracy": share}
+    return {
+        "name": f"{label}{run}",
+        "label": label,
+        "run": run,
+        "num_questions": count,
+        "num_failed": 0,
+        "accuracy": share,
+    }
 
 
 def write_answers(folder, benchmark, rows, toy_models=()):
@@ -61,7 +68,10 @@ def test_two_folders_of_a_label_must_agree(tmp_path):
     again = write_answers(tmp_path / "b", "spatialmqa", [model_row("C-FT", 300, 1076)])
     emb = write_answers(tmp_path / "c", "embspatial", [model_row("C-FT", 910, 3640)])
     table = build(first, again, emb)
-    assert cell(table, "SpatialMQA", "C-FT").text() == "27.9" and cell(table, "EmbodiedSpatial-Bench", "C-FT").text() == "25.0"
+    assert (
+        cell(table, "SpatialMQA", "C-FT").text() == "27.9"
+        and cell(table, "EmbodiedSpatial-Bench", "C-FT").text() == "25.0"
+    )
     other = write_answers(tmp_path / "d", "spatialmqa", [model_row("C-FT", 301, 1076)])
     with pytest.raises(InputError, match="both hold a system named 'C-FT', with other figures .* under another label"):
         build(first, other)

@@ -30,7 +30,10 @@ def test_figures_by_hand():
     assert (figures["num_questions"], figures["num_failed"], figures["failures"]) == (9, 1, {"too long": 1})
     assert figures["accuracy"]["share"] == 3 / 8 and figures["accuracy"]["n"] == 8
     assert figures["unparsed"]["share"] == 3 / 8
-    assert {name: share["share"] for name, share in figures["readings"].items()} == {"published": 3 / 8, "one_option": 2 / 8}
+    assert {name: share["share"] for name, share in figures["readings"].items()} == {
+        "published": 3 / 8,
+        "one_option": 2 / 8,
+    }
     assert (figures["ranking_sum"]["share"], figures["ranking_mean"]["share"]) == (1 / 8, 2 / 8)
     assert figures["chance"] == (4 / 4 + 4 / 2) / 8
     assert {name: (row["accuracy"]["share"], row["chance"]) for name, row in figures["by_group"].items()} == {

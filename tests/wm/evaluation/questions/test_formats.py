@@ -53,7 +53,7 @@ def test_embspatial_as_released(tmp_path, indent):
 
 def test_entries_across_the_ends_of_blocks(tmp_path, monkeypatch):
     r"""Quotes, backslashes and brackets of texts, wherever a block ends."""
-    entries = [{"a": 'x"y\\', "b": ["]", "{", "\\\\"], "c": {"d": "é}"}}, {}, {"e": "\\\""}]
+    entries = [{"a": 'x"y\\', "b": ["]", "{", "\\\\"], "c": {"d": "é}"}}, {}, {"e": '\\"'}]
     path = tmp_path / "list.json"
     path.write_text("\ufeff \n" + json.dumps(entries, ensure_ascii=False), encoding="utf-8")
     for size in (4, 5, 7, 8, 64):

@@ -67,7 +67,9 @@ def build_judge_table(layout: Layout) -> Table:
         ),
         source=printed.source if layout.is_published else "",
         notes=(
-            *_judge_notes(layout), *(note for of in answers for note in of.notes), *layout.notes("table-2"),
+            *_judge_notes(layout),
+            *(note for of in answers for note in of.notes),
+            *layout.notes("table-2"),
         ),  # fmt: skip
         is_toy=layout.sources.is_toy,
     )
