@@ -37,6 +37,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "evaluate": "text and image metrics, preference probe, verification at several N",
         "judge": "a vision-language model scores predicted images: editing success and minimal editing",
         "contradict": "a language model writes an action that contradicts each one of a bench, for the probe",
+        "ask": "questions about images, such as SpatialMQA, asked of any model",
         "collect": "images and actions of any other system become a prediction set",
         "edit": "an image editor of diffusers, such as InstructPix2Pix, predicts the targets of a bench",
         "score": "L1, CLIP, DINO and captions of prediction sets, of any systems side by side",

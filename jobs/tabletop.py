@@ -34,13 +34,14 @@ class TabletopRecipe(Recipe):
     """How much of everything. The same seed writes the same world."""
 
     RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources"})
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"questions"})
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
         "num_workers": "resources.num_workers",
         "clips_per_task": "resources.clips_per_task",
     }
 
     out: OutputPath
-    """Folder for out/supervised (AURORA layout) and out/videos (a folder a class)."""
+    """Folder for out/supervised (AURORA layout), out/videos (a folder a class) and out/questions."""
     train: int = Field(default=1000, ge=0)
     """Supervised pairs for training."""
     tune: int = Field(default=200, ge=0)
@@ -49,6 +50,8 @@ class TabletopRecipe(Recipe):
     """Supervised pairs for reporting."""
     videos: int = Field(default=1400, ge=0)
     """Unlabelled clips, mp4 and avi, of four to seven actions each."""
+    questions: int = Field(default=0, ge=0)
+    """Questions of where things are, for wm ask."""
     seed: int = Field(default=0, ge=0)
     """Another seed, another world."""
     resources: TabletopResources = TabletopResources()
@@ -104,6 +107,7 @@ def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> RunRecord:
         print(
             f"tabletop: {'already complete in' if is_complete else 'would write'} {recipe.out}: "
             f"{', '.join(f'{count:,} {split} pairs' for split, count in splits.items())}, {recipe.videos:,} clips"
+            f"{f', {recipe.questions:,} questions' if recipe.questions else ''}"
         )
         return (read_run(recipe.out) or {}) if is_complete else {}
     stage.start(leave=["*.mp4", "*.avi"])
@@ -112,7 +116,12 @@ def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> RunRecord:
         _write_videos(recipe, out / "videos")
     with stage.timed("pairs_s"):
         _write_pairs(recipe, out / "supervised", splits)
-    record = stage.finish({**splits, "videos": recipe.videos})
+    counts = {**splits, "videos": recipe.videos}
+    if recipe.questions:
+        with stage.timed("questions_s"):
+            _write_questions(recipe, out / "questions")
+        counts["questions"] = recipe.questions
+    record = stage.finish(counts)
     print(f"tabletop: {sum(splits.values()):,} pairs in {out}/supervised, {recipe.videos:,} clips in {out}/videos")
     return record
 
@@ -150,6 +159,14 @@ def _write_pairs(recipe: TabletopRecipe, root: Path, splits: dict[str, int]) -> 
         for split, count in splits.items():
             if count:
                 write_triplets(root, split, count, recipe.seed, bar.update)
+
+
+def _write_questions(recipe: TabletopRecipe, folder: Path) -> None:
+    from wm.nano.world.questions import write_questions
+
+    with progress_bar(recipe.questions, "question", "tabletop questions") as bar:
+        write_questions(folder, recipe.questions, recipe.seed, bar.update)
+    print(f"tabletop: {recipe.questions:,} questions in {folder}")
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from wm.recipe_help import KeyHelp, list_key_help, list_renames
 
 GUIDES = {
     "annotate": "annotate",
+    "ask": "ask",
     "benchmark": "benchmarks",
     "bootstrap": "quickstart",
     "collect": "evaluate",
@@ -45,6 +46,8 @@ GUIDES = {
 
 EXAMPLES = {
     "annotate": "wm annotate videos=VIDEOS idm=runs/c-idm/model out=data/annotated",
+    "ask": "wm ask benchmark=spatialmqa data=SPATIALMQA models.c-fdm.path=runs/c-fdm/model"
+    " models.c-fdm.label=C-FDM out=runs/ask",
     "benchmark annotate": "wm benchmark annotate out=annotate.json",
     "benchmark demo": "wm benchmark demo out=demo.json",
     "benchmark gpu": "wm benchmark gpu out=gpu.json",

@@ -8,6 +8,7 @@ import pytest
 
 from jobs import train
 from jobs.annotate.job import AnnotateRecipe
+from jobs.ask import AskRecipe
 from jobs.bootstrap import BootstrapRecipe, plan, run
 from jobs.edit import EditRecipe
 from jobs.evaluate import EvaluateRecipe
@@ -32,6 +33,9 @@ KINDS: dict[str, type[Recipe]] = {
     "annotate-kinetics700": AnnotateRecipe,
     "annotate-moments": AnnotateRecipe,
     "annotate-ucf101": AnnotateRecipe,
+    "ask": AskRecipe,
+    "ask-embspatial": AskRecipe,
+    "ask-spatialmqa": AskRecipe,
     "aurora-ag": IngestRecipe,
     "aurora-bench": IngestRecipe,
     "aurora-kubric": IngestRecipe,

@@ -88,3 +88,17 @@ def test_clips_that_stand_are_not_written_again(tmp_path: Path) -> None:
     assert write_clips([3, 4], str(tmp_path)) == 2
     assert path.read_bytes() == b"stands"
     assert clip_path(tmp_path, plan_clip(4)).stat().st_size > 1000
+
+
+def test_questions_are_a_folder_for_ask_and_an_old_world_stays_complete(tmp_path: Path) -> None:
+    small = {"train": 0, "test": 0, "videos": 0}
+    record = run(recipe(tmp_path / "q", questions=4, **small))
+    assert record["counts"]["questions"] == 4
+    assert len((tmp_path / "q/questions/questions.jsonl").read_text().splitlines()) == 4
+    # A world of a version that had no such key.
+    run(recipe(tmp_path / "old", **small))
+    record = read_run(tmp_path / "old")
+    assert record is not None
+    del record["recipe"]["questions"]
+    write_json(tmp_path / "old/run.json", record)
+    assert "questions" not in run(recipe(tmp_path / "old", **small))["recipe"]

@@ -61,6 +61,8 @@ NO_PATHS = {
     # Relative to CollectRecipe.folder; of the judge's endpoint.
     *("ContradictRecipe.model", "ContradictRecipe.base_url", "ContradictRecipe.api_key_variable"),
     *("CollectRecipe.pattern", "JudgeRecipe.model", "JudgeRecipe.base_url", "JudgeRecipe.api_key_variable"),
+    # A format, a name below another key's folder, a text.
+    *("AskRecipe.benchmark", "AskRecipe.file", "AskRecipe.prompt"),
     # FOLDER:LABEL, or a label; names of metrics.
     *("CompareRecipe.first", "CompareRecipe.second", "CompareRecipe.metrics"),
     # Of tables and systems.

@@ -16,9 +16,11 @@ TABLES: dict[str, str] = {
     "triplets": "source image, action, target image",
     "predictions": "one row a distinct predicted image of a triplet, with system, run and candidates",
     "actions": "actions that a system read from the pairs of a bench",
+    "answers": "answers of models to questions about images, and their likelihoods of the options",
     "rejects": "what was left out, at which stage, and why",
     "clips": "one row a video: size, length, key-frames, motion curve",
     "pairs": "one row a proposed pair, kept or not, with the filters' scores",
+    "questions": "the questions that were asked; images are in the benchmark's own files",
     "selection": "ids of the chosen triplets, with score and rank; no images",
 }
 """Folders of a data set's output that become configurations, the default first."""

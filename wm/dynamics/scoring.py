@@ -13,7 +13,7 @@ from wm.models.prompts import Segment, flatten
 from wm.models.vlm import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.checks import check_finite
-from wm.sampling.model_runner import ModelRunner
+from wm.sampling.model_runner import ModelRunner, PrefixCache
 from wm.sampling.runners import build_model_runner
 
 LOGITS_AT_ONCE = 1024
@@ -108,7 +108,7 @@ def _score(
 ) -> list[tuple[float, int]]:
     """Score the parts, those of the first head first. All heads have equally many parts."""
     parts = [part for members in batch for part in members]
-    # 1. Hidden states: a head that is not shared is read with its tail, which saves a pass.
+    # A head that is not shared is read with its tail, which saves a pass.
     if len(batch[0]) == 1:
         ids = [[*part.head, *part.tail] for part in parts]
         hidden_RTH = runner.forward(_pad(ids, vlm.pad_id, runner.device))
@@ -121,8 +121,23 @@ def _score(
         last_R1H = last_PH.repeat_interleave(len(batch[0]), dim=0)[:, None]
         hidden_RTH = torch.cat((last_R1H, hidden_RSH), dim=1)
         before = [0] * len(parts)
+    return _sum_scores(vlm, runner, hidden_RTH, before, parts, rows)
+
+
+def _sum_scores(
+    vlm: UnifiedVLM,
+    runner: ModelRunner,
+    hidden_RTH: Tensor,
+    before: Sequence[int],
+    parts: Sequence[_Part],
+    rows: Tensor | None,
+) -> list[tuple[float, int]]:
+    """Sum the log-probabilities of each part's scored tokens.
+
+    ``before``: of each part the position of the hidden state that predicts its tail's first token.
+    """
     row_Q = torch.tensor([row for row, part in enumerate(parts) for _ in part.scored], dtype=torch.int64)
-    # 2. The token at position p of a tail is predicted by the one before it.
+    # The token at position p of a tail is predicted by the one before it.
     position_Q = [start + index for start, part in zip(before, parts, strict=True) for index in part.scored]
     targets_Q = [part.tail[index] for part in parts for index in part.scored]
     hidden_QH = hidden_RTH[row_Q.to(runner.device), torch.tensor(position_Q, dtype=torch.int64, device=runner.device)]
@@ -133,6 +148,41 @@ def _score(
     check_finite(sums_R, "log-probabilities", vlm)
     # Sums and counts: whether a score is normalised by its length is the caller's choice.
     return [(total, len(part.scored)) for total, part in zip(sums_R.tolist(), parts, strict=True)]
+
+
+def score_tails(
+    vlm: UnifiedVLM,
+    runner: ModelRunner,
+    prefix: PrefixCache,
+    last_PH: Tensor,
+    tails: Sequence[Sequence[Sequence[int]]],
+) -> list[list[tuple[float, int]]]:
+    """Score what may follow prefixes that are read already.
+
+    Args:
+        vlm: The model.
+        runner: Has read the prefixes.
+        prefix: Their caches.
+        last_PH: Hidden states of their last tokens.
+        tails: Vocabulary ids of one or more tails of each prefix, each of one token or more.
+
+    Returns:
+        (sum of the log-probabilities in nats, number of tokens) of each tail.
+
+    Raises:
+        InputError: For a model that gives non-finite numbers.
+    """
+    # The engine reads as many rows of each prefix as of any other: the last tail stands in for those that lack.
+    each = max(map(len, tails))
+    parts = [
+        _Part((), tuple(ids), tuple(range(len(ids)))) for of in tails for ids in (*of, *[of[-1]] * (each - len(of)))
+    ]
+    ids_RS = _pad([part.tail for part in parts], vlm.pad_id, runner.device)
+    rows = runner.reserve(len(parts), ids_RS.shape[1])
+    hidden_RSH = runner.extend(ids_RS, prefix, rows, 0, ids_RS.shape[1])
+    last_R1H = last_PH.repeat_interleave(each, dim=0)[:, None]
+    scores = _sum_scores(vlm, runner, torch.cat((last_R1H, hidden_RSH), dim=1), [0] * len(parts), parts, None)
+    return [scores[number * each : number * each + len(of)] for number, of in enumerate(tails)]
 
 
 def _pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tensor:

@@ -5,18 +5,16 @@ Qwen2.5-VL, the thinker of Qwen2.5-Omni, LLaVA, LLaVA-NeXT, LLaVA-Interleave, Ja
 codes, so it can score actions for the preference probe, and neither propose nor predict.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from wm.dynamics.idm import ScoredAction
 from wm.dynamics.scoring import check_equal_lengths
+from wm.dynamics.vlm_rows import Row, check_pixels, score_rows
 from wm.errors import InputError
 from wm.images import Pixels
 from wm.models.chat_templates import check_chat_template
@@ -76,7 +74,7 @@ class VLMScorer:
         # Checked before the first pass: the last image may be the wrong one.
         for name, images in (("source", source_BHWC), ("target", target_BHWC)):
             for image in images:
-                _check_pixels(name, image)
+                check_pixels(name, image)
         scores: list[ScoredAction] = []
 
         def score(start: int, stop: int) -> None:
@@ -88,42 +86,11 @@ class VLMScorer:
     def _score(self, sources: Any, targets: Any, actions: Sequence[str]) -> list[ScoredAction]:
         # The same for all rows: the images differ, their placeholders do not.
         prefix = self._prefix()
-        counts = [self._count(prefix, action) for action in actions]
-        inputs = self.processor(
-            text=[self._text(prefix, action) for action in actions],
-            images=[[source, target] for source, target in zip(sources, targets, strict=True)],
-            padding=True,
-            padding_side="right",
-            add_special_tokens=not _begins(prefix, self.processor.tokenizer.bos_token),
-            return_tensors="pt",
-        )
-        # Integers are ids and masks, which have no other type.
-        device, dtype = self.model.device, self.model.dtype
-        inputs = {name: _move_to(value, device, dtype) for name, value in inputs.items()}
-        ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
-        end_B = mask_BT.sum(1)
-        # The union of the positions that predict an action's token: logits of all others are never made.
-        positions = sorted(
-            {end - 1 - back for end, n in zip(end_B.tolist(), counts, strict=True) for back in range(1, n + 1)}
-        )
-        position_P = torch.tensor(positions, device=device)
-        logits_BPV = self._logits(inputs, position_P)
-        scores = []
-        for row, (action, count) in enumerate(zip(actions, counts, strict=True)):
-            end = int(end_B[row])
-            is_action_P = (position_P >= end - 1 - count) & (position_P < end - 1)
-            logits_NV = logits_BPV[row, is_action_P]
-            logprobs_NV = torch.log_softmax(logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float(), -1)
-            logprob_N = logprobs_NV.gather(1, ids_BT[row, end - count : end, None])[:, 0].double()
-            scores.append(ScoredAction(action, float(logprob_N.sum()), count))
-        return scores
-
-    def _logits(self, inputs: dict[str, Any], position_P: Tensor) -> Tensor:
-        """Compute logits (B, P, V) at these positions of every row."""
-        # Logits of all positions would be larger than the model; older classes have no choice.
-        if "logits_to_keep" in signature(self.model.forward).parameters:
-            return self.model(**inputs, use_cache=False, logits_to_keep=position_P).logits  # type: ignore[no-any-return]
-        return self.model(**inputs, use_cache=False).logits[:, position_P]  # type: ignore[no-any-return]
+        rows = [
+            Row(prefix, [source, target], action)
+            for source, target, action in zip(sources, targets, actions, strict=True)
+        ]
+        return score_rows(self.model, self.processor, rows)
 
     def _prefix(self) -> str:
         """Write the chat with both images and the prompt, up to where the answer begins."""
@@ -133,22 +100,6 @@ class VLMScorer:
     def _chat(self) -> list[dict[str, object]]:
         content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": self.prompt}]
         return [{"role": "user", "content": content}]
-
-    def _text(self, prefix: str, action: str) -> str:
-        return f"{prefix}{action}{self.processor.tokenizer.eos_token}"
-
-    def _count(self, prefix: str, action: str) -> int:
-        """Count the tokens of the action and the end: those after the part that the prompt alone has in common."""
-        if not action.strip():
-            raise InputError(f"action {action!r} is empty; expected some words")
-        tokenizer = self.processor.tokenizer
-        # A client's text must not end the answer or open another image.
-        if any(token in action for token in tokenizer.all_special_tokens):
-            raise InputError(f"action {action!r:.80} holds a special token of the model")
-        # A tokenizer may join the prompt's last characters with the action's first: only the common part is prompt.
-        prompt_ids = tokenizer(prefix, add_special_tokens=False)["input_ids"]
-        full_ids = tokenizer(self._text(prefix, action), add_special_tokens=False)["input_ids"]
-        return len(full_ids) - _count_common(prompt_ids, full_ids)
 
 
 def load_vlm_scorer(
@@ -259,26 +210,3 @@ def _read_processor_name(folder: Path) -> str:
         if (folder / file).is_file() and "processor_class" in (values := read_json(folder / file)):
             return str(values["processor_class"])
     return ""
-
-
-def _check_pixels(name: str, image: Any) -> None:
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise InputError(f"{name} image: expected uint8 pixels (H, W, 3), got {array.dtype} {array.shape}")
-
-
-def _move_to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    # Processors also return lists, such as sizes of images.
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(device, dtype) if value.is_floating_point() else value.to(device)
-
-
-def _begins(prefix: str, bos: str | None) -> bool:
-    """Return whether the template has written the beginning-of-sequence token, which must not come twice."""
-    return bool(bos) and prefix.startswith(str(bos))
-
-
-def _count_common(first: Sequence[int], second: Sequence[int]) -> int:
-    pairs: Iterator[tuple[int, int]] = zip(first, second, strict=False)
-    return next((index for index, (token, other) in enumerate(pairs) if token != other), min(len(first), len(second)))

@@ -66,7 +66,7 @@ class Bench:
             InputError: The model has another codec than the bench.
         """
         entry = self.entries[name]
-        role = _load(entry.path, entry.base, self.device, self.dtype, self.base_sharing)
+        role = load_cached_role(entry.path, entry.base, self.device, self.dtype, self.base_sharing)
         if role.model.codec_id != self.codec.codec_id:
             raise InputError(
                 f"{entry.path} speaks codec {role.model.codec_id}, the evaluation's codec is {self.codec.codec_id}"
@@ -77,7 +77,7 @@ class Bench:
         """Load the model of an entry as a scorer of the probe."""
         entry = self.entries[name]
         if entry.reads == "pixels":
-            vlm = _load_scorer(entry.path, self.device, self.dtype)
+            vlm = load_cached_scorer(entry.path, self.device, self.dtype)
             return pixel_scorer(vlm, self.held_out, batch_size=self.batch_size)
         role = self.load_role(name)
         build_scorer = idm_scorer if entry.role == "idm" else fdm_scorer
@@ -85,12 +85,27 @@ class Bench:
 
 
 @lru_cache(maxsize=1)
-def _load_scorer(path: str, device: str, dtype: torch.dtype) -> VLMScorer:
+def load_cached_scorer(path: str, device: str, dtype: torch.dtype) -> VLMScorer:
+    """Load a model that reads pixels; the last one stays loaded.
+
+    Args:
+        path: Its folder.
+        device: Where its weights go.
+        dtype: Their type.
+    """
     return load_vlm_scorer(path, device=device, dtype=dtype)
 
 
-@lru_cache(maxsize=_MODELS_KEPT)
-def _load(path: str, base: str, device: str, dtype: torch.dtype, base_sharing: BaseSharing) -> Role:
+def load_entry_role(path: str, base: str, device: str, dtype: torch.dtype, base_sharing: BaseSharing) -> Role:
+    """Load a model with image codes and its runner.
+
+    Args:
+        path: A full model or an adapter.
+        base: Base folder of an adapter; empty: the one that its manifest names.
+        device: Where the weights go.
+        dtype: Their type.
+        base_sharing: Whether adapters of one base are applied beside one copy of it.
+    """
     manifest = read_manifest(path)
     # Over a shared base only an adapter can be applied; other models have weights of their own.
     alone = base_sharing == "merged" or (manifest is not None and manifest.kind == "full")
@@ -101,3 +116,7 @@ def _load(path: str, base: str, device: str, dtype: torch.dtype, base_sharing: B
 @lru_cache(maxsize=1)
 def _load_base(path: str, device: str, dtype: torch.dtype) -> Role:
     return load_role(path, device=device, dtype=dtype)
+
+
+load_cached_role = lru_cache(maxsize=_MODELS_KEPT)(load_entry_role)
+"""The same; the last few stay loaded, as those that verify each other do."""

@@ -2,7 +2,9 @@
 
 Inverse dynamics:  ``bos boi SOURCE eoi boi TARGET eoi | ACTION eos``
 Forward dynamics:  ``bos boi SOURCE eoi ACTION boi | TARGET``
+Questions:         ``bos boi IMAGE eoi QUESTION | ANSWER eos``
 
+Nothing is trained on questions: they show what a model of either direction still knows (paper, Table 2).
 After ``|`` comes the completion (paper section 3: one triplet, two conditional models).
 The begin-of-image token before TARGET belongs to the prompt: sampling starts right after it, and the image
 ends by its fixed length, so no end-of-image token is learned.
@@ -21,7 +23,7 @@ from torch import Tensor
 from wm.errors import InputError
 
 Task: TypeAlias = Literal["idm", "fdm"]
-"""``idm``: (source, target) to action. ``fdm``: (source, action) to target."""
+"""``idm``: (source, target) to action. ``fdm``: (source, action) to target. Models are trained on one of them."""
 
 
 class Segment(NamedTuple):
@@ -145,6 +147,32 @@ def layout(
     padding = (special.pad,) * max(0, action_slot_tokens - len(action))
     prefix = [*opening, _text(*action, *padding, *frame.opening)]
     return prefix if target is None else [*prefix, *frame.completion_segments(target)]
+
+
+def layout_question(
+    *,
+    special: SpecialIds,
+    image: Sequence[int],
+    question: Sequence[int],
+    answer: Sequence[int] | None,
+    frame: ImageFrame | None = None,
+) -> list[Segment]:
+    """Build the prompt of a question about one image, or prompt and answer, from vocabulary ids.
+
+    Args:
+        special: The structure tokens.
+        image: The image's codes.
+        question: Of one token at least.
+        answer: None: the prefix alone.
+        frame: The tokens around an image's codes; None: ``boi CODES eoi``.
+
+    Returns:
+        Segments, the answer last.
+    """
+    frame = frame or ImageFrame((special.boi,), (special.eoi,))
+    opening = [_text(special.bos, *frame.opening), frame.prompt_segment(image)]
+    prefix = [*opening, _text(*frame.closing, *question)]
+    return prefix if answer is None else [*prefix, Segment((*answer, special.eos), True, False)]
 
 
 def flatten(segments: Sequence[Segment]) -> list[int]:

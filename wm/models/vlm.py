@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from wm.errors import InputError
 from wm.models import prompts
 from wm.models.prompts import Segment, Task
-from wm.models.vocabulary import span_of
+from wm.models.vocabulary import check_text_ids, span_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -284,12 +284,7 @@ class UnifiedVLM:
 
     def _action_ids(self, action: str) -> list[int]:
         ids = self.tokenize_action(action)
-        if not ids:
-            raise InputError(f"action {action!r} is empty; expected some words")
-        structural = [token for token in ids if token in self._reserved_ids]
-        if structural:
-            name = self.tokenizer.convert_ids_to_tokens(structural[0])
-            raise InputError(f"action {action!r:.80} holds the reserved token {name!r}")
+        check_text_ids(ids, text=action, kind="action", reserved=self._reserved_ids, tokenizer=self.tokenizer)
         return ids
 
     def _to_rows(self, name: str, codes: Sequence[int]) -> list[int]:

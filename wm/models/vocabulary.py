@@ -3,7 +3,7 @@
 By name, as the numbers in a ``config.json`` need not agree with the tokenizer's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 import torch
@@ -158,3 +158,26 @@ def span_of(rows: Tensor) -> slice | None:
     # Compared in one call: a loop over a codebook would wait for the device at each code.
     is_range = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
     return slice(first, first + count) if is_range else None
+
+
+def check_text_ids(
+    ids: Sequence[int], *, text: str, kind: str, reserved: Set[int], tokenizer: "PreTrainedTokenizerFast"
+) -> None:
+    """Check the tokens of a text that anybody may have written: it must not hold image codes or structure.
+
+    Args:
+        ids: Of the text.
+        text: For errors.
+        kind: What the text is, such as ``action``.
+        reserved: Vocabulary ids that no text may hold.
+        tokenizer: Names them.
+
+    Raises:
+        InputError: It is empty, or holds one of them.
+    """
+    if not ids:
+        raise InputError(f"{kind} {text!r} is empty; expected some words")
+    structural = [token for token in ids if token in reserved]
+    if structural:
+        name = tokenizer.convert_ids_to_tokens(structural[0])
+        raise InputError(f"{kind} {text!r:.80} holds the reserved token {name!r}")

@@ -111,13 +111,19 @@ class TextBatch:
         """Return whether all texts have their end."""
         return not any(self.is_open)
 
-    def start(self) -> None:
-        """Read the prefixes and compute the logits of the first tokens; done once."""
+    def start(self, prefix: PrefixCache | None = None, last_PH: Tensor | None = None) -> None:
+        """Read the prefixes and compute the logits of the first tokens; done once.
+
+        Args:
+            prefix: What the runner's ``prefill`` has returned for these prefixes, where it was needed before.
+            last_PH: The hidden states with it.
+        """
         if self._cache is not None:
             return
         # The texts of a prefix share its keys and values, and part with their first tokens.
-        prefix, last_PH = self._runner.prefill(self._prefixes)
-        check_finite(last_PH, "hidden states of the prompt", self._vlm)
+        if prefix is None or last_PH is None:
+            prefix, last_PH = self._runner.prefill(self._prefixes)
+            check_finite(last_PH, "hidden states of the prompt", self._vlm)
         rows = self._runner.reserve(len(self.is_open), self.max_new_tokens)
         self.set_logits(self._runner.logits(last_PH.repeat_interleave(self._num_samples, dim=0)))
         self._cache = prefix, rows
@@ -230,7 +236,7 @@ def generate_texts(
             seed=[seeds[row] for row in rows],
             max_new_tokens=max_new_tokens,
         )
-        completions.update(zip(rows, _complete_batch(runner, batch), strict=True))
+        completions.update(zip(rows, complete_batch(runner, batch), strict=True))
 
     halving(complete, len(prefixes), at_once)
     return [completions[row] for row in range(len(prefixes))]
@@ -242,7 +248,13 @@ def check_max_new_tokens(max_new_tokens: int) -> None:
         raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
 
 
-def _complete_batch(runner: ModelRunner, batch: TextBatch) -> list[Completion]:
+def complete_batch(runner: ModelRunner, batch: TextBatch) -> list[Completion]:
+    """Generate all texts of a batch to their ends.
+
+    Args:
+        runner: Runs the model.
+        batch: Begun or not.
+    """
     tokens: list[list[TextToken]] = [[] for _ in batch.is_open]
     # Texts of one batch end at different steps; the longest decides.
     while not batch.is_finished:

@@ -83,7 +83,7 @@ def test_adapters_over_one_base_give_the_same_tables(tiny_base, triplets, tmp_pa
     monkeypatch.setattr(LlamaRunner, "__init__", counted_init)
     parts, reads = {}, {}
     for weights in ("merged", "shared"):
-        bench._load.cache_clear()
+        bench.load_cached_role.cache_clear()
         bench._load_base.cache_clear()
         read.clear()
         runners.clear()

@@ -121,6 +121,7 @@ def _name_way_out(source: Source, system: str) -> str:
             return "evaluate one of them with zero_shot=false, or under another zero_shot_label"
         return "evaluate one of them under another label (models.NAME.label)"
     ways = {
+        "ask": "ask one of them under another label (models.NAME.label)",
         "judge": "judge all its predictions into one folder, or leave it out by systems=[…]",
         "score": "score all prediction sets into one folder",
     }

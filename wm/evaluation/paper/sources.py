@@ -23,6 +23,7 @@ from wm.evaluation.paper.shared_systems import Facts, SharedSystems
 from wm.evaluation.paper.study_source import STUDY_STAGE, find_study
 from wm.evaluation.predicted_actions import ActionRow, list_actions
 from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
+from wm.evaluation.questions.tables import AskTables
 from wm.evaluation.recorded_inputs import fetch_recorded
 from wm.evaluation.rows import REFERENCES, Tables
 from wm.evaluation.votes.figures import StudyFigures
@@ -95,7 +96,8 @@ class Sources:
         datasets |= {str(name) for source in self.of(STUDY_STAGE) for name in source.record.get("datasets", ())}
         judges = [source.recipe("model") for source in self.of("judge")]
         oracles = [source for source in self.of("evaluate") if source.recipe("judge") == "oracle"]
-        has_toy_model = any(str(recipe.get("idm", "")).startswith(PREFIX) for recipe in recipes)
+        asked_toys = any(tables["toy_models"] for tables in self._asked)
+        has_toy_model = asked_toys or any(str(recipe.get("idm", "")).startswith(PREFIX) for recipe in recipes)
         return bool(datasets & set(TOY_DATASETS)) or has_toy_model or _TOY_JUDGE in judges or bool(oracles)
 
     @cached_property
@@ -179,6 +181,12 @@ class Sources:
         """The figures of the one study with people; None without one."""
         return find_study(self.of(STUDY_STAGE), self._check_ids if self.rows else None)
 
+    @cached_property
+    def _asked(self) -> list[AskTables]:
+        # Of the published sets: questions of one's own stand beside no published number.
+        sources = [source for source in self.of("ask") if source.recipe("benchmark") != "folder"]
+        return [cast(AskTables, source.load_json("tables.json")) for source in sources]
+
     def list_systems(self) -> list[str]:
         """List the labels that the results hold, of images and of actions, in the order of the folders."""
         # Of images first, then of the evaluations' tables, which have models without images too.
@@ -187,6 +195,7 @@ class Sources:
         for _, tables in self.tables:
             labels += [row["label"] for row in (*tables["fdm"], *tables["idm"], *tables["probe"])]
         labels += self.study["systems"] if self.study is not None else []
+        labels += [row["label"] for tables in self._asked for row in tables["rows"]]
         return list(dict.fromkeys(labels))
 
     def _check_ids(self, source: Source, ids: Sequence[str]) -> None:

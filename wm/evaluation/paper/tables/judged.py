@@ -6,16 +6,14 @@ from wm.evaluation.aurora_bench import subset_title
 from wm.evaluation.judge.figures import Criterion
 from wm.evaluation.paper.cells import Absent, Cell, Column, Row, Table, mark_best
 from wm.evaluation.paper.measured import AVERAGE, NUM_BEST_OF
+from wm.evaluation.paper.spatial import SpatialAnswers, list_asked, read_spatial, spatial_cell
 from wm.evaluation.paper.systems import BENCH, explain_unscored
 from wm.evaluation.paper.tables.common import BLANK, Layout, cell_or, column_of, drop_empty
-from wm.evaluation.published import load_published
+from wm.evaluation.published import PublishedTable, load_published
 from wm.evaluation.rows import COPY
 
 BEST_OF = " +Best-of-3"
 """Ending of a column whose samples are the best of three by the judge."""
-_SPATIAL = ("SpatialMQA", "EmbodiedSpatial-Bench")
-_SPATIAL_ABSENT = Absent("no results on spatial questions; this version has no command for them")
-
 _ABSENT_BEST = (
     f"fewer than {NUM_BEST_OF} judged samples a prediction: evaluate with seeds=[0,1,2]",
     "wm evaluate paper/evaluate-aurora-bench seeds='[0, 1, 2]' && "
@@ -37,7 +35,12 @@ def build_judge_table(layout: Layout) -> Table:
     # Systems that the paper does not have come behind its own.
     judged = [score.system for score in layout.sources.judgements]
     systems = [*printed.columns, *layout.extra_systems(printed.columns, judged)]
-    columns = [_column(system) for system in systems]
+    # Accuracies of other benchmarks, which only the later text prints.
+    answers = read_spatial(layout.sources) if layout.version == "acl" else []
+    asked = list_asked(answers)
+    # Models that were asked questions, and predict no images.
+    readers = [label for label in layout.extra_systems(printed.columns, asked) if label not in systems]
+    columns = [_column(system) for system in (*systems, *readers)]
     rows = []
     for subset in (*layout.subsets, AVERAGE):
         title = "Avg." if subset == AVERAGE else subset_title(subset)
@@ -45,14 +48,12 @@ def build_judge_table(layout: Layout) -> Table:
             layout.add_published(judge_cell(layout, system, subset, digits=digits), (printed, title, system))
             for system in systems
         ]
-        rows.append((title, cells))
-    # Accuracies of another benchmark, which only the later text prints.
-    if layout.version == "acl" and layout.is_published:
-        for name in _SPATIAL:
-            is_ours = [system.startswith(("C-", "L-")) and system in printed.columns for system in systems]
-            empty = [Cell(digits=1, absent=_SPATIAL_ABSENT) if own else BLANK for own in is_ours]
-            cells = [layout.add_published(c, (printed, name, s)) for c, s in zip(empty, systems, strict=True)]
-            rows.append((name, cells))
+        rows.append((title, [*cells, *[BLANK] * len(readers)]))
+    for of_benchmark in answers:
+        # In another world, or of another bench, only what was asked.
+        if layout.is_published or of_benchmark.rows:
+            cells = [_spatial_cell(layout, printed, of_benchmark, system) for system in (*systems, *readers)]
+            rows.append((of_benchmark.title, cells))
     # In another world than the paper's, its systems without results are no columns.
     filled = drop_empty(columns, [cells for _, cells in rows])
     columns = [columns[number] for number in filled]
@@ -65,7 +66,11 @@ def build_judge_table(layout: Layout) -> Table:
             for title, cells in rows
         ),
         source=printed.source if layout.is_published else "",
-        notes=(*_judge_notes(layout), *layout.notes("table-2")),
+        notes=(
+            *_judge_notes(layout),
+            *(note for of in answers for note in of.notes),
+            *layout.notes("table-2"),
+        ),  # fmt: skip
         is_toy=layout.sources.is_toy,
     )
 
@@ -74,6 +79,14 @@ def _column(system: str) -> Column:
     if system == COPY:
         return Column(system, "reference")
     return Column(system, "oracle") if system.endswith(BEST_OF) else column_of(system)
+
+
+def _spatial_cell(layout: Layout, printed: PublishedTable, answers: SpatialAnswers, system: str) -> Cell:
+    # The paper asks its vision-language models alone: editors of images answer nothing.
+    is_asked = layout.sources.label(system) in answers.labels
+    if not is_asked and printed.cell(answers.title, system) is None:
+        return BLANK
+    return layout.add_published(spatial_cell(layout.sources, answers, system), (printed, answers.title, system))
 
 
 def judge_cell(layout: Layout, system: str, subset: str, criterion: Criterion = "final", *, digits: int = 2) -> Cell:

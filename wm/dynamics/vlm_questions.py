@@ -1,0 +1,119 @@
+"""Answer questions about an image through any vision-language model of transformers that reads pixels.
+
+Such a model is asked by its own processor and chat template; see :mod:`wm.dynamics.vlm_scorer`, which loads it.
+"""
+
+from collections.abc import Sequence
+
+from wm.dynamics.idm import ScoredAction
+from wm.dynamics.questions import Reply
+from wm.dynamics.scoring import check_equal_lengths
+from wm.dynamics.vlm_rows import Row, check_no_special, check_pixels, generate_answers, score_rows
+from wm.dynamics.vlm_scorer import VLMScorer
+from wm.errors import InputError
+from wm.images import Pixels
+from wm.sampling.batches import halving
+from wm.sampling.texts import check_max_new_tokens
+
+
+def answer_questions(
+    vlm: VLMScorer,
+    images: Sequence[Pixels],
+    questions: Sequence[str],
+    options: Sequence[Sequence[str]],
+    *,
+    max_new_tokens: int = 16,
+    batch_size: int = 8,
+) -> list[Reply]:
+    """Answer each question about its image, greedily and by the likelihood of each option.
+
+    Neither order nor batch changes a reply, up to rounding.
+
+    Args:
+        vlm: The model with its processor.
+        images: uint8 RGB of any size, (H, W, 3).
+        questions: One an image.
+        options: Answers to score, one or more a question.
+        max_new_tokens: Tokens after which an answer is cut off.
+        batch_size: Rows of a pass, an option being one; halved, with a warning in the log, where memory does not
+            suffice.
+
+    Returns:
+        One reply a question.
+
+    Raises:
+        InputError: For other images, and for a text that is empty or holds a special token.
+    """
+    check_max_new_tokens(max_new_tokens)
+    check_equal_lengths(images=len(images), questions=len(questions), options=len(options))
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    for image in images:
+        check_pixels("question's", image)
+    prefixes = [write_chat(vlm, question) for question in questions]
+    # 1. Greedy answers.
+    answers: list[ScoredAction] = []
+
+    def generate(start: int, stop: int) -> None:
+        batch = [[image] for image in images[start:stop]]
+        answers.extend(
+            generate_answers(vlm.model, vlm.processor, prefixes[start:stop], batch, max_new_tokens=max_new_tokens)
+        )
+
+    halving(generate, len(prefixes), batch_size)
+    # 2. A row for each option of each question.
+    rows = [
+        Row(prefix, [image], option)
+        for prefix, image, of in zip(prefixes, images, options, strict=True)
+        for option in of
+    ]
+    scores: list[ScoredAction] = []
+
+    def score(start: int, stop: int) -> None:
+        scores.extend(score_rows(vlm.model, vlm.processor, rows[start:stop], kind="option"))
+
+    halving(score, len(rows), batch_size)
+    remaining = iter(scores)
+    return [Reply(answer, tuple(next(remaining) for _ in of)) for answer, of in zip(answers, options, strict=True)]
+
+
+def write_chat(vlm: VLMScorer, question: str) -> str:
+    """Write the chat with one image and a question by the model's template, up to where the answer begins.
+
+    Args:
+        vlm: The model with its processor.
+        question: The prompt's text.
+
+    Returns:
+        The chat.
+
+    Raises:
+        InputError: The question is empty, or holds a special token.
+    """
+    if not question.strip():
+        raise InputError(f"question {question!r} is empty; expected some words")
+    # It would open another image, or end the chat.
+    check_no_special(vlm.processor.tokenizer, question, "question")
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    text: str = vlm.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    return text
+
+
+def check_question(vlm: VLMScorer, question: str, options: Sequence[str]) -> None:
+    """Check that a model can be asked a question.
+
+    Args:
+        vlm: The model with its processor.
+        question: The prompt's text.
+        options: Answers to score.
+
+    Raises:
+        InputError: A text is empty or holds a special token.
+    """
+    write_chat(vlm, question)
+    for option in options:
+        if not option.strip():
+            raise InputError(f"option {option!r} is empty; expected some words")
+        check_no_special(vlm.processor.tokenizer, option, "option")
