@@ -149,8 +149,8 @@ def served_bucket(out: Path, is_wanted: bool) -> Iterator[BucketServer | None]:
         from moto.server import ThreadedMotoServer
     except ImportError as error:
         raise InputError("bucket = true needs moto, which serves it: pip install 'moto[server]'") from error
-    # It would report every request.
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    # It would report every request, and with a traceback each one that is cut.
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     holder = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     holder.start()
     try:
