@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +35,7 @@ def local_nodes(
     object_store_bytes: int = OBJECT_STORE_BYTES,
     dashboard: bool = False,
     head: Mapping[str, object] | None = None,
+    variables_of: Callable[[int], Mapping[str, str]] | None = None,
 ) -> Iterator["Cluster"]:
     """Run a cluster that ends with the block.
 
@@ -44,6 +45,8 @@ def local_nodes(
         object_store_bytes: Size of each node's object store.
         dashboard: Whether the head has one, to which ``ray job submit`` speaks: ``webui_url`` of the cluster.
         head: Further settings of the head, as Ray's ``RayParams`` names them.
+        variables_of: Returns the environment of a node's processes, beside that of this one, by the node's number; the
+            head's is 0. Nodes with a ``WM_CACHE`` each share no copies.
 
     Yields:
         The cluster; ``add_node`` and ``remove_node`` change it. ``RAY_ADDRESS`` names it, for this process and its
@@ -67,10 +70,10 @@ def local_nodes(
         node = {"num_cpus": cpus_per_node, "object_store_memory": object_store_bytes, "temp_dir": str(own)}
         folder = own.parent
         with _own_address_file(folder), keep_terminate_handler():
-            settings = {**node, **_dashboard_settings(dashboard), **(head or {})}
+            settings = {**node, **_dashboard_settings(dashboard), **_variables(variables_of, 0), **(head or {})}
             cluster = Cluster(initialize_head=True, head_node_args=settings)
         try:
-            _add_nodes(cluster, num_nodes - 1, node)
+            _add_nodes(cluster, [{**node, **_variables(variables_of, number)} for number in range(1, num_nodes)])
             os.environ["RAY_ADDRESS"] = cluster.address
             if dashboard:
                 # By it a submitted command finds this cluster, and no other of the machine.
@@ -121,11 +124,15 @@ def _own_address_file(folder: Path) -> Iterator[None]:
             os.environ["RAY_TMPDIR"] = before
 
 
-def _add_nodes(cluster: "Cluster", count: int, settings: Mapping[str, object]) -> None:
+def _variables(variables_of: Callable[[int], Mapping[str, str]] | None, number: int) -> dict[str, object]:
+    return {} if variables_of is None else {"env_vars": dict(variables_of(number))}
+
+
+def _add_nodes(cluster: "Cluster", nodes: Sequence[Mapping[str, object]]) -> None:
     """Add nodes beside the head, and wait until all are there."""
     # Ray would take SIGTERM for each node, and end it without what uses it.
     with keep_terminate_handler():
-        for _ in range(count):
+        for settings in nodes:
             cluster.add_node(**settings)
     cluster.wait_for_nodes()
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import requests
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 NAME = "chaos"
 """Of the bucket."""
+
+CACHES = "cache"
+"""Folder of the run in which each node keeps its copies."""
 
 _DOWN_S = 3.0
 """How long it is away when it was killed."""
@@ -44,7 +48,8 @@ class BucketServer:
             InputError: The process does not start.
         """
         host, self._target_port = server.get_host_and_port()
-        requests.put(f"http://{host}:{self._target_port}/{NAME}", timeout=_START_S).raise_for_status()
+        self._store = f"http://{host}:{self._target_port}/{NAME}"
+        requests.put(self._store, timeout=_START_S).raise_for_status()
         # Always the same port: its address is in every process's environment.
         self._port = find_free_port()
         self._process = self._start()
@@ -68,6 +73,21 @@ class BucketServer:
             return fetch(f"s3://{NAME}/{name}", leave=())
         finally:
             os.environ["WM_CACHE"] = before
+
+    def list_names(self, prefix: str) -> list[str]:
+        """List the objects below a prefix, past what is killed.
+
+        Args:
+            prefix: Of keys, which ends with a slash.
+
+        Returns:
+            Keys without the prefix, a thousand at most.
+        """
+        reply = requests.get(self._store, params={"list-type": "2", "prefix": prefix}, timeout=_START_S)
+        reply.raise_for_status()
+        root = ElementTree.fromstring(reply.content)
+        # Every element has S3's name space.
+        return [str(key.text).removeprefix(prefix) for key in root.iterfind("{*}Contents/{*}Key")]
 
     def kill(self) -> str:
         """Kill it and start it again some seconds later; returns what it was."""
@@ -98,6 +118,16 @@ class BucketServer:
         raise InputError(f"the bucket server did not start at {self.address}")
 
 
+def cache_of(out: Path, node: str) -> str:
+    """Return where a node keeps its copies: nothing but the bucket is shared.
+
+    Args:
+        out: Folder of the run.
+        node: Its name.
+    """
+    return str(out / CACHES / node)
+
+
 @contextmanager
 def served_bucket(out: Path, is_wanted: bool) -> Iterator[BucketServer | None]:
     """Serve an empty bucket, and name it in this process's environment, while the block runs.
@@ -119,8 +149,8 @@ def served_bucket(out: Path, is_wanted: bool) -> Iterator[BucketServer | None]:
         from moto.server import ThreadedMotoServer
     except ImportError as error:
         raise InputError("bucket = true needs moto, which serves it: pip install 'moto[server]'") from error
-    # It would report every request.
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    # It would report every request, and with a traceback each one that is cut.
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     holder = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     holder.start()
     try:
@@ -132,7 +162,7 @@ def served_bucket(out: Path, is_wanted: bool) -> Iterator[BucketServer | None]:
                 "AWS_ACCESS_KEY_ID": "chaos",
                 "AWS_SECRET_ACCESS_KEY": "chaos-secret",
                 "AWS_REGION": "us-east-1",
-                "WM_CACHE": str(out / "cache"),
+                "WM_CACHE": cache_of(out, "driver"),
             }
         )
         try:

@@ -5,7 +5,7 @@ Not known here: when, and what for.
 
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,16 @@ _END_S = 20.0
 class Machines:
     """The nodes of a cluster of :func:`cluster.local_nodes.local_nodes`."""
 
-    def __init__(self, cluster: "Cluster", cpus_per_node: int, bucket: BucketServer | None = None) -> None:
+    def __init__(
+        self,
+        cluster: "Cluster",
+        cpus_per_node: int,
+        bucket: BucketServer | None,
+        variables_of: Callable[[int], Mapping[str, str]],
+    ) -> None:
         self.bucket = bucket
         """Where commands write; None: to folders."""
+        self._variables_of = variables_of
         self._cluster = cluster
         self._cpus_per_node = cpus_per_node
         # In the order in which they were started, so that a number always names the same one.
@@ -91,7 +98,10 @@ class Machines:
         # Its place is taken while the work continues. A node that Ray is to end with this process would set
         # a signal handler, which a thread must not: it ends with the cluster's context.
         self._cluster._shutdown_at_exit = False
-        added = self._cluster.add_node(num_cpus=self._cpus_per_node, object_store_memory=OBJECT_STORE_BYTES)
+        variables = dict(self._variables_of(self._num_started + 1))
+        added = self._cluster.add_node(
+            num_cpus=self._cpus_per_node, object_store_memory=OBJECT_STORE_BYTES, env_vars=variables
+        )
         with self._lock:
             self._num_started += 1
             self._names[id(added)] = f"node {self._num_started}"

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from cluster.chaos.bucket import CACHES
 from cluster.chaos.bucket import NAME as BUCKET
 from cluster.chaos.machines import Machines, kill_one
 from cluster.chaos.outcomes import digest_files, digest_rows, list_differences
+from cluster.chaos.progress import look_at_annotation, look_at_training
 from cluster.chaos.recipe import ChaosRecipe, Kind, Phase
 from cluster.chaos.schedule import Disturber, plan_kills
 from cluster.chaos.work import JobRun, run_here, submit_until_done
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 ANNOTATE, TRAIN = "jobs.annotate", "jobs.train"
+CHECKPOINT_STEPS = 10
 _ACTORS: dict[Phase, list[str]] = {
     "annotation": ["MapWorker"],
     "training": ["RayTrainWorker", "TrainController"],
@@ -37,6 +40,7 @@ class PhaseReport:
     undisturbed_s: float = 0.0
     """What the same work took once, when nothing was killed."""
     kills: list[dict[str, object]] = field(default_factory=list)
+    """Fields of :class:`cluster.chaos.schedule.Kill`, how far the work had come among them."""
     missed: int = 0
     """Planned kills for which there was nothing, or no time."""
     rounds: list[dict[str, object]] = field(default_factory=list)
@@ -49,17 +53,22 @@ class PhaseReport:
     """Kills that could not be carried out."""
 
 
-def prepare_data(recipe: ChaosRecipe, out: Path) -> None:
-    """Make clips and triplets of the nano world, unless they are there.
+def prepare_data(recipe: ChaosRecipe) -> None:
+    """Make clips and triplets of the nano world where the work finds them.
 
     Args:
         recipe: How many clips.
-        out: Folder of the run.
     """
+    out, root = Path(recipe.out), root_of(recipe)
     counts = [f"videos={recipe.videos}", "train=64", "tune=0", "test=0", "resources.num_workers=0"]
-    run_here(["-m", "jobs.tabletop", f"out={out}/world", *counts], out / "world.log")
-    source = [f"root={out}/world/supervised", "file=data/tabletop/train.json", "codec=nano:base", "dataset=tabletop"]
-    run_here(["-m", "jobs.ingest", *source, f"out={out}/triplets", "resources.num_workers=0"], out / "triplets.log")
+    run_here(["-m", "jobs.tabletop", f"out={root}/world", *counts], out / "world.log")
+    source = [f"root={root}/world/supervised", "file=data/tabletop/train.json", "codec=nano:base", "dataset=tabletop"]
+    run_here(["-m", "jobs.ingest", *source, f"out={root}/triplets", "resources.num_workers=0"], out / "triplets.log")
+
+
+def root_of(recipe: ChaosRecipe) -> str:
+    """Return where the work reads and writes: a bucket, which is all that its nodes share, or a folder."""
+    return f"s3://{BUCKET}" if recipe.bucket else recipe.out
 
 
 def command_of(recipe: ChaosRecipe, phase: Phase, name: str) -> list[str]:
@@ -70,17 +79,19 @@ def command_of(recipe: ChaosRecipe, phase: Phase, name: str) -> list[str]:
         phase: Annotation or training.
         name: Of the output's folder.
     """
-    out = recipe.out
-    output = f"s3://{BUCKET}/{name}" if recipe.bucket else f"{out}/{name}"
+    root = root_of(recipe)
+    output = f"{root}/{name}"
     if phase == "annotation":
-        keys = [f"videos={out}/world/videos", "idm=nano:idm", f"out={output}", "dataset=tabletop"]
+        keys = [f"videos={root}/world/videos", "idm=nano:idm", f"out={output}", "dataset=tabletop"]
         # Small batches and shards: there is something to disturb all the time.
         more = ["max_new_tokens=12", "videos_per_shard=4", "keyframes.min_interval_frames=8"]
         more += ["resources.num_decoders=3", "resources.num_annotators=3", "resources.idm_batch_size=2"]
         return ["-m", ANNOTATE, *keys, *more]
-    keys = ["task=idm", "base=nano:base", f"triplets={out}/triplets", f"out={output}", f"max_steps={recipe.steps}"]
-    more = ["global_batch_size=8", "checkpoint.every_steps=10", "resources.num_workers=2", "resources.max_failures=2"]
-    return ["-m", TRAIN, *keys, *more, "logging.trackers=[]"]
+    keys = ["task=idm", "base=nano:base", f"triplets={root}/triplets", f"out={output}", f"max_steps={recipe.steps}"]
+    # A checkpoint every few seconds, and figures of every step: a kill says which step it hit.
+    more = ["global_batch_size=8", f"checkpoint.every_steps={CHECKPOINT_STEPS}", "logging.every_steps=1"]
+    more += ["resources.num_workers=2", "resources.max_failures=2", "logging.trackers=[]"]
+    return ["-m", TRAIN, *keys, *more]
 
 
 def digest_output(phase: Phase, folder: Path) -> dict[str, str]:
@@ -128,13 +139,16 @@ def run_jobs(
         bucket = machines.bucket
         return digest_output(phase, out / name if bucket is None else bucket.fetch(name, out / "reader"))
 
+    def look() -> dict[str, float]:
+        return look_at(phase, out, f"{phase}-{len(report.rounds) + 1}", machines)
+
     # 1. What it should be.
     report.undisturbed_s = round(submit(f"{phase}-undisturbed", None).seconds, 1)
     undisturbed = digest(f"{phase}-undisturbed")
     say(f"{phase}: {report.undisturbed_s:g} s undisturbed")
     # 2. The same again and again, until the time is over; the last round ends in peace.
     strike = strike_of(phase, machines, drivers=lambda: machines.list_job_commands([_module_of(phase)]))
-    with Disturber(plan_kills(recipe, phase), strike, recipe.phase_s) as disturber:
+    with Disturber(plan_kills(recipe, phase), strike, recipe.phase_s, look) as disturber:
         while not disturber.is_over or not report.rounds:
             name = f"{phase}-{len(report.rounds) + 1}"
             run = submit(name, disturber)
@@ -146,6 +160,28 @@ def run_jobs(
         report.seconds = round(disturber.elapsed_s, 1)
     note_kills(report, disturber)
     return report
+
+
+def look_at(phase: Phase, out: Path, name: str, machines: Machines) -> dict[str, float]:
+    """Look how far a phase's work has come.
+
+    Args:
+        phase: Annotation or training.
+        out: Folder of the run.
+        name: Of the work's output.
+        machines: The nodes and their bucket.
+    """
+    from wm.training import METRICS
+
+    if machines.bucket is None:
+        folder = out / name
+        names = [str(path.relative_to(folder)) for path in folder.rglob("*.json")]
+        figures = [folder / METRICS]
+    else:
+        names = machines.bucket.list_names(f"{name}/")
+        # Figures of the last steps are on the node of the first worker alone.
+        figures = list(out.glob(f"{CACHES}/*/wm-buckets/s3/{BUCKET}/{name}/{METRICS}"))
+    return look_at_annotation(names) if phase == "annotation" else look_at_training(names, figures)
 
 
 def strike_of(
@@ -180,7 +216,8 @@ def note_kills(report: PhaseReport, disturber: Disturber) -> None:
         report: Of the phase.
         disturber: That has ended.
     """
-    report.kills = [asdict(kill) for kill in disturber.kills]
+    kills = [asdict(kill) for kill in disturber.kills]
+    report.kills = [kill | kill.pop("progress") for kill in kills]
     report.missed = len(disturber.missed)
     report.errors = disturber.errors
 

@@ -16,6 +16,8 @@ from cluster.chaos.schedule import plan_kills
 from wm.runs import write_json
 
 JSON, PAGE = "chaos.json", "chaos.txt"
+_STEP_AGE_S = 5.0
+"""Figures of steps are written as each ends: within so many seconds of one, steps are being done."""
 
 
 def build_record(recipe: ChaosRecipe, phases: Sequence[PhaseReport], arguments: Sequence[str]) -> dict[str, object]:
@@ -55,8 +57,27 @@ def _count(phase: PhaseReport) -> dict[str, float]:
         counts["submissions"] = sum(
             len(entry["attempts"]) for entry in phase.rounds if isinstance(entry["attempts"], list)
         )
+    if phase.phase == "training":
+        counts |= _count_checkpoints(phase)
     counts |= {name: value for name, value in phase.failures.items() if isinstance(value, int | float)}
     return counts | {"differences": len(phase.differences)}
+
+
+def _count_checkpoints(phase: PhaseReport) -> dict[str, float]:
+    """Count the kills that a checkpoint came before, those of them that hit a step, and what was resumed from one."""
+    after = [kill for kill in phase.kills if "checkpoint" in kill]
+    ages = [kill["step_age_s"] for kill in after if "step_age_s" in kill]
+    return {
+        "kills after a checkpoint": len(after),
+        "of them while steps were done": sum(isinstance(age, int | float) and age <= _STEP_AGE_S for age in ages),
+        "submissions that resumed from a checkpoint": len(_resumed(phase.rounds)),
+    }
+
+
+def _resumed(rounds: Sequence[Mapping[str, object]]) -> list[int]:
+    """List the steps that submissions resumed from."""
+    attempts = [attempt for entry in rounds if isinstance(entry["attempts"], list) for attempt in entry["attempts"]]
+    return [attempt["resumed_from"] for attempt in attempts if attempt.get("resumed_from") is not None]
 
 
 def is_passed(recipe: ChaosRecipe, phases: Sequence[PhaseReport]) -> bool:
@@ -103,17 +124,31 @@ def build_page(record: Mapping[str, object], phases: Sequence[PhaseReport]) -> l
             attempts = entry["attempts"]
             assert isinstance(attempts, list)
             seconds = sum(attempt["seconds"] for attempt in attempts)
+            resumed = ", ".join(map(str, _resumed([entry])))
             lines.append(
                 f"  {entry['name']}: {seconds:.0f} s ({phase.undisturbed_s:.0f} s undisturbed), "
-                f"{len(attempts)} submissions"
+                f"{len(attempts)} submissions" + (f", resumed from steps {resumed}" if resumed else "")
             )
         # 2. Requests.
         if phase.failures:
             lines += _describe_requests(phase)
         lines += [f"  DIFFERS: {line}" for line in phase.differences] or ["  results equal to the undisturbed ones"]
         lines += [f"  not carried out: {line}" for line in phase.errors]
-        lines += [f"  {kill['at_s']:>7} s  {kill['kind']:<7} {kill['victim']}" for kill in phase.kills]
+        lines += [f"  {kill['at_s']:>7} s  {kill['kind']:<7} {kill['victim']}{_progress(kill)}" for kill in phase.kills]
     return lines
+
+
+def _progress(kill: Mapping[str, object]) -> str:
+    """Describe how far the work had come when something was killed; empty where that is not known."""
+    parts = []
+    if "shards" in kill:
+        parts.append(f"{kill['shards']} shards finished")
+    if "step" in kill:
+        parts.append(f"step {kill['step']}, {kill['step_age_s']} s before")
+    # Of a training that has begun: what it can resume from.
+    if "step" in kill or "checkpoint" in kill:
+        parts.append(f"last checkpoint {kill.get('checkpoint', 'none')}")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def build_plan(recipe: ChaosRecipe) -> list[str]:

@@ -32,6 +32,8 @@ class Kill:
     at_s: float
     kind: Kind
     victim: str
+    progress: dict[str, float] = field(default_factory=dict)
+    """How far the work had come at that moment."""
 
 
 def plan_kills(recipe: ChaosRecipe, phase: Phase) -> list[PlannedKill]:
@@ -66,6 +68,8 @@ class Disturber:
     strike: Strike
     seconds: float
     """Length of the phase: a kill that found nothing is tried again until then."""
+    look: Callable[[], dict[str, float]] = dict
+    """Says how far the work has come; called before each kill."""
     kills: list[Kill] = field(default_factory=list)
     missed: list[PlannedKill] = field(default_factory=list)
     """Kills for which there was nothing."""
@@ -106,21 +110,23 @@ class Disturber:
                 self.missed += self.plan[number:]
                 return
             try:
-                victim = self._strike_once(planned)
+                victim, progress = self._strike_once(planned)
             except Exception as error:  # what the trial cannot do is reported, and the trial continues
                 self.errors.append(f"{planned.kind}: {error!r:.200}")
                 continue
             if victim is None:
                 self.missed.append(planned)
             else:
-                self.kills.append(Kill(round(self.elapsed_s, 1), planned.kind, victim))
+                self.kills.append(Kill(round(self.elapsed_s, 1), planned.kind, victim, progress))
         # The phase lasts as long as it was said, though the last kill comes earlier.
         self._stop.wait(max(0.0, self.seconds - self.elapsed_s))
 
-    def _strike_once(self, planned: PlannedKill) -> str | None:
-        """Kill what was planned, as soon as there is one."""
-        # Between two attempts of a command there is no driver and no worker.
-        while (victim := self.strike(planned.kind, planned.draw)) is None:
+    def _strike_once(self, planned: PlannedKill) -> tuple[str | None, dict[str, float]]:
+        """Kill what was planned, as soon as there is one; returns what it was, and how far the work had come before."""
+        while True:
+            progress = self.look()
+            # Between two attempts of a command there is no driver and no worker.
+            if (victim := self.strike(planned.kind, planned.draw)) is not None:
+                return victim, progress
             if self.elapsed_s > self.seconds or self._stop.wait(_RETRY_S):
-                return None
-        return victim
+                return None, progress

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.chaos.bucket import BucketServer, served_bucket
+from cluster.chaos.bucket import CACHES, BucketServer, cache_of, served_bucket
 from cluster.chaos.machines import Machines
 from cluster.chaos.phases import PhaseReport, prepare_data, run_jobs
 from cluster.chaos.recipe import ChaosRecipe
@@ -47,16 +47,16 @@ def run(recipe: ChaosRecipe, *, dry_run: bool = False) -> list[PhaseReport]:
     recipe = recipe.model_copy(update={"out": str(out)})
     out.mkdir(parents=True, exist_ok=True)
     # Copies of objects of an earlier run's bucket.
-    for name in ("cache", "reader"):
+    for name in (CACHES, "reader"):
         shutil.rmtree(out / name, ignore_errors=True)
     # Before the cluster starts, whose processes inherit them.
     os.environ.setdefault(_PROXY_VARIABLE, _MIDDLEWARES)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
-    _say("preparing clips and triplets")
-    prepare_data(recipe, out)
     phases: list[PhaseReport] = []
     try:
         with served_bucket(out, recipe.bucket) as bucket:
+            _say("preparing clips and triplets")
+            prepare_data(recipe)
             _run_phases(recipe, phases, bucket)
     finally:
         # What was found before something got stuck is worth as much.
@@ -70,10 +70,15 @@ def run(recipe: ChaosRecipe, *, dry_run: bool = False) -> list[PhaseReport]:
 
 def _run_phases(recipe: ChaosRecipe, phases: list[PhaseReport], bucket: BucketServer | None) -> None:
     """Start the cluster and append the report of each phase as it ends."""
-    with local_nodes(recipe.nodes, cpus_per_node=recipe.cpus_per_node, dashboard=True) as cluster:
+    out, cpus = Path(recipe.out), recipe.cpus_per_node
+
+    def variables_of(number: int) -> dict[str, str]:
+        return {} if bucket is None else {"WM_CACHE": cache_of(out, f"node-{number}")}
+
+    with local_nodes(recipe.nodes, cpus_per_node=cpus, dashboard=True, variables_of=variables_of) as cluster:
         from ray.job_submission import JobSubmissionClient
 
-        machines = Machines(cluster, recipe.cpus_per_node, bucket)
+        machines = Machines(cluster, cpus, bucket, variables_of)
         client = JobSubmissionClient(f"http://{cluster.webui_url}")
         for phase in recipe.phases:
             if phase == "serving":

@@ -1,6 +1,7 @@
 """Submit commands as Ray jobs until they succeed, again each time that they are killed. Knows nothing of who kills."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.5
 _TAIL_CHARS = 2000
+_RESUMED = re.compile(r"resuming from step ([\d,]+)")
 
 
 class StuckError(InputError):
@@ -30,6 +32,8 @@ class Attempt:
     seconds: float
     status: str
     """As Ray names it, in lower case."""
+    resumed_from: int | None = None
+    """Step whose checkpoint it began with; None where it did not come so far as to say so, or began anew."""
 
 
 @dataclass
@@ -37,8 +41,6 @@ class JobRun:
     """All submissions of one command, the last of which succeeded."""
 
     attempts: list[Attempt] = field(default_factory=list)
-    log: str = ""
-    """Of the last one."""
 
     @property
     def seconds(self) -> float:
@@ -100,11 +102,17 @@ def submit_until_done(
                 client.stop_job(job)
                 raise StuckError(f"{' '.join(arguments)} has not ended {limit_s:g} s after the last kill")
             time.sleep(_POLL_S)
-        run.attempts.append(Attempt(round(time.monotonic() - begin_s, 1), status.value.lower()))
+        log = client.get_job_logs(job)
+        resumed = _RESUMED.search(log)
+        attempt = Attempt(
+            round(time.monotonic() - begin_s, 1),
+            status.value.lower(),
+            None if resumed is None else int(resumed[1].replace(",", "")),
+        )
+        run.attempts.append(attempt)
         if status.value == "SUCCEEDED":
-            run.log = client.get_job_logs(job)
             return run
         # 2. A failure needs a reason, or the same command would fail for ever.
         if count_kills() == kills_before:
-            tail = client.get_job_logs(job)[-_TAIL_CHARS:]
+            tail = log[-_TAIL_CHARS:]
             raise StuckError(f"{' '.join(arguments)} failed although nothing was killed meanwhile: {tail}")

@@ -75,10 +75,11 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     with stage.timed("check"):
         tokens = check_data(recipe)
         num_steps = recipe.num_steps(order_of(recipe, tokens.facts))
-        check_newest(recipe, tokens.facts)
+        first = check_newest(recipe, tokens.facts)
     mirrored = MirroredOut(recipe.out)
     stage.start(leave=_NOT_TO_RESUME)
-    print(f"train {recipe.task}: {tokens.num_rows:,} triplets, {num_steps:,} steps")
+    resumed = f", resuming from step {first:,}" if first else ""
+    print(f"train {recipe.task}: {tokens.num_rows:,} triplets, {num_steps:,} steps{resumed}")
     for part in tokens.facts:
         for reason, count in part.left_out.items():
             print(f"  left out: {count:,} x {reason}, of {shown(part.source.path)}")

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from cluster.chaos.outcomes import digest_files, digest_rows, list_differences
 from cluster.chaos.phases import PhaseReport
+from cluster.chaos.progress import look_at_annotation, look_at_training
 from cluster.chaos.recipe import ChaosRecipe
 from cluster.chaos.report import build_record, write_report
 from cluster.chaos.schedule import Disturber, plan_kills
@@ -42,10 +45,12 @@ def test_a_seed_plans_the_same_kills_and_meets_every_kind():
 def test_a_kill_that_finds_nothing_is_tried_again():
     recipe = recipe_of(minutes=0.05, min_gap_s=0.1, max_gap_s=0.2, phases=["training"])
     answers = iter([None, "ray::one"])
-    plan = plan_kills(recipe, "training")[:2]
-    with Disturber(plan, lambda kind, draw: next(answers, None), 1.0) as disturber:
+    plan, steps = plan_kills(recipe, "training")[:2], itertools.count(3.0)
+    with Disturber(plan, lambda kind, draw: next(answers, None), 1.0, lambda: {"step": next(steps)}) as disturber:
         disturber.wait(30)
-    assert [(kill.kind, kill.victim) for kill in disturber.kills] == [(plan[0].kind, "ray::one")]
+    # How far the work had come just before it was found.
+    (kill,) = disturber.kills
+    assert (kill.kind, kill.victim, kill.progress) == (plan[0].kind, "ray::one", {"step": 4.0})
     assert disturber.missed == plan[1:] and disturber.errors == []
 
 
@@ -66,6 +71,49 @@ def test_results_are_compared_by_content_not_by_file(tmp_path):
     sha256 = "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"  # of "1", by sha256sum
     assert digest_files(tmp_path) == {"a.safetensors": sha256}
     assert list_differences({}, digest_files(tmp_path)) == [f"a.safetensors: absent, undisturbed {sha256}"]
+
+
+def test_progress_is_read_from_what_was_written(tmp_path):
+    assert look_at_annotation(["shards/00000.json", "shards/a/b.json", "run.json", "shards/00001.json"]) == {
+        "shards": 2
+    }
+    complete = "checkpoints/step-{:08d}-1a2b/checkpoint.json"
+    unfinished = [
+        "checkpoints/.step-00000030-1a2b/checkpoint.json",
+        "checkpoints/step-00000040-1a2b/rank-0.safetensors",
+    ]
+    names = [complete.format(20), complete.format(10), *unfinished]
+    assert look_at_training(names, [tmp_path / "none"]) == {"checkpoint": 20}
+    # The first worker was on one node, then on another; the last line is being written.
+    for name, text, age_s in (("one", '{"step": 99}\n', 60), ("two", '{"step": 25}\n{"step": 26}\n{"ste', 2)):
+        (tmp_path / name).write_text(text)
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+    progress = look_at_training(names, [tmp_path / "one", tmp_path / "two"])
+    assert (progress["step"], progress["checkpoint"]) == (26, 20) and 2 <= progress["step_age_s"] < 60
+    (tmp_path / "two").write_text("")
+    assert look_at_training([], [tmp_path / "one", tmp_path / "two"]) == {}
+
+
+def test_kills_after_a_checkpoint_are_counted(tmp_path):
+    kills = [
+        {"at_s": 9.5, "kind": "job", "victim": "j"},
+        {"at_s": 20.0, "kind": "worker", "victim": "w", "checkpoint": 20, "step": 27, "step_age_s": 0.4},
+        {"at_s": 31.0, "kind": "node", "victim": "n", "checkpoint": 20, "step": 27, "step_age_s": 11.4},
+    ]
+    attempts = [
+        {"seconds": 10.0, "status": "failed", "resumed_from": None},
+        {"seconds": 30.0, "status": "failed", "resumed_from": 20},
+        {"seconds": 30.0, "status": "succeeded", "resumed_from": 20},
+    ]
+    phase = PhaseReport("training", kills=kills, rounds=[{"name": "training-1", "attempts": attempts}])
+    record = build_record(recipe_of(phases=["training"]), [phase], [])
+    counts = record["counts"]["training"]
+    assert counts["kills"] == 3 and counts["kills after a checkpoint"] == 2
+    assert counts["of them while steps were done"] == 1
+    assert counts["submissions that resumed from a checkpoint"] == 2
+    text = "\n".join(write_report(tmp_path, record, [phase]))
+    assert "3 submissions, resumed from steps 20, 20" in text
+    assert "worker  w (step 27, 0.4 s before, last checkpoint 20)" in text
 
 
 def test_the_report_says_what_was_killed_and_what_failed(tmp_path):
@@ -130,14 +178,21 @@ def test_bad_settings_are_refused(setting, message, tmp_path, capsys):
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
+PHASES = {
+    "bucket": ["minutes=3", "bucket=true", 'phases=["annotation", "training", "serving"]'],
+    "folders": ["minutes=1", 'phases=["training"]'],
+}
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1500)
-def test_a_minute_of_chaos_changes_nothing(tmp_path):
-    settings = ["minutes=1", "nodes=3", "seed=1", "min_gap_s=4", "max_gap_s=8", "videos=64", "steps=60"]
+@pytest.mark.parametrize("place", PHASES)
+def test_minutes_of_chaos_change_nothing(place, tmp_path):
+    settings = ["nodes=3", "seed=1", "min_gap_s=10", "max_gap_s=25", "videos=64", "steps=200", *PHASES[place]]
     command = [sys.executable, "-m", "cluster.chaos", f"out={tmp_path / 'out'}", *settings]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1400, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     record = json.loads((tmp_path / "out" / "chaos.json").read_text())
-    assert record["passed"] and [phase["phase"] for phase in record["phases"]] == ["annotation", "training", "serving"]
+    assert record["passed"] and [phase["phase"] for phase in record["phases"]] == record["settings"]["phases"]
     for phase in record["phases"]:
         assert phase["kills"] and phase["differences"] == []

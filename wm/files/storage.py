@@ -7,6 +7,7 @@ import io
 import queue
 import re
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +29,10 @@ FILES_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64()), ("m
 
 _CHUNK_BYTES = 1 << 20
 _PART_BYTES = 8 << 20  # an object store is asked once for every part
-_ATTEMPTS = 3
+_HTTP_PAUSES_S = (0.5, 1.0)
+"""Before each further attempt. A list of addresses names many servers, some of which are gone for good."""
+_OBJECT_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
+"""The same of an object store: while its server is started again, no object is missing."""
 _BATCH_ROWS = 65536
 LIST_THREADS = 16
 """Folders of a bucket that are listed at a time."""
@@ -173,7 +177,8 @@ def read_bytes(uri: str, *, time_limit_s: float = 60.0, max_bytes: int = 1 << 30
 def download(uri: str, path: str | Path, *, time_limit_s: float = 600.0, max_bytes: int | None = None) -> int:
     """Copy a remote file to a local one, through a temporary file that is then renamed.
 
-    After an error that may pass (429, 5xx, a broken connection) the copy is tried again, three times in all.
+    After an error that may pass (429, 5xx, a broken connection) the copy is tried again: of an object store for half a
+    minute, which is also waited for where nobody listens; of other servers three times in all.
 
     Args:
         uri: ``s3://``, ``gs://``, ``http://`` or ``https://`` URI.
@@ -221,9 +226,11 @@ def _copy_within(uri: str, sink: BinaryIO, time_limit_s: float, max_bytes: int |
 
 
 def _copy(uri: str, sink: BinaryIO, time_limit_s: float, max_bytes: int | None, stopped: threading.Event) -> int:
-    read = _iterate_object if scheme_of(uri) in OBJECT_STORES else _iterate_http
+    is_object = scheme_of(uri) in OBJECT_STORES
+    end_s = time.monotonic() + time_limit_s
+    read, pauses_s = (_iterate_object, _OBJECT_PAUSES_S) if is_object else (_iterate_http, _HTTP_PAUSES_S)
     # After a broken connection the copy begins at the first byte again: servers need not know ranges.
-    for attempt in range(_ATTEMPTS):
+    for pause_s in (*pauses_s, None):
         sink.seek(0)
         sink.truncate()
         size = 0
@@ -238,7 +245,8 @@ def _copy(uri: str, sink: BinaryIO, time_limit_s: float, max_bytes: int | None, 
                 sink.write(chunk)
             return size
         except StorageError as error:
-            if not error.transient or attempt == _ATTEMPTS - 1 or stopped.wait(0.5 * 2**attempt):
+            # A pause beyond the limit would end as that: the error says more.
+            if not error.transient or pause_s is None or time.monotonic() + pause_s > end_s or stopped.wait(pause_s):
                 raise
     raise AssertionError("unreachable")
 
@@ -295,6 +303,7 @@ def _convert_error(uri: str, error: Exception) -> StorageError:
         return StorageError("missing_file", f"{uri}: no such object or bucket")
     if re.search(r"curlCode: 28|[Tt]imeout|DEADLINE_EXCEEDED", text):
         return StorageError("time_out", f"{uri}: {text}")
-    # Busy, or a connection that broke: soon better. No server at all is no video's fault, and not waited for.
-    is_transient = bool(TRANSIENT.search(text)) and not re.search(r"curlCode: [67]\b", text)
+    # Busy, or a connection that broke, or is refused while a server starts again. A host without an address has no name
+    # that would be known soon.
+    is_transient = bool(TRANSIENT.search(text)) and not re.search(r"curlCode: 6\b", text)
     return StorageError("unreadable", f"{uri}: {text}", is_transient)

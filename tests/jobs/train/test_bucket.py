@@ -79,8 +79,11 @@ def test_a_killed_run_resumes_on_a_node_that_has_nothing(
         # 3. Node b has nothing, and reads the tokens that node a has published.
         monkeypatch.setenv("WM_CACHE", str(tmp_path / "b"))
         monkeypatch.setattr(token_cache, "_write", None)
+        capsys.readouterr()
         record = run(recipe_of("s3://data", "s3://data/runs/fdm", **values))
         assert record["summary"]["resumed_at_step"] == 6
+        # A log that ends before the summary says it too.
+        assert " steps, resuming from step 6\n" in capsys.readouterr().out
         assert exact(read(client, f"runs/fdm/{METRICS}")) == exact((tmp_path / "local" / METRICS).read_text())
         # 4. The bucket has what a local folder has, and nothing else.
         names = [name for key in keys(client, "data", "runs/fdm/") if (name := key.removeprefix("runs/fdm/"))]

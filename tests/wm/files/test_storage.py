@@ -1,5 +1,6 @@
 """Remote files: what is read is what was stored, every fault ends in time and says what it was."""
 
+import io
 import pickle
 import time
 
@@ -100,9 +101,30 @@ def test_large_objects_come_whole(s3, tmp_path):
         ("s3://bucket/x.mp4?endpoint_override=127.0.0.1:CLOSED&scheme=http", "unreadable", "connect"),
     ],
 )
-def test_s3_faults(s3, tmp_path, uri, reason, text):
+def test_s3_faults(s3, tmp_path, monkeypatch, *, uri, reason, text):
+    monkeypatch.setattr("wm.files.storage._OBJECT_PAUSES_S", (0.01, 0.01))
     uri = uri.replace("CLOSED", str(closed_port()))
     fault(uri, tmp_path, reason, text)
+
+
+def test_a_store_that_is_away_is_waited_for(tmp_path, monkeypatch):
+    """While it is started again connections are refused; a clip that was rejected then would be missing."""
+    codes, calls = iter([7, 7, 7, 7, None, 6]), []
+
+    class Store:
+        def open_input_stream(self, path):
+            calls.append(path)
+            if code := next(codes):
+                raise OSError(f"AWS Error NETWORK_CONNECTION: curlCode: {code}, Could not connect to server")
+            return io.BytesIO(b"clip")
+
+    monkeypatch.setattr("wm.files.storage.get_filesystem", lambda address, stall_limit_s: Store())
+    monkeypatch.setattr("wm.files.storage._OBJECT_PAUSES_S", (0.01,) * 7)
+    assert download("s3://bucket/x.mp4", tmp_path / "x.mp4") == 4 and calls == ["bucket/x.mp4"] * 5
+    # A host without an address is not waited for.
+    with pytest.raises(StorageError, match="curlCode: 6") as error:
+        download("s3://bucket/x.mp4", tmp_path / "y.mp4")
+    assert not error.value.transient and len(calls) == 6
 
 
 def test_listing_faults(s3):

@@ -61,14 +61,23 @@ def check_writable(recipe: TrainRecipe) -> None:
         CheckpointStore(recipe.checkpoint.folder).check()
 
 
-def check_newest(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> None:
-    """Raise :class:`InputError` if the newest checkpoint, from which a run would resume, is of another recipe.
+def check_newest(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> int:
+    """Check that the newest checkpoint, from which a run would resume, is of this run.
 
     Args:
         recipe: The run.
         facts: Of each source of triplets.
+
+    Returns:
+        Steps of that checkpoint; 0 if there is none.
+
+    Raises:
+        InputError: It is of another recipe.
     """
     store = CheckpointStore(recipe.checkpoint_root)
     # Older ones are never resumed from.
+    step = 0
     for checkpoint in store.checkpoints()[-1:]:
         check_identity(checkpoint, identity_of(recipe, base_id_of(recipe.base), facts), store.root_uri)
+        step = checkpoint.step
+    return step
