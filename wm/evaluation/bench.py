@@ -16,6 +16,7 @@ from wm.evaluation.metrics.images import ActionCheck, JudgeMany
 from wm.evaluation.probe import Scorer
 from wm.evaluation.scorers import fdm_scorer, idm_scorer, pixel_scorer
 from wm.models import ImageCodec, base_of, read_manifest
+from wm.models.manifest import fetch_model
 
 _MODELS_KEPT = 3
 
@@ -86,7 +87,7 @@ class Bench:
 
 @lru_cache(maxsize=1)
 def _load_scorer(path: str, device: str, dtype: torch.dtype) -> VLMScorer:
-    return load_vlm_scorer(path, device=device, dtype=dtype)
+    return load_vlm_scorer(fetch_model(path), device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=_MODELS_KEPT)
@@ -94,7 +95,7 @@ def _load(path: str, base: str, device: str, dtype: torch.dtype, base_sharing: B
     manifest = read_manifest(path)
     # Over a shared base only an adapter can be applied; other models have weights of their own.
     alone = base_sharing == "merged" or (manifest is not None and manifest.kind == "full")
-    over = None if alone else _load_base(str(base_of(path, base or None)[0].resolve()), device, dtype)
+    over = None if alone else _load_base(str(fetch_model(base_of(path, base or None)[0]).resolve()), device, dtype)
     return load_role(path, base=base or None, device=device, dtype=dtype, over=over)
 
 
