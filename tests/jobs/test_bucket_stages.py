@@ -1,5 +1,5 @@
-"""Stages beside the loop with inputs and outputs in a bucket: what they write is what they write to a folder, and another
-node finds it complete."""
+"""Stages beside the loop, from a bucket to a bucket: they write what they write to a folder, and another node finds it
+complete."""
 
 import io
 import json
