@@ -166,6 +166,7 @@ def test_a_stage_from_a_bucket_to_a_bucket(
     name: str, store: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case, local = CASES[name], tmp_path / "local"
+    local.mkdir()
     case.prepare(local)
     expected = case.run(str(local), str(tmp_path / "out"))
     for file in sorted(path for path in local.rglob("*") if path.is_file()):
@@ -173,9 +174,12 @@ def test_a_stage_from_a_bucket_to_a_bucket(
     monkeypatch.setenv("WM_CACHE", str(tmp_path / "node"))
     record = case.run(store.uri("in"), store.uri("out"))
     # 1. The same counts, files and rows.
-    assert record.get("counts") == expected.get("counts")
     if name == "plan":
         assert record == expected
+    else:
+        # A page names where its clips are.
+        assert record["counts"].pop("page_bytes", None) is None or expected["counts"].pop("page_bytes") > 0
+        assert record["counts"] == expected["counts"]
     own = {key.removeprefix("out/"): store.read(key) for key in store.list_keys() if key.startswith("out/")}
     names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     # Replies have times as their names; locks are of a node.
@@ -195,7 +199,10 @@ def test_a_stage_from_a_bucket_to_a_bucket(
         assert b"wm-buckets" not in text and str(tmp_path).encode() not in text, key
     # 3. Another node finds it complete, and writes nothing.
     monkeypatch.setenv("WM_CACHE", str(tmp_path / "other"))
-    assert case.run(store.uri("in"), store.uri("out")) == record
-    if name != "plan":
+    found = case.run(store.uri("in"), store.uri("out"))
+    if name == "plan":
+        assert found == record
+    else:
+        assert found["finished_at"] == record["finished_at"]
         again = {key: store.read(f"out/{key}") for key in own}
         assert again == own and mirrored_path(store.uri("out")).is_relative_to(tmp_path / "other")
