@@ -12,7 +12,7 @@ from wm.config import Recipe
 from wm.datasets.filters import Filters
 from wm.datasets.layouts import DatasetLayout
 from wm.datasets.videos.budget import VideoBudget
-from wm.paths import InputPath, OptionalInputPath, OutputPath, SourcePath
+from wm.paths import ModelPath, OptionalInputPath, OptionalModelPath, OutputPath, SourcePath
 from wm.video import REASONS, ClipSettings, Reader
 from wm.video.settings import DecodeLimits, KeyframeSettings
 
@@ -147,7 +147,7 @@ class AnnotateRecipe(Recipe):
     videos: SourcePath
     """Folder, glob, one file, or list (.txt .csv .tsv .jsonl .parquet with uri and optional class_label, start_s,
     end_s, license); local, s3://, gs:// or https://."""
-    idm: InputPath
+    idm: ModelPath
     """Model folder of the inverse dynamics model: full, or a PEFT adapter."""
     out: OutputPath
     """Folder for out/triplets, out/rejects, out/clips, out/pairs and out/run.json."""
@@ -156,7 +156,7 @@ class AnnotateRecipe(Recipe):
     annotations: OptionalInputPath = None
     """The data set's own table, where labels or segments are in one (Kinetics, EPIC-Kitchens, UCF-101,
     Something-Something v2)."""
-    base: OptionalInputPath = None
+    base: OptionalModelPath = None
     """Base folder of an adapter; without it the one that the adapter's manifest names."""
     dataset: str = Field(default="videos", min_length=1)
     """Name for the dataset column."""

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from wm.config import Recipe
 from wm.datasets.filters import Filters
-from wm.files.mirror import fetch, on_this_node
+from wm.files.mirror import on_this_node
 
 if TYPE_CHECKING:
     from wm.sampling.noise import Sampling  # brings torch, which the driver need not load
@@ -66,10 +66,6 @@ class AnnotatorSettings:
     dtype: str
 
     def on_this_node(self) -> "AnnotatorSettings":
-        """Return the settings with this node's paths; models in buckets are fetched, once a node.
-
-        Raises:
-            BucketError: A model cannot be read from here.
-        """
-        base = None if self.base is None else str(fetch(self.base))
-        return replace(self, out=str(on_this_node(self.out)), idm=str(fetch(self.idm)), base=base)
+        """Return the settings with this node's paths; who loads a model of a bucket fetches what it needs."""
+        base = None if self.base is None else str(on_this_node(self.base))
+        return replace(self, out=str(on_this_node(self.out)), idm=str(on_this_node(self.idm)), base=base)

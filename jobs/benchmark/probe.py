@@ -30,7 +30,7 @@ from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
 from wm.files.mirror import fetch, list_below, publish, to_uri, uri_of
 from wm.files.uris import is_remote
-from wm.paths import InputPath, OutputPath, SourcePath
+from wm.paths import ModelPath, OutputPath, SourcePath
 from wm.tables import table_files
 
 PACKAGES = ("wm", "av", "decord", "numpy", "opencv-python-headless", "pyarrow", "ray", "torch")
@@ -47,7 +47,7 @@ class BenchmarkRecipe(CommonRecipe):
 
     videos: SourcePath
     """Folder, glob or list, as for wm annotate."""
-    idm: InputPath
+    idm: ModelPath
     """Model folder of the inverse model, as for wm annotate."""
     annotate: str = ""
     """Recipe of wm annotate for all other keys: a file, or the name of an installed one; empty: its defaults."""

@@ -23,7 +23,7 @@ from jobs.study.report import StudyReportRecipe
 from jobs.study.simulate import StudySimulateRecipe
 from jobs.tabletop import TabletopRecipe
 from wm.config import Recipe
-from wm.paths import OptionalInputPath, OptionalSourcePath, OutputPath
+from wm.paths import OptionalInputPath, OptionalModelPath, OptionalSourcePath, OutputPath
 from wm.recipe_errors import describe_error
 from wm.training import Source, TrainRecipe
 
@@ -116,7 +116,7 @@ class BootstrapRecipe(Recipe):
     """Folder of the run; each stage has a folder of its name in it."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Training seeds. Every seed trains its own inverse and forward models; evaluation gives mean and spread."""
-    base_model: OptionalInputPath = None
+    base_model: OptionalModelPath = None
     """Model folder to start from, such as nano:base; without it, or empty, wm pretrain makes the nano base."""
     rounds: int = Field(default=1, ge=1)
     """Rounds of annotate → select → train. From the second on the inverse model learns from what the one before

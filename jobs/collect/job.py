@@ -17,7 +17,7 @@ from wm.evaluation.bench_rows import BenchRow, add_list_rows, read_bench_rows
 from wm.evaluation.output_files import Matches, match_outputs
 from wm.evaluation.predicted_actions import ACTION_SCHEMA, ActionRow, read_actions
 from wm.evaluation.predictions import PREDICTION_SCHEMA
-from wm.files.mirror import fetch
+from wm.files.mirror import fetch, shown
 from wm.records import REJECT_SCHEMA, reject_row
 from wm.runs import Run, RunRecord, digest_of, read_run
 from wm.tables import fill_empty_tables, read_table, write_table
@@ -134,7 +134,7 @@ def _write_actions(recipe: CollectRecipe, rows: list[BenchRow], actions: list[Ac
     rejects = [
         reject_row(
             uri=f"{row.triplet_id}#action", stage="collect", outcome="failed", reason="missing_action",
-            detail=f"{recipe.actions} has no line for triplet {row.triplet_id}",
+            detail=f"{shown(recipe.actions)} has no line for triplet {row.triplet_id}",
             dataset=row.dataset, split=row.split, class_label=row.class_label,
         )
         for row in rows

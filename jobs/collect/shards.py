@@ -10,6 +10,7 @@ from wm.errors import InputError
 from wm.evaluation.bench_rows import BenchRow
 from wm.evaluation.output_files import OutputFile
 from wm.evaluation.predictions import PredictionRow, prediction_row, write_predictions
+from wm.files.mirror import shown
 from wm.images import Pixels, decode_image
 from wm.records import REJECT_SCHEMA, RejectRow, reject_row
 from wm.tables import write_table
@@ -48,7 +49,7 @@ def write_shard(shard: Shard, recipe_json: str) -> int:
     rejects: list[RejectRow] = []
     for row, files, expected in zip(shard.rows, shard.files, shard.expected, strict=True):
         if not files:
-            detail = f"no file {expected} below {recipe.folder} for triplet {row.triplet_id}"
+            detail = f"no file {expected} below {shown(recipe.folder)} for triplet {row.triplet_id}"
             rejects.append(_build_reject(row, row.triplet_id, "missing_file", detail))
         of_row: dict[tuple[int, str], PredictionRow] = {}
         for file in files:

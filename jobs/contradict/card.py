@@ -7,6 +7,7 @@ from jobs.contradict.recipe import PAPERS_MODEL, ContradictRecipe
 from wm.evaluation.contradictions import CONTRADICT_TEMPLATE
 from wm.evaluation.counterfactuals import COUNTERFACTUALS_FILE
 from wm.evaluation.judge.template import Template
+from wm.files.mirror import shown
 from wm.runs import write_text
 
 
@@ -41,4 +42,5 @@ def write_card(recipe: ContradictRecipe, template: Template, counts: Mapping[str
         "```",
         "",
     ]
-    write_text(Path(recipe.out) / "README.md", "\n".join(lines))
+    # The card goes where its readers have no copies of this node.
+    write_text(Path(recipe.out) / "README.md", shown("\n".join(lines)))

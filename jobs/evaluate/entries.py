@@ -2,12 +2,11 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 from jobs.evaluate.recipe import EvaluateRecipe
 from wm.errors import InputError
 from wm.evaluation.bench import Entry
-from wm.models import ImageCodec, hub_hint, read_manifest
+from wm.models import ImageCodec, hub_hint, model_folder, read_manifest
 
 
 def build_entries(recipe: EvaluateRecipe) -> dict[str, Entry]:
@@ -41,7 +40,7 @@ def _check_entry(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe
     # 1. The model itself, whose name becomes part of file names.
     if not re.fullmatch(r"[\w-]+", entry.name):
         raise InputError(f"{key}: a name holds letters, digits, - and _ only")
-    if not Path(entry.path).is_dir():
+    if not model_folder(entry.path).is_dir():
         raise InputError(f"{key}.path: no such model folder: {entry.path}{hub_hint(entry.path)}")
     if entry.reads == "pixels" and (entry.role != "idm" or not recipe.probe):
         raise InputError(f"{key}.reads = 'pixels': such a model is an idm, and only the probe (probe = true) asks it")

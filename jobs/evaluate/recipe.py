@@ -10,13 +10,13 @@ from wm.config import Recipe
 from wm.dynamics import BaseSharing, Sampling
 from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.rows import check_label
-from wm.paths import InputPath, OptionalInputPath, OutputPath
+from wm.paths import InputPath, ModelPath, OptionalInputPath, OutputPath
 
 
 class ModelEntry(Recipe):
     """A model to evaluate."""
 
-    path: InputPath
+    path: ModelPath
     """Model folder: full weights or a PEFT adapter."""
     role: Literal["idm", "fdm"]
     """Inverse (idm) or forward (fdm) dynamics."""
@@ -28,7 +28,7 @@ class ModelEntry(Recipe):
     """Training seed of this run."""
     idm: str = ""
     """Of an FDM: name of the entry that verifies it; empty: the recipe's idm."""
-    base: InputPath = ""
+    base: ModelPath = ""
     """Of an adapter: its base folder; empty: the recipe's base, else what its manifest says."""
 
     _check_label = field_validator("label")(check_label)
@@ -115,9 +115,9 @@ class EvaluateRecipe(Recipe):
     """Folder of held-out triplets."""
     out: OutputPath
     """Output folder."""
-    codec: InputPath = ""
+    codec: ModelPath = ""
     """Model folder whose image codec decodes predictions; empty: the base, else the first model."""
-    base: InputPath = ""
+    base: ModelPath = ""
     """Pre-trained model: base of the adapters, and with zero_shot evaluated as it is, as FDM and as IDM."""
     zero_shot: bool = True
     """Evaluate the base, if there is one."""

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from wm.config import Recipe
 from wm.datasets.layouts import DatasetLayout
-from wm.paths import InputPath, OptionalInputPath, OutputPath
+from wm.paths import InputPath, OptionalModelPath, OutputPath
 from wm.video.settings import DecodeLimits
 
 
@@ -40,7 +40,7 @@ class IngestRecipe(Recipe):
     """auto: recognised by how file begins; aurora: pairs of images with an instruction; aurora_something: instructions
     for videos of Something-Something v2, first and last frame of each; magicbrush: Parquet files that hold the images;
     epic: narrated segments, first and last frame of each; something: labelled videos, first and last frame of each."""
-    codec: OptionalInputPath = None
+    codec: OptionalModelPath = None
     """Model folder whose codec makes source_codes, target_codes and change; without it these columns are null."""
     dataset: str = "aurora"
     """Name for the dataset column."""

@@ -114,6 +114,8 @@ def load_sent(path: Path) -> list[SentBatch]:
     except BucketError as error:
         if error.reason != "missing_file":
             raise
+        # A copy of a list that another node has worked off.
+        path.unlink(missing_ok=True)
     if not path.is_file():
         return []
     batches: list[SentBatch] = parse_json(path.read_bytes(), str(path))

@@ -74,6 +74,7 @@ def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         print(f"plan → {path}")
     if recipe.figure and not dry_run:
         draw_sizes(sizes, Path(recipe.figure), f"{work.videos:,} videos, {work.length_s / 3600:,.0f} h")
+        publish(recipe.figure)
         print(f"figure → {recipe.figure}")
     return plan
 

@@ -18,7 +18,7 @@ from wm.datasets.planning import Work
 from wm.datasets.videos.listing import passed_over_of
 from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
-from wm.files.mirror import list_below, uri_of
+from wm.files.mirror import list_below, shown, uri_of
 from wm.files.uris import is_remote
 from wm.runs import read_run
 from wm.tables import table_files
@@ -170,12 +170,12 @@ def _choose_habits(recipe: PlanRecipe, notes: list[str]) -> Habits:
     if recipe.from_run:
         habits = _load_habits(recipe.from_run)
         unjudged = "" if habits.has_model else ", without the filters that need a model"
-        notes.append(f"what a video gives: from {recipe.from_run}{unjudged}")
+        notes.append(f"what a video gives: from {shown(recipe.from_run)}{unjudged}")
         return habits
     probe = read_probe(recipe.rates)
     if probe is None:
         return Habits()
-    notes.append(f"what a video gives: from {probe.file}, {probe.counts['decoded']:,} videos that decode")
+    notes.append(f"what a video gives: from {shown(probe.file)}, {probe.counts['decoded']:,} videos that decode")
     return _to_habits(probe.counts, probe.counts["triplets"], probe.counts["triplet_bytes"])
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from wm.config import Recipe
 from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.metrics.encoders import DinoPreparation
-from wm.paths import INPUT, CachePath, InputPath, OutputPath
+from wm.paths import INPUT, CachePath, InputPath, ModelPath, OutputPath
 
 
 class BertScoreSettings(Recipe):
@@ -50,7 +50,7 @@ class ScoreRecipe(Recipe):
     """Column that separates subsets; in AURORA-Bench class_label."""
     with_copy: bool = True
     """Score the source as a prediction too, as system Copy."""
-    codec: InputPath = ""
+    codec: ModelPath = ""
     """Model folder whose image codec the true targets go through, as one more system: what its predictions could reach;
     empty: not."""
     clip: InputPath = ""

@@ -149,7 +149,9 @@ def shutdown() -> None:
     import ray
 
     if ray.is_initialized():
-        ray.shutdown()
+        # Ray's native part gives SIGTERM back its default, behind Python's back: the handler is set anew.
+        with keep_terminate_handler():
+            ray.shutdown()
 
 
 def _worker_logs() -> dict[str, Any]:

@@ -1,14 +1,17 @@
-"""``ray up`` of the shipped file, on three machines made of namespaces on this one, each with an ssh server of its own.
+"""``ray up`` of the shipped file, on three machines made of namespaces on this one, each with an ssh server of its own;
+and the same with machines that come and go with the work.
 
 The machines have no Docker: what the file says of the container is left out. It needs root, sshd, rsync and iproute2.
 """
 
+import json
 import os
 import pwd
 import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -50,7 +53,12 @@ for number in 1 2 3; do
 done
 step() { name=$1; shift; "$@" < /dev/null > $name.log 2>&1; echo $? > $name.rc; }
 step up ray up -y --no-config-cache cluster.yaml
-step nodes ray exec --no-config-cache cluster.yaml 'RAY_AUTH_MODE=token python /mnt/nodes.py'
+. ./steps.sh
+step down ray down -y cluster.yaml
+"""
+
+OF_JOBS = """
+step nodes ray exec --no-config-cache cluster.yaml 'RAY_AUTH_MODE=token python /mnt/script.py'
 export RAY_AUTH_MODE=token
 submit() { ray job submit --address http://127.0.0.1:8265 --working-dir "$folder" -- python -m jobs.tabletop "$@"; }
 folder=$1/empty
@@ -59,7 +67,10 @@ step local submit $few out=/tmp/lost
 step shared submit $few out=/mnt/kept
 step health wget -q -T 20 -O - http://127.0.0.1:52365/api/local_raylet_healthz
 step anonymous env RAY_AUTH_MODE=disabled ray job list --address http://127.0.0.1:8265
-step down ray down -y cluster.yaml
+"""
+
+OF_SCALING = """
+step scaled ray exec --no-config-cache cluster.yaml 'RAY_AUTH_MODE=token python /mnt/script.py'
 """
 
 NODES = """
@@ -74,6 +85,35 @@ while len(nodes := [node["NodeID"] for node in ray.nodes() if node["Alive"]]) < 
 name = ray.remote(num_cpus=0)(lambda: socket.gethostname())
 names = [name.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes]
 print("machines:", *sorted(ray.get(names)))
+"""
+
+
+SCALED = """
+import json, socket, time
+import ray
+
+def count():
+    return sum(node["Alive"] for node in ray.nodes())
+
+def wait_for(wanted):
+    begin = time.monotonic()
+    while count() != wanted and time.monotonic() < begin + 300:
+        time.sleep(0.5)
+    return round(time.monotonic() - begin)
+
+@ray.remote(num_cpus=1)
+class Worker:
+    def name(self):
+        return socket.gethostname()
+
+ray.init("auto", logging_level="ERROR")
+seconds = {"before": count()}
+workers = [Worker.remote() for _ in range(3)]
+seconds["up_s"] = wait_for(3)
+seconds["names"] = sorted(ray.get([worker.name.remote() for worker in workers], timeout=120))
+del workers
+seconds["down_s"] = wait_for(1)
+print("scaled:", json.dumps(seconds | {"after": count()}))
 """
 
 
@@ -104,41 +144,79 @@ def config_for_machines(folder: Path) -> dict[str, object]:
     return config
 
 
-@pytest.mark.soak
-@pytest.mark.skipif(not has_machines(), reason="needs root, namespaces, sshd, rsync and iproute2")
-def test_ray_up_starts_three_machines(tmp_path):
+@dataclass(frozen=True)
+class Machines:
+    """What the machines' commands have written."""
+
+    folder: Path
+
+    def outcome(self, step: str) -> tuple[int, str]:
+        """Return the status and the output of a step."""
+        return int((self.folder / f"{step}.rc").read_text()), (self.folder / f"{step}.log").read_text()
+
+
+def run_on_machines(folder: Path, steps: str, script: str, **changes: object) -> Machines:
+    """Start three machines and the cluster, run steps, and end all.
+
+    Args:
+        folder: For all files.
+        steps: Shell commands between `ray up` and `ray down`.
+        script: Python that all machines see.
+        changes: Of the cluster's file.
+    """
     for name in ("shared", "empty", "home/.ray"):
-        (tmp_path / name).mkdir(parents=True)
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
-    (tmp_path / "home/.ray/auth_token").write_text("0" * 64)
-    (tmp_path / "machine.sh").write_text(MACHINE)
-    (tmp_path / "shared/nodes.py").write_text(NODES)
-    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config_for_machines(tmp_path)))
+        (folder / name).mkdir(parents=True)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
+    (folder / "home/.ray/auth_token").write_text("0" * 64)
+    (folder / "machine.sh").write_text(MACHINE)
+    (folder / "steps.sh").write_text(steps)
+    (folder / "shared/script.py").write_text(script)
+    (folder / "cluster.yaml").write_text(yaml.safe_dump(config_for_machines(folder) | changes))
     programs = str(Path(sys.executable).parent)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"HOME": str(tmp_path / "home"), "PATH": f"{programs}:{os.environ['PATH']}", "TERM": "dumb"}
-    environment["RAY_TMPDIR"] = str(tmp_path / "home")
+    environment |= {"HOME": str(folder / "home"), "PATH": f"{programs}:{os.environ['PATH']}", "TERM": "dumb"}
+    environment["RAY_TMPDIR"] = str(folder / "home")
     # The end of the first process of a namespace ends all in it.
     command = ["unshare", "-n", "-m", "-p", "--fork", "--mount-proc", "--kill-child", "bash", "-c", STEPS, "steps"]
-    subprocess.run(
-        [*command, tmp_path, programs, ROOT, pwd.getpwuid(0).pw_dir], env=environment, timeout=900, check=True
-    )
+    subprocess.run([*command, folder, programs, ROOT, pwd.getpwuid(0).pw_dir], env=environment, timeout=900, check=True)
+    return Machines(folder)
 
-    def outcome(step: str) -> tuple[int, str]:
-        return int((tmp_path / f"{step}.rc").read_text()), (tmp_path / f"{step}.log").read_text()
 
+NEEDS_MACHINES = pytest.mark.skipif(not has_machines(), reason="needs root, namespaces, sshd, rsync and iproute2")
+
+
+@pytest.mark.soak
+@NEEDS_MACHINES
+def test_ray_up_starts_three_machines(tmp_path):
+    machines = run_on_machines(tmp_path, OF_JOBS, NODES)
     # 1. All machines are nodes, each with its own name.
-    status, text = outcome("up")
+    status, text = machines.outcome("up")
     assert status == 0, text
-    status, text = outcome("nodes")
+    status, text = machines.outcome("nodes")
     assert status == 0 and "machines: wm1 wm2 wm3" in text, text
     # 2. A submitted command must write where all of them see it.
-    status, text = outcome("local")
+    status, text = machines.outcome("local")
     assert status != 0 and "error: out = '/tmp/lost': what the submitted command writes" in text, text
-    status, text = outcome("shared")
+    status, text = machines.outcome("shared")
     assert status == 0 and (tmp_path / "shared/kept/supervised").is_dir(), text
     # 3. Without the token nobody is let in, but to ask whether a node lives, as the image's HEALTHCHECK does.
-    assert outcome("health") == (0, "success")
-    status, text = outcome("anonymous")
+    assert machines.outcome("health") == (0, "success")
+    status, text = machines.outcome("anonymous")
     assert status != 0 and "Missing authentication token" in text, text
-    assert outcome("down")[0] == 0
+    assert machines.outcome("down")[0] == 0
+
+
+@pytest.mark.soak
+@NEEDS_MACHINES
+def test_ray_up_adds_machines_and_gives_them_back(tmp_path):
+    """Three actors want a machine each; once they are gone, so are two machines."""
+    machines = run_on_machines(tmp_path, OF_SCALING, SCALED, min_workers=0, idle_timeout_minutes=0.1)
+    status, text = machines.outcome("up")
+    assert status == 0, text
+    status, text = machines.outcome("scaled")
+    line = next((line for line in text.splitlines() if line.startswith("scaled: ")), None)
+    assert status == 0 and line is not None, text
+    print(line)
+    scaled = json.loads(line.removeprefix("scaled: "))
+    assert scaled["names"] == ["wm1", "wm2", "wm3"] and (scaled["before"], scaled["after"]) == (1, 1)
+    assert machines.outcome("down")[0] == 0

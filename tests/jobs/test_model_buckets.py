@@ -10,17 +10,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs import annotate, evaluate, ingest, pretrain
 from jobs import gate as gate_job
-from jobs import pretrain
+from jobs.annotate.annotator import Annotator
+from jobs.annotate.recipe import AnnotateRecipe
 from jobs.gate import GateRecipe
 from jobs.imagine import ImagineRecipe
 from jobs.imagine import job as imagine_job
 from jobs.predict import job as predict_job
 from jobs.predict import triplets as predict_triplets
 from jobs.predict.recipe import PredictRecipe
+from tests.helpers.bench_files import write_bench
 from tests.helpers.bucket_models import bucket, empty, keys, upload
 from tests.helpers.models_folders import logits, with_adapter
 from tests.helpers.training_data import random_rows, write_triplets
+from tests.helpers.video_files import marked_frame, write_video
+from wm.buckets import prepare_buckets
 from wm.dynamics import predict_observations
 from wm.images import encode_png
 from wm.models import load_codec, load_model, save_model
@@ -142,6 +147,33 @@ def test_imagined_triplets_equal_local_ones(data: Path, client: Any, tmp_path: P
     assert names(client, "imagined") == local_names(tmp_path / "local")
     copies = tmp_path / "a" / "wm-buckets" / "s3" / "data" / "imagined" / "triplets"
     assert read_table(copies).equals(read_table(tmp_path / "local" / "triplets"))
+
+
+def test_of_a_run_its_model_alone_is_fetched(data: Path, client: Any, tmp_path: Path) -> None:
+    """Checkpoints of a 7B model are a hundred times what its adapter is."""
+    client.put_object(Bucket="data", Key="runs/idm/checkpoints/step-1/optimizer.pt", Body=b"?" * 1000)
+    node, inner = tmp_path / "a" / "wm-buckets" / "s3" / "data", "runs/idm/model/adapter_model.safetensors"
+    write_bench(tmp_path / "aurora")
+    write_video(tmp_path / "clips" / "a.mp4", [marked_frame(index) for index in range(30)])
+    of_annotation = {"videos": str(tmp_path / "clips"), "idm": "s3://data/runs/idm", "out": "s3://data/annotated"}
+    annotation = AnnotateRecipe.parse(of_annotation, "test")
+    models = {"idm": {"path": "s3://data/runs/idm", "role": "idm", "label": "IDM"}}
+    of_evaluation = {"triplets": "s3://data/triplets", "models": models, "out": "s3://data/evaluated"}
+    of_ingest = {"root": str(tmp_path / "aurora"), "file": "test.json", "codec": "s3://data/runs/idm", "out": "o"}
+    # 1. Who checks a recipe reads no weights of an adapter.
+    for stage, recipe in (
+        (annotate.run, annotation),
+        (evaluate.run, evaluate.EvaluateRecipe.parse(of_evaluation, "test")),
+        (ingest.run, ingest.recipe.IngestRecipe.parse(of_ingest, "test")),
+    ):
+        prepare_buckets(recipe)
+        stage(recipe, dry_run=True)
+    assert (node / "runs/idm/model/wm_model.json").is_file() and not (node / inner).exists()
+    # 2. Who annotates with it has them.
+    annotator = Annotator(annotation.annotator_settings())
+    expected = load_model(data / "runs/idm", merge=True)
+    assert annotator.problem == "" and torch.equal(logits(annotator.idm), logits(expected))
+    assert (node / inner).is_file() and not (node / "runs/idm/checkpoints").exists()
 
 
 @pytest.mark.parametrize("out", ["s3://data/gate", pytest.param("local", marks=pytest.mark.soak)])

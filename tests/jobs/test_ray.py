@@ -1,7 +1,9 @@
 """What a user sees of Ray in an ordinary run: nothing. And who else reaches its session: nobody."""
 
+import ctypes
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -15,7 +17,9 @@ import numpy as np
 import psutil
 import pytest
 
+from jobs.shared.ray_session import shutdown
 from wm.images import encode_png
+from wm.interrupts import raise_on_terminate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -126,3 +130,18 @@ print(ray.is_initialized())
     command = [sys.executable, "-c", script]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")
+
+
+def test_sigterm_is_ours_again_once_a_session_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's native part gives it back its default, of which Python knows nothing."""
+    import ray
+
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "shutdown", lambda: libc.signal(signal.SIGTERM, None))
+    with raise_on_terminate():
+        shutdown()
+        # As the kernel has it, not as Python remembers it.
+        (caught,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("SigCgt")]
+        assert int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1

@@ -16,6 +16,7 @@ from wm.evaluation.metrics.images import ActionCheck, JudgeMany
 from wm.evaluation.probe import Scorer
 from wm.evaluation.scorers import fdm_scorer, idm_scorer, pixel_scorer
 from wm.models import ImageCodec, base_of, read_manifest
+from wm.models.manifest import fetch_model
 
 _MODELS_KEPT = 3
 
@@ -93,7 +94,7 @@ def load_cached_scorer(path: str, device: str, dtype: torch.dtype) -> VLMScorer:
         device: Where its weights go.
         dtype: Their type.
     """
-    return load_vlm_scorer(path, device=device, dtype=dtype)
+    return load_vlm_scorer(fetch_model(path), device=device, dtype=dtype)
 
 
 def load_entry_role(path: str, base: str, device: str, dtype: torch.dtype, base_sharing: BaseSharing) -> Role:
@@ -109,7 +110,7 @@ def load_entry_role(path: str, base: str, device: str, dtype: torch.dtype, base_
     manifest = read_manifest(path)
     # Over a shared base only an adapter can be applied; other models have weights of their own.
     alone = base_sharing == "merged" or (manifest is not None and manifest.kind == "full")
-    over = None if alone else _load_base(str(base_of(path, base or None)[0].resolve()), device, dtype)
+    over = None if alone else _load_base(str(fetch_model(base_of(path, base or None)[0]).resolve()), device, dtype)
     return load_role(path, base=base or None, device=device, dtype=dtype, over=over)
 
 

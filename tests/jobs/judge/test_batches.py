@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from jobs.judge import JudgeRecipe, run
+from jobs.judge.batches import load_sent
+from tests.helpers.buckets import BucketServers, set_variables
 from tests.helpers.judge_server import Answer, JudgeServer, completion, judge_server
 from tests.helpers.triplet_files import picture, triplet, write_output
 from wm.errors import InputError
 from wm.evaluation.judge.store import JudgementStore
 from wm.evaluation.predictions import prediction_row, predictions_folder, write_predictions
+from wm.files.mirror import mirrored_path
 from wm.runs import write_json
 
 COUNT = 4
@@ -102,6 +105,19 @@ def test_a_batch_of_another_endpoint_stays_listed(sets: dict[str, str], server: 
         file.write_text(json.dumps(sent))
         run(recipe(sets, "SmartEdit", other, tmp_path))
         assert json.loads(file.read_text()) == sent
+
+
+def test_a_list_that_another_node_has_worked_off_is_gone(
+    bucket_servers: BucketServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = bucket_servers.create_bucket("moto")
+    set_variables(bucket, monkeypatch)
+    monkeypatch.setenv("WM_CACHE", str(tmp_path / "node"))
+    path = mirrored_path(bucket.uri("store/batches.json"))
+    bucket.write("store/batches.json", b'[{"id": "batch_0", "keys": ["a"]}]')
+    assert [batch["id"] for batch in load_sent(path)] == ["batch_0"] and path.is_file()
+    bucket.delete("store/batches.json")
+    assert load_sent(path) == [] and not path.exists()
 
 
 def test_lines_of_a_killed_writer_are_not_stored_twice(
