@@ -15,17 +15,17 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # Read when a Ray session starts: tests of the server may come after others, in their session.
 os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_apps.middleware.proxy:build_middlewares")
 
-# More than two hundred processes import the same files, of which each would compile its own where the environment asks
-# for no bytecode, as in many containers.
-sys.dont_write_bytecode = False
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
 import hypothesis
 import pytest
 import torch
 
 from tests.helpers.buckets import STORES, Bucket, BucketServers, set_variables
 from wm.logs import OWN_LOGGERS
+
+# More than two hundred processes import the same files, of which each would compile its own where the environment asks
+# for no bytecode, as in many containers.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # The same examples in every run, however slow the machine is: what fails here fails again.
 hypothesis.settings.register_profile(
