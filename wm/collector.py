@@ -7,6 +7,7 @@ imports took.
 
 import atexit
 import gc
+import sys
 
 _YOUNG, _MIDDLE, _ = gc.get_threshold()
 _FULL = 100
@@ -21,5 +22,11 @@ def spare_imports() -> None:
     For programs, not for the library: it changes a setting of the process, not of a module.
     """
     gc.set_threshold(_YOUNG, _MIDDLE, _FULL)
-    # The last collections, those of the interpreter's end, pass over frozen objects.
-    atexit.register(gc.freeze)
+    atexit.register(_freeze)
+
+
+def _freeze() -> None:
+    """Let the last collections, those of the interpreter's end, pass over all objects."""
+    # nanobind, with which DuckDB is bound to Python, would report each object that is not freed.
+    if "_duckdb" not in sys.modules:
+        gc.freeze()
