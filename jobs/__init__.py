@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
+from wm.collector import spare_imports
 from wm.preflight import add_check
 
 if TYPE_CHECKING:
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 # Read by OpenMP when torch is first imported. Threads that wait for each other sleep instead of spinning: on two cores
 # with anything else running, spinning made a training step of two threads five times as slow (842 against 160 ms).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+spare_imports()  # before a job, or a worker of Ray that runs a part of one, imports them
 
 
 def _check_submitted(recipe: "Recipe") -> None:

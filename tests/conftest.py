@@ -22,6 +22,11 @@ import torch
 from tests.helpers.buckets import STORES, Bucket, BucketServers, set_variables
 from wm.logs import OWN_LOGGERS
 
+# More than two hundred processes import the same files, of which each would compile its own where the environment asks
+# for no bytecode, as in many containers.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # The same examples in every run, however slow the machine is: what fails here fails again.
 hypothesis.settings.register_profile(
     "repeatable",

@@ -12,6 +12,7 @@ BASE = {
     "wm",
     "buckets",
     "cli",
+    "collector",
     "config",
     "errors",
     "files",

@@ -73,7 +73,7 @@ def test_a_resumed_run_takes_what_it_took(videos: Path, tiny_base: Path, tmp_pat
         extra.unlink()
 
 
-def test_remote_headers_are_not_read_but_segments_bring_their_length(tiny_base: Path, tmp_path: Path) -> None:
+def test_remote_headers_are_not_read_segments_have_lengths(tiny_base: Path, tmp_path: Path) -> None:
     rows = ["https://host.invalid/0.mp4,a,,", "https://host.invalid/1.mp4,a,2,5"]
     listed = tmp_path / "list.csv"
     listed.write_text("\n".join(["uri,class_label,start_s,end_s", *rows]))
