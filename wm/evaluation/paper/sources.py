@@ -17,9 +17,10 @@ from wm.evaluation.image_scoring import VALUE_SCHEMA, Values
 from wm.evaluation.judge.figures import ItemScore
 from wm.evaluation.judge.score_files import read_scores
 from wm.evaluation.paper.cells import Absent
+from wm.evaluation.paper.facts import facts_of_judgement, facts_of_prediction, facts_of_values
 from wm.evaluation.paper.folders import Source, read_source
 from wm.evaluation.paper.options import FigureOptions
-from wm.evaluation.paper.shared_systems import Facts, SharedSystems
+from wm.evaluation.paper.shared_systems import SharedSystems
 from wm.evaluation.paper.study_source import STUDY_STAGE, find_study
 from wm.evaluation.predicted_actions import ActionRow, list_actions
 from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
@@ -109,7 +110,7 @@ class Sources:
     def judgements(self) -> list[ItemScore]:
         """All judgements of the ``judge`` folders, failed ones with their reason; Copy's of the first folder."""
         return self.shared.join_rows(
-            self.of("judge"), self._load_judgements, lambda score: score.system, _facts_of_judgement
+            self.of("judge"), self._load_judgements, lambda score: score.system, facts_of_judgement
         )
 
     def _load_judgements(self, source: Source) -> list[ItemScore]:
@@ -122,7 +123,7 @@ class Sources:
     def values(self) -> list[Values]:
         """Image metrics of every prediction in the ``score`` folders: rows of ``VALUE_SCHEMA``."""
         return self.shared.join_rows(
-            self.of("score"), self._load_values, lambda row: str(row["system"]), _facts_of_values
+            self.of("score"), self._load_values, lambda row: str(row["system"]), facts_of_values
         )
 
     def _load_values(self, source: Source) -> list[Values]:
@@ -138,7 +139,7 @@ class Sources:
         """Rows of all prediction sets (``evaluate``, ``collect``, ``edit``), images not read: ``read_image_bytes(file,
         [row])`` of :mod:`wm.evaluation.predictions` gives one."""
         sources = [source for source in self.of(*PREDICTING_STAGES) if predictions_folder(source.folder).is_dir()]
-        return self.shared.join_rows(sources, self._load_predictions, lambda row: row["system"], _facts_of_prediction)
+        return self.shared.join_rows(sources, self._load_predictions, lambda row: row["system"], facts_of_prediction)
 
     def _load_predictions(self, source: Source) -> list[PredictionFacts]:
         facts = list_predictions(source.folder)
@@ -206,22 +207,6 @@ class Sources:
                 f"{source.folder} is of another bench: {len(unknown)} of its triplets, {unknown[0]!r:.60} the first, "
                 f"are not among the {len(self.rows)} of {self.triplets}"
             )
-
-
-def _facts_of_judgement(score: ItemScore) -> Facts:
-    key = score.triplet_id, score.run, score.sampling_seed, score.num_candidates, score.repeat
-    return key, (score.editing_success, score.minimal_editing, score.failure)
-
-
-def _facts_of_prediction(row: PredictionFacts) -> Facts:
-    # By pixels: the same image may be encoded twice.
-    key = row["triplet_id"], row["run"], row["sampling_seed"], row["decoding"], sorted(row["candidates"])
-    return key, (row["pixels_sha256"], sorted(row["chosen_at"]))
-
-
-def _facts_of_values(row: Values) -> Facts:
-    names = ("triplet_id", "run", "sampling_seed", "decoding", "candidates")
-    return tuple(row[name] for name in names), {name: value for name, value in row.items() if name not in names}
 
 
 def read_sources(
