@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Self
 
@@ -81,6 +82,9 @@ def run(recipe: StudyServeRecipe, *, dry_run: bool = False) -> None:
         InputError: The study, its images, the store, the keys or the port cannot be used.
     """
     # 1. Everything is checked before anybody can open a page.
+    for package in ("starlette", "uvicorn"):
+        if find_spec(package) is None:
+            raise InputError(f"wm study serve needs the package {package}: pip install 'wm[study]'")
     study = load_study(recipe.study)
     check_images(study, Path(recipe.study))
     store_path = Path(recipe.store or Path(recipe.study) / STORE_FILE)
