@@ -157,7 +157,7 @@ def _print_welcome(recipe: StudyServeRecipe, study: Study, store: VoteStore, key
 def _link(recipe: StudyServeRecipe, keys: Sequence[str]) -> str:
     host = recipe.host
     # All addresses: people on other machines need this one's name.
-    if host in ("0.0.0.0", "::"):
+    if host in ("", "0.0.0.0", "::"):
         host = socket.getfqdn()
     # An IPv6 address has colons of its own.
     host = f"[{host}]" if ":" in host else host
