@@ -25,6 +25,7 @@ def normalise_code(text: str) -> str:
     Returns:
         The code; a text of another length or with other letters comes back as it is, so that it is found nowhere.
     """
+    # People leave out the dashes, or write other ones.
     letters = "".join(char for char in text.upper() if char.isalnum())
     if len(letters) != NUM_LETTERS or set(letters) - set(LETTERS):
         return text

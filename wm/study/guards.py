@@ -113,6 +113,7 @@ class BodyMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # 1. By what it claims, before a byte is read.
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdecimal() or int(length[:12]) > MAX_BODY_BYTES:
             await _too_large()(scope, receive, send)
@@ -120,7 +121,7 @@ class BodyMiddleware:
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        # It is read here in full: in chunks it has no length that could be looked at before.
+        # 2. By what comes: in chunks a body claims no length. All of it is read here, as it is small.
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 body = await _read_body(receive)
@@ -130,6 +131,7 @@ class BodyMiddleware:
         if len(body) > MAX_BODY_BYTES:
             await _too_large()(scope, receive, send)
             return
+        # 3. Given again to the application, which reads it as any other.
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive_again() -> Message:

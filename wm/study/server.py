@@ -118,6 +118,7 @@ def build_app(
         Route("/images/{tag}/{name}", server.get_image),
     ]
     middleware = [Middleware(HeadersMiddleware), Middleware(BodyMiddleware)]
+    # The headers are outermost, so that refusals of the others have them too.
     if is_local:
         middleware.insert(1, Middleware(HostMiddleware))
     handlers: Mapping[Any, Callable[..., Awaitable[Response]]] = {
@@ -166,6 +167,7 @@ class _Server:
 
     async def post_participant(self, request: Request) -> Response:
         self._check_key(request)
+        # A page that sends no consent is not ours: whoever joins has agreed.
         body = await _read(request, JoinBody)
         if not body.consent:
             raise RefusedError("Nobody takes part without having agreed to it.", "malformed")
@@ -220,6 +222,7 @@ class _Server:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and is_known(key, self._keys):
             return
+        # No key at all is no guess: people open the address without its fragment.
         if key:
             self._guesses.count(address)
         raise RefusedError("Please open this study by the link of your invitation.", "key")
@@ -252,6 +255,7 @@ async def _read(request: Request, kind: type[BodyT]) -> BodyT:
     try:
         return kind.model_validate(parse_json(await request.body(), "request"))
     except ValidationError as error:
+        # The value is not repeated: it may be anything, and of any length.
         field = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the body"
         raise RefusedError(f"The request was not understood: {field!r:.60} is wrong.", "malformed") from error
     except InputError as error:
@@ -259,6 +263,7 @@ async def _read(request: Request, kind: type[BodyT]) -> BodyT:
 
 
 async def _answer_refusal(request: Request, error: RefusedError) -> Response:
+    # For programs: a person reads the sentence.
     response = error_response(str(error), error.code, STATUSES.get(error.code, 409))
     if response.status_code in (429, 503):
         response.headers["Retry-After"] = "60" if response.status_code == 429 else "5"

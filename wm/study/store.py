@@ -109,6 +109,7 @@ class VoteStore:
         """
         check_choice(vote)
         with self._lock, transaction(self._connection):
+            # Within the transaction: another process may be storing the same person's withdrawal.
             self.find_participant(vote.study_id, vote.participant)
             return "stored" if self._insert_vote(vote) else "stored before"
 
@@ -152,7 +153,7 @@ class VoteStore:
         """Count the votes of each participant of a study who has any, by code; those on checks count too."""
         query = f"SELECT participant, count(*) FROM votes WHERE study_id = ? AND {_VOTE_REMAINS} GROUP BY participant"
         with self._lock:
-            return dict(select(self._connection, query, study_id))  # type: ignore[arg-type]  # pairs, as selected
+            return dict(select(self._connection, query, study_id))
 
     def withdraw(self, study_id: str, code: str) -> None:
         """Leave a participant and all votes of theirs out from now on, as if they had never taken part.
@@ -215,7 +216,7 @@ class VoteStore:
         query = f"SELECT study_id, item_id, created_at, context FROM playground_items WHERE study_id = ? {condition}"
         with self._lock:
             rows = select(self._connection, query, study_id, *values)
-        return [PlaygroundItem(*row[:3], json.loads(row[3])) for row in rows]
+        return [PlaygroundItem(*row[:-1], context=json.loads(row[-1])) for row in rows]
 
     def _insert_participant(self, study_id: str, code: str, joined_at: str, origin: str) -> Participant:
         # Numbers of people who have withdrawn are not given again: orders of items and systems belong to them.
@@ -229,19 +230,20 @@ class VoteStore:
     def _join(self, study_id: str, votes: Sequence[Vote]) -> None:
         """Insert the participants of votes whom the store does not know; refuse votes of those who have withdrawn."""
         query = "SELECT code FROM participants WHERE study_id = ?"
-        known = {row[0] for row in select(self._connection, query, study_id)}
-        remaining = {participant.code for participant in self.list_participants(study_id)}
+        codes = {row[0] for row in select(self._connection, query, study_id)}
+        # Only of those who were here before: whoever joins now has not withdrawn.
+        withdrawn = codes - {participant.code for participant in self.list_participants(study_id)}
         for vote in votes:
-            if vote.participant not in known:
-                self._insert_participant(study_id, vote.participant, vote.stored_at or now_utc(), vote.origin)
-                known.add(vote.participant)
-                remaining.add(vote.participant)
-            elif vote.participant not in remaining:
+            if vote.participant in withdrawn:
                 raise RefusedError(f"Participant {vote.participant!r:.40} has withdrawn from this study.", "withdrawn")
+            if vote.participant not in codes:
+                self._insert_participant(study_id, vote.participant, vote.stored_at or now_utc(), vote.origin)
+                codes.add(vote.participant)
 
     def _insert_vote(self, vote: Vote) -> bool:
         """Insert a vote unless the same choice is stored; returns whether it was new."""
         query = f"{_SELECT_ANY} AND participant = ? AND item_id = ?"
+        # One row at most, which UNIQUE guarantees.
         for row in select(self._connection, query, vote.study_id, vote.participant, vote.item_id):
             earlier = to_vote(row)
             if (earlier.best, earlier.worst) == (vote.best, vote.worst):
