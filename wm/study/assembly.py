@@ -62,7 +62,7 @@ def assemble_study(design: Design, choices: Sequence[SystemChoice], settings: St
         settings: All else.
 
     Returns:
-        The study. Two calls differ in its names alone.
+        The study. Two calls differ in its names and its secret, and so in the orders.
 
     Raises:
         InputError: The bench has no triplet left for a check.
@@ -88,6 +88,7 @@ def assemble_study(design: Design, choices: Sequence[SystemChoice], settings: St
         num_participants=settings.num_participants,
         seed=settings.seed,
         image_px=settings.image_px or min(MAX_IMAGE_PX, _largest_px(design, choices)),
+        secret=secrets.token_hex(16),
     )
 
 
@@ -175,7 +176,7 @@ def _without_names(study: Study) -> dict[str, object]:
     items = [
         (item.triplet_id, item.subset, item.action, sorted(item.candidates), item.is_check) for item in study.items
     ]
-    return asdict(study) | {"study_id": "", "items": items}
+    return asdict(study) | {"study_id": "", "secret": "", "items": items}
 
 
 def iterate_images(

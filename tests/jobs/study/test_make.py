@@ -88,7 +88,8 @@ def test_nothing_beside_the_pixels_says_whose_an_image_is(data, tmp_path):
     assert len({(file.st_size, file.st_mtime) for file in files}) == 1
     # The seed repeats the design, not the names.
     assert [item.triplet_id for item in first.items] == [item.triplet_id for item in second.items]
-    assert first.study_id != second.study_id and first.items[0].item_id != second.items[0].item_id
+    assert first.study_id != second.study_id and len(first.secret) == 32 and first.secret != second.secret
+    assert first.items[0].item_id != second.items[0].item_id
     other = recipe(data, tmp_path / "other", seed=1)
     run(other)
     assert [item.triplet_id for item in load_study(other.out).items] != [item.triplet_id for item in first.items]
