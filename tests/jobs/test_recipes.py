@@ -18,6 +18,7 @@ from jobs.predict.recipe import PredictRecipe
 from jobs.score import ScoreRecipe
 from jobs.select.recipe import SelectRecipe
 from jobs.ship import ShipRecipe
+from serve_apps.__main__ import StartRecipe
 from wm.config import Recipe, read_toml
 from wm.errors import InputError
 from wm.packaged import resolve_packaged
@@ -63,6 +64,7 @@ KINDS: dict[str, type[Recipe]] = {
     "rounds": BootstrapRecipe,
     "score-aurora-bench": ScoreRecipe,
     "select-7000": SelectRecipe,
+    "serve": StartRecipe,
     "shipped": ShipRecipe,
     "something-v2": IngestRecipe,
     "tables-and-figures": PaperRecipe,
