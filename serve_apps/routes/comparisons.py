@@ -50,6 +50,7 @@ _OF_CHOICES: dict[int | str, JsonObject] = _FULL | {
 }
 
 
+# async: FastAPI sends what is not to a thread, which costs more than all of this.
 async def _store(request: Request) -> DeploymentHandle:
     handle: DeploymentHandle = request.app.state.comparisons
     return handle
@@ -80,9 +81,9 @@ async def compare(request: Request, graph: GraphOf, store: StoreOf) -> JSONRespo
     code = await call(store, "join", body.participant)
     # 3. Both predictions at once: their images grow together.
     (source_HWC,) = await graph.prepare([("image", image)], model["side_px"])
-    left, right = await _predict(graph, edits, source_HWC)
+    results = await _predict(graph, edits, source_HWC)
     with metrics.stage("encode_image"):
-        images = [await graph.encode(edit, result.pixels[0]) for edit, result in zip(edits, (left, right), strict=True)]
+        images = [await graph.encode(edit, result.pixels[0]) for edit, result in zip(edits, results, strict=True)]
     # 4. What is shown is on the disk first: a choice counts whatever dies meanwhile.
     folders = list_folders(graph.recipe)
     comparison: Comparison = await call(
@@ -138,6 +139,7 @@ async def _list_models(graph: Graph) -> list[str]:
 
 async def _choose_order(graph: Graph, names: Sequence[str] | None) -> list[str]:
     """Return two models, those that are asked for or any two that the key may use, in random order."""
+    # Neither the order in a request nor that of the list says who is left: chance alone.
     if names is None:
         names = await _list_models(graph)
         if len(names) < 2:
@@ -149,6 +151,7 @@ async def _choose_order(graph: Graph, names: Sequence[str] | None) -> list[str]:
 
 async def _predict(graph: Graph, edits: Sequence[EditRequest], source_HWC: Pixels) -> list[EditResult]:
     try:
+        # A group, not gather: where one model fails, the other's work is given up.
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(call(graph.fdm, "predict", edit, source_HWC, model=edit.model)) for edit in edits
