@@ -2,15 +2,16 @@
 win rates and, given the scores of wm judge, how far people and judge agree; a page with charts, the votes as a table.
 
   wm study report study=STUDY reference=C-FDM judge=JUDGED out=REPORT
+  wm study report store=FILE out=REPORT                    (choices of a playground: wm serve comparisons=FILE)
 """
 
 import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wm import cli
 from wm.config import Recipe
@@ -30,10 +31,12 @@ from wm.evaluation.votes.tables import VOTES_FILE, write_votes
 from wm.files.atomic import replace_file
 from wm.paths import InputPath, OutputPath
 from wm.runs import Run, RunRecord, digest_of, read_run, write_json, write_text
+from wm.study.playground import STUDY_ID, load_playground
 from wm.study.reading import StoredVotes, read_study_votes
 from wm.study.study import Study, load_study
 
 PAGE: Final = "report.html"
+PAPER_REFERENCE: Final = "C-FDM"
 STAGE: Final = "study"
 """Stage of the folder, by which ``wm paper`` knows it."""
 
@@ -41,12 +44,13 @@ STAGE: Final = "study"
 class StudyReportRecipe(Recipe):
     """Whose votes, and what they are held against."""
 
-    study: InputPath
-    """Output folder of wm study make."""
+    study: InputPath = ""
+    """Output folder of wm study make; empty: the choices of a playground, in store."""
     store: InputPath = ""
     """File of the votes; empty: votes.sqlite in the study's folder."""
-    reference: str = "C-FDM"
-    """System that the others are tested against, as the paper's table 5 has it."""
+    reference: str = ""
+    """System that the others are tested against; empty: C-FDM, as the paper's table 5 has it, or of a playground the
+    first model by name."""
     judge: InputPath = ""
     """Output folder of wm judge over the same predictions: win rates of the judge, Spearman between votes and scores,
     on how many items both name the same best; empty: without."""
@@ -62,6 +66,14 @@ class StudyReportRecipe(Recipe):
     """Votes given in less time, s, are named as too fast; they count all the same."""
     seed: int = Field(default=0, ge=0)
     """Of the bootstrap."""
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if not (self.study or self.store):
+            raise ValueError("study is missing: expected the output folder of wm study make, or store=FILE alone")
+        if self.judge and not self.study:
+            raise ValueError("judge without study: a judge scores predictions of a bench, which a playground has not")
+        return self
 
 
 def run(recipe: StudyReportRecipe, *, dry_run: bool = False) -> RunRecord:
@@ -79,11 +91,12 @@ def run(recipe: StudyReportRecipe, *, dry_run: bool = False) -> RunRecord:
             kinds.
     """
     # 1. Read everything before anything is written.
-    study = load_study(recipe.study)
+    study = load_study(recipe.study) if recipe.study else load_playground(recipe.store)
     stored = read_study_votes(study, recipe.study, recipe.store)
-    digests = {"study": digest_of(recipe.study), "votes": _digest(stored.votes)}
+    digests = {"votes": _digest(stored.votes)} | ({"study": digest_of(recipe.study)} if recipe.study else {})
     digests |= {"judge": digest_of(recipe.judge)} if recipe.judge else {}
-    stage = Run(recipe.out, STAGE, recipe, digests)
+    # Under another name: the paper's tables must not take choices about images that people picked for its study.
+    stage = Run(recipe.out, STAGE if recipe.study else STUDY_ID, recipe, digests)
     is_complete = stage.is_complete()
     # 2. The figures.
     counted, figures = _compute(recipe, study, stored)
@@ -121,6 +134,7 @@ def _compute(recipe: StudyReportRecipe, study: Study, stored: StoredVotes) -> tu
         failed_checks=recipe.failed_checks,
         incomplete=recipe.incomplete,
         fast_s=recipe.fast_s,
+        shows_all=bool(recipe.study),
     )
     figures = build_figures(
         StudyFacts(
@@ -132,7 +146,7 @@ def _compute(recipe: StudyReportRecipe, study: Study, stored: StoredVotes) -> tu
             num_withdrawn=stored.num_withdrawn,
         ),
         counted,
-        reference=recipe.reference,
+        reference=recipe.reference or (PAPER_REFERENCE if recipe.study else study.systems[0]),
         judge=read_judge(recipe.judge, _find_images(recipe.study)) if recipe.judge else None,
         fast_s=recipe.fast_s,
         failed_checks=recipe.failed_checks,
@@ -161,7 +175,7 @@ def _find_images(folder: str) -> dict[str, ShownImages]:
 def _list_datasets(folder: str, study: Study) -> list[str]:
     """List the data sets of the study's bench, so that those of the toy world are known; none where it has gone."""
     # The toy world must be known as such wherever its figures are shown.
-    bench = (read_run(folder) or {}).get("recipe", {}).get("triplets", "")
+    bench = (read_run(folder) or {}).get("recipe", {}).get("triplets", "") if folder else ""
     path = fetch_recorded(str(bench)) if bench else ""
     if not path or not Path(path).is_dir():
         return []

@@ -111,6 +111,7 @@ def select_votes(
     failed_checks: Rule = "keep",
     incomplete: Rule = "keep",
     fast_s: float = 0.0,
+    shows_all: bool = True,
 ) -> CountedVotes:
     """Choose the votes that count.
 
@@ -123,6 +124,7 @@ def select_votes(
         failed_checks: What is done with participants who failed an attention check.
         incomplete: What is done with participants who have not voted on all items.
         fast_s: Votes given in less time, s, are counted as too fast; they stay.
+        shows_all: Whether every participant is asked about all items; False: each about items of their own.
 
     Returns:
         The votes, and what every participant did.
@@ -149,7 +151,7 @@ def select_votes(
     participants: list[Participation] = []
     left_out: dict[str, int] = defaultdict(int)
     for number, cast_votes in enumerate(by_code.values(), start=1):
-        person = _describe(f"P{number}", cast_votes, len(known_ids), fast_s)
+        person = _describe(f"P{number}", cast_votes, len(known_ids if shows_all else cast_votes), fast_s)
         reason = _find_reason(person, failed_checks, incomplete)
         participants.append(replace(person, left_out=reason))
         scored = [replace(vote, participant=person.name) for vote in cast_votes if not vote.is_check]
