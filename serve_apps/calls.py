@@ -13,16 +13,18 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps import metrics
-from serve_apps.names import FDM, IDM
+from serve_apps.names import BASELINE, FDM, IDM
 from serve_apps.openai.errors import ApiError
 from wm.errors import InputError
 
+# Models that every replica has in memory.
+ALWAYS_LOADED = {FDM, IDM, BASELINE}
 # Of a request, each on another replica, before it is given up.
 MAX_TRIES = 4
 logger = logging.getLogger("ray.serve")
 
 
-async def call(handle: DeploymentHandle | None, method: str, *arguments: object, model: str) -> Any:
+async def call(handle: DeploymentHandle | None, method: str, *arguments: object, model: str = FDM) -> Any:
     """Call a method of a deployment and return its result.
 
     A caller that is cancelled cancels the call: Ray does so for a request whose client left, but not for one given up
@@ -32,7 +34,8 @@ async def call(handle: DeploymentHandle | None, method: str, *arguments: object,
         handle: Of the deployment.
         method: Name of its method.
         arguments: Of the method.
-        model: The model that is at work: a replica that has it in memory is asked, where there is one.
+        model: The model that is at work: a replica that has it in memory is asked, where there is one. Left out for a
+            deployment without models.
 
     Raises:
         ApiError: What the client is to know.
@@ -85,7 +88,7 @@ async def stream(
 
 
 def _method_of(handle: Any, name: str, model: str) -> Any:
-    return getattr(handle if model in {FDM, IDM} else handle.options(multiplexed_model_id=model), name)
+    return getattr(handle if model in ALWAYS_LOADED else handle.options(multiplexed_model_id=model), name)
 
 
 def _cancel(response: Any) -> None:

@@ -1,4 +1,4 @@
-"""List the served models as ``GET /v1/models`` shows them: the recipe's two, and the adapters in its folder."""
+"""List the served models as ``GET /v1/models`` shows them: the recipe's own, and the adapters in its folder."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ class CatalogEntry(ModelEntry):
 
 
 class Catalog:
-    """The recipe's two models and the adapters in its folder, as their servers describe them."""
+    """The recipe's own models and the adapters in its folder, as their servers describe them."""
 
     def __init__(self, recipe: ServeRecipe, handles: dict[str, DeploymentHandle]) -> None:
         self._recipe, self._handles = recipe, handles
@@ -52,7 +52,7 @@ class Catalog:
         return entry
 
     async def entries(self) -> list[CatalogEntry]:
-        """Return all entries, the recipe's two first."""
+        """Return all entries, the recipe's own first."""
         if not self._own:
             await self._describe_own()
         if self._is_old:
@@ -69,9 +69,9 @@ class Catalog:
         return time.monotonic() - self._listed_s > REFRESH_S
 
     async def _describe_own(self) -> None:
-        folders = {FDM: self._recipe.fdm, IDM: self._recipe.idm}
+        folders = self._recipe.model_folders()
         described: list[ModelEntry] = await asyncio.gather(
-            *(call(self._handles[name], "describe", name, model=name) for name in folders)
+            *(call(self._handles[IDM if name == IDM else FDM], "describe", name, model=name) for name in folders)
         )
         # Replicas may be of another recipe for a moment, while an application is replaced.
         codecs = [entry["codec"] for entry in described]

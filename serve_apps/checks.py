@@ -4,10 +4,11 @@ from pathlib import Path
 
 from serve_apps.examples import load_examples
 from serve_apps.keys import read_keys
+from serve_apps.names import BASELINE, FDM, IDM
 from serve_apps.recipe import OTHER_CODEC, ServeRecipe
 from wm.errors import InputError
 from wm.files.mirror import list_below, shown, uri_of
-from wm.packaged import SHIPPED
+from wm.packaged import SHIPPED, to_packaged_name
 
 
 def check_models(recipe: ServeRecipe) -> str:
@@ -17,10 +18,10 @@ def check_models(recipe: ServeRecipe) -> str:
         recipe: What is to be served.
 
     Returns:
-        The id of the image codec that both models speak.
+        The id of the image codec that all models speak.
 
     Raises:
-        InputError: A folder is no model, the two models speak of different image codecs, or the key file or an example
+        InputError: A folder is no model, the models speak of different image codecs, or the key file or an example
             image cannot be read.
     """
     # torch is imported with it: a command that prints its help needs none.
@@ -36,7 +37,7 @@ def check_models(recipe: ServeRecipe) -> str:
         read_keys(recipe.keys)
     load_examples(recipe.examples, recipe.limits())
     # 2. Folders.
-    for key in ("fdm", "idm", "base", "adapters"):
+    for key in ("fdm", "idm", "base", "baseline", "adapters"):
         folder = getattr(recipe, key)
         if folder is not None and uri_of(folder) is not None:
             _look_up(key, folder)
@@ -45,13 +46,18 @@ def check_models(recipe: ServeRecipe) -> str:
                 raise InputError(f"{key} = {folder!r}: no such folder")
             raise InputError(f"{key} = {folder!r}: no such model folder{models.hub_hint(folder)}")
     # 3. What the models say of themselves: no weights are read for it.
-    manifests = {folder: models.read_manifest(folder) for folder in (recipe.fdm, recipe.idm)}
-    codecs = [
-        manifest.codec_id if manifest is not None else models.load_codec(recipe.base or folder).codec_id
-        for folder, manifest in manifests.items()
-    ]
-    if len(set(codecs)) > 1:
-        raise InputError(OTHER_CODEC.format(*codecs))
+    manifests = {name: (folder, models.read_manifest(folder)) for name, folder in recipe.model_folders().items()}
+    codecs = {
+        name: manifest.codec_id if manifest is not None else models.load_codec(recipe.base or folder).codec_id
+        for name, (folder, manifest) in manifests.items()
+    }
+    if codecs[FDM] != codecs[IDM]:
+        raise InputError(OTHER_CODEC.format(codecs[FDM], codecs[IDM]))
+    if codecs.get(BASELINE, codecs[FDM]) != codecs[FDM]:
+        raise InputError(
+            f"baseline = {shown(to_packaged_name(recipe.baseline or ''))!r}: its image codec is {codecs[BASELINE]}, "
+            f"the FDM's {codecs[FDM]}: their images would not be of one size and quality"
+        )
     # With manifests, and without these two, no model's code is imported: it would take a server seconds more to start.
     # Weights in a bucket are not brought to whoever starts the server: its replicas compare them as they load.
     is_here = not any(uri_of(folder) for folder in (recipe.fdm, recipe.idm, recipe.base or ""))
@@ -63,7 +69,7 @@ def check_models(recipe: ServeRecipe) -> str:
         from wm.dynamics import check_draft_length
 
         check_draft_length(recipe.num_draft_tokens, models.load_codec(recipe.base or recipe.fdm).tokens_per_image)
-    return codecs[0]
+    return codecs[FDM]
 
 
 def _look_up(key: str, folder: str) -> None:

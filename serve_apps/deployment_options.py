@@ -13,6 +13,17 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import RayActorOptionsSchema
 
 DeploymentOptions = dict[str, object]
+# Of the deployments with models.
+SERVER_DEFAULTS: DeploymentOptions = {
+    "max_constructor_retry_count": 2,
+    # Their images grow together, as many as the memory holds; the others wait.
+    "max_ongoing_requests": 16,
+    "max_queued_requests": 64,
+    # A health check decodes a token, in its turn.
+    "health_check_timeout_s": 60.0,
+    "graceful_shutdown_timeout_s": 30.0,
+    "ray_actor_options": {"num_cpus": 1, "num_gpus": 0},
+}
 # Options that are not a recipe's: an application of ours gives them, or needs none.
 _OURS = ("name", "version", "user_config")
 

@@ -17,7 +17,7 @@ from serve_apps import metrics
 from serve_apps.calls import call
 from serve_apps.idm_server import IDMServer
 from serve_apps.model_server import Codes, ModelServer, ServedModel
-from serve_apps.names import FDM, IDM
+from serve_apps.names import BASELINE, FDM, IDM
 from serve_apps.openai.edits import EditRequest
 from serve_apps.openai.rollouts import RolloutRequest
 from serve_apps.recipe import ServeRecipe
@@ -66,10 +66,10 @@ class FDMServer(ModelServer):
         super().__init__(recipe)
         self._idm = idm
         # What the recipe asks for and the model cannot do fails now, not with the first request.
-        vlm = self._own[FDM].vlm
-        if (recipe.guidance_scale, recipe.image_guidance_scale) != (1.0, 1.0):
-            vlm.check_guidance()
-        check_draft_length(recipe.num_draft_tokens, vlm.tokens_per_image)
+        for vlm in (self._own[name].vlm for name in (FDM, BASELINE) if name in self._own):
+            if (recipe.guidance_scale, recipe.image_guidance_scale) != (1.0, 1.0):
+                vlm.check_guidance()
+            check_draft_length(recipe.num_draft_tokens, vlm.tokens_per_image)
         self._codec.check_decoder()
 
     async def predict(self, request: EditRequest, source_HWC: Pixels) -> EditResult:

@@ -18,23 +18,33 @@ from serve_apps.middleware.leases import Leases
 from serve_apps.middleware.tracing_and_limits import LimitsMiddleware, TraceMiddleware
 from serve_apps.recipe import ServeRecipe
 from serve_apps.replica_log import keep_in_serve_log
-from serve_apps.routes import chat, edits, examples, models, playground, reference, rollouts, score
+from serve_apps.routes import chat, comparisons, edits, examples, models, playground, reference, rollouts, score
 from serve_apps.routes.examples import build_gallery
 
 
-def build_app(graph: Graph, *, adds_id: bool = True, limits: DeploymentHandle | None = None) -> FastAPI:
+def build_app(
+    graph: Graph,
+    *,
+    adds_id: bool = True,
+    limits: DeploymentHandle | None = None,
+    votes: DeploymentHandle | None = None,
+) -> FastAPI:
     """Build the app of all endpoints over a graph, within what its recipe allows.
 
     Args:
         graph: The models.
         adds_id: Of :class:`TraceMiddleware`.
         limits: Of the deployment that keeps the limits of keys for several processes; None: this one keeps them.
+        votes: Of the deployment that keeps comparisons and their votes; None: nothing is compared.
     """
     app = create_app("wm: verified predictions of a world model", _build_middlewares(graph.recipe, adds_id, limits))
     app.state.graph = graph
     app.state.gallery = build_gallery(load_examples(graph.recipe.examples, graph.limits))
     for routes in (edits, chat, score, rollouts, models, examples, playground, reference):
         app.include_router(routes.router)
+    if votes is not None:
+        app.state.comparisons = votes
+        app.include_router(comparisons.router)
     return app
 
 
@@ -68,14 +78,19 @@ class Ingress:
     """Speak HTTP in OpenAI's form, in front of the FDM and the IDM server."""
 
     def __init__(
-        self, recipe: ServeRecipe, fdm: DeploymentHandle, idm: DeploymentHandle, limits: DeploymentHandle | None = None
+        self,
+        recipe: ServeRecipe,
+        fdm: DeploymentHandle,
+        idm: DeploymentHandle,
+        limits: DeploymentHandle | None = None,
+        votes: DeploymentHandle | None = None,
     ) -> None:
         # Before Ray opens the port: it does so once this is built.
         keep_replica_local(ray.util.get_node_ip_address())
         keep_in_serve_log()
         # Whatever started it: a cluster may have had a Serve before that listens on every address.
         check_guarded(recipe, find_proxy_host())
-        self._graph, self._limits = Graph(recipe, fdm, idm), limits
+        self._graph, self._limits, self._votes = Graph(recipe, fdm, idm), limits, votes
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._graph, adds_id=False, limits=self._limits)
+        return build_app(self._graph, adds_id=False, limits=self._limits, votes=self._votes)

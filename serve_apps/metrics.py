@@ -41,6 +41,7 @@ RATE_LIMITED = Metric("wm_rate_limited", "counter", "Requests beyond the limits 
 LIMITS_ALONE = Metric("wm_limits_alone", "counter", "Requests let through while the shared limits did not answer")
 STREAM_ERRORS = Metric("wm_stream_errors", "counter", "Streams that ended in an event `error`", ("code",))
 RETRIES = Metric("wm_replica_retries", "counter", "Requests asked of another replica because one died")
+COMPARISONS = Metric("wm_comparisons", "counter", "Blind comparisons: shown, and choices by kind", ("event",))
 
 # Of the replicas. The stages prepare and encode_image are the ingress's.
 STAGE_SECONDS = Metric("wm_stage_seconds", "histogram", "Time of a stage of a request", ("stage",), SECONDS)

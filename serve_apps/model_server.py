@@ -14,7 +14,7 @@ from serve_apps import metrics
 from serve_apps.adapters import Adapters, list_adapters
 from serve_apps.loopback import keep_replica_local
 from serve_apps.model_thread import ModelThread
-from serve_apps.names import FDM, IDM
+from serve_apps.names import BASELINE, FDM, IDM
 from serve_apps.recipe import ServeRecipe
 from serve_apps.replica_log import keep_in_serve_log
 from serve_apps.results import AdapterEntry, ModelEntry
@@ -22,13 +22,15 @@ from wm.dynamics import Role, find_shared_base, load_role, load_roles
 from wm.errors import InputError
 from wm.files.mirror import shown
 from wm.images import Pixels
-from wm.models import ImageCodec, load_codec
+from wm.models import ImageCodec, load_codec, read_manifest
+from wm.models.manifest import is_adapter
 from wm.models.vlm import UnifiedVLM
 from wm.sampling import ImageEngine, ModelRunner
 
 # An image grows in so many parts at least, where it has as many tokens: requests join, and progress is reported,
 # often enough for an early preview, seldom enough to cost nothing.
 MIN_UPDATES = 16
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Codebook ids (N,) of an image.
 Codes = Sequence[int]
 # Images of a large request that are encoded before others have their turn.
@@ -52,7 +54,7 @@ class ServedModel:
 class ModelServer:
     """A process with the recipe's models for :attr:`TASKS`, and with adapters of their base as they are asked for.
 
-    A model is named ``fdm``, ``idm``, or ``base:NAME`` for an adapter.
+    A model is named ``fdm``, ``idm``, ``baseline``, or ``base:NAME`` for an adapter.
     """
 
     TASKS: ClassVar[tuple[str, ...]]
@@ -66,22 +68,24 @@ class ModelServer:
         self._recipe = recipe
         try:
             base, roles = _load_models(recipe, self.TASKS)
+            if recipe.baseline and FDM in self.TASKS:
+                roles[BASELINE] = _load_baseline(recipe, recipe.baseline, base)
             self._codec = load_codec(folder, device=recipe.device)
         except InputError as error:
             # Whoever starts the server has named URIs, and knows nothing of this node's copies.
             raise InputError(shown(error)) from error
         self._thread = ModelThread()
-        self._own = {task: _serve(role) for task, role in roles.items()}
+        self._own = {name: _serve(role) for name, role in roles.items()}
         self._base = base
         self._adapters = None
         if recipe.adapters and base is not None:
             self._adapters = Adapters(recipe.adapters, base, _serve, recipe.max_adapters)
 
-    def describe(self, task: str) -> ModelEntry:
-        """Describe the recipe's model for a task."""
-        model = self._own[task].vlm
+    def describe(self, name: str) -> ModelEntry:
+        """Describe one of the recipe's own models."""
+        model = self._own[name].vlm
         return {
-            "task": task,
+            "task": IDM if name == IDM else FDM,
             "family": model.family,
             "base": model.base_id,
             "codec": model.codec_id,
@@ -124,7 +128,7 @@ class ModelServer:
 
 def _load_models(recipe: ServeRecipe, tasks: Sequence[str]) -> tuple[Role | None, dict[str, Role]]:
     """Load the recipe's models for ``tasks``, and the bare base that they are adapters of, where they share it."""
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.dtype]
+    dtype = DTYPES[recipe.dtype]
     folders = {FDM: recipe.fdm, IDM: recipe.idm}
     # Adapters are applied as they run over the bare base, the recipe's two as well.
     if recipe.adapters or recipe.base_sharing == "shared":
@@ -134,6 +138,18 @@ def _load_models(recipe: ServeRecipe, tasks: Sequence[str]) -> tuple[Role | None
         both = load_roles(recipe.fdm, recipe.idm, base=recipe.base, device=recipe.device, dtype=dtype)
         return None, {FDM: both.fdm, IDM: both.idm}
     return None, {task: load_role(folders[task], base=recipe.base, device=recipe.device, dtype=dtype) for task in tasks}
+
+
+def _load_baseline(recipe: ServeRecipe, folder: str, base: Role | None) -> Role:
+    """Load the second forward model, over the weights of the shared base where it is that base or an adapter of it."""
+    manifest = read_manifest(folder)
+    is_of_base = base is not None and manifest is not None and manifest.base_id == base.model.base_id
+    if is_of_base and is_adapter(folder):
+        return load_role(folder, base=recipe.base, over=base)
+    if is_of_base and base is not None and manifest is not None and manifest.kind == "base":
+        return base
+    own_base = recipe.base if is_adapter(folder) else None
+    return load_role(folder, base=own_base, device=recipe.device, dtype=DTYPES[recipe.dtype])
 
 
 def _serve(role: Role) -> ServedModel:

@@ -14,7 +14,7 @@ ERRORS = {
     "400": "What was asked is wrong: the message says how",
     "401": "No API key is given, or one that is not known",
     "403": "The API key may not use this model",
-    "404": "There is no such model, or no such example",
+    "404": "There is no such model, example or comparison",
     "408": "The request took longer than the server's time limit",
     "413": "The request is too large",
     "415": "The content type is not supported",

@@ -6,29 +6,20 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from serve_apps.deployment_options import DeploymentOptions, check_options, merge_options
+from serve_apps.deployment_options import SERVER_DEFAULTS, DeploymentOptions, check_options, merge_options
 from serve_apps.middleware.cors import check_origins
-from serve_apps.names import FDM, MAX_GUIDANCE_SCALE
+from serve_apps.names import BASELINE, FDM, IDM, MAX_GUIDANCE_SCALE
 from serve_apps.openai.errors import Limits
 from serve_apps.openai.images import MAX_PIXELS_FACTOR
 from serve_apps.renamed_keys import RENAMED_KEYS
 from wm.config import Recipe
+from wm.files.mirror import uri_of
 from wm.logs import log_format
-from wm.paths import ModelPath, OptionalInputPath, OptionalModelPath
+from wm.paths import ModelPath, OptionalInputPath, OptionalModelPath, OutputPath
 
 # Any other model's name is this and the name of its folder.
 ADAPTER = "base:"
 OTHER_CODEC = "the FDM's image codec is {}, the IDM's {}: they cannot read each other's images"
-SERVER_DEFAULTS: DeploymentOptions = {
-    "max_constructor_retry_count": 2,
-    # Their images grow together, as many as the memory holds; the others wait.
-    "max_ongoing_requests": 16,
-    "max_queued_requests": 64,
-    # A health check decodes a token, in its turn.
-    "health_check_timeout_s": 60.0,
-    "graceful_shutdown_timeout_s": 30.0,
-    "ray_actor_options": {"num_cpus": 1, "num_gpus": 0},
-}
 # Requests at a time beyond those being answered: pages, health checks, and those that are refused as too many.
 REFUSALS = 256
 
@@ -51,6 +42,9 @@ class ServeRecipe(Recipe):
     asked for. fdm and idm are then adapters of that base too, applied as they run; not with base_sharing = merged."""
     max_adapters: int = Field(4, ge=1)
     """Of them in the memory of a replica at a time; the one that was asked for longest ago makes room."""
+    baseline: OptionalModelPath = None
+    """Folder of a second forward model with the same image codec, full or an adapter, served as baseline: to compare
+    with, such as the base as it was or the last round's model. It is in memory beside fdm. None if left out."""
     device: str = "cpu"
     """cpu or cuda."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -99,6 +93,10 @@ class ServeRecipe(Recipe):
     image and action; the first of an image is what a click predicts. They are read once, at the start; clients get
     their middle squares. If left out: those installed with the package where the models are of its toy world, else
     none."""
+    comparisons: OutputPath = ""
+    """File on a disk of the head node, made if it is not there: the playground then compares the predictions of two
+    models blind, and choices are kept there as votes, which `wm study export store=FILE` reads. Of what was compared
+    the action, the models and the seed are kept, no image and nothing about anybody. No comparisons if left out."""
     max_body_bytes: int = Field(20_000_000, ge=1)
     """Size of a request."""
     max_pixels: int = Field(40_000_000, ge=1)
@@ -181,6 +179,13 @@ class ServeRecipe(Recipe):
         check_origins(origins)
         return origins
 
+    @field_validator("comparisons")
+    @classmethod
+    def _check_is_local(cls, path: str) -> str:
+        if uri_of(path) is not None:
+            raise ValueError(f"{uri_of(path)} is in a bucket; SQLite needs a local disk: give a file of the head node")
+        return path
+
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         if self.base_sharing != "separate" and self.idm_server:
@@ -209,6 +214,10 @@ class ServeRecipe(Recipe):
                 "adapters with base_sharing = 'merged': merged weights are of one adapter each; say shared or separate"
             )
         return self
+
+    def model_folders(self) -> dict[str, str]:
+        """Return the folder of each model that the recipe names itself, by the model's name."""
+        return {FDM: self.fdm, IDM: self.idm} | ({BASELINE: self.baseline} if self.baseline else {})
 
     def server_options(self, task: str) -> DeploymentOptions:
         """Return the options of the deployment that does a task, this recipe's before the defaults."""

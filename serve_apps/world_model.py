@@ -1,5 +1,5 @@
-"""The world model as a Ray Serve application: ingress → FDM server → IDM server, and a ledger of the keys' limits where
-there are several ingresses.
+"""The world model as a Ray Serve application: ingress → FDM server → IDM server, a ledger of the keys' limits where
+there are several ingresses, and the owner of the store of votes where models are compared.
 
 ``serve run serve_apps/world_model.yaml``, ``serve run serve_apps.world_model:build fdm=DIR idm=DIR`` or
 ``wm serve fdm=DIR idm=DIR``. Both servers are one deployment where ``base_sharing`` says so.
@@ -12,6 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from ray import serve
 
 from serve_apps.checks import check_models, is_toy
+from serve_apps.comparisons import list_folders
 from serve_apps.deployment_options import DeploymentOptions
 from serve_apps.exposure import check_guarded, find_proxy_host
 from serve_apps.ingress import Ingress
@@ -21,10 +22,15 @@ from wm.files.mirror import uri_of
 from wm.packaged import resolve_packaged
 
 SHIPPED = Path(__file__).with_name("world_model.yaml")
-PATHS = ("fdm", "idm", "base", "adapters", "examples")
+PATHS = ("fdm", "idm", "base", "baseline", "adapters", "examples")
 TOY_EXAMPLES = "nano:images"
 # It adds numbers: every ingress may ask at once.
 LEDGER_OPTIONS: DeploymentOptions = {"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}}
+# Its file is on one disk: of the head node, which every Ray cluster has and marks by this resource.
+VOTES_OPTIONS: DeploymentOptions = {
+    "max_constructor_retry_count": 2,
+    "ray_actor_options": {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
+}
 
 
 def build(args: ServeRecipe) -> serve.Application:
@@ -54,18 +60,24 @@ def bind(args: ServeRecipe, codec_id: str) -> serve.Application:
         # Links stay: Kubernetes leads the file of a Secret through one that is set anew when its keys change, and that
         # leads elsewhere on every node.
         paths["keys"] = str(Path(args.keys).absolute())
+    if args.comparisons:
+        paths["comparisons"] = str(Path(args.comparisons).absolute())
     args = args.model_copy(update=paths)
     ingress = serve.deployment(Ingress, name="Ingress").options(**args.ingress_options())
     # Without the recipe: a new one replaces the ingresses, and what their keys have used stays known.
     limits = None
     if args.shares_limits:
         limits = _deployment("serve_apps.ledger", "LimitsServer", LEDGER_OPTIONS | args.log_options()).bind()
+    votes = None
+    if args.comparisons:
+        keeper = _deployment("serve_apps.comparisons", "ComparisonServer", VOTES_OPTIONS | args.log_options())
+        votes = keeper.bind(args.comparisons, list_folders(args))
     if args.base_sharing != "separate":
         models = _deployment("serve_apps.fdm_server", "WorldModelServer", args.server_options(FDM)).bind(args)
-        return ingress.bind(args, models, models, limits)
+        return ingress.bind(args, models, models, limits, votes)
     fdm = _deployment("serve_apps.fdm_server", "FDMServer", args.server_options(FDM))
     idm = _deployment("serve_apps.idm_server", "IDMServer", args.server_options(IDM)).bind(args)
-    return ingress.bind(args, fdm.bind(args, idm), idm, limits)
+    return ingress.bind(args, fdm.bind(args, idm), idm, limits, votes)
 
 
 def _deployment(module: str, name: str, options: DeploymentOptions) -> serve.Deployment:

@@ -3,13 +3,14 @@ whose answers wm study import takes in.
 
   wm study export study=STUDY format=csv out=votes.csv
   wm study export study=STUDY format=label_studio_tasks out=tasks.json
+  wm study export store=FILE format=csv out=votes.csv      (choices of a playground: wm serve comparisons=FILE)
 """
 
 import json
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wm import cli
 from wm.config import Recipe
@@ -20,6 +21,7 @@ from wm.files.mirror import publish, shown
 from wm.paths import InputPath, OutputPath
 from wm.runs import write_text
 from wm.study.label_studio import LOCAL_FILES, build_annotated_tasks, build_config, build_tasks
+from wm.study.playground import load_playground
 from wm.study.reading import read_study_votes
 from wm.study.study import load_study
 from wm.study.vote_files import to_csv
@@ -31,8 +33,8 @@ CONFIG_SUFFIX: Final = ".xml"
 class StudyExportRecipe(Recipe):
     """What of which study, and where to."""
 
-    study: InputPath
-    """Output folder of wm study make."""
+    study: InputPath = ""
+    """Output folder of wm study make; empty: the choices of a playground, in store."""
     format: Literal["csv", "parquet", "label_studio", "label_studio_tasks"] = "csv"
     """csv, parquet: a row a vote. label_studio: the votes as annotated tasks, which say whose each image is.
     label_studio_tasks: the items as tasks without answers, blind, and beside them a file .xml with the configuration of
@@ -47,6 +49,14 @@ class StudyExportRecipe(Recipe):
     images: str = LOCAL_FILES
     """Of Label Studio's formats: address below which the images are, such as https://host/images/; the default is that
     of Label Studio's local files, with the study's folder as their root."""
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if not (self.study or self.store):
+            raise ValueError("study is missing: expected the output folder of wm study make, or store=FILE alone")
+        if self.format.startswith("label_studio") and not self.study:
+            raise ValueError(f"format = {self.format!r} needs study: a playground keeps no images; give csv or parquet")
+        return self
 
 
 def run(recipe: StudyExportRecipe, *, dry_run: bool = False) -> int:
@@ -69,12 +79,13 @@ def run(recipe: StudyExportRecipe, *, dry_run: bool = False) -> int:
         # Maybe somebody's only copy of votes.
         if path.exists():
             raise InputError(f"out = {shown(path)!r:.300} is there already; choose another name, or remove it")
-    study = load_study(recipe.study)
+    # Blind tasks need no vote: nobody may have voted yet.
+    study = load_study(recipe.study) if recipe.study else load_playground(recipe.store)
     votes: list[Vote] = [] if is_blind else read_study_votes(study, recipe.study, recipe.store).votes
     count = len(study.items) if is_blind else len(votes)
-    what = "tasks" if is_blind else "votes"
+    unit = "tasks" if is_blind else "votes"
     if dry_run:
-        print(f"study export: would write {count:,} {what} to {shown(out)}")
+        print(f"study export: would write {count:,} {unit} to {shown(out)}")
         return count
     # Everything is built before anything is written.
     if recipe.format == "parquet":
@@ -85,8 +96,9 @@ def run(recipe: StudyExportRecipe, *, dry_run: bool = False) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         for path, text in zip(paths, texts, strict=True):
             write_text(path, text)
+            # Of a bucket the copy here is not the output.
             publish(path)
-    print(f"study export: {count:,} {what} in {shown(out)}")
+    print(f"study export: {count:,} {unit} in {shown(out)}")
     if is_blind:
         print(f"  the labelling page's configuration: {shown(paths[1])}; answers come back by wm study import")
     return count
@@ -95,6 +107,7 @@ def run(recipe: StudyExportRecipe, *, dry_run: bool = False) -> int:
 def _build_text(recipe: StudyExportRecipe, votes: list[Vote]) -> str:
     if recipe.format == "csv":
         return to_csv(votes)
+    # Label Studio's two forms: without answers and without names, or with both.
     study = load_study(recipe.study)
     tasks = (
         build_tasks(study, number=recipe.order, images=recipe.images)

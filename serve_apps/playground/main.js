@@ -3,6 +3,7 @@ import { key } from "./api.js";
 import { drawAsking, wireAsking } from "./asking.js";
 import { drawBoard, drawTools, wireBoard } from "./board.js";
 import { mark } from "./candidates.js";
+import { drawComparing, readComparisons, wireComparing } from "./compare.js";
 import { byId, showError } from "./dom.js";
 import { drawShare, openAddress, wireShare } from "./share.js";
 import { drawStart, offerExamples, wireStart } from "./start.js";
@@ -19,6 +20,7 @@ function drawModels() {
 async function greet() {
   try {
     await readModels();
+    await readComparisons();
     await offerExamples();
   } catch (error) {
     showError(error.message);
@@ -40,8 +42,8 @@ function wireKey() {
   showStatus();
 }
 
-for (const draw of [drawStart, drawModels, drawStep, mark, drawBoard, drawTools, drawAsking, drawShare]) watch(draw);
-for (const wire of [wireKey, wireStart, wireStep, wireBoard, wireAsking, wireShare]) wire();
+for (const draw of [drawStart, drawModels, drawStep, mark, drawComparing, drawBoard, drawTools, drawAsking, drawShare]) watch(draw);
+for (const wire of [wireKey, wireStart, wireStep, wireComparing, wireBoard, wireAsking, wireShare]) wire();
 byId("error-close").addEventListener("click", () => showError(""));
 await openAddress();
 document.documentElement.dataset.ready = "yes";

@@ -1,6 +1,7 @@
 // The current frame, and the form that asks for the next.
 import { byId, el, imageElement, number, percent, say } from "./dom.js";
 import { drawCandidates, drawProgress, drawSteps, empty } from "./candidates.js";
+import { compare, isComparing } from "./compare.js";
 import { SETTINGS } from "./link.js";
 import { predict, rollout } from "./predict.js";
 import { changed, frame, modelsFor, nameOf, state, work } from "./state.js";
@@ -28,6 +29,11 @@ async function go(signal) {
   const actions = actionsTyped(), now = frame(), chosen = settings(actions.length > 1);
   if (!actions.length) throw new Error("Type an action first: what should happen in the image?");
   if (!now.image) throw new Error("This step is not replayed yet: replay the storyboard, or continue from another step.");
+  if (isComparing()) {
+    if (actions.length > 1) throw new Error("One action at a time is compared: leave the others out.");
+    await goCompare(now, actions[0], chosen, signal);
+    return;
+  }
   if (!byId("model").hidden && byId("model").value) chosen.model = byId("model").value;
   if (actions.length > 1) await goMany(now, actions, chosen, signal);
   else await goOne(now, actions[0], chosen, signal);
@@ -42,6 +48,12 @@ async function goOne(now, action, chosen, signal) {
     const via = { kind: "edit", seed: answer.seed, best_of: answer.best_of, model: answer.model, settings: onlySettings(chosen) };
     drawCandidates(now.id, action, answer, via, (performance.now() - start) / 1000);
   } catch (error) { empty(); throw error; }
+}
+
+// The action stays in its box: it may be compared again.
+async function goCompare(now, action, chosen, signal) {
+  empty();
+  try { await compare(now.image, action, chosen, signal); } catch (error) { empty(); throw error; }
 }
 
 async function goMany(now, actions, chosen, signal) {
@@ -62,7 +74,7 @@ async function goMany(now, actions, chosen, signal) {
 
 function drawButton() {
   const count = actionsTyped().length;
-  byId("go").textContent = count > 1 ? `Roll out ${count} actions` : "Predict";
+  byId("go").textContent = isComparing() ? "Compare" : count > 1 ? `Roll out ${count} actions` : "Predict";
 }
 
 // As if typed and sent: what is predicted is seen in the box while it is.
@@ -101,7 +113,8 @@ export function drawStep() {
   byId("go").hidden = state.busy !== null;
   byId("stop").hidden = state.busy === null;
   const models = modelsFor("fdm");
-  byId("model-field").hidden = byId("model").hidden = models.length < 2;
+  byId("model-field").hidden = byId("model").hidden = models.length < 2 || isComparing();
+  drawButton();
   if (byId("model").options.length !== models.length) {
     byId("model").replaceChildren(...models.map(({ id }) => el("option", { value: id, text: id })));
   }

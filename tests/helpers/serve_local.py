@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from serve_apps.comparisons import ComparisonServer, list_folders
 from serve_apps.fdm_server import FDMServer, WorldModelServer
 from serve_apps.graph import Graph
 from serve_apps.idm_server import IDMServer
@@ -57,4 +58,5 @@ def local_graph(recipe: ServeRecipe) -> Graph:
 
 
 def local_app(recipe: ServeRecipe) -> FastAPI:
-    return build_app(local_graph(recipe))
+    votes = LocalHandle(ComparisonServer(recipe.comparisons, list_folders(recipe))) if recipe.comparisons else None
+    return build_app(local_graph(recipe), votes=votes)

@@ -10,19 +10,32 @@ import pytest
 from PIL import Image, ImageSequence
 
 from serve_apps.recipe import ServeRecipe
+from tests.helpers.models_reference import lively
 from tests.helpers.playground_pages import NOISE, act, frames, pixels_of, start
 from tests.helpers.playground_server import served
 from tests.helpers.serve_local import local_app
 from wm.images import encode_png
+from wm.models import load_model, save_model
+from wm.study.playground import STUDY_ID
+from wm.study.store import VoteStore
 
 
 @pytest.fixture(scope="module")
-def url(tiny_base, tmp_path_factory):
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("store") / "votes.sqlite"
+
+
+@pytest.fixture(scope="module")
+def url(tiny_base, tmp_path_factory, store):
     folder = tmp_path_factory.mktemp("examples")
+    save_model(lively(load_model(tiny_base), seed=9), store.parent / "other", task="fdm")
     (folder / "a_cup.png").write_bytes(encode_png(np.full((40, 40, 3), 77, np.uint8)))
     (folder / "noise.png").write_bytes(encode_png(NOISE))
     (folder / "actions.json").write_text(json.dumps({"a_cup.png": ["move the cup", "take the cup"]}))
-    recipe = ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), examples=str(folder), num_candidates=4, max_best_of=8)
+    recipe = ServeRecipe(
+        fdm=str(tiny_base), idm=str(tiny_base), examples=str(folder), num_candidates=4, max_best_of=8,
+        baseline=str(store.parent / "other"), comparisons=str(store),
+    )  # fmt: skip
     with served(local_app(recipe)) as address:
         yield address
 
@@ -207,3 +220,37 @@ def test_an_example_is_one_click_from_its_candidates(page, url):
     page.wait("document.querySelectorAll('.card').length === 0 && !document.querySelector('#work').hidden")
     assert page.do("document.activeElement.id") == "action" and page.do("document.querySelector('.chip')") is None
     assert np.array_equal(pixels_of(frames(page)[0][1]), NOISE)
+
+
+def test_two_models_are_compared_blind_by_the_keyboard(page, url, store, tmp_path):
+    start(page, url, tmp_path)
+    page.click("#mode-compare")
+    page.type("#action", "push")
+    page.press("Enter")
+    told = []
+    for key in ("ArrowLeft", "0", "ArrowRight"):
+        page.wait("document.querySelector('.versus') && document.querySelector('#stop').hidden")
+        shown = page.do("[...document.querySelectorAll('.versus img')].map((node) => node.src)")
+        assert not any(name in page.text("#found") + page.text("#status") for name in ("fdm", "baseline"))
+        page.press(key)
+        page.wait("document.querySelector('.tally') && document.querySelector('#stop').hidden")
+        names = page.do("[...document.querySelectorAll('.versus figcaption b')].map((node) => node.textContent)")
+        seed = page.text("#found").partition("Seed ")[2].partition(",")[0]
+        body = {"prompt": "push", "images": [{"image_url": as_url(NOISE)}], "seed": int(seed)}
+        images = [ask(url, "images/edits", body | {"model": name})["data"][0]["b64_json"] for name in names]
+        assert shown == [f"data:image/png;base64,{image}" for image in images]
+        told.append((tuple(names), {"ArrowLeft": names[0], "0": None, "ArrowRight": names[1]}[key]))
+        page.press("Enter")  # Next has the focus
+    page.wait("document.querySelector('.versus') && !document.querySelector('.tally')")
+    with VoteStore(store, read_only=True) as votes:
+        stored = votes.list_votes(STUDY_ID)
+    assert [(vote.systems, vote.best) for vote in stored] == told
+    assert len({vote.participant for vote in stored}) == 1 and page.do("sessionStorage.length") == 1
+    # On a narrow phone too; and two equal models are refused.
+    page.shape(320, 800, phone=True)
+    assert page.do("document.documentElement.scrollWidth") == 320
+    page.do("document.querySelector('#step details').open = true")
+    page.do("for (const end of ['first', 'second']) document.querySelector(`#compare-${end}`).value = 'fdm'")
+    page.click("#go")
+    page.wait("!document.querySelector('#error').hidden")
+    assert "Choose two different models" in page.text("#error")

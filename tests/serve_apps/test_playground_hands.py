@@ -176,6 +176,7 @@ def test_the_keyboard_is_enough(page, scripted_url, tmp_path):
     start(page, scripted_url, tmp_path)
     focus = "document.activeElement"
     assert page.do(f"{focus}.id") == "action"
+    assert page.do("document.querySelector('#mode').hidden"), "a server that compares nothing offers nothing"
     page.send("Input.insertText", text="cups")
     page.press("Enter")
     page.wait("document.querySelector('.card')")
