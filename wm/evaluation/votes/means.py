@@ -102,7 +102,7 @@ def _resample(scores_PIS: Floats, groups: list[list[int]], seed: int, num_resamp
 
 
 def _draw(rng: np.random.Generator, count: int, size: int) -> Floats:
-    """Sample how often each of ``count`` units is drawn with replacement: (R, count)."""
+    """Sample how often each of ``count`` units occurs in a resample with replacement: (R, count)."""
     return rng.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
 
 

@@ -76,9 +76,11 @@ def choose_kind(votes: Iterable[Vote], kind: Kind | None) -> Kind:
     Raises:
         InputError: There is no vote of the kind, or there are both and none was asked for.
     """
+    # Counted, so that a message can say how many of each there are.
     sizes = dict.fromkeys(KINDS, 0)
     for vote in votes:
         sizes[kind_of(vote)] += 1
+    # What was asked for need only be there.
     present = [name for name in KINDS if sizes[name]]
     if kind is not None:
         if not sizes[kind]:
@@ -122,8 +124,7 @@ def select_votes(
         failed_checks: What is done with participants who failed an attention check.
         incomplete: What is done with participants who have not voted on all items.
         fast_s: Votes given in less time, s, are counted as too fast; they stay.
-        shows_all: Whether every participant is asked about all items; False: about items of their own, as in a
-            playground, of which each is complete.
+        shows_all: Whether every participant is asked about all items; False: each about items of their own.
 
     Returns:
         The votes, and what every participant did.
@@ -145,12 +146,12 @@ def select_votes(
                 f"a vote of {vote.stored_at} is on item {vote.item_id!r:.40}, which the study does not have"
             )
         by_code.setdefault(vote.participant, []).append(vote)
+    # Each participant is kept or left out with all votes: half a person's taste would be another one's.
     counted: list[Vote] = []
     participants: list[Participation] = []
     left_out: dict[str, int] = defaultdict(int)
     for number, cast_votes in enumerate(by_code.values(), start=1):
-        expected = len(known_ids) if shows_all else len(cast_votes)
-        person = _describe(f"P{number}", cast_votes, expected, fast_s)
+        person = _describe(f"P{number}", cast_votes, len(known_ids if shows_all else cast_votes), fast_s)
         reason = _find_reason(person, failed_checks, incomplete)
         participants.append(replace(person, left_out=reason))
         scored = [replace(vote, participant=person.name) for vote in cast_votes if not vote.is_check]
@@ -158,6 +159,7 @@ def select_votes(
             left_out[reason] += len(scored)
         else:
             counted += scored
+    # No figure is better than one over nothing.
     if not counted:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "no item was voted on"
         raise InputError(f"no vote is left to count: {reasons}")
@@ -166,6 +168,7 @@ def select_votes(
 
 def _describe(name: str, votes: Sequence[Vote], expected: int, fast_s: float) -> Participation:
     scored = [vote for vote in votes if not vote.is_check]
+    # Checks are answered like items, and count apart.
     checks = [vote for vote in votes if vote.is_check]
     return Participation(
         name=name,
@@ -180,6 +183,7 @@ def _describe(name: str, votes: Sequence[Vote], expected: int, fast_s: float) ->
 
 def _find_reason(person: Participation, failed_checks: Rule, incomplete: Rule) -> str:
     """Say why a participant's votes do not count; empty where they do."""
+    # The graver reason first, where both apply.
     if failed_checks == "leave_out" and person.failed_checks:
         return "failed an attention check"
     if incomplete == "leave_out" and not person.is_complete:

@@ -82,6 +82,7 @@ def _list_subsets(layout: Layout, study: StudyFigures | None) -> list[str]:
 def _vote_cell(layout: Layout, study: StudyFigures | None, subset: str, label: str) -> Cell:
     if study is None:
         return Cell(absent=_explain_no_study(layout))
+    # Three ways of being empty, each with another command.
     figure: VoteFigure | None = study["table"][ALL if subset == AVERAGE else subset].get(label)
     folder = shlex.quote(str(layout.sources.of(STUDY_STAGE)[0].recipe("study", "STUDY")))
     if figure is None:
@@ -101,6 +102,7 @@ def _vote_cell(layout: Layout, study: StudyFigures | None, subset: str, label: s
 
 def _explain_no_study(layout: Layout) -> Absent:
     """Say which commands make a study of the paper's systems, from the prediction sets that are there."""
+    # Sets that are there by their folders, the others by a word to be replaced.
     labels = [layout.sources.label(system) for system in _VOTED]
     predicted = layout.sources.predicted_in
     folders = list(dict.fromkeys(predicted.get(label, "PREDICTIONS") for label in labels))
@@ -222,6 +224,7 @@ def _compare_judges(layout: Layout, study: StudyFigures | None) -> tuple[str, ..
         return ()
     if study["judge"] is None:
         return ("Votes and judge are not compared: wm study report with judge=JUDGED does it.",)
+    # Over single votes first, as arXiv v3 has it.
     judge, same = study["judge"], study["judge"]["same_best"]
     mark = "Simulated votes" if _is_simulated(study) else "Votes"
     texts = [
