@@ -206,7 +206,7 @@ class _Server:
         path = await run_in_threadpool(self._session.find_image, tag, name)
         if path is None:
             return error_response("There is no such image.", "unknown", 404)
-        # Disks may be slow; other people's requests do not wait for this one.
+        # Disks may be slow; other requests do not wait for this one.
         content = await run_in_threadpool(path.read_bytes)
         return Response(content, media_type=MEDIA_TYPES[path.suffix.lower().lstrip(".")], headers=_IMAGE_CACHE)
 

@@ -220,7 +220,7 @@ class VoteStore:
         query = f"SELECT study_id, item_id, created_at, context FROM playground_items WHERE study_id = ? {condition}"
         with self._lock:
             rows = select(self._connection, query, study_id, *values)
-        return [PlaygroundItem(*row[:-1], context=json.loads(row[-1])) for row in rows]
+        return [PlaygroundItem(study, name, time, json.loads(context)) for study, name, time, context in rows]
 
     def _insert_participant(self, study_id: str, code: str, joined_at: str, origin: str) -> Participant:
         # Numbers of people who have withdrawn are not given again: orders of items and systems belong to them.
