@@ -64,6 +64,7 @@ class StudyFacts:
         items: Those that count, without attention checks.
         num_planned: Participants that were planned; 0: any number.
         num_withdrawn: Participants who have withdrawn, of whom nothing is known any more.
+        shows_all: Whether every participant is asked about all items; False: each about items of their own.
     """
 
     study_id: str
@@ -72,6 +73,7 @@ class StudyFacts:
     items: tuple[VotedItem, ...]
     num_planned: int = 0
     num_withdrawn: int = 0
+    shows_all: bool = True
 
 
 def build_figures(
@@ -108,6 +110,10 @@ def build_figures(
     _check_reference(reference, facts.systems)
     votes = build_array(counted.votes, facts.systems, facts.items)
     table = _build_table(votes, reference, seed, num_resamples)
+    if not facts.shows_all:
+        # Nobody is expected to vote on what others were shown.
+        for figure in (figure for row in table.values() for figure in row.values()):
+            figure["expected"] = figure["votes"]
     return StudyFigures(
         format=FORMAT,
         title=facts.title,

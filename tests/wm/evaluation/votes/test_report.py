@@ -13,6 +13,7 @@ from wm.evaluation.votes.arrays import build_array
 from wm.evaluation.votes.formats import to_csv, to_markdown, to_text
 from wm.evaluation.votes.judged import JudgeScores
 from wm.evaluation.votes.means import compute_means
+from wm.evaluation.votes.page import Chart, render_page
 from wm.evaluation.votes.report import StudyFacts, build_figures
 from wm.evaluation.votes.selection import select_votes
 
@@ -153,5 +154,7 @@ def test_nothing_of_a_hostile_title_is_markup():
     assert to_text(figures).splitlines()[0] == "Which is <best>? (simulated votes)"
     lines = to_csv(figures).splitlines()
     assert len(lines) == 1 + 6 * 4 and lines[1].startswith("simulated,magicbrush,GoT,C-FDM,")
+    page = render_page(figures, [Chart("votes", "x", b"<svg/>")] * 3)
+    assert page.count("simulated votes") == 2 and "Which is &lt;best&gt;?" in page and "<script" not in page
     # JSON has no NaN, which other programs do not read.
     json.dumps(figures, allow_nan=False)
