@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.paper.figures import FIGURES
 from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.paper.sources import REFERENCES
 from wm.evaluation.paper.systems import SYSTEMS
 from wm.evaluation.paper.tables import TABLES
+from wm.evaluation.subsets import SubsetColumn
 from wm.names import hint_nearest, quote_names
 from wm.paths import INPUT, InputPath, OutputPath
 

@@ -12,9 +12,9 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.evaluation.bench_rows import BenchRow, read_bench_rows
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.predictions import check_systems, list_predictions
 from wm.evaluation.rows import check_label
+from wm.evaluation.subsets import SubsetColumn
 from wm.files.mirror import shown
 from wm.paths import INPUT, InputPath, OptionalInputPath, OutputPath
 from wm.runs import Run, RunRecord, digest_of, read_run

@@ -135,6 +135,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _preview(recipe: StudyServeRecipe, study: Study, store_path: Path, keys: Sequence[str]) -> None:
     """Say what would be served; the store is opened as it is, and none is made."""
+    # Opening it for writing would make it, and switch its journal.
     state = "a new store"
     if store_path.exists():
         with VoteStore(store_path, read_only=True) as store:
@@ -156,8 +157,9 @@ def _print_welcome(recipe: StudyServeRecipe, study: Study, store: VoteStore, key
 def _link(recipe: StudyServeRecipe, keys: Sequence[str]) -> str:
     host = recipe.host
     # All addresses: people on other machines need this one's name.
-    if host in ("0.0.0.0", "::"):
+    if host in ("", "0.0.0.0", "::"):
         host = socket.getfqdn()
+    # An IPv6 address has colons of its own.
     host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{recipe.port}/" + (f"#{keys[0]}" if keys else "")
 
@@ -186,6 +188,7 @@ def _serve(session: StudySession, keys: tuple[str, ...], listener: socket.socket
         finally:
             task.cancel()
 
+    # With keys, a proxy or tunnel in front has a name of its own.
     app = build_app(session, keys=keys, is_local=not keys, lifespan=report)
     # Who asked for what, and from where, is not written down. A page that is open keeps no stop from ending.
     config = uvicorn.Config(

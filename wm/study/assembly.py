@@ -14,8 +14,8 @@ import numpy as np
 
 from wm.errors import InputError
 from wm.evaluation.bench_rows import BenchRow
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.predictions import read_image_bytes
+from wm.evaluation.subsets import SubsetColumn
 from wm.files.mirror import shown
 from wm.images import Pixels, decode_image
 from wm.study.design import Design, SystemChoice

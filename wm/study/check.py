@@ -29,6 +29,7 @@ def check_images(study: Study, folder: Path) -> None:
     """
     if not study.items or len(study.systems) < 2:
         raise InputError(f"{folder / STUDY_FILE}: expected items of two or more systems")
+    # All of them, which takes seconds: a broken image would be met by a participant in the middle of the study.
     formats = {}
     for item in study.items:
         if len(item.candidates) < 2:

@@ -13,6 +13,7 @@ _GROUP: Final = 4
 
 def make_code() -> str:
     """Return a new code, three groups of four letters such as ``BCDF-HJKM-NPRT``."""
+    # Not from a seed: whoever has study.json must not be able to compute the codes.
     return _to_groups("".join(secrets.choice(LETTERS) for _ in range(NUM_LETTERS)))
 
 

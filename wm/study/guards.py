@@ -65,6 +65,7 @@ class HeadersMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Set, not added: a header that is there twice may be read either way.
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
@@ -93,6 +94,7 @@ class HostMiddleware:
 
 
 def _names_this_machine(host: str) -> bool:
+    # The port is not looked at: a tunnel may have another one.
     try:
         return is_loopback(urlsplit(f"//{host}").hostname or "")
     except ValueError:  # brackets without an address in them

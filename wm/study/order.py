@@ -1,7 +1,7 @@
 """Order the items of a study, and the systems of each item, for one participant.
 
-Every order follows from the study's seed and secret and the participant's number, so that a page that is loaded again is
-the same. Not known here: pages, votes.
+Every order follows from the study's seed and secret and the participant's number: a page that is loaded again is the
+same. Not known here: pages, votes.
 """
 
 import hashlib

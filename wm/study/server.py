@@ -134,6 +134,7 @@ class _Server:
 
     def __init__(self, session: StudySession, keys: tuple[str, ...]) -> None:
         self._session, self._keys, self._guesses = session, keys, Guesses()
+        # Read once: these names and no others can be asked for, whatever a path looks like.
         self._assets = {
             file.name: _Asset(file.read_bytes(), MEDIA_TYPES[file.name.rpartition(".")[2]])
             for file in (files("wm.study") / "web").iterdir()
@@ -205,6 +206,7 @@ class _Server:
         path = await run_in_threadpool(self._session.find_image, tag, name)
         if path is None:
             return error_response("There is no such image.", "unknown", 404)
+        # Disks may be slow; other requests do not wait for this one.
         content = await run_in_threadpool(path.read_bytes)
         return Response(content, media_type=MEDIA_TYPES[path.suffix.lower().lstrip(".")], headers=_IMAGE_CACHE)
 
@@ -217,6 +219,7 @@ class _Server:
     def _check_key(self, request: Request) -> None:
         if not self._keys:
             return
+        # Who has guessed too often is not even answered whether the next one is right.
         address = _address(request)
         self._guesses.check(address)
         scheme, _, key = request.headers.get("authorization", "").partition(" ")

@@ -128,6 +128,7 @@ class StudySession:
         if not (0 <= best < len(systems) and 0 <= worst < len(systems)):
             raise RefusedError("Please choose a best and a worst model among those shown.")
         item = items[item_id]
+        # A clock that jumped must not cost the vote: its time is brought within bounds.
         choice = Vote(
             study_id=self.study.study_id,
             participant=participant.code,
@@ -169,6 +170,7 @@ class StudySession:
             # After a restart, or another server of this store gave it out.
             people = self.store.list_participants(self.study.study_id)
             self._by_tag = {self._opaque("tag", person.code): person for person in people}
+        # Names of another participant are not found under this tag.
         participant = self._by_tag.get(tag)
         file = self._files_of(participant).get(name) if participant else None
         return self._images / file if file else None
@@ -180,6 +182,7 @@ class StudySession:
     def _question(self, participant: Participant, item: StudyItem) -> Question:
         names = self._image_names(participant, item)
         tag = self._opaque("tag", participant.code)
+        # Relative, so that a proxy may serve the study below a path of its own.
         source, *candidates = [f"images/{tag}/{name}" for name in names]
         return Question(item_id=item.item_id, action=item.action, source=source, candidates=candidates)
 

@@ -72,6 +72,7 @@ class VoteStore:
             RefusedError: The study has that many already, or the disk is full.
         """
         with self._lock, transaction(self._connection):
+            # In the same transaction as the insertion, so that two who come at once do not share the last seat.
             if limit is not None and len(self.list_participants(study_id)) >= limit:
                 raise RefusedError("This study has all the participants it needs: thank you for your interest.", "full")
             return self._insert_participant(study_id, make_code(), now_utc(), origin)
@@ -122,6 +123,7 @@ class VoteStore:
         Raises:
             RefusedError: One of them cannot be stored, as in :meth:`add_vote`.
         """
+        # Before anything is written: a bad vote is found without an undo.
         for vote in votes:
             check_choice(vote)
         with self._lock, transaction(self._connection):
@@ -192,6 +194,7 @@ class VoteStore:
             RefusedError: The disk is full.
         """
         item = PlaygroundItem(study_id, secrets.token_hex(8), now_utc(), dict(context))
+        # Written before the transaction begins: what JSON cannot hold is the caller's mistake.
         text = json.dumps(item.context, ensure_ascii=False, sort_keys=True, allow_nan=False)
         with self._lock, transaction(self._connection):
             values = (item.study_id, item.item_id, item.created_at, text)
@@ -204,6 +207,7 @@ class VoteStore:
         Raises:
             RefusedError: The study has none of this name.
         """
+        # One at most: names are unique within a study.
         for item in self._select_items(study_id, "AND item_id = ?", item_id):
             return item
         raise RefusedError("This comparison is not known here: please make a new one.", "unknown")
@@ -216,7 +220,7 @@ class VoteStore:
         query = f"SELECT study_id, item_id, created_at, context FROM playground_items WHERE study_id = ? {condition}"
         with self._lock:
             rows = select(self._connection, query, study_id, *values)
-        return [PlaygroundItem(*row[:-1], context=json.loads(row[-1])) for row in rows]
+        return [PlaygroundItem(study, name, time, json.loads(context)) for study, name, time, context in rows]
 
     def _insert_participant(self, study_id: str, code: str, joined_at: str, origin: str) -> Participant:
         # Numbers of people who have withdrawn are not given again: orders of items and systems belong to them.
