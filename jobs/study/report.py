@@ -31,7 +31,7 @@ from wm.evaluation.votes.tables import VOTES_FILE, write_votes
 from wm.files.atomic import replace_file
 from wm.paths import InputPath, OutputPath
 from wm.runs import Run, RunRecord, digest_of, read_run, write_json, write_text
-from wm.study.playground import load_playground
+from wm.study.playground import STUDY_ID, load_playground
 from wm.study.reading import read_study_votes
 from wm.study.study import load_study
 
@@ -94,7 +94,8 @@ def run(recipe: StudyReportRecipe, *, dry_run: bool = False) -> RunRecord:
     votes, joined = read_study_votes(study, recipe.study, recipe.store)
     digests = {"votes": _digest(votes)} | ({"study": digest_of(recipe.study)} if recipe.study else {})
     digests |= {"judge": digest_of(recipe.judge)} if recipe.judge else {}
-    stage = Run(recipe.out, STAGE, recipe, digests)
+    # Under another name: the paper's tables must not take choices about images that people picked for its study.
+    stage = Run(recipe.out, STAGE if recipe.study else STUDY_ID, recipe, digests)
     is_complete = stage.is_complete()
     # 2. The figures.
     items = [item for item in study.items if not item.is_check]
