@@ -109,11 +109,7 @@ def build_figures(
     """
     _check_reference(reference, facts.systems)
     votes = build_array(counted.votes, facts.systems, facts.items)
-    table = _build_table(votes, reference, seed, num_resamples)
-    if not facts.shows_all:
-        # Nobody is expected to vote on what others were shown.
-        for figure in (figure for row in table.values() for figure in row.values()):
-            figure["expected"] = figure["votes"]
+    table = _build_table(votes, reference, seed, num_resamples, shows_all=facts.shows_all)
     return StudyFigures(
         format=FORMAT,
         title=facts.title,
@@ -150,7 +146,9 @@ def _check_reference(reference: str, systems: Sequence[str]) -> None:
         )
 
 
-def _build_table(votes: VoteArray, reference: str, seed: int, num_resamples: int) -> dict[str, dict[str, VoteFigure]]:
+def _build_table(
+    votes: VoteArray, reference: str, seed: int, num_resamples: int, *, shows_all: bool
+) -> dict[str, dict[str, VoteFigure]]:
     """Compute means, intervals and tests of every row and system."""
     reference_index = votes.systems.index(reference)
     differences_PIS = votes.scores - votes.scores[:, :, reference_index, None]
@@ -176,7 +174,8 @@ def _build_table(votes: VoteArray, reference: str, seed: int, num_resamples: int
                 ci_low=_or_none(means.low[row, column]),
                 ci_high=_or_none(means.high[row, column]),
                 votes=int(means.counts[row, column]),
-                expected=len(votes.participants) * len(items),
+                # Nobody is expected to vote on what only others were shown.
+                expected=len(votes.participants) * len(items) if shows_all else int(means.counts[row, column]),
                 difference=None if column == reference_index else _or_none(means.means[row, other]),
                 difference_low=None if column == reference_index else _or_none(means.low[row, other]),
                 difference_high=None if column == reference_index else _or_none(means.high[row, other]),

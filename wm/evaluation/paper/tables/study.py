@@ -105,6 +105,7 @@ def _explain_no_study(layout: Layout) -> Absent:
     # Sets that are there by their folders, the others by a word to be replaced.
     labels = [layout.sources.label(system) for system in _VOTED]
     reference = shlex.quote(labels[-1])
+    # Somebody is half way there.
     for source in layout.sources.of(MAKING_STAGE):
         folder = shlex.quote(str(source.folder))
         command = f"wm study report study={folder} reference={reference} out=VOTED"
