@@ -46,7 +46,8 @@ METHOD = (
     "†: differs from the reference by Wilcoxon's signed-rank test over pairs of participant and item: two-sided, zero "
     "differences dropped, normal approximation with correction for ties, p < .05, not corrected for several tests. "
     "Votes on one item are not independent; the test over items, votes averaged first, does not need them to be.",
-    "Intervals (95 %): the pigeonhole bootstrap, which resamples participants and, within each subset, items.",
+    "Intervals (95 %): the pigeonhole bootstrap, which resamples participants and, within each subset, items; its "
+    "percentiles are expanded for few units.",
     "Win rates: share of items on which the mean vote of the row's system is the higher one; by votes: share of single "
     "votes. Ties are for neither and are given apart.",
 )
