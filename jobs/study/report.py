@@ -144,6 +144,7 @@ def _compute(recipe: StudyReportRecipe, study: Study, stored: StoredVotes) -> tu
             items=tuple(VotedItem(item.item_id, item.triplet_id, item.subset) for item in items),
             num_planned=study.num_participants,
             num_withdrawn=stored.num_withdrawn,
+            shows_all=bool(recipe.study),
         ),
         counted,
         reference=recipe.reference or (PAPER_REFERENCE if recipe.study else study.systems[0]),

@@ -32,8 +32,8 @@ class ComparisonRequest(ApiRequest):
     """How many candidates of each model to sample and verify; the best of each is shown. The server's num_candidates if
     left out."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    """Of both predictions; a random one, which the answer to the choice has, if left out. Who knows the seed can make each
-    prediction again, and is not blind."""
+    """Of both predictions; a random one, which the answer to the choice has, if left out. Who knows the seed can make
+    each prediction again, and is not blind."""
     participant: str | None = Field(None, max_length=64)
     """Code that an earlier comparison gave to this person; somebody new if left out."""
 

@@ -169,11 +169,11 @@ def iterate_answers(study: Study, values: object, where: str) -> Iterator[Row]:
             yield _read_annotation(study, data if isinstance(data, dict) else {}, annotation, where_inside)
 
 
-def _read_annotation(study: Study, data: Json, annotation: object, place: str) -> Row:
+def _read_annotation(study: Study, data: Json, annotation: object, row_name: str) -> Row:
     try:
-        return Row(place, _to_answer(study, data, annotation))
+        return Row(row_name, _to_answer(study, data, annotation))
     except NoVoteError as error:
-        return Row(place, reason=error.reason, detail=error.detail)
+        return Row(row_name, reason=error.reason, detail=error.detail)
 
 
 def _to_answer(study: Study, data: Json, annotation: object) -> Answer:

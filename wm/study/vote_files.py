@@ -111,6 +111,7 @@ def _read_systems(text: str) -> tuple[str, ...] | None:
         names = json.loads(text)
     except (ValueError, RecursionError):
         return None
+    # Another form would be split into letters.
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return tuple(names) if is_list else None
 

@@ -89,6 +89,7 @@ def build_array(votes: Sequence[Vote], systems: Sequence[str], items: Sequence[V
                 raise InputError(f"a vote on item {vote.item_id} names {system!r:.60}, which the study does not have")
             scores_PIS[row, column, positions[system]] = vote.score(system)
         best_PI[row, column] = len(positions) if vote.best is None else positions[vote.best]
+    # Subsets without a vote keep their row.
     return VoteArray(
         systems=tuple(systems),
         participants=tuple(participants),

@@ -81,7 +81,7 @@ def _draw_panel(axes: "Axes", table: Mapping[str, VoteFigure], systems: Sequence
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", color="#E8EAEC", linewidth=0.7)
     axes.axvline(0, color=GREY, linewidth=0.9, linestyle=(0, (3, 3)))
-    axes.set_yticks(range(len(systems)), [wrap(system, _NAME_LETTERS, 1) for system in systems])
+    axes.set_yticks(range(len(systems)), [wrap(system, _NAME_LETTERS, 2) for system in systems])
     axes.tick_params(axis="y", length=0, labelsize=TEXT_PT)
     axes.set_ylim(len(systems) - 0.4, -0.6)
     for level, system in enumerate(systems):
@@ -98,7 +98,7 @@ def _draw_panel(axes: "Axes", table: Mapping[str, VoteFigure], systems: Sequence
         text = format_number(figure["mean"], signed=True) + ("†" if figure["is_different"] else "")
         axes.annotate(
             text, (figure["mean"], level), (0, 5), textcoords="offset points", ha="center", fontsize=SMALL_PT - 0.5,
-            color="#1C2024",
+            color="#1C2024", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def _draw_map(axes: "Axes", wins: WinFigures, systems: Sequence[str]) -> None:
     ties = np.array([[wins["ties"][row][column] for column in systems] for row in systems], dtype=np.float64)
     # Half of the ties to each, for the colour alone: ½ is then in the middle.
     axes.imshow(values + ties / 2, cmap=_COLOUR_MAP, vmin=0, vmax=1, alpha=0.85)
-    names = [wrap(system, _NAME_LETTERS, 1) for system in systems]
+    names = [wrap(system, _NAME_LETTERS, 2) for system in systems]
     axes.set_xticks(range(len(systems)), names, fontsize=SMALL_PT, rotation=30 if max(map(len, names)) > 7 else 0)
     axes.set_yticks(range(len(systems)), names, fontsize=SMALL_PT)
     axes.tick_params(length=0)

@@ -27,7 +27,7 @@ def describe(figures: StudyFigures) -> list[str]:
     texts = []
     if figures["kind"] == "simulated":
         texts.append("Simulated votes: no person was asked. The figures show that the study works, and nothing else.")
-    texts.append(f"{votes:,} votes of {len(counted):,} participants on {items:,} items.")
+    texts.append(f"{_count(votes, 'vote')} of {_count(len(counted), 'participant')} on {_count(items, 'item')}.")
     # A mean that is absent is below all others.
     best = max(figures["systems"], key=lambda system: figures["table"][ALL][system]["mean"] or -2.0)
     mean = figures["table"][ALL][best]["mean"]
@@ -111,7 +111,7 @@ def _list_participation(figures: StudyFigures) -> list[str]:
     # What was decided is said with the names, whatever it was.
     effects = {"keep": "their votes count", "leave_out": "their votes are left out"}
     planned = f" of {figures['num_planned']:,} planned" if figures["num_planned"] else ""
-    texts = [f"{len(people):,} participants joined{planned}."]
+    texts = [f"{_count(len(people), 'participant')} joined{planned}."]
     if figures["num_withdrawn"]:
         texts.append(f"{figures['num_withdrawn']:,} more have withdrawn: their votes are in no figure.")
     incomplete = [
@@ -136,6 +136,10 @@ def _list_participation(figures: StudyFigures) -> list[str]:
 
 def _alpha_text(alpha: AlphaFigure) -> str:
     return f"{DASH} ({alpha['absent']})" if alpha["value"] is None else format_number(alpha["value"])
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number:,} {unit}{'' if number == 1 else 's'}"
 
 
 def _join(names: Sequence[str]) -> str:

@@ -46,7 +46,8 @@ METHOD = (
     "†: differs from the reference by Wilcoxon's signed-rank test over pairs of participant and item: two-sided, zero "
     "differences dropped, normal approximation with correction for ties, p < .05, not corrected for several tests. "
     "Votes on one item are not independent; the test over items, votes averaged first, does not need them to be.",
-    "Intervals (95 %): the pigeonhole bootstrap, which resamples participants and, within each subset, items.",
+    "Intervals (95 %): the pigeonhole bootstrap, which resamples participants and, within each subset, items; its "
+    "percentiles are expanded for few units.",
     "Win rates: share of items on which the mean vote of the row's system is the higher one; by votes: share of single "
     "votes. Ties are for neither and are given apart.",
 )
@@ -64,6 +65,7 @@ class StudyFacts:
         items: Those that count, without attention checks.
         num_planned: Participants that were planned; 0: any number.
         num_withdrawn: Participants who have withdrawn, of whom nothing is known any more.
+        shows_all: Whether every participant is asked about all items; False: each about items of their own.
     """
 
     study_id: str
@@ -72,6 +74,7 @@ class StudyFacts:
     items: tuple[VotedItem, ...]
     num_planned: int = 0
     num_withdrawn: int = 0
+    shows_all: bool = True
 
 
 def build_figures(
@@ -107,7 +110,7 @@ def build_figures(
     """
     _check_reference(reference, facts.systems)
     votes = build_array(counted.votes, facts.systems, facts.items)
-    table = _build_table(votes, reference, seed, num_resamples)
+    table = _build_table(votes, reference, seed, num_resamples, shows_all=facts.shows_all)
     return StudyFigures(
         format=FORMAT,
         title=facts.title,
@@ -144,7 +147,9 @@ def _check_reference(reference: str, systems: Sequence[str]) -> None:
         )
 
 
-def _build_table(votes: VoteArray, reference: str, seed: int, num_resamples: int) -> dict[str, dict[str, VoteFigure]]:
+def _build_table(
+    votes: VoteArray, reference: str, seed: int, num_resamples: int, *, shows_all: bool
+) -> dict[str, dict[str, VoteFigure]]:
     """Compute means, intervals and tests of every row and system."""
     reference_index = votes.systems.index(reference)
     differences_PIS = votes.scores - votes.scores[:, :, reference_index, None]
@@ -170,7 +175,8 @@ def _build_table(votes: VoteArray, reference: str, seed: int, num_resamples: int
                 ci_low=_or_none(means.low[row, column]),
                 ci_high=_or_none(means.high[row, column]),
                 votes=int(means.counts[row, column]),
-                expected=len(votes.participants) * len(items),
+                # Nobody is expected to vote on what only others were shown.
+                expected=len(votes.participants) * len(items) if shows_all else int(means.counts[row, column]),
                 difference=None if column == reference_index else _or_none(means.means[row, other]),
                 difference_low=None if column == reference_index else _or_none(means.low[row, other]),
                 difference_high=None if column == reference_index else _or_none(means.high[row, other]),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from wm.evaluation.aurora_bench import SUBSET_NAMES, order_subsets
 from wm.evaluation.paper.cells import Absent, Cell, Column, Row, Table, mark_best
 from wm.evaluation.paper.measured import AVERAGE
-from wm.evaluation.paper.study_source import STUDY_STAGE
+from wm.evaluation.paper.study_source import MAKING_STAGE, STUDY_STAGE
 from wm.evaluation.paper.systems import BENCH, explain_unscored
 from wm.evaluation.paper.tables.common import BLANK, Layout, column_of
 from wm.evaluation.published import load_published
@@ -104,10 +104,15 @@ def _explain_no_study(layout: Layout) -> Absent:
     """Say which commands make a study of the paper's systems, from the prediction sets that are there."""
     # Sets that are there by their folders, the others by a word to be replaced.
     labels = [layout.sources.label(system) for system in _VOTED]
+    reference = shlex.quote(labels[-1])
+    # Somebody is half way there.
+    for source in layout.sources.of(MAKING_STAGE):
+        folder = shlex.quote(str(source.folder))
+        command = f"wm study report study={folder} reference={reference} out=VOTED"
+        return Absent(f"the study {source.folder} has no report among the results", command)
     predicted = layout.sources.predicted_in
     folders = list(dict.fromkeys(predicted.get(label, "PREDICTIONS") for label in labels))
     bench = shlex.quote(layout.sources.triplets or BENCH)
-    reference = shlex.quote(labels[-1])
     return Absent(
         "no study with people",
         f"wm study make predictions={_list(folders)} systems={_list(labels)} triplets={bench} out=STUDY && "
