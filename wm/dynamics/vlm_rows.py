@@ -95,7 +95,9 @@ def score_answers(
     # 1. What follows the chat. A tokenizer may join its last characters with an answer's first ones: those tokens are
     # taken from the chat, where one answer needs it, and read again with all.
     counts = [_count_tokens(tokenizer, Row(prefix, images, answer), kind) for answer in answers]
-    full = [tokenizer(f"{prefix}{text}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"] for text in answers]
+    full = [
+        tokenizer(f"{prefix}{text}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"] for text in answers
+    ]
     shared = min(_count_common(prompt_ids, ids) for ids in full)
     tails = [ids[shared:] for ids in full]
     # 2. The chat, once.

@@ -39,7 +39,9 @@ def test_ray_tasks_give_the_same_answers(tiny_base: Path, tmp_path: Path) -> Non
     numbers = ("answer_logprob", "option_logprobs")
     for own, other in zip(ours, theirs, strict=True):
         # Workers have one thread each, which sums in another order.
-        assert {key: own[key] for key in own if key not in numbers} == {key: other[key] for key in own if key not in numbers}
+        assert {key: own[key] for key in own if key not in numbers} == {
+            key: other[key] for key in own if key not in numbers
+        }
         assert own["option_logprobs"] == pytest.approx(other["option_logprobs"], abs=1e-4)
 
 
