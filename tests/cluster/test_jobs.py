@@ -16,9 +16,10 @@ from tests.helpers.video_files import marked_frame, write_video
 from wm.runs import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 400.0
+LIMIT_S = 1200.0
+"""Of a wait or a command: bounds what hangs, on a machine that may do other work."""
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
