@@ -59,6 +59,31 @@ def private_session(constants: Any) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
+def without_monitors(node: Any) -> Iterator[None]:
+    """Let a session that is started within have no monitors, two processes that take 1.5 s of CPU time to start.
+
+    One asks a cloud for machines, and a session of one machine gets none; one reads the workers' logs for the driver,
+    which ``log_to_driver=False`` does without.
+
+    Args:
+        node: The class ``ray._private.node.Node``, which starts a session's processes.
+    """
+    names = ("start_monitor", "start_log_monitor")
+    before = {name: getattr(node, name) for name in names}
+    for name in names:
+        setattr(node, name, _start_nothing)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(node, name, method)
+
+
+def _start_nothing(_: Any) -> None:
+    """Stand for a method that starts a process."""
+
+
+@contextmanager
 def joined_session(constants: Any, address: str) -> Iterator[None]:
     """Prepare the environment for ``ray.init(address)``: a session on loopback is joined from loopback.
 
