@@ -21,7 +21,7 @@ from jobs.shared.ray_messages import filter_messages
 from wm.errors import InputError
 from wm.interrupts import keep_terminate_handler
 from wm.logs import worker_variables
-from wm.private_session import joined_session, private_session, without_monitors
+from wm.private_session import few_processes, joined_session, private_session
 
 MIN_LOGICAL_CPUS = 8
 """Logical CPUs of a private session at least: with fewer, training workers and a data set wait for
@@ -67,7 +67,7 @@ def connect(num_cpus: int | None = None) -> None:
         return
     with (
         private_session(ray_constants) as private,
-        without_monitors(Node),
+        few_processes(Node),
         _quiet_core(),
         _started_in_time(),
         keep_terminate_handler(),

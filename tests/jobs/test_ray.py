@@ -115,7 +115,7 @@ def test_a_private_sessions_files_are_nobody_elses(ray_session: None) -> None:
     token = os.environ.get("RAY_AUTH_TOKEN", "no token")
     commands = [words for process in session_processes() for words in answers_of(process, psutil.Process.cmdline)]
     assert len(commands) > 3 and not any(token in part for words in commands for part in words)
-    assert not any(part.endswith("monitor.py") for words in commands for part in words)
+    assert not any(part.endswith(("monitor.py", "dashboard.py")) for words in commands for part in words)
     if os.geteuid() == 0:  # another user tries, if we may become one
         for path in (session, session / "logs", session / "sockets", folder / "tmp" / "session_latest"):
             script = f"import os; os.listdir({str(path)!r})"

@@ -15,10 +15,10 @@ from wm.errors import InputError
 from wm.private_session import (
     LOOPBACK_ONLY,
     bypass_proxy,
+    few_processes,
     private_folder,
     private_session,
     set_private_token,
-    without_monitors,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,15 +134,16 @@ def test_the_environment_is_as_before_afterwards(short: Path, monkeypatch: pytes
     assert dict(os.environ) == before and constants.ENABLE_RAY_CLUSTER is True
 
 
-def test_monitors_are_left_out_within_alone() -> None:
+def test_processes_are_left_out_within_alone() -> None:
     from ray._private.node import Node
 
-    methods = Node.start_monitor, Node.start_log_monitor
-    with pytest.raises(KeyError), without_monitors(Node):
-        # Either would start a process of what an unfinished node lacks.
+    methods = Node.start_monitor, Node.start_log_monitor, Node.start_api_server
+    with pytest.raises(KeyError), few_processes(Node):
+        # Each would start a process of what an unfinished node lacks.
         Node.start_monitor(object.__new__(Node)), Node.start_log_monitor(object.__new__(Node))
+        Node.start_api_server(object.__new__(Node), include_dashboard=False, raise_on_failure=False)
         raise KeyError
-    assert (Node.start_monitor, Node.start_log_monitor) == methods
+    assert (Node.start_monitor, Node.start_log_monitor, Node.start_api_server) == methods
 
 
 @pytest.mark.parametrize(
