@@ -16,12 +16,6 @@ from tests.helpers.stages import FakeRecipe, build, recipe, run_stage
 from wm.errors import InputError
 
 
-@pytest.fixture(autouse=True)
-def without_preloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These stages need no model: what real ones find imported takes seconds."""
-    monkeypatch.setattr("jobs.bootstrap.stage_process.list_preloads", list)
-
-
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[int]:
     with (tmp_path / "lock").open("w") as file:
