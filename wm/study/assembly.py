@@ -65,7 +65,7 @@ def assemble_study(design: Design, choices: Sequence[SystemChoice], settings: St
         The study. Two calls differ in its names and its secret, and so in the orders.
 
     Raises:
-        InputError: The bench has no triplet left for a check.
+        InputError: A triplet has no action, or the bench has none left for a check.
     """
     if settings.num_checks > len(design.spares):
         raise InputError(
@@ -102,6 +102,9 @@ def list_check_systems(num_systems: int) -> list[str]:
 
 
 def _name_item(row: BenchRow, systems: Sequence[str], subset: SubsetColumn) -> StudyItem:
+    # Nobody can judge how an instruction was followed that is not there.
+    if not row.action.strip():
+        raise InputError(f"triplet {row.triplet_id} in {row.file} has no action, which its page would show")
     # Of the system's own generator of secrets: a seeded one would let a participant compute whose an image is.
     source, *names = (f"{secrets.token_hex(12)}.png" for _ in range(len(systems) + 1))
     candidates = dict(zip(systems, names, strict=True))
