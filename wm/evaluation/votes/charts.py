@@ -93,7 +93,7 @@ def _draw_panel(axes: "Axes", table: Mapping[str, VoteFigure], systems: Sequence
         colour = COLOURS[1] if system == reference else COLOURS[0]
         if figure["ci_low"] is not None and figure["ci_high"] is not None:
             axes.plot([figure["ci_low"], figure["ci_high"]], [level, level], color=colour, linewidth=2.2, alpha=0.45)
-        axes.plot([figure["mean"]], [level], "o", color=colour, markersize=6.5)
+        axes.plot([figure["mean"]], [level], "o", color=colour, markersize=6.5, zorder=4)
         # Above its point, where neither interval nor grid is.
         text = format_number(figure["mean"], signed=True) + ("†" if figure["is_different"] else "")
         axes.annotate(
