@@ -74,7 +74,7 @@ def _format_rows(tables: AskTables) -> list[str]:
 
 
 def _main_cells(row: ModelRow, *, has_published: bool) -> list[str]:
-    # The first training run needs no number.
+    # A single training run is named by its label alone.
     title = row["label"] + (f" (seed {row['run']})" if row["run"] else "")
     count = f"{row['num_questions'] - row['num_failed']:,}"
     cells = [title, count, _cell(row["accuracy"]), _cell(row["unparsed"], with_interval=False)]
@@ -85,6 +85,7 @@ def _main_cells(row: ModelRow, *, has_published: bool) -> list[str]:
 
 def _group_cells(name: str, group: GroupRow) -> list[str]:
     count = f"{group['accuracy']['n']:,}"
+    # The accuracy by the recipe's reading alone: the other one is in tables.json.
     shares = [_cell(group["accuracy"]), _cell(group["ranking_sum"]), _cell(group["ranking_mean"])]
     return [f"  {name or '(none)'}", count, *shares, f"{100 * group['chance']:.1f}"]
 

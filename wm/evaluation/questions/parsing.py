@@ -99,5 +99,6 @@ def _parts(option: str) -> list[str]:
 
 def _normalise(text: str) -> str:
     """Return words in lower case with single blanks, without punctuation at their ends."""
+    # Models write "Left of." and "**left of**" for the same.
     words = (word.strip(".,;:!?\"'`()[]*") for word in text.casefold().split())
     return " ".join(word for word in words if word)

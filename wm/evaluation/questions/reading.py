@@ -79,6 +79,7 @@ def read_questions(
             unusable.append(Unusable(question.question_id, error.reason, str(error)))
         if on_image is not None:
             on_image(number, len(sample))
+    # Counted and named: what is missing from a figure can be looked up.
     rejects = [
         reject_row(
             uri=entry.uri, stage="ask", outcome="failed", reason=entry.reason, detail=entry.detail, dataset=benchmark
