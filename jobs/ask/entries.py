@@ -43,6 +43,7 @@ def build_models(recipe: AskRecipe) -> dict[str, AskedModel]:
                 check_shareable(model_folder(entry.path))
         elif base:
             raise InputError(f"{key}.base = {base!r}: {entry.path} is no adapter; leave it out")
+        # A full model needs no base, and has refused one.
         models[name] = AskedModel(name, entry.path, entry.label, entry.seed, base, entry.reads)
     return models
 
@@ -54,6 +55,7 @@ def digest_models(models: Mapping[str, AskedModel]) -> dict[str, str]:
 
 def list_toy_models(recipe: AskRecipe) -> list[str]:
     """List the models of the nano world, beside which no published number is shown."""
+    # Trained on the shipped base, a model is of the toy world, too.
     shipped = read_manifest(SHIPPED / "base") if (SHIPPED / "base").is_dir() else None
     names = []
     for name, entry in recipe.models.items():

@@ -55,6 +55,7 @@ def run(recipe: AskRecipe, *, dry_run: bool = False) -> RunRecord:
         return read_run(recipe.out) or {}
     with job.timed("read"):
         questions = _read(recipe)
+    # Each is a file: what a killed run has finished is not asked again.
     shards = list_shards(models, len(questions.questions), recipe.shard_questions)
     if dry_run:
         report.print_plan(recipe, questions, len(models), len(shards))
@@ -65,8 +66,8 @@ def run(recipe: AskRecipe, *, dry_run: bool = False) -> RunRecord:
     write_table(questions.rejects, job.out / REJECTS_FILE, REJECT_SCHEMA)
     todo = [shard for shard in shards if not answers_file(recipe, shard).exists()]
     total = len(models) * len(questions.questions)
-    done = total - sum(shard.stop - shard.start for shard in todo)
-    with job.timed("models"), cli.progress_bar(total, "question", "ask", done) as bar:
+    num_answered = total - sum(shard.stop - shard.start for shard in todo)
+    with job.timed("models"), cli.progress_bar(total, "question", "ask", num_answered) as bar:
         for shard in ask_shards(recipe, models, todo):
             bar.set_postfix_str(shard.model)
             bar.update(shard.stop - shard.start)
@@ -76,19 +77,23 @@ def run(recipe: AskRecipe, *, dry_run: bool = False) -> RunRecord:
         write_json(job.out / "tables.json", tables)
         notes = report.describe(tables)
         write_dataset_card(job.out, title=f"answers to {tables['title']}", split="test", notes=notes)
-    counts = {
+    record = job.finish(_count(recipe, questions, tables))
+    report.print_tables(recipe, tables)
+    return record
+
+
+def _count(recipe: AskRecipe, questions: QuestionSet, tables: AskTables) -> dict[str, object]:
+    """Count entries and answers: every entry is a question, a reject, or left out by the limit."""
+    return {
         "entries": questions.num_entries,
         "questions": len(questions.questions),
         "rejects": len(questions.rejects),
         "rejects_by_reason": dict(sorted(Counter(row["reason"] for row in questions.rejects).items())),
         "left_out_by_limit": questions.num_left_out,
-        "models": len(models),
-        "answers": total,
+        "models": len(recipe.models),
+        "answers": len(recipe.models) * len(questions.questions),
         "not_asked": sum(row["num_failed"] for row in tables["rows"]),
     }
-    record = job.finish(counts)
-    report.print_tables(recipe, tables)
-    return record
 
 
 def _read(recipe: AskRecipe) -> QuestionSet:

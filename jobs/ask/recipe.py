@@ -95,15 +95,16 @@ class AskRecipe(Recipe):
     @field_validator("file")
     @classmethod
     def _check_file(cls, value: str) -> str:
+        # Whatever else is below data stays unread.
         if "/" in value or value in ("..", "."):
             raise ValueError(f"{value!r:.200}: expected the name of a file in data")
         return value
 
     @model_validator(mode="after")
     def _check_labels(self) -> "AskRecipe":
-        seen: dict[tuple[str, int], str] = {}
+        names: dict[tuple[str, int], str] = {}
         for name, model in self.models.items():
-            other = seen.setdefault((model.label, model.seed), name)
+            other = names.setdefault((model.label, model.seed), name)
             # One of them would be taken for another training run of the other.
             if other != name:
                 raise ValueError(f"models.{name} and models.{other} share label {model.label!r} and seed {model.seed}")

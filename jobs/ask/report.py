@@ -74,6 +74,7 @@ def _format_rows(tables: AskTables) -> list[str]:
 
 
 def _main_cells(row: ModelRow, *, has_published: bool) -> list[str]:
+    # A single training run is named by its label alone.
     title = row["label"] + (f" (seed {row['run']})" if row["run"] else "")
     count = f"{row['num_questions'] - row['num_failed']:,}"
     cells = [title, count, _cell(row["accuracy"]), _cell(row["unparsed"], with_interval=False)]
@@ -84,6 +85,7 @@ def _main_cells(row: ModelRow, *, has_published: bool) -> list[str]:
 
 def _group_cells(name: str, group: GroupRow) -> list[str]:
     count = f"{group['accuracy']['n']:,}"
+    # The accuracy by the recipe's reading alone: the other one is in tables.json.
     shares = [_cell(group["accuracy"]), _cell(group["ranking_sum"]), _cell(group["ranking_mean"])]
     return [f"  {name or '(none)'}", count, *shares, f"{100 * group['chance']:.1f}"]
 
@@ -96,6 +98,7 @@ def _cell(share: Share | None, *, with_interval: bool = True) -> str:
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    # Numbers are read from their right end.
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
@@ -105,12 +108,13 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _list_notes(tables: AskTables) -> list[str]:
     """List what a reader of the figures must know: whose reading, what was not asked, why a number is missing."""
-    said = "the answer holds the reference or is held by it" if tables["style"] == "words" else "its first letter"
-    readings = {"published": f"as the public script ({said})", "one_option": "it must name exactly one option"}
+    rule = "the answer holds the reference or is held by it" if tables["style"] == "words" else "its first letter"
+    readings = {"published": f"as the public script ({rule})", "one_option": "it must name exactly one option"}
     notes = [
         f"accuracy: greedy answers, read {readings[tables['reading']]}; unparsed ones are wrong. ranked: the option of "
         "the highest likelihood, by the sum or by the mean a token. [95 % interval, Wilson]"
     ]
+    # What is left out of a figure is said beside it.
     for row in tables["rows"]:
         if row["num_failed"]:
             example = next(iter(row["failures"]))
@@ -138,6 +142,7 @@ def describe(tables: AskTables) -> list[str]:
     Returns:
         Lines of Markdown.
     """
+    # Indented, Markdown leaves the text and its columns as they are.
     prompt = [f"    {line}" for line in tables["prompt"].splitlines()]
     table = [f"    {line}".rstrip() for line in _format_rows(tables)]
     return [*table, "", *_list_notes(tables), "", "Prompt:", "", *prompt]

@@ -107,6 +107,7 @@ def _ask(
 
 def _build_settings(recipe: AskRecipe) -> AskSettings:
     resources = recipe.resources
+    # That benchmark's list holds its images.
     if recipe.benchmark == "embspatial":
         root = find_file(recipe.benchmark, recipe.data, recipe.file).parent
     else:

@@ -92,7 +92,7 @@ def test_clips_that_stand_are_not_written_again(tmp_path: Path) -> None:
     assert clip_path(tmp_path, plan_clip(4)).stat().st_size > 1000
 
 
-def test_questions_are_a_folder_for_ask_and_an_old_world_stays_complete(tmp_path: Path) -> None:
+def test_questions_for_ask_and_an_old_world_stays_complete(tmp_path: Path) -> None:
     small = {"train": 0, "test": 0, "videos": 0}
     record = run(recipe(tmp_path / "q", questions=4, **small))
     assert record["counts"]["questions"] == 4

@@ -120,6 +120,7 @@ def build_prompt(
     """
     if not options:
         raise InputError(f"question {question!r:.80} has no options to score")
+    # The same prefix for all options: only what follows it differs.
     prefix = flatten(layout_question(vlm, image, question, num_new_tokens=max_new_tokens))
     tails = []
     for option in options:

@@ -50,6 +50,7 @@ def answer_questions(
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     for image in images:
         check_pixels("question's", image)
+    # All chats before the first pass: the last question may be a wrong one.
     prefixes = [write_chat(vlm, question) for question in questions]
     # 1. Greedy answers.
     answers: list[ScoredAction] = []

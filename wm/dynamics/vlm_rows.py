@@ -99,6 +99,7 @@ def score_answers(
         tokenizer(f"{prefix}{text}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"] for text in answers
     ]
     shared = min(_count_common(prompt_ids, ids) for ids in full)
+    # At least one token each: the end.
     tails = [ids[shared:] for ids in full]
     # 2. The chat, once.
     inputs = prepare_inputs(model, processor, [prefix], [images], padding_side="right")
@@ -164,9 +165,11 @@ def generate_answers(
             output = model.generate(**inputs)
     finally:
         model.generation_config = folder_settings
+    # Behind the longest chat, since shorter ones are padded before it.
     new_BS = output.sequences[:, inputs["input_ids"].shape[1] :]
     answers = []
     for number, ids in enumerate(new_BS.tolist()):
+        # Rows that ended early are filled up to the longest.
         count = next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
         logprob = sum(
             float(_log_softmax(output.logits[at][number])[token].double()) for at, token in enumerate(ids[:count])

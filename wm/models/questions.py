@@ -32,6 +32,7 @@ def layout_question(
         InputError: For codes that do not fit the model, and for a text that is empty, too long or holds a reserved
             token.
     """
+    # The texts first: they come from anybody, the codes from the codec.
     question_ids = _text_ids(vlm, "question", question)
     codes = prompts.check_codes("question's", image, vlm.tokens_per_image, vlm.num_codes)
     segments = prompts.layout_question(
@@ -41,6 +42,7 @@ def layout_question(
         answer=None if answer is None else _answer_ids(vlm, question, question_ids, answer),
         frame=vlm.frame,
     )
+    # Positions beyond the model's would be garbage, not an error.
     length = sum(len(segment.ids) for segment in segments) + num_new_tokens
     if length > vlm.max_positions:
         raise InputError(
@@ -53,7 +55,7 @@ def layout_question(
 def _answer_ids(vlm: UnifiedVLM, question: str, question_ids: Sequence[int], answer: str) -> list[int]:
     """Return the ids of an answer as a continuation of its question."""
     ids = _text_ids(vlm, "answer", answer)
-    # As a text would go on: the blank between the two belongs to the answer's first token, where the tokenizer has such
+    # As a text continues: the blank between the two belongs to the answer's first token, where the tokenizer has such
     # tokens. Where one joins across the blank, the answer's own tokens keep the question the same for all answers.
     joined = vlm.tokenize_action(f"{question} {answer}")
     count = len(question_ids)

@@ -61,6 +61,7 @@ def read_spatial(sources: Sources) -> list[SpatialAnswers]:
 
 
 def _read_benchmark(sources: Sources, benchmark: Benchmark) -> SpatialAnswers:
+    # The two benchmarks share labels, not figures.
     folders = [source for source in sources.of("ask") if source.recipe("benchmark") == benchmark]
     rows = sources.shared.join_rows(folders, _load_rows, lambda row: row["label"], _facts_of)
     notes = dict.fromkeys(_describe_reading(source) for source in folders)
@@ -78,12 +79,15 @@ def _facts_of(row: ModelRow) -> Facts:
 
 def _describe_reading(source: Source) -> str:
     tables = cast(AskTables, source.load_json("tables.json"))
+    # Both decide the figure, and neither is printed in the paper.
     by = "options by their words" if tables["style"] == "words" else "options by letters"
-    how = "read as the benchmark's public script reads them" if tables["reading"] == "published" else "one option named"
+    reading = (
+        "read as the benchmark's public script reads them" if tables["reading"] == "published" else "one option named"
+    )
     prompt = "a prompt of one's own" if source.recipe("prompt") else "our prompt"
     return (
-        f"{tables['title']}: accuracy in per cent of greedy answers, {by}, {how}, {prompt}; the paper prints neither "
-        "prompt nor reading. Unparsed answers are wrong."
+        f"{tables['title']}: accuracy in per cent of greedy answers, {by}, {reading}, {prompt}; the paper prints "
+        "neither prompt nor reading. Unparsed answers are wrong."
     )
 
 
@@ -103,15 +107,16 @@ def spatial_cell(sources: Sources, answers: SpatialAnswers, system: str) -> Cell
     shares = [accuracy for row in rows if (accuracy := row["accuracy"]) is not None]
     if not shares:
         return Cell(digits=1, absent=_explain_absent(answers, system, was_asked=bool(rows)))
+    # In per cent, as the paper prints them.
     values = [100 * share["share"] for share in shares]
     # Wilson's interval is of one run's answers; several runs have a spread instead.
-    one = shares[0] if len(shares) == 1 else None
+    only = shares[0] if len(shares) == 1 else None
     return Cell(
         mean=mean(values),
         std=sample_std(values),
         num_values=len(values),
-        ci_low=None if one is None else 100 * one["ci_low"],
-        ci_high=None if one is None else 100 * one["ci_high"],
+        ci_low=None if only is None else 100 * only["ci_low"],
+        ci_high=None if only is None else 100 * only["ci_high"],
         n=min(share["n"] for share in shares),
         expected=NUM_RELEASED[answers.benchmark],
         digits=1,
@@ -126,6 +131,7 @@ def _explain_absent(answers: SpatialAnswers, system: str, *, was_asked: bool) ->
     # A label of one's own has no recipe to name.
     if entry is None:
         return Absent(f"no answers of {system} to {answers.title}")
+    # A base is asked as it is.
     train = f"wm train {entry.recipe} && " if entry.origin == "trained" else ""
     return Absent(f"no answers of {system} to {answers.title}", f"{train}{ask}")
 

@@ -180,6 +180,7 @@ def _ask_codes(
         batch_size=settings.batch_size,
         runner=role.runner,
     )
+    # Back in the order of the questions.
     by_row = dict(zip(rows, replies, strict=True))
     return [failures[row] if row in failures else by_row[row] for row in range(len(questions))]
 
@@ -203,6 +204,7 @@ def _ask_pixels(
     options: Sequence[Sequence[str]],
     settings: AskSettings,
 ) -> list[Reply | str]:
+    # 1. As for codes: what does not fit this model must not stop the others.
     vlm = load_cached_scorer(model.path, settings.device, settings.dtype)
     answers: dict[int, Reply | str] = {}
     for row, prompt in enumerate(prompts):
@@ -211,7 +213,7 @@ def _ask_pixels(
         except InputError as error:
             answers[row] = str(error)
     rows = [row for row in range(len(questions)) if row not in answers]
-    # In parts, so that only so many images are in memory.
+    # 2. In parts, so that only so many images are in memory.
     for start in range(0, len(rows), settings.batch_size):
         part = rows[start : start + settings.batch_size]
         replies = answer_from_pixels(
@@ -236,6 +238,7 @@ def _load_codec(path: str, base: str, device: str) -> ImageCodec:
 
 
 def _build_row(model: AskedModel, question: Question, reply: Reply | str, style: OptionStyle) -> StoredAnswer:
+    # What was asked is in each row, so that answers are read without the benchmark.
     row: StoredAnswer = {
         "question_id": question.question_id,
         "group": question.group,
@@ -274,6 +277,7 @@ def _build_row(model: AskedModel, question: Question, reply: Reply | str, style:
 
 def to_answer_row(row: StoredAnswer) -> AnswerRow:
     """Return what figures need of a stored answer."""
+    # A column of nulls comes back as None.
     has_failed = row.get("failure") is not None
     return {
         "question_id": row["question_id"],

@@ -75,6 +75,7 @@ def wilson_share(num_right: int, count: int) -> Share:
     """
     from scipy.stats import binomtest
 
+    # Small sets and shares near 0: a normal interval would leave [0, 1].
     interval = binomtest(num_right, count).proportion_ci(confidence_level=0.95, method="wilson")
     return {
         "share": num_right / count,
@@ -98,6 +99,7 @@ def compute_figures(rows: Sequence[AnswerRow], *, name: str, label: str, run: in
         Figures over the questions that could be asked; how many could not is counted.
     """
     answered = [row for row in rows if row["failure"] is None]
+    # By their words: a reader wants to know what to change.
     failures: dict[str, int] = {}
     for row in rows:
         if row["failure"] is not None:
@@ -109,6 +111,7 @@ def compute_figures(rows: Sequence[AnswerRow], *, name: str, label: str, run: in
             "failures": failures, "accuracy": None, "unparsed": None, "readings": {}, "ranking_sum": None,
             "ranking_mean": None, "chance": None, "by_group": {}, "by_source": {},
         }  # fmt: skip
+    # Both readings are in the table, whichever is the accuracy.
     total = _compute_group(answered, reading)
     return {
         "name": name,
@@ -132,6 +135,7 @@ def compute_figures(rows: Sequence[AnswerRow], *, name: str, label: str, run: in
 
 def _compute_group(rows: Sequence[AnswerRow], reading: Reading) -> GroupRow:
     count = len(rows)
+    # Chance is a mean over the questions, as they have different numbers of options.
     return {
         "accuracy": wilson_share(sum(row["is_right"][reading] for row in rows), count),
         "ranking_sum": wilson_share(sum(row["is_ranked_sum"] for row in rows), count),
@@ -144,7 +148,7 @@ def _compute_by(key: str, rows: Sequence[AnswerRow], reading: Reading) -> dict[s
     by_value: dict[str, list[AnswerRow]] = {}
     for row in rows:
         by_value.setdefault(row["group"] if key == "group" else row["source"], []).append(row)
-    # One group is all of them, which stands above.
+    # One group is all of them, whose figures are above.
     if len(by_value) < 2:
         return {}
     return {value: _compute_group(by_value[value], reading) for value in sorted(by_value)}

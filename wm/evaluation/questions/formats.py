@@ -61,14 +61,15 @@ def find_file(benchmark: Benchmark, data: str | Path, file: str = "") -> Path:
     Raises:
         InputError: It is not there.
     """
+    # Each problem has another remedy, which its message names.
     name = file or FILES[benchmark]
     path = Path(data) / name
     if not Path(data).is_dir():
         raise InputError(f"data = {str(data)!r:.300}: no such folder; expected one with {name}")
     if not path.is_file():
         names = sorted(entry.name for entry in Path(data).iterdir() if entry.suffix in (".json", ".jsonl"))
-        found = f"; JSON files there: {', '.join(names[:5])}" if names else ""
-        raise InputError(f"no {name} in {data}{found}; file=NAME names another")
+        listing = f"; JSON files there: {', '.join(names[:5])}" if names else ""
+        raise InputError(f"no {name} in {data}{listing}; file=NAME names another")
     return path
 
 
@@ -105,7 +106,7 @@ def list_entries(benchmark: Benchmark, path: Path) -> Iterator[Entry]:
         A question, or why the entry is none.
 
     Raises:
-        InputError: The file as a whole cannot be read.
+        InputError: The file cannot be read.
     """
     spans = enumerate(list_objects(path), start=1) if benchmark == "embspatial" else list_lines(path)
     build: Callable[[object, str, Path, Span], Question] = _BUILDERS[benchmark]
@@ -160,6 +161,7 @@ def _build_folder(entry: object, uri: str, path: Path, span: Span) -> Question:
     text, image = read_text(entry, "question"), read_text(entry, "image")
     assert isinstance(entry, dict)
     options = read_options(entry, "options")
+    # A text or a number: whoever writes a file by hand may take either.
     answer = read_answer(entry.get("answer"), options)
     group, source = read_label(entry, "group"), read_label(entry, "source")
     return Question(_read_id(entry, "id", uri), text, options, answer, group, source, ImagePlace(image))
@@ -175,6 +177,7 @@ _BUILDERS: dict[Benchmark, Callable[[object, str, Path, Span], Question]] = {
 def _read_id(entry: dict[str, object], key: str, default: str) -> str:
     """Return the entry's id as text; the entry's place in its file where it has none."""
     value = entry.get(key, default)
+    # Texts and numbers that look alike are one id.
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip() or len(str(value)) > 200:
         raise UnusableError("wrong_type", f"{key} = {value!r:.80}: expected a short text or a number")
     return str(value).strip()

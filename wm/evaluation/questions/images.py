@@ -10,12 +10,12 @@ from wm.evaluation.questions.json_entries import MAX_ENTRY_BYTES, Span, read_spa
 from wm.images import Pixels, decode_image
 
 
-def load_image(root: Path, place: ImagePlace) -> Pixels:
+def load_image(root: Path, image_place: ImagePlace) -> Pixels:
     """Load an image.
 
     Args:
         root: Folder that its file is relative to.
-        place: Where it is.
+        image_place: Where it is.
 
     Returns:
         uint8 RGB, shape (height, width, 3).
@@ -23,9 +23,9 @@ def load_image(root: Path, place: ImagePlace) -> Pixels:
     Raises:
         UnusableError: It is outside of the folder, missing, too large or no image.
     """
-    data = _read_file(root, place.file) if place.offset < 0 else _read_entry(root, place)
+    data = _read_file(root, image_place.file) if image_place.offset < 0 else _read_entry(root, image_place)
     try:
-        return decode_image(data, place.file)
+        return decode_image(data, image_place.file)
     except InputError as error:
         raise UnusableError("not_an_image", str(error)) from error
 
@@ -50,14 +50,18 @@ def _read_file(root: Path, name: str) -> bytes:
         raise UnusableError("missing_image", f"cannot read image {name!r:.200}: {error}") from error
 
 
-def _read_entry(root: Path, place: ImagePlace) -> bytes:
-    entry = read_span(root / place.file, Span(place.offset, place.length))
+def _read_entry(root: Path, image_place: ImagePlace) -> bytes:
+    entry = read_span(root / image_place.file, Span(image_place.offset, image_place.length))
     text = entry.get("image") if isinstance(entry, dict) else None
     if not isinstance(text, str):
-        raise UnusableError("missing_image", f"{place.file}, byte {place.offset:,}: no field 'image' with base64 text")
+        raise UnusableError(
+            "missing_image", f"{image_place.file}, byte {image_place.offset:,}: no field 'image' with base64 text"
+        )
     # A data URL, as web pages have it, is the same behind its comma.
     encoded = text.partition(",")[2] if text.startswith("data:") else text
     try:
         return base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UnusableError("not_an_image", f"{place.file}, byte {place.offset:,}: no base64 text: {error}") from error
+        raise UnusableError(
+            "not_an_image", f"{image_place.file}, byte {image_place.offset:,}: no base64 text: {error}"
+        ) from error

@@ -126,6 +126,7 @@ def read_text(entry: object, key: str, max_chars: int = MAX_TEXT_CHARS) -> str:
     if key not in entry:
         raise UnusableError("missing_field", f"no field {key!r}; fields found: {_join(entry)}")
     value = entry[key]
+    # A number or a list would be written into the prompt as Python shows it.
     if not isinstance(value, str) or not value.strip():
         raise UnusableError("wrong_type", f"{key} = {value!r:.80}: expected a text")
     if len(value) > max_chars:
@@ -187,6 +188,7 @@ def read_answer(value: object, options: Sequence[str]) -> int:
 def read_label(entry: dict[str, object], key: str) -> str:
     """Return a short text that an entry may lack; empty where it does."""
     value = entry.get(key, "")
+    # It becomes a row's head in tables.
     if not isinstance(value, str) or len(value) > MAX_OPTION_CHARS:
         raise UnusableError("wrong_type", f"{key} = {value!r:.80}: expected a short text")
     return value.strip()

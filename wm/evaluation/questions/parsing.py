@@ -57,39 +57,39 @@ def parse_answer(text: str, options: Sequence[str], answer: int, *, style: Optio
         letter = match[1].upper() if match else ""
         return Parsed(letter in ascii_uppercase[: len(options)] and letter != "", letter == ascii_uppercase[answer])
     # The authors compare with references in lower case; those of other sets are put into it.
-    said = text.lower() or _EMPTY
-    fits = [said in option.lower() or option.lower() in said for option in options]
+    answer_text = text.lower() or _EMPTY
+    fits = [answer_text in option.lower() or option.lower() in answer_text for option in options]
     return Parsed(any(fits), fits[answer])
 
 
 def _find_one(text: str, options: Sequence[str]) -> int | None:
     """Return the number of the one option that an answer names; None if it names none, or several."""
-    said = _normalise(text)
+    answer_text = _normalise(text)
     # 1. Nothing but an option, a part of one, or a letter.
-    whole = [number for number, option in enumerate(options) if said in (_normalise(option), *_parts(option))]
-    if len(whole) == 1:
-        return whole[0]
+    equal = [number for number, option in enumerate(options) if answer_text in (_normalise(option), *_parts(option))]
+    if len(equal) == 1:
+        return equal[0]
     match = _LETTER.fullmatch(text.strip().lower())
     if match is not None and (number := ord(match[1]) - ord("a")) < len(options):
         # "A) the door": the words behind the letter must not be another option's.
         rest = _find_named(_normalise(match[2]), options)
         return number if rest <= {number} else None
     # 2. Somewhere among other words.
-    named = _find_named(said, options)
-    return next(iter(named)) if len(named) == 1 else None
+    numbers = _find_named(answer_text, options)
+    return next(iter(numbers)) if len(numbers) == 1 else None
 
 
-def _find_named(said: str, options: Sequence[str]) -> set[int]:
+def _find_named(answer_text: str, options: Sequence[str]) -> set[int]:
     """Find the options whose complete words an answer holds."""
-    named = set()
-    rest = f" {said} "
+    numbers = set()
+    rest = f" {answer_text} "
     # The longest first, and taken out: "coffee table" does not name "table".
     for number in sorted(range(len(options)), key=lambda number: -len(options[number])):
         words = f" {_normalise(options[number])} "
         if words in rest:
-            named.add(number)
+            numbers.add(number)
             rest = rest.replace(words, " | ")
-    return named
+    return numbers
 
 
 def _parts(option: str) -> list[str]:
@@ -99,5 +99,6 @@ def _parts(option: str) -> list[str]:
 
 def _normalise(text: str) -> str:
     """Return words in lower case with single blanks, without punctuation at their ends."""
+    # Models write "Left of." and "**left of**" for the same.
     words = (word.strip(".,;:!?\"'`()[]*") for word in text.casefold().split())
     return " ".join(word for word in words if word)

@@ -59,32 +59,34 @@ def read_questions(
         Questions and rejects: entries = questions + rejects + those that the limit leaves out.
 
     Raises:
-        InputError: The file as a whole cannot be read.
+        InputError: The file cannot be read.
     """
     path, root = find_file(benchmark, data, file), find_images(benchmark, data, images)
     # Images inside of the file are relative to its folder.
     root = path.parent if benchmark == "embspatial" else root
+    # Texts alone: all of a benchmark's are a few megabytes.
     entries = list(list_entries(benchmark, path))
     unusable = [entry for entry in entries if isinstance(entry, Unusable)]
     usable = [entry for entry in entries if isinstance(entry, Question)]
     # The limit first: a trial of 10 questions need not decode 3,640 images.
-    chosen = [usable[row] for row in spread_rows(len(usable), limit or None)]
+    sample = [usable[row] for row in spread_rows(len(usable), limit or None)]
     questions = []
-    for number, question in enumerate(chosen, start=1):
+    for number, question in enumerate(sample, start=1):
         try:
             load_image(root, question.image)
             questions.append(question)
         except UnusableError as error:
             unusable.append(Unusable(question.question_id, error.reason, str(error)))
         if on_image is not None:
-            on_image(number, len(chosen))
+            on_image(number, len(sample))
+    # Counted and named: what is missing from a figure can be looked up.
     rejects = [
         reject_row(
             uri=entry.uri, stage="ask", outcome="failed", reason=entry.reason, detail=entry.detail, dataset=benchmark
         )
         for entry in unusable
     ]
-    return QuestionSet(questions, rejects, len(entries), len(usable) - len(chosen))
+    return QuestionSet(questions, rejects, len(entries), len(usable) - len(sample))
 
 
 def write_questions(questions: Sequence[Question], path: Path) -> None:

@@ -59,10 +59,11 @@ def build_tables(
         toy_models: Names of models of the nano world.
 
     Returns:
-        The tables. A published number stands beside a model of its label that was asked all questions of the set.
+        The tables. A model of a published label that was asked all questions of the set has the published number.
     """
     is_complete = NUM_RELEASED.get(benchmark) == num_questions and not num_rejects and not has_limit
     printed = load_published()[PUBLISHED_TABLE]
+    # By label: the paper's names are those that the recipes give.
     filled: list[ModelRow] = []
     for row in rows:
         cell = printed.cell(TITLES.get(benchmark, ""), row["label"])

@@ -43,6 +43,7 @@ def check_prompt(prompt: str) -> str:
     Raises:
         InputError: It does not name the question.
     """
+    # Without its question, every item would be asked the same.
     if FIELDS[0] not in prompt:
         raise InputError(
             f"prompt = {prompt!r:.200}: expected a text with {FIELDS[0]}, and {FIELDS[1]} where it has any"
@@ -61,6 +62,7 @@ def write_prompt(question: Question, prompt: str, style: OptionStyle) -> str:
     Returns:
         The prompt, which the answer follows.
     """
+    # As the public scripts list them: in a sentence, or a line each.
     if style == "words":
         options = "; ".join(question.options)
     else:

@@ -33,6 +33,7 @@ def write_questions(folder: Path, count: int, seed: int = 0, progress: Callable[
     Returns:
         The path of the list.
     """
+    # A stream of its own: more questions leave pairs and clips as they are.
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, _STREAM])
@@ -56,6 +57,7 @@ def write_questions(folder: Path, count: int, seed: int = 0, progress: Callable[
 
 def _ask_place(state: State, rng: np.random.Generator) -> dict[str, object]:
     """Ask for the cell of a thing."""
+    # Wrong options are other cells, the empty ones among them.
     thing = int(rng.choice(state.things()))
     answer = POSITIONS[state.cells.index(thing)]
     others = [name for name in POSITIONS if name != answer]
@@ -81,6 +83,7 @@ def _ask_relation(state: State, rng: np.random.Generator) -> dict[str, object] |
 
 def _find_side(cell: int, other: int) -> str | None:
     (row, column), (other_row, other_column) = divmod(cell, GRID), divmod(other, GRID)
+    # On one line alone: of two things on a slant, two sides would be right.
     if row == other_row and column != other_column:
         return SIDES[0] if column < other_column else SIDES[1]
     if column == other_column and row != other_row:

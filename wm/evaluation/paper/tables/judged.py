@@ -37,9 +37,8 @@ def build_judge_table(layout: Layout) -> Table:
     systems = [*printed.columns, *layout.extra_systems(printed.columns, judged)]
     # Accuracies of other benchmarks, which only the later text prints.
     answers = read_spatial(layout.sources) if layout.version == "acl" else []
-    asked = list_asked(answers)
     # Models that were asked questions, and predict no images.
-    readers = [label for label in layout.extra_systems(printed.columns, asked) if label not in systems]
+    readers = [label for label in layout.extra_systems(printed.columns, list_asked(answers)) if label not in systems]
     columns = [_column(system) for system in (*systems, *readers)]
     rows = []
     for subset in (*layout.subsets, AVERAGE):
