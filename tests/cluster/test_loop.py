@@ -131,8 +131,8 @@ def lose_a_node(cluster: Any, count_shards: Callable[[], int], lost: list[int]) 
     return thread
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_nodes_that_share_a_bucket_alone_run_the_loop_and_one_is_lost(
     store: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
