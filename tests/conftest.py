@@ -54,6 +54,7 @@ _LONGEST_FILES = (
     "annotate/test_remote.py",
     "bootstrap/test_bootstrap.py",
     "jobs/test_ingest.py",
+    "cluster/test_loop.py",
     "cluster/test_cluster.py",
     "wm/viewer/test_browser.py",
     "wm/models/test_folder_checks.py",
