@@ -41,6 +41,7 @@ torch.set_num_threads(1)  # the tests run many small operations; threads that wa
 
 _LONGEST_FILES = (
     "annotate/test_kills.py",
+    "cluster/test_loop.py",
     "serve_apps/test_faults.py",
     "train/test_on_ray.py",
     "serve_apps/test_ray.py",
@@ -54,7 +55,6 @@ _LONGEST_FILES = (
     "annotate/test_remote.py",
     "bootstrap/test_bootstrap.py",
     "jobs/test_ingest.py",
-    "cluster/test_loop.py",
     "cluster/test_cluster.py",
     "wm/viewer/test_browser.py",
     "wm/models/test_folder_checks.py",
