@@ -46,6 +46,7 @@ torch.set_num_threads(1)  # the tests run many small operations; threads that wa
 
 _OWN_SESSIONS = (
     "annotate/test_kills.py",
+    "cluster/test_loop.py",
     "serve_apps/test_faults.py",
     "serve_apps/test_ray.py",
     "bootstrap/test_bootstrap.py",

@@ -20,6 +20,7 @@ FILES = {
     "annotate": "Annotation: memory, broken runs, rates",
     "annotate-scale": "Annotation over two cores",
     "chaos": "Chaos: parts of a cluster killed under load",
+    "chaos-serving": "Chaos: parts of a server killed under load",
     "gpu": "On a GPU",
     "scale": "The driver of a very long annotation",
 }

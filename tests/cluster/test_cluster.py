@@ -86,7 +86,7 @@ sys.exit(10 * int(ray.cluster_resources()["CPU"]) + len(nodes))
 def test_a_command_runs_on_the_nodes_and_its_status_comes_back(tmp_path):
     """In a TMPDIR without a folder of Ray's, in which none is made: the user's own cluster has its address there.
 
-    That a node may go is held by tests/jobs/annotate/test_kills.py.
+    That a node may go is held by test_loop.py.
     """
     command = ["-m", "cluster.local_nodes", "--nodes", "2", "--cpus", "1", "--", sys.executable, "-c", SPREAD]
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_TMPDIR", "RAY_ADDRESS")}

@@ -120,9 +120,10 @@ def lose_a_node(cluster: Any, count_shards: Callable[[], int], lost: list[int]) 
         end_s = time.monotonic() + LIMIT_S
         while time.monotonic() < end_s:
             nodes = [node for node in cluster.worker_nodes if has_actor(node)]
-            if nodes and count_shards() >= 2:
+            num_shards = count_shards()
+            if nodes and num_shards >= 2:
                 cluster.remove_node(nodes[-1], allow_graceful=False)
-                lost.append(count_shards())
+                lost.append(num_shards)
                 return
             time.sleep(0.05)
 
