@@ -34,7 +34,7 @@ with exit_on_interrupt():
     from wm.files.mirror import shown
     from wm.packaged import to_packaged_name
     from wm.paths import ModelPath
-    from wm.private_session import joined_session, private_session
+    from wm.private_session import few_processes, joined_session, private_session
 
 APPLICATION = "world_model"
 RAY_SERVE_SETTINGS = {
@@ -251,6 +251,7 @@ def _connect() -> None:
     if ray.is_initialized():
         return
     from ray._private import ray_constants
+    from ray._private.node import Node
 
     address = os.environ.get("RAY_ADDRESS", "")
     if address not in ("", "local"):
@@ -258,7 +259,7 @@ def _connect() -> None:
             ray.init()
         return
     # Replicas wait more than they compute: more of them than the machine has cores may run.
-    with private_session(ray_constants) as private:
+    with private_session(ray_constants) as private, few_processes(Node):
         ray.init(
             "local",
             **private,

@@ -88,6 +88,7 @@ def _to_api_error(error: RefusedError, unknown: str) -> ApiError:
         unknown: What was looked up: its field.
     """
     message = str(error)
+    # The store says why for programs; clients get it as a status.
     match error.code:
         case "unknown":
             return ApiError(message, status=404, param=unknown, code=f"{unknown}_not_found")
@@ -119,6 +120,7 @@ def folder_of(folders: dict[str, str], model: str) -> str | None:
         folders: Of :func:`list_folders`.
         model: Name of one of the recipe's own models, or of an adapter.
     """
+    # Adapters come and go while a server runs: their folder follows from the name.
     if model.startswith(ADAPTER) and ADAPTER in folders:
         return f"{folders[ADAPTER]}/{model.removeprefix(ADAPTER)}"
     return folders.get(model)

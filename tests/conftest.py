@@ -44,26 +44,38 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 torch.set_num_threads(1)  # the tests run many small operations; threads that wait for each other cost more
 
-_LONGEST_FILES = (
+_OWN_SESSIONS = (
     "annotate/test_kills.py",
     "serve_apps/test_faults.py",
-    "train/test_on_ray.py",
     "serve_apps/test_ray.py",
-    "annotate/test_runs.py",
+    "bootstrap/test_bootstrap.py",
+    "serve_apps/test_roles.py",
     "benchmark/test_serving.py",
+    "annotate/test_remote.py",
+    "serve_apps/test_world_model.py",
+    "cluster/test_cluster.py",
+)
+"""Ends of the paths of files that start Ray themselves. They wait for its processes, which several workers do better
+than one after the other."""
+
+_SHARED_SESSION = (
+    "train/test_on_ray.py",
+    "annotate/test_runs.py",
+    "jobs/test_ray.py",
     "docs/test_guides.py",
+    "evaluate/test_job.py",
+    "jobs/test_outputs.py",
+    "jobs/test_ingest.py",
+)
+"""The longest of those with a test in the shared session."""
+
+_LONGEST_OTHERS = (
     "wm/training/test_distributed.py",
     "wm/training/planning/test_memory.py",
-    "serve_apps/test_world_model.py",
-    "serve_apps/test_roles.py",
-    "annotate/test_remote.py",
-    "bootstrap/test_bootstrap.py",
-    "jobs/test_ingest.py",
-    "cluster/test_cluster.py",
     "wm/viewer/test_browser.py",
     "wm/models/test_folder_checks.py",
 )
-"""Ends of their paths. Most wait for processes of Ray, which several workers do better than one after the other."""
+"""The longest of all others: a worker that began one last would end alone."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -84,19 +96,20 @@ _LAST_FILE = pytest.StashKey[Path]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the files that take longest first: a worker that began one last would end alone.
+    """Put the files that take longest first: those that start Ray, those that share a session, all others.
 
-    Those with a test in the shared Ray session follow, so that sessions end early: an idle one takes a twentieth of a
-    core.
+    A worker has one shared session, from the first file with a test in it to the last: to start one takes ten seconds
+    of computing, and an idle one a twentieth of a core.
     """
-    rank = {end: number for number, end in enumerate(_LONGEST_FILES)}
     on_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
     config.stash[_FILES_ON_RAY] = on_ray
+    order = (*_OWN_SESSIONS, *_SHARED_SESSION, "", *_LONGEST_OTHERS)
+    rank = {end: number for number, end in enumerate(order)}
 
     def rank_of(item: pytest.Item) -> int:
         path = item.path.as_posix()
-        others = len(rank) + (item.path not in on_ray)
-        return next((number for end, number in rank.items() if path.endswith(f"/{end}")), others)
+        others = rank[""] if item.path in on_ray else len(rank)
+        return next((number for end, number in rank.items() if end and path.endswith(f"/{end}")), others)
 
     items.sort(key=rank_of)  # stable: all else stays in its order
 

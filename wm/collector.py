@@ -10,7 +10,7 @@ import gc
 import sys
 
 _YOUNG, _MIDDLE, _ = gc.get_threshold()
-_FULL = 100
+_FULL = 200
 """Collections of younger objects between two of all objects, of which Python's own default is 10. Once the imports are
 done it changes little: Python in any case waits until a quarter of the objects are new
 (https://devguide.python.org/internals/garbage-collector/#collecting-the-oldest-generation)."""

@@ -59,6 +59,32 @@ def private_session(constants: Any) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
+def few_processes(node: Any) -> Iterator[None]:
+    """Start a session within without three processes that one machine's has no use for.
+
+    One asks a cloud for machines. One reads the workers' logs for the driver, which ``log_to_driver=False`` does
+    without. The server of a dashboard that there is not would only report usage, which is turned off; yet ``ray.init``
+    waits until it answers.
+
+    Args:
+        node: The class ``ray._private.node.Node``, which starts a session's processes.
+    """
+    names = ("start_monitor", "start_log_monitor", "start_api_server")
+    before = {name: getattr(node, name) for name in names}
+    for name in names:
+        setattr(node, name, _start_nothing)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(node, name, method)
+
+
+def _start_nothing(*_: Any, **__: Any) -> None:
+    """Stand for a method that starts a process."""
+
+
+@contextmanager
 def joined_session(constants: Any, address: str) -> Iterator[None]:
     """Prepare the environment for ``ray.init(address)``: a session on loopback is joined from loopback.
 

@@ -67,7 +67,7 @@ class Disturber:
     plan: Sequence[PlannedKill]
     strike: Strike
     seconds: float
-    """Length of the phase: a kill that found nothing is tried again until then."""
+    """Length of the phase: the last kill is tried again until then."""
     look: Callable[[], dict[str, float]] = dict
     """Says how far the work has come; called before each kill."""
     kills: list[Kill] = field(default_factory=list)
@@ -110,7 +110,9 @@ class Disturber:
                 self.missed += self.plan[number:]
                 return
             try:
-                victim, progress = self._strike_once(planned)
+                # Until the next one is due: what is missing longer must not delay it.
+                until_s = self.plan[number + 1].at_s if number + 1 < len(self.plan) else self.seconds
+                victim, progress = self._strike_once(planned, until_s)
             except Exception as error:  # what the trial cannot do is reported, and the trial continues
                 self.errors.append(f"{planned.kind}: {error!r:.200}")
                 continue
@@ -121,12 +123,12 @@ class Disturber:
         # The phase lasts as long as it was said, though the last kill comes earlier.
         self._stop.wait(max(0.0, self.seconds - self.elapsed_s))
 
-    def _strike_once(self, planned: PlannedKill) -> tuple[str | None, dict[str, float]]:
+    def _strike_once(self, planned: PlannedKill, until_s: float) -> tuple[str | None, dict[str, float]]:
         """Kill what was planned, as soon as there is one; returns what it was, and how far the work had come before."""
         while True:
             progress = self.look()
             # Between two attempts of a command there is no driver and no worker.
             if (victim := self.strike(planned.kind, planned.draw)) is not None:
                 return victim, progress
-            if self.elapsed_s > self.seconds or self._stop.wait(_RETRY_S):
+            if self.elapsed_s + _RETRY_S > until_s or self._stop.wait(_RETRY_S):
                 return None, progress

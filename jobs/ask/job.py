@@ -2,7 +2,6 @@
 their likelihoods of the options: accuracy with intervals, by kind of question, published numbers beside."""
 
 from collections import Counter
-from pathlib import Path
 
 from jobs.ask import report
 from jobs.ask.entries import build_models, digest_models, list_toy_models

@@ -43,7 +43,7 @@ class AskResources(Recipe):
     dtype: DType = "float32"
     """Type of the models' weights; bfloat16 halves the memory."""
     batch_size: int = Field(default=16, ge=1)
-    """Rows in a forward pass; an option is one."""
+    """Rows in a forward pass: an option is one where images are codes, a question where they are pixels."""
     base_sharing: BaseSharing = "merged"
     """merged: every model has weights of its own while it is loaded. shared: adapters of one base are applied beside
     one copy of its weights: less memory and loading, a little slower, the same up to rounding."""

@@ -104,7 +104,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _list_notes(tables: AskTables) -> list[str]:
-    """List what a reader of the figures must know: whose reading, what was not asked, why no published number is there."""
+    """List what a reader of the figures must know: whose reading, what was not asked, why a number is missing."""
     said = "the answer holds the reference or is held by it" if tables["style"] == "words" else "its first letter"
     readings = {"published": f"as the public script ({said})", "one_option": "it must name exactly one option"}
     notes = [

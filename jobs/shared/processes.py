@@ -15,11 +15,14 @@ def actor_processes(variable: str, value: str, title: str) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes()
+            # Most processes are no actors: of them no more is read.
+            if not command.startswith(b"ray::") or title.encode() not in command:
+                continue
             # Ray writes a worker's title over its own environment: the raylet's, its parent, is intact.
             parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
             environment = Path("/proc", parent, "environ").read_bytes()
         except OSError:
             continue  # it ended meanwhile, or is another user's
-        if command.startswith(b"ray::") and title.encode() in command and mark in environment.split(b"\0"):
+        if mark in environment.split(b"\0"):
             process_ids.append(int(folder.name))
     return process_ids

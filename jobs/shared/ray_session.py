@@ -21,7 +21,7 @@ from jobs.shared.ray_messages import filter_messages
 from wm.errors import InputError
 from wm.interrupts import keep_terminate_handler
 from wm.logs import worker_variables
-from wm.private_session import joined_session, private_session
+from wm.private_session import few_processes, joined_session, private_session
 
 MIN_LOGICAL_CPUS = 8
 """Logical CPUs of a private session at least: with fewer, training workers and a data set wait for
@@ -57,6 +57,7 @@ def connect(num_cpus: int | None = None) -> None:
     # and leave processes behind.
     atexit.register(_ignore_interrupts)
     from ray._private import ray_constants
+    from ray._private.node import Node
 
     if not is_private():
         _follow_token()
@@ -64,7 +65,13 @@ def connect(num_cpus: int | None = None) -> None:
         with joined_session(ray_constants, address), _quiet_core(), keep_terminate_handler():
             ray.init(address, **_worker_logs(), log_to_driver=False, logging_level=logging.ERROR)
         return
-    with private_session(ray_constants) as private, _quiet_core(), _started_in_time(), keep_terminate_handler():
+    with (
+        private_session(ray_constants) as private,
+        few_processes(Node),
+        _quiet_core(),
+        _started_in_time(),
+        keep_terminate_handler(),
+    ):
         ray.init(
             "local",
             **private,

@@ -12,9 +12,9 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.evaluation.bench_rows import BenchRow, read_bench_rows
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.predictions import check_systems, list_predictions
 from wm.evaluation.rows import check_label
+from wm.evaluation.subsets import SubsetColumn
 from wm.files.mirror import shown
 from wm.paths import INPUT, InputPath, OptionalInputPath, OutputPath
 from wm.runs import Run, RunRecord, digest_of, read_run
@@ -45,7 +45,7 @@ class StudyMakeRecipe(Recipe):
     per_subset: int = Field(default=5, ge=1)
     """Triplets of each subset, chosen at random among those that all systems have a prediction for."""
     seed: int = Field(default=0, ge=0)
-    """Of the choice of triplets, and of the orders in which participants see items and systems. Names are random."""
+    """Of the choice of triplets. Names and orders depend on random numbers besides, which study.json keeps."""
     participants: int = Field(default=14, ge=1, le=10_000)
     """How many people are planned; more or fewer may take part. Positions of systems are balanced over each K of them,
     K being the number of systems."""

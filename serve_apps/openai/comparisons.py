@@ -32,8 +32,8 @@ class ComparisonRequest(ApiRequest):
     """How many candidates of each model to sample and verify; the best of each is shown. The server's num_candidates if
     left out."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    """Of both predictions; a random one, which is told after the choice, if left out. Who knows the seed can make each
-    prediction again, and is not blind."""
+    """Of both predictions; a random one, which the answer to the choice has, if left out. Who knows the seed can make
+    each prediction again, and is not blind."""
     participant: str | None = Field(None, max_length=64)
     """Code that an earlier comparison gave to this person; somebody new if left out."""
 
@@ -41,9 +41,11 @@ class ComparisonRequest(ApiRequest):
     def _check_fields(self, info: ValidationInfo) -> Self:
         limits = limits_of(info)
         self.action = check_action(self.action, "action", limits)
+        # A model against itself would fill a store with choices about nothing.
         if self.models is not None and self.models[0] == self.models[1]:
             message = f"models = {self.models!r:.80}: two different models are compared"
             raise ApiError(message, param="models", code="invalid_value")
+        # The server's number, where the request leaves it open.
         if "best_of" not in self.model_fields_set:
             self.best_of = limits.default_best_of
         check_maximum(self.best_of, limits.max_best_of, "best_of")
@@ -57,6 +59,7 @@ class ComparisonRequest(ApiRequest):
             seed: Of both.
             limits: As this request was validated under.
         """
+        # All else is the server's: what is compared is models, not settings.
         values = {"prompt": self.action, "model": model, "verifier": self.verifier, "best_of": self.best_of}
         return EditRequest.from_values(values | {"seed": seed}, limits, strict=True)
 

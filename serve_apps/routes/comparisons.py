@@ -50,6 +50,7 @@ _OF_CHOICES: dict[int | str, JsonObject] = _FULL | {
 }
 
 
+# async: FastAPI sends what is not to a thread, which costs more than all of this.
 async def _store(request: Request) -> DeploymentHandle:
     handle: DeploymentHandle = request.app.state.comparisons
     return handle
@@ -68,42 +69,42 @@ async def describe_comparisons(graph: GraphOf, store: StoreOf) -> JSONResponse:
 
 @router.post("/v1/wm/comparisons", openapi_extra=_BODY, responses=_FULL)
 async def compare(request: Request, graph: GraphOf, store: StoreOf) -> JSONResponse:
-    """Predict what the source looks like after ``action`` by two models; whose is which is told after a choice."""
-    comparison, image = await graph.parse(comparison_from_json, await read_json(request, graph.limits))
+    """Predict what the source looks like after ``action`` by two models; a choice reveals which is whose."""
+    body, image = await graph.parse(comparison_from_json, await read_json(request, graph.limits))
     # 1. Who is compared: the order is chance, and no request can choose it.
-    names = await _choose_order(graph, comparison.models)
-    seed = secrets.randbelow(MAX_SEED + 1) if comparison.seed is None else comparison.seed
-    edits = [comparison.to_edit(name, seed, graph.limits) for name in names]
+    names = await _choose_order(graph, body.models)
+    seed = secrets.randbelow(MAX_SEED + 1) if body.seed is None else body.seed
+    edits = [body.to_edit(name, seed, graph.limits) for name in names]
     model = await graph.predicting_model(edits[0])
     await graph.predicting_model(edits[1])
     # 2. Who compares, before any work is done: a full disk, or a code that nobody has, is said at once.
-    code = await call(store, "join", comparison.participant)
+    code = await call(store, "join", body.participant)
     # 3. Both predictions at once: their images grow together.
     (source_HWC,) = await graph.prepare([("image", image)], model["side_px"])
-    left, right = await _predict(graph, edits, source_HWC)
+    results = await _predict(graph, edits, source_HWC)
     with metrics.stage("encode_image"):
-        images = [await graph.encode(edit, result.pixels[0]) for edit, result in zip(edits, (left, right), strict=True)]
+        images = [await graph.encode(edit, result.pixels[0]) for edit, result in zip(edits, results, strict=True)]
     # 4. What is shown is on the disk first: a choice counts whatever dies meanwhile.
     folders = list_folders(graph.recipe)
-    shown: Comparison = await call(
+    comparison: Comparison = await call(
         store,
         "add",
         Comparison(
             participant=code,
             systems=(names[0], names[1]),
             folders={name: str(folder_of(folders, name)) for name in names},
-            action=comparison.action,
+            action=body.action,
             source_sha256=hashlib.sha256(source_HWC.tobytes()).hexdigest(),
             seed=seed,
-            num_candidates=comparison.best_of,
+            num_candidates=body.best_of,
         ),
     )
     metrics.record(metrics.COMPARISONS, event="shown")
     reply: JsonObject = {
-        "id": shown.item_id,
+        "id": comparison.item_id,
         "object": "wm.comparison",
-        "created": int(shown.shown_at_s),
-        "expires_at": int(shown.shown_at_s + MAX_AGE_S),
+        "created": int(comparison.shown_at_s),
+        "expires_at": int(comparison.shown_at_s + MAX_AGE_S),
         "participant": code,
         "size": size_of(edits[0], model),
         "output_format": edits[0].output_format,
@@ -117,17 +118,17 @@ async def compare(request: Request, graph: GraphOf, store: StoreOf) -> JSONRespo
 async def choose(comparison_id: str, request: Request, graph: GraphOf, store: StoreOf) -> JSONResponse:
     """Keep the choice between the two images, and return which model made which. The same choice again is no error."""
     choice = (await graph.parse(choice_from_json, await read_json(request, graph.limits))).choice
-    shown: Comparison = await call(store, "choose", comparison_id, choice)
+    comparison: Comparison = await call(store, "choose", comparison_id, choice)
     metrics.record(metrics.COMPARISONS, event=choice)
     reply = {
-        "id": shown.item_id,
+        "id": comparison.item_id,
         "object": "wm.comparison.choice",
         "choice": choice,
-        "left": {"model": shown.systems[0]},
-        "right": {"model": shown.systems[1]},
-        "action": shown.action,
-        "seed": shown.seed,
-        "best_of": shown.num_candidates,
+        "left": {"model": comparison.systems[0]},
+        "right": {"model": comparison.systems[1]},
+        "action": comparison.action,
+        "seed": comparison.seed,
+        "best_of": comparison.num_candidates,
     }
     return JSONResponse(reply, headers={"Cache-Control": "no-store"})
 
@@ -138,6 +139,7 @@ async def _list_models(graph: Graph) -> list[str]:
 
 async def _choose_order(graph: Graph, names: Sequence[str] | None) -> list[str]:
     """Return two models, those that are asked for or any two that the key may use, in random order."""
+    # Neither the order in a request nor that of the list says who is left: chance alone.
     if names is None:
         names = await _list_models(graph)
         if len(names) < 2:
@@ -149,6 +151,7 @@ async def _choose_order(graph: Graph, names: Sequence[str] | None) -> list[str]:
 
 async def _predict(graph: Graph, edits: Sequence[EditRequest], source_HWC: Pixels) -> list[EditResult]:
     try:
+        # A group, not gather: where one model fails, the other's work is given up.
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(call(graph.fdm, "predict", edit, source_HWC, model=edit.model)) for edit in edits

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,7 @@ from cluster.chaos.phases import PhaseReport
 from cluster.chaos.progress import look_at_annotation, look_at_training
 from cluster.chaos.recipe import ChaosRecipe
 from cluster.chaos.report import build_record, write_report
-from cluster.chaos.schedule import Disturber, plan_kills
+from cluster.chaos.schedule import Disturber, PlannedKill, plan_kills
 from cluster.chaos.script import main
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, reject_row
 from wm.tables import write_table
@@ -42,16 +43,35 @@ def test_a_seed_plans_the_same_kills_and_meets_every_kind():
     assert {kill.kind for kill in plan_kills(recipe, "serving")} == {"worker", "driver", "node"}
 
 
-def test_a_kill_that_finds_nothing_is_tried_again():
-    recipe = recipe_of(minutes=0.05, min_gap_s=0.1, max_gap_s=0.2, phases=["training"])
-    answers = iter([None, "ray::one"])
-    plan, steps = plan_kills(recipe, "training")[:2], itertools.count(3.0)
-    with Disturber(plan, lambda kind, draw: next(answers, None), 1.0, lambda: {"step": next(steps)}) as disturber:
-        disturber.wait(30)
+def disturb(plan, victims, monkeypatch):
+    """Carry a plan out, with the victims of each kind in turn, until those of ``worker`` are used up."""
+    monkeypatch.setattr("cluster.chaos.schedule._RETRY_S", 0.02)
+    steps, is_over = itertools.count(3.0), threading.Event()
+
+    def strike(kind, draw):
+        victim = victims[kind].pop(0) if victims[kind] else None
+        if not victims["worker"]:
+            is_over.set()
+        return victim
+
+    with Disturber(plan, strike, 60.0, lambda: {"step": next(steps)}) as disturber:
+        assert is_over.wait(30)
+    return disturber
+
+
+def test_a_kill_that_finds_nothing_is_tried_again(monkeypatch):
+    plan = [PlannedKill(0.01, "worker", 0.5)]
+    disturber = disturb(plan, {"worker": [None, "ray::one"]}, monkeypatch)
     # How far the work had come just before it was found.
     (kill,) = disturber.kills
-    assert (kill.kind, kill.victim, kill.progress) == (plan[0].kind, "ray::one", {"step": 4.0})
-    assert disturber.missed == plan[1:] and disturber.errors == []
+    assert (kill.kind, kill.victim, kill.progress) == ("worker", "ray::one", {"step": 4.0})
+    assert disturber.missed == [] and disturber.errors == []
+
+
+def test_a_kill_that_finds_nothing_does_not_delay_the_next(monkeypatch):
+    plan = [PlannedKill(0.01, "driver", 0.5), PlannedKill(0.1, "worker", 0.5)]
+    disturber = disturb(plan, {"driver": [], "worker": ["ray::one"]}, monkeypatch)
+    assert [kill.victim for kill in disturber.kills] == ["ray::one"] and disturber.missed == plan[:1]
 
 
 def test_results_are_compared_by_content_not_by_file(tmp_path):

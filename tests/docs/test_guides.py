@@ -85,6 +85,7 @@ def run(words: list[str], values: dict[str, str]) -> None:
     assert run_command([name, *arguments, *more, *options], values) == 0, words
 
 
+@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("page", CHAIN)
 def test_the_commands_of_a_guide_run(
     page: str, folder: Path, values: dict[str, str], monkeypatch: pytest.MonkeyPatch

@@ -49,6 +49,10 @@ def _start_server() -> None:
     """Its imports are found by its own environment alone."""
     # The repository, for the test modules whose functions the ranks are given.
     paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    if server._preload_modules != _PRELOAD:
+        # One that other tests of this process have started has not imported what each rank would import anew.
+        server._stop()
     _CONTEXT.set_forkserver_preload(_PRELOAD)
     with patch.dict(os.environ, {"PYTHONPATH": paths, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}):
         multiprocessing.forkserver.ensure_running()

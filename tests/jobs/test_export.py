@@ -217,7 +217,7 @@ def test_a_killed_run_goes_on_to_the_same_files(
 
 
 @pytest.mark.slow
-def test_several_processes_write_the_same_files(world: Path, tmp_path: Path) -> None:
+def test_several_processes_write_the_same_files(world: Path, tmp_path: Path, ray_session: None) -> None:
     for name in ("aurora", "webdataset", "lerobot"):
         chosen = str(select(tmp_path / "chosen", [0, 1, 2, 5, 6, 7, 9]))
         for workers in (1, 2):

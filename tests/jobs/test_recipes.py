@@ -20,6 +20,7 @@ from jobs.score import ScoreRecipe
 from jobs.select.recipe import SelectRecipe
 from jobs.ship import ShipRecipe
 from jobs.study.make import StudyMakeRecipe
+from serve_apps.__main__ import StartRecipe
 from wm.config import Recipe, read_toml
 from wm.errors import InputError
 from wm.packaged import resolve_packaged
@@ -68,6 +69,7 @@ KINDS: dict[str, type[Recipe]] = {
     "rounds": BootstrapRecipe,
     "score-aurora-bench": ScoreRecipe,
     "select-7000": SelectRecipe,
+    "serve": StartRecipe,
     "shipped": ShipRecipe,
     "something-v2": IngestRecipe,
     "study-aurora-bench": StudyMakeRecipe,

@@ -15,6 +15,8 @@ from wm.nano.world.oracle import action_is_right
 from wm.nano.world.videos import clip_path, plan_clip
 from wm.runs import read_run, write_json
 
+pytestmark = pytest.mark.usefixtures("ray_session")
+
 
 def recipe(out: Path, **changes: Any) -> TabletopRecipe:
     return TabletopRecipe(

@@ -15,7 +15,7 @@ print(gc.isenabled(), [after - now for after, now in zip(gc.get_threshold(), bef
 
 
 @pytest.mark.parametrize(
-    ("package", "more", "is_frozen"), [("jobs", 90, True), ("serve_apps", 90, True), ("wm.config", 0, False)]
+    ("package", "more", "is_frozen"), [("jobs", 190, True), ("serve_apps", 190, True), ("wm.config", 0, False)]
 )
 def test_full_collections_are_rare_in_programs_alone(package: str, more: int, is_frozen: bool) -> None:
     command = [sys.executable, "-c", SCRIPT.format(package=package)]

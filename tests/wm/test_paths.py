@@ -26,6 +26,8 @@ NO_PATHS = {
         "action",
         "PredictRecipe.actions",
         "PredictRecipe.tree",
+        "StudyExportRecipe.images",
+        "StudyReportRecipe.reference",
         "cors_origins",
         "classes",
         "dataset",

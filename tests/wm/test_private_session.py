@@ -12,7 +12,14 @@ import psutil
 import pytest
 
 from wm.errors import InputError
-from wm.private_session import LOOPBACK_ONLY, bypass_proxy, private_folder, private_session, set_private_token
+from wm.private_session import (
+    LOOPBACK_ONLY,
+    bypass_proxy,
+    few_processes,
+    private_folder,
+    private_session,
+    set_private_token,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SESSION = "tmp/session_2026-11-28_03-21-22_445722_4194303"
@@ -125,6 +132,18 @@ def test_the_environment_is_as_before_afterwards(short: Path, monkeypatch: pytes
         assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("lo", "eth7")
         raise KeyError
     assert dict(os.environ) == before and constants.ENABLE_RAY_CLUSTER is True
+
+
+def test_processes_are_left_out_within_alone() -> None:
+    from ray._private.node import Node
+
+    methods = Node.start_monitor, Node.start_log_monitor, Node.start_api_server
+    with pytest.raises(KeyError), few_processes(Node):
+        # Each would start a process of what an unfinished node lacks.
+        Node.start_monitor(object.__new__(Node)), Node.start_log_monitor(object.__new__(Node))
+        Node.start_api_server(object.__new__(Node), include_dashboard=False, raise_on_failure=False)
+        raise KeyError
+    assert (Node.start_monitor, Node.start_log_monitor, Node.start_api_server) == methods
 
 
 @pytest.mark.parametrize(

@@ -121,15 +121,16 @@ def _score(
         last_R1H = last_PH.repeat_interleave(len(batch[0]), dim=0)[:, None]
         hidden_RTH = torch.cat((last_R1H, hidden_RSH), dim=1)
         before = [0] * len(parts)
-    return _sum_scores(vlm, runner, hidden_RTH, before, parts, rows)
+    return _sum_scores(vlm, runner, hidden_RTH, parts, before=before, rows=rows)
 
 
 def _sum_scores(
     vlm: UnifiedVLM,
     runner: ModelRunner,
     hidden_RTH: Tensor,
-    before: Sequence[int],
     parts: Sequence[_Part],
+    *,
+    before: Sequence[int],
     rows: Tensor | None,
 ) -> list[tuple[float, int]]:
     """Sum the log-probabilities of each part's scored tokens.
@@ -181,7 +182,8 @@ def score_tails(
     rows = runner.reserve(len(parts), ids_RS.shape[1])
     hidden_RSH = runner.extend(ids_RS, prefix, rows, 0, ids_RS.shape[1])
     last_R1H = last_PH.repeat_interleave(each, dim=0)[:, None]
-    scores = _sum_scores(vlm, runner, torch.cat((last_R1H, hidden_RSH), dim=1), [0] * len(parts), parts, None)
+    hidden_RTH = torch.cat((last_R1H, hidden_RSH), dim=1)
+    scores = _sum_scores(vlm, runner, hidden_RTH, parts, before=[0] * len(parts), rows=None)
     return [scores[number * each : number * each + len(of)] for number, of in enumerate(tails)]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from wm.dynamics.idm import ScoredAction
 from wm.dynamics.questions import Reply
 from wm.dynamics.scoring import check_equal_lengths
-from wm.dynamics.vlm_rows import Row, check_no_special, check_pixels, generate_answers, score_rows
+from wm.dynamics.vlm_rows import check_no_special, check_pixels, generate_answers, score_answers
 from wm.dynamics.vlm_scorer import VLMScorer
 from wm.errors import InputError
 from wm.images import Pixels
@@ -35,8 +35,8 @@ def answer_questions(
         questions: One an image.
         options: Answers to score, one or more a question.
         max_new_tokens: Tokens after which an answer is cut off.
-        batch_size: Rows of a pass, an option being one; halved, with a warning in the log, where memory does not
-            suffice.
+        batch_size: Questions that are answered greedily in one pass; halved, with a warning in the log, where memory
+            does not suffice. Options are scored question by question.
 
     Returns:
         One reply a question.
@@ -61,20 +61,12 @@ def answer_questions(
         )
 
     halving(generate, len(prefixes), batch_size)
-    # 2. A row for each option of each question.
-    rows = [
-        Row(prefix, [image], option)
+    # 2. The options of a question behind its image, which is read once for all of them.
+    scores = [
+        score_answers(vlm.model, vlm.processor, prefix, [image], of, kind="option")
         for prefix, image, of in zip(prefixes, images, options, strict=True)
-        for option in of
     ]
-    scores: list[ScoredAction] = []
-
-    def score(start: int, stop: int) -> None:
-        scores.extend(score_rows(vlm.model, vlm.processor, rows[start:stop], kind="option"))
-
-    halving(score, len(rows), batch_size)
-    remaining = iter(scores)
-    return [Reply(answer, tuple(next(remaining) for _ in of)) for answer, of in zip(answers, options, strict=True)]
+    return [Reply(answer, tuple(of)) for answer, of in zip(answers, scores, strict=True)]
 
 
 def write_chat(vlm: VLMScorer, question: str) -> str:

@@ -71,6 +71,63 @@ def score_rows(model: Any, processor: Any, rows: Sequence[Row], *, kind: str = "
 
 
 @torch.no_grad()
+def score_answers(
+    model: Any, processor: Any, prefix: str, images: Sequence[Pixels], answers: Sequence[str], *, kind: str
+) -> list[ScoredAction]:
+    """Score several answers and their end tokens after one chat, whose images and words are read once.
+
+    Args:
+        model: Of transformers, in evaluation mode.
+        processor: Its processor.
+        prefix: The chat, up to where the answer begins.
+        images: Of the chat.
+        answers: One or more.
+        kind: What an answer is, for errors.
+
+    Returns:
+        As :func:`score_rows` scores each of them.
+
+    Raises:
+        InputError: An answer is empty, or holds a special token.
+    """
+    tokenizer = processor.tokenizer
+    prompt_ids = tokenizer(prefix, add_special_tokens=False)["input_ids"]
+    # 1. What follows the chat. A tokenizer may join its last characters with an answer's first ones: those tokens are
+    # taken from the chat, where one answer needs it, and read again with all.
+    counts = [_count_tokens(tokenizer, Row(prefix, images, answer), kind) for answer in answers]
+    full = [
+        tokenizer(f"{prefix}{text}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"] for text in answers
+    ]
+    shared = min(_count_common(prompt_ids, ids) for ids in full)
+    tails = [ids[shared:] for ids in full]
+    # 2. The chat, once.
+    inputs = prepare_inputs(model, processor, [prefix], [images], padding_side="right")
+    length = inputs["input_ids"].shape[1] - (len(prompt_ids) - shared)
+    dropped = inputs["input_ids"].shape[1] - length
+    # Logits of the last position that is kept: those of all would be larger than the model.
+    only = {"logits_to_keep": dropped + 1} if _keeps_logits(model) else {}
+    output = model(**inputs, use_cache=True, **only)
+    cache, last_1V = output.past_key_values, output.logits[:, -1 - dropped]
+    if dropped:
+        cache.crop(-dropped)
+    # 3. The answers behind it, padded on the right: attention is causal, so that padding changes nothing before it.
+    longest = max(map(len, tails))
+    pad = tokenizer.pad_token_id
+    ids_RS = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in tails], device=model.device)
+    cache.batch_repeat_interleave(len(tails))
+    # Without a mask: nothing is padded before, and families with positions of their own count on from the cache.
+    logits_RSV = model(input_ids=ids_RS, past_key_values=cache, use_cache=True).logits
+    scores = []
+    for row, (answer, ids, count) in enumerate(zip(answers, tails, counts, strict=True)):
+        # The first token is predicted by the chat's last one.
+        logprobs_SV = _log_softmax(torch.cat((last_1V, logits_RSV[row, : len(ids) - 1])))
+        logprob_S = logprobs_SV.gather(1, ids_RS[row, : len(ids), None])[:, 0].double()
+        # Tokens that were taken from the chat are no part of the answer.
+        scores.append(ScoredAction(answer, float(logprob_S[len(ids) - count :].sum()), count))
+    return scores
+
+
+@torch.no_grad()
 def generate_answers(
     model: Any, processor: Any, prefixes: Sequence[str], images: Sequence[Sequence[Pixels]], *, max_new_tokens: int
 ) -> list[ScoredAction]:
@@ -159,9 +216,13 @@ def check_pixels(name: str, image: Any) -> None:
 def _logits(model: Any, inputs: dict[str, Any], position_P: Tensor) -> Tensor:
     """Compute logits (B, P, V) at these positions of every row."""
     # Logits of all positions would be larger than the model; older classes have no choice.
-    if "logits_to_keep" in signature(model.forward).parameters:
+    if _keeps_logits(model):
         return model(**inputs, use_cache=False, logits_to_keep=position_P).logits  # type: ignore[no-any-return]
     return model(**inputs, use_cache=False).logits[:, position_P]  # type: ignore[no-any-return]
+
+
+def _keeps_logits(model: Any) -> bool:
+    return "logits_to_keep" in signature(model.forward).parameters
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ import numpy as np
 
 from wm.errors import InputError
 from wm.evaluation.bench_rows import BenchRow
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.predictions import read_image_bytes
+from wm.evaluation.subsets import SubsetColumn
 from wm.files.mirror import shown
 from wm.images import Pixels, decode_image
 from wm.study.design import Design, SystemChoice
@@ -62,10 +62,10 @@ def assemble_study(design: Design, choices: Sequence[SystemChoice], settings: St
         settings: All else.
 
     Returns:
-        The study. Two calls differ in its names alone.
+        The study. Two calls differ in its names and its secret, and so in the orders.
 
     Raises:
-        InputError: The bench has no triplet left for a check.
+        InputError: A triplet has no action, or the bench has none left for a check.
     """
     if settings.num_checks > len(design.spares):
         raise InputError(
@@ -88,6 +88,7 @@ def assemble_study(design: Design, choices: Sequence[SystemChoice], settings: St
         num_participants=settings.num_participants,
         seed=settings.seed,
         image_px=settings.image_px or min(MAX_IMAGE_PX, _largest_px(design, choices)),
+        secret=secrets.token_hex(16),
     )
 
 
@@ -101,6 +102,9 @@ def list_check_systems(num_systems: int) -> list[str]:
 
 
 def _name_item(row: BenchRow, systems: Sequence[str], subset: SubsetColumn) -> StudyItem:
+    # Nobody can judge how an instruction was followed that is not there.
+    if not row.action.strip():
+        raise InputError(f"triplet {row.triplet_id} in {row.file} has no action, which its page would show")
     # Of the system's own generator of secrets: a seeded one would let a participant compute whose an image is.
     source, *names = (f"{secrets.token_hex(12)}.png" for _ in range(len(systems) + 1))
     candidates = dict(zip(systems, names, strict=True))
@@ -175,7 +179,7 @@ def _without_names(study: Study) -> dict[str, object]:
     items = [
         (item.triplet_id, item.subset, item.action, sorted(item.candidates), item.is_check) for item in study.items
     ]
-    return asdict(study) | {"study_id": "", "items": items}
+    return asdict(study) | {"study_id": "", "secret": "", "items": items}
 
 
 def iterate_images(

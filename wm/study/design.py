@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from wm.errors import InputError
 from wm.evaluation.aurora_bench import order_subsets
 from wm.evaluation.bench_rows import BenchRow
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.judge.items import choose_items
 from wm.evaluation.predictions import PredictionFacts
+from wm.evaluation.subsets import SubsetColumn
 from wm.names import quote_names
 from wm.study.order import digest_key, shuffle
 

@@ -80,6 +80,7 @@ class Comparisons:
         Raises:
             InputError: It names the model and both folders.
         """
+        # All of them: the file may be older than the last restart.
         for item in self._store.list_playground_items(STUDY_ID):
             for name, folder in _to_comparison(item).folders.items():
                 present = find_folder(name)
@@ -98,6 +99,7 @@ class Comparisons:
         Raises:
             RefusedError: Nobody has this code, or the disk is full.
         """
+        # People type codes with other separators, and in small letters.
         if code is None:
             return self._store.add_participant(STUDY_ID, origin=ORIGIN).code
         return self._store.find_participant(STUDY_ID, normalise_code(code)).code
@@ -114,6 +116,7 @@ class Comparisons:
         Raises:
             RefusedError: The disk is full.
         """
+        # The store gives the name; the time is the clock's of this machine, as that of the choice will be.
         context = asdict(comparison) | {"shown_at_s": self._clock()}
         del context["item_id"]
         return _to_comparison(self._store.add_playground_item(STUDY_ID, context))
@@ -178,6 +181,7 @@ def load_playground(path: str | Path) -> Study:
         comparisons = [_to_comparison(item) for item in store.list_playground_items(STUDY_ID)]
     if not votes:
         raise InputError(f"store = {str(path)!r:.300} holds no vote of a playground; give study=FOLDER for a study's")
+    # Comparisons that nobody chose in say nothing, and are no items.
     actions = {comparison.item_id: comparison.action for comparison in comparisons}
     systems = {vote.item_id: vote.systems for vote in votes}
     items = tuple(
@@ -198,10 +202,11 @@ def load_playground(path: str | Path) -> Study:
 
 
 def _to_comparison(item: PlaygroundItem) -> Comparison:
+    # JSON has no tuples.
     values = dict(item.context)
     try:
         systems: Any = values.pop("systems")
-        left, right = map(str, systems)
-        return Comparison(**values, systems=(left, right), item_id=item.item_id)  # type: ignore[arg-type]  # as stored
+        first, second = map(str, systems)
+        return Comparison(**values, systems=(first, second), item_id=item.item_id)  # type: ignore[arg-type]  # as stored
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(f"comparison {item.item_id} was stored by another version of wm: {error}") from error

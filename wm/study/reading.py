@@ -32,6 +32,7 @@ def find_store(folder: str | Path, store: str) -> Path:
         folder: Folder of the study.
         store: The file as it was given; empty: the one beside the study.
     """
+    # Beside the study, unless the study is where nobody can write.
     return Path(store) if store else Path(folder) / STORE_FILE
 
 
@@ -49,11 +50,13 @@ def read_study_votes(study: Study, folder: str | Path, store: str) -> StoredVote
     Raises:
         InputError: There is no store, or it cannot be read.
     """
+    # A new store would be empty, and its report one of nobody.
     path = find_store(folder, store)
     if not path.is_file():
         raise InputError(
             f"no store of votes at {shown(path)!r:.300}; wm study serve or wm study import makes it, or give store=FILE"
         )
+    # Read only: people may be voting right now.
     with VoteStore(path, read_only=True) as votes:
         return StoredVotes(
             votes.list_votes(study.study_id),

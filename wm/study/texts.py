@@ -37,10 +37,11 @@ Taking part is voluntary. You may stop at any time, without a reason, by closing
 code that you are given.
 
 What is stored: your choices, how long each one took, when it was made, and that random code. Nothing is asked or \
-stored that says who you are: no name, no address. The choices are used for research, and may be published under the \
-code.
+stored that says who you are: no name, no address. The choices are used for research, and may be published, \
+under a number in place of the code.
 
-The code is the only link between you and your choices. Keep it to continue later, or to withdraw your choices, which the page offers.
+The code is the only link between you and your choices. Keep it to continue later, or to \
+withdraw your choices, which the page offers.
 
 By starting you say that you have read this and agree to take part."""
 

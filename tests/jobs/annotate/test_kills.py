@@ -9,6 +9,7 @@ import time
 import uuid
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -39,7 +40,7 @@ def clips(tmp_path_factory):
         shutil.copy(result[number % 4], path)
     for number in range(NUM_BAD):
         bad = root / "videos" / f"class {number % 2}" / f"poison{number}.mp4"
-        bad.write_bytes(result[0].read_bytes()[: 200 + 50 * number] + os.urandom(3000))
+        bad.write_bytes(result[0].read_bytes()[: 200 + 50 * number] + np.random.default_rng(number).bytes(3000))
     return root / "videos"
 
 
@@ -83,7 +84,7 @@ def wait_for(condition, process):
     while not condition():
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < end
-        time.sleep(0.01)
+        time.sleep(0.03)  # to look at all processes takes milliseconds, for which the others wait
 
 
 def num_marks(out):

@@ -174,7 +174,7 @@ def test_dry_run_and_bad_input_leave_nothing(roles, mqa, tmp_path, capsys):
             ask.run(recipe(mqa, out, changed))
     with pytest.raises(InputError, match="share label 'C-ZS' and seed 0"):
         recipe(mqa, out, {"a": models["zs"], "b": models["zs"]})
-    with pytest.raises(InputError, match="expected a text with {question}"):
+    with pytest.raises(InputError, match=r"expected a text with \{question\}"):
         recipe(mqa, out, models, prompt="where?")
     with pytest.raises(InputError, match="expected the name of a file"):
         recipe(mqa, out, models, file="../x.jsonl")

@@ -21,6 +21,10 @@ from wm.evaluation.bench_rows import read_bench_rows
 from wm.evaluation.image_scoring import VALUE_SCHEMA
 from wm.evaluation.metrics.encoders import load_blip, load_clip, load_dino
 from wm.evaluation.metrics.text import report_text
+from wm.evaluation.paper.measured import Measured
+from wm.evaluation.paper.sources import read_sources
+from wm.evaluation.paper.tables import TABLES
+from wm.evaluation.paper.tables.common import Layout
 from wm.tables import read_table
 
 SUBSETS = ["magicbrush", "something", "kubric"]
@@ -204,6 +208,13 @@ def test_actions_of_several_systems(bench, models, tmp_path, capsys):
     assert actions["corpus_bleu"]["VILA-U"] == {"0": pytest.approx(report.figures["bleu"])}
     values = read_table(tmp_path / "out/action_values", ACTION_VALUE_SCHEMA).to_pylist()
     assert [row["action"] for row in values] == texts["VILA-U"] + texts["Echo"]
+    # On to the paper's table 1, whose row VILA-U is filled by texts alone.
+    table = TABLES["1"](Layout(Measured(read_sources([str(tmp_path / "VILA-U"), str(tmp_path / "out")]))))
+    (vila,) = (row for row in table.rows if row.title == "VILA-U")
+    cells = dict(zip([column.name for column in table.columns], vila.cells, strict=True))
+    assert cells["R-1"].mean == figures["VILA-U"]["rouge1"]["micro_mean"]
+    assert cells["R-1"].spread_text() == f"(n 3 of {len(rows)})" and cells["BS"].mean is not None
+    assert cells["BLEU"].mean == pytest.approx(report.figures["bleu"])
     out = capsys.readouterr().out
     assert "bleu (corpus)" in out and "bertscore: layer 2, not rescaled" in out
     with pytest.raises(InputError, match="both hold actions of a system named 'Echo'"):

@@ -28,7 +28,7 @@ def test_help_lists_the_six_and_the_whole_way(words, capsys):
 
 
 @pytest.mark.parametrize(
-    ("word", "message"), [("mkae", "did you mean 'make'?"), ("zzz", "expected one of make, serve, report,")]
+    ("word", "message"), [("mak", "did you mean 'make'?"), ("zzz", "expected one of make, serve, report,")]
 )
 def test_an_unknown_name_is_one_line(word, message, capsys):
     assert main([word]) == 2

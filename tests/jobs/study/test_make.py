@@ -2,9 +2,12 @@
 
 import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -13,6 +16,7 @@ from jobs.study.make import StudyMakeRecipe, run
 from tests.helpers.study_files import PER_SUBSET, SIDE_PX, SUBSETS, image_of, square, write_bench, write_set
 from tests.helpers.triplet_files import picture
 from wm.errors import InputError
+from wm.study.design import Design, SystemChoice
 from wm.study.images import write_images
 from wm.study.study import load_study
 
@@ -88,7 +92,8 @@ def test_nothing_beside_the_pixels_says_whose_an_image_is(data, tmp_path):
     assert len({(file.st_size, file.st_mtime) for file in files}) == 1
     # The seed repeats the design, not the names.
     assert [item.triplet_id for item in first.items] == [item.triplet_id for item in second.items]
-    assert first.study_id != second.study_id and first.items[0].item_id != second.items[0].item_id
+    assert first.study_id != second.study_id and len(first.secret) == 32 and first.secret != second.secret
+    assert first.items[0].item_id != second.items[0].item_id
     other = recipe(data, tmp_path / "other", seed=1)
     run(other)
     assert [item.triplet_id for item in load_study(other.out).items] != [item.triplet_id for item in first.items]
@@ -216,6 +221,34 @@ def test_what_cannot_be_made_is_one_line(data, tmp_path, keys, message):
     with pytest.raises(InputError, match=message) as error:
         run(recipe(data, tmp_path / "s", **keys))
     assert "\n" not in str(error.value) and not (tmp_path / "s").exists()
+
+
+def test_a_damaged_image_is_named_and_the_rest_resumes(data, tmp_path):
+    write_set(tmp_path / "bad", "FT", NUMBERS)
+    file = tmp_path / "bad" / "predictions" / "part-00000.parquet"
+    table = pq.read_table(file)
+    damaged = [{"bytes": b"no image", "path": None}] * table.num_rows
+    column = pa.array(damaged, table.schema.field("image").type)
+    pq.write_table(table.set_column(table.schema.get_field_index("image"), "image", column), file)
+    sets = [str(data / "got"), str(tmp_path / "bad")]
+    with pytest.raises(
+        InputError, match=r"prediction of FT for triplet \w+ in .*part-00000\.parquet is no readable image"
+    ):
+        run(recipe(data, tmp_path / "s", predictions=sets))
+    # Not taken for complete, and no name is given twice.
+    assert not (tmp_path / "s" / "run.json").exists()
+    names = load_study(tmp_path / "s").items[0].candidates
+    write_set(tmp_path / "bad", "FT", NUMBERS)
+    run(recipe(data, tmp_path / "s", predictions=sets))
+    assert load_study(tmp_path / "s").items[0].candidates == names
+
+
+def test_a_triplet_without_an_action_is_no_page(data, tmp_path):
+    # No stage writes such a triplet; a table of somebody else's may hold one.
+    row = replace(make.read_bench_rows(data / "bench")[0], action=" ")
+    choices = [SystemChoice(system, 0, 0, 1, {}) for system in ("GoT", "FT")]
+    with pytest.raises(InputError, match=r"triplet \w+ in .*\.parquet has no action"):
+        make.assemble_study(Design([row], [], {}, 1), choices, make._settings(recipe(data, tmp_path / "s"), 1, 2))
 
 
 @pytest.mark.parametrize("text", [b"", b" \n", b"\xff\xfe", b"x" * 20_001])

@@ -27,10 +27,10 @@ def store(tmp_path_factory):
 
 def test_the_report_counts_them(store, tmp_path, capsys):
     assert report(StudyReportRecipe(store=str(store), out=str(tmp_path / "out")), dry_run=True) == {}
-    said = capsys.readouterr().out
+    said = capsys.readouterr().out.replace("−", "-")
     assert "4 votes of 1 participant" in said and "on 4 items" in said and "Incomplete" not in said
     rows = [line.split() for line in said.splitlines()]
-    assert ["mean", "vote", "baseline", "fdm"] in rows and ["playground", "-0.25", "+0.25"] in rows
+    assert ["mean", "vote", "baseline", "fdm"] in rows and ["playground", "-0.25", "0.25"] in rows
 
 
 def test_the_export_has_a_line_each(store, tmp_path):

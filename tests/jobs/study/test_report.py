@@ -98,21 +98,19 @@ def test_the_report_has_every_file_and_reads_back(folder, tmp_path, capsys):
 
 def test_simulated_votes_are_marked_everywhere(folder, tmp_path, capsys):
     store = tmp_path / "votes.sqlite"
+    keys = {"study": str(folder), "out": str(tmp_path / "out"), "store": str(store)}
     with VoteStore(store) as votes:
         votes.add_votes([replace(vote, origin="simulated") for vote in VOTES])
-    record = report_on(folder, tmp_path / "out", store=str(store), incomplete="leave_out")
-    assert record["kind"] == "simulated"
-    for name in ("report.html", "table.md", "table.csv", "votes.svg"):
-        assert "simulated" in (tmp_path / "out" / name).read_text(), name
-    assert capsys.readouterr().out.startswith("Which is <best>? (simulated votes)\n")
+    # Nothing is written, but all of it is computed and printed.
+    assert report(StudyReportRecipe.parse(keys | {"incomplete": "leave_out"}, "test"), dry_run=True) == {}
+    text = capsys.readouterr().out
+    assert text.startswith("Which is <best>? (simulated votes)\n\nSimulated votes: no person was asked.")
     with VoteStore(store) as votes:
         votes.add_votes([replace(vote, participant="person") for vote in VOTES[:5]])
     with pytest.raises(InputError, match="which no figure mixes"):
-        report_on(folder, tmp_path / "mixed", store=str(store))
-    recipe = StudyReportRecipe.parse(
-        {"study": str(folder), "out": str(tmp_path / "people"), "store": str(store), "kind": "people"}, "test"
-    )
-    assert report(recipe, dry_run=True) == {} and "5 votes of 1 participants" in capsys.readouterr().out
+        report(StudyReportRecipe.parse(keys, "test"), dry_run=True)
+    report(StudyReportRecipe.parse(keys | {"kind": "people"}, "test"), dry_run=True)
+    assert "\n5 votes of 1 participant on" in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("form", "ending"), [("csv", "csv"), ("parquet", "parquet"), ("label_studio", "json")])

@@ -81,6 +81,11 @@ def test_what_cannot_be_served_is_refused_by_name(capsys, tmp_path, study, monke
     assert "cannot be read as an image" in run(capsys, tmp_path)[2]
 
 
+def test_a_missing_package_is_named(capsys, tmp_path, study, monkeypatch):
+    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "uvicorn" else object())
+    assert "needs the package uvicorn: pip install 'wm[study]'" in run(capsys, tmp_path, "--dry-run")[2]
+
+
 @contextmanager
 def server(folder, *arguments):
     """The command as a process that answers, and its address; it is killed at the end if it is still there."""

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.helpers.models_vlms import WRITERS
-from wm.dynamics.vlm_questions import answer_questions
+from wm.dynamics.vlm_questions import answer_questions, write_chat
+from wm.dynamics.vlm_rows import Row, score_answers, score_rows
 from wm.dynamics.vlm_scorer import load_vlm_scorer
 from wm.errors import InputError
 
@@ -69,6 +70,17 @@ def test_answers_and_options_are_those_of_single_rows(scorer, images):
         # An untrained model may say <image>, which this loop's next text would read as one.
         if "<" not in said:
             assert own.text == said.strip() and own.logprob == pytest.approx(total, abs=1e-5)
+
+
+def test_a_chat_that_is_read_once_gives_what_whole_rows_give(scorer, images):
+    model, processor = scorer.model, scorer.processor
+    chat = write_chat(scorer, "move the cup")
+    # Cut inside a word, so that the tokenizer joins the chat's last characters with the answer's first ones.
+    for prefix, answers in ((chat, OPTIONS[1]), (chat.rstrip()[:-4], ["ant: up", "ant: the red cup"]), (chat, ["up"])):
+        scores = score_answers(model, processor, prefix, [images[0]], answers, kind="option")
+        whole = score_rows(model, processor, [Row(prefix, [images[0]], answer) for answer in answers])
+        assert [(score.text, score.num_tokens) for score in scores] == [(row.text, row.num_tokens) for row in whole]
+        assert [score.logprob for score in scores] == pytest.approx([row.logprob for row in whole], abs=1e-9)
 
 
 def test_order_and_batch_size_change_nothing(scorer, images):

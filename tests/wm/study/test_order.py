@@ -1,6 +1,7 @@
 """Orders of items and systems: every count of a system at a position, by brute force over participants and items."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -85,6 +86,13 @@ def test_orders_do_not_depend_on_names_of_files():
     for a, b in zip(first.items, other.items, strict=True):
         assert order_systems(first, a, 5) == order_systems(other, b, 5)
     assert [item.triplet_id for item in order_items(first, 5)] == [item.triplet_id for item in order_items(other, 5)]
+
+
+def test_orders_depend_on_the_secret():
+    study = make_study(4, 25)
+    other = replace(study, secret="s")
+    systems = [[tuple(order_systems(of, item, 0)) for item in study.items] for of in (study, other)]
+    assert systems[0] != systems[1] and order_items(study, 0) != order_items(other, 0)
 
 
 def test_a_shuffle_is_the_same_on_every_machine():

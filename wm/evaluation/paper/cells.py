@@ -192,6 +192,7 @@ class Table:
     @property
     def marks(self) -> tuple[str, ...]:
         """Return what a reader must know of the results first: that they are of the toy world, or simulated votes."""
+        # In the order in which they are shown.
         kinds = ((self.is_toy, "toy world"), (self.is_simulated, "simulated votes"))
         return tuple(mark for applies, mark in kinds if applies)
 

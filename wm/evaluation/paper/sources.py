@@ -12,7 +12,6 @@ from typing import cast
 from wm.errors import InputError
 from wm.evaluation.aurora_bench import SUBSET_NAMES, order_subsets
 from wm.evaluation.bench_rows import BenchRow, read_bench_rows
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.image_scoring import VALUE_SCHEMA, Values
 from wm.evaluation.judge.figures import ItemScore
 from wm.evaluation.judge.score_files import read_scores
@@ -27,6 +26,7 @@ from wm.evaluation.predictions import PredictionFacts, list_predictions, predict
 from wm.evaluation.questions.tables import AskTables
 from wm.evaluation.recorded_inputs import fetch_recorded
 from wm.evaluation.rows import REFERENCES, Tables
+from wm.evaluation.subsets import SubsetColumn
 from wm.evaluation.votes.figures import StudyFigures
 from wm.names import hint_nearest, quote_names
 from wm.packaged import PREFIX

@@ -30,6 +30,7 @@ def find_study(
     Raises:
         InputError: There are two, or one is damaged or of another bench.
     """
+    # Most results hold none.
     if not sources:
         return None
     # Of two studies nobody knows which one a table should show.

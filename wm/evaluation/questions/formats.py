@@ -6,9 +6,9 @@ Formats, looked up in public copies of them (November 2026):
   ``Dataset/dataset/test.jsonl``: lines ``{"image": "000000024001.jpg", "question": …, "options": ["left of", …],
   "answer": "left of"}``, images of COCO 2017. The released lines have no id: the line's number is it.
 * ``embspatial``: EmbSpatial-Bench (Du et al. 2024, arXiv 2406.05756), Hugging Face Phineas476/EmbSpatial-Bench,
-  ``embspatial_bench.json`` of 254 MB: one array of ``{"question_id", "question", "answer_options", "answer": number from
-  0, "relation", "data_source", "image": base64 of a JPEG}``. Its repository mengfeidu/EmbSpatial-Bench holds a README
-  only; fields and the meaning of ``answer`` are those that lmms-eval reads (``lmms_eval/tasks/embspatial/utils.py``).
+  ``embspatial_bench.json`` of 254 MB: one array of ``{"question_id", "question", "answer_options", "answer": number
+  from 0, "relation", "data_source", "image": base64 of a JPEG}``. Its repository mengfeidu/EmbSpatial-Bench holds a
+  README only; fields and the meaning of ``answer`` are those that lmms-eval reads (its ``tasks/embspatial/utils.py``).
 * ``folder``: ours, ``questions.jsonl``: lines ``{"id", "image": path below the folder, "question", "options", "answer":
   text or number from 0, "group", "source"}``; id, group and source may be left out.
 """

@@ -194,4 +194,4 @@ def read_label(entry: dict[str, object], key: str) -> str:
 
 def _join(entry: dict[str, object]) -> str:
     # Of a hostile entry's thousands of fields a few are enough.
-    return ", ".join(f"{str(key):.40}" for key in list(entry)[:10]) or "none"
+    return ", ".join(f"{key!s:.40}" for key in list(entry)[:10]) or "none"

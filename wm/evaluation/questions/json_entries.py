@@ -140,4 +140,4 @@ def read_span(path: Path, span: Span) -> object:
         return json.loads(data.removeprefix(_BYTE_ORDER_MARK))
     except (ValueError, RecursionError) as error:
         # ValueError: no JSON, no UTF-8, a number of too many digits.
-        raise UnusableError("not_json", f"no JSON: {str(error):.200}") from error
+        raise UnusableError("not_json", f"no JSON: {error!s:.200}") from error

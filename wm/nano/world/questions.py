@@ -21,9 +21,7 @@ NUM_PLACES = 4
 """Options of a question for a place, of the nine that there are."""
 
 
-def write_questions(
-    folder: Path, count: int, seed: int = 0, progress: Callable[[int], object] | None = None
-) -> Path:
+def write_questions(folder: Path, count: int, seed: int = 0, progress: Callable[[int], object] | None = None) -> Path:
     """Write ``questions.jsonl`` and its images, the list last.
 
     Args:

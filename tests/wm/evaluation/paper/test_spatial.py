@@ -73,7 +73,7 @@ def test_two_folders_of_a_label_must_agree(tmp_path):
         and cell(table, "EmbodiedSpatial-Bench", "C-FT").text() == "25.0"
     )
     other = write_answers(tmp_path / "d", "spatialmqa", [model_row("C-FT", 301, 1076)])
-    with pytest.raises(InputError, match="both hold a system named 'C-FT', with other figures .* under another label"):
+    with pytest.raises(InputError, match=r"both hold a system named 'C-FT', with other figures .* under another label"):
         build(first, other)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paper_results import IDS, judged, write_judging
-from tests.helpers.study_votes import SYSTEMS, make_study, report_study, vote_all, vote_on
+from tests.helpers.study_votes import SYSTEMS, make_study, report_study, vote_all, vote_on, write_made_study
 from tests.wm.evaluation.paper.test_tables import cell
 from wm.errors import InputError
 from wm.evaluation.paper.formats import to_csv, to_latex, to_markdown
@@ -120,6 +120,12 @@ def test_without_a_study_the_command_is_named(layout):
     assert command.count("wm study ") == 3 and f"triplets={layout.sources.triplets}" in command
     assert """systems='["GoT", "SE", "C-FT", "C-FDM"]'""" in command
     assert cell(TABLES["v3-6"](layout), "SmartEdit", "C-FT", "Human").absent.command == command
+
+
+def test_a_study_without_a_report_asks_for_one(tmp_path):
+    made = write_made_study(tmp_path / "made", STUDY)
+    absent = TABLES["5"](layout_of(made)).absent
+    assert absent.command == f"wm study report study={made} reference=C-FDM out=VOTED"
 
 
 def test_two_studies_and_other_benches_are_refused(people, results, tmp_path):

@@ -75,5 +75,5 @@ def test_prompts():
     assert list_replies(question.options, "words") == ["left", "right"]
     assert list_replies(question.options, "letters") == ["A", "B"]
     assert write_prompt(question, "{options} {question}", "words") == "left; right Where is {options}?"
-    with pytest.raises(ValueError, match="expected a text with {question}"):
+    with pytest.raises(ValueError, match=r"expected a text with \{question\}"):
         check_prompt("{options}")

@@ -70,7 +70,7 @@ def build_judge_table(layout: Layout) -> Table:
             *_judge_notes(layout),
             *(note for of in answers for note in of.notes),
             *layout.notes("table-2"),
-        ),  # fmt: skip
+        ),
         is_toy=layout.sources.is_toy,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from wm.evaluation.aurora_bench import SUBSET_NAMES, order_subsets
 from wm.evaluation.paper.cells import Absent, Cell, Column, Row, Table, mark_best
 from wm.evaluation.paper.measured import AVERAGE
-from wm.evaluation.paper.study_source import STUDY_STAGE
+from wm.evaluation.paper.study_source import MAKING_STAGE, STUDY_STAGE
 from wm.evaluation.paper.systems import BENCH, explain_unscored
 from wm.evaluation.paper.tables.common import BLANK, Layout, column_of
 from wm.evaluation.published import load_published
@@ -82,6 +82,7 @@ def _list_subsets(layout: Layout, study: StudyFigures | None) -> list[str]:
 def _vote_cell(layout: Layout, study: StudyFigures | None, subset: str, label: str) -> Cell:
     if study is None:
         return Cell(absent=_explain_no_study(layout))
+    # Three ways of being empty, each with another command.
     figure: VoteFigure | None = study["table"][ALL if subset == AVERAGE else subset].get(label)
     folder = shlex.quote(str(layout.sources.of(STUDY_STAGE)[0].recipe("study", "STUDY")))
     if figure is None:
@@ -101,11 +102,17 @@ def _vote_cell(layout: Layout, study: StudyFigures | None, subset: str, label: s
 
 def _explain_no_study(layout: Layout) -> Absent:
     """Say which commands make a study of the paper's systems, from the prediction sets that are there."""
+    # Sets that are there by their folders, the others by a word to be replaced.
     labels = [layout.sources.label(system) for system in _VOTED]
+    reference = shlex.quote(labels[-1])
+    # Somebody is half way there.
+    for source in layout.sources.of(MAKING_STAGE):
+        folder = shlex.quote(str(source.folder))
+        command = f"wm study report study={folder} reference={reference} out=VOTED"
+        return Absent(f"the study {source.folder} has no report among the results", command)
     predicted = layout.sources.predicted_in
     folders = list(dict.fromkeys(predicted.get(label, "PREDICTIONS") for label in labels))
     bench = shlex.quote(layout.sources.triplets or BENCH)
-    reference = shlex.quote(labels[-1])
     return Absent(
         "no study with people",
         f"wm study make predictions={_list(folders)} systems={_list(labels)} triplets={bench} out=STUDY && "
@@ -222,6 +229,7 @@ def _compare_judges(layout: Layout, study: StudyFigures | None) -> tuple[str, ..
         return ()
     if study["judge"] is None:
         return ("Votes and judge are not compared: wm study report with judge=JUDGED does it.",)
+    # Over single votes first, as arXiv v3 has it.
     judge, same = study["judge"], study["judge"]["same_best"]
     mark = "Simulated votes" if _is_simulated(study) else "Votes"
     texts = [
