@@ -29,8 +29,6 @@ _MAX_REQUESTS = 50_000
 _MAX_BYTES = 190_000_000
 _ENDPOINT: Final = "/v1/chat/completions"
 _FINISHED = {"completed", "failed", "expired", "cancelled"}
-
-
 Question: TypeAlias = Pending[JudgeItem]
 
 

@@ -47,7 +47,9 @@ class Head:
 
     def status(self) -> dict[str, Any]:
         """Return what ``serve status`` prints."""
-        status: dict[str, Any] = yaml.safe_load(self.run("serve", "status", "-a", self.dashboard).stdout) or {}
+        answer = self.run("serve", "status", "-a", self.dashboard)
+        assert answer.returncode == 0, answer.stderr
+        status: dict[str, Any] = yaml.safe_load(answer.stdout)
         return status
 
     def deploy(self, path: Path, application: str = "world_model") -> None:

@@ -282,6 +282,7 @@ def test_scale_to_zero_and_back(head, large):
         assert (reply.status_code, error["code"]) == (503, "model_starting") and "no replica yet" in error["message"]
         deadline = time.monotonic() + 240
         while reply.status_code != 200:
+            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "model_starting"), reply.text
             assert time.monotonic() < deadline, reply.text
             time.sleep(int(reply.headers["retry-after"]))
             reply = edit(client)
