@@ -23,6 +23,9 @@ LIBRARY = ["wm/models", "wm/sampling", "wm/dynamics", "wm/*.py"]
 OPTIONAL = {"triton", "mlflow", "wandb"}
 """Used where they are installed; no extra brings them."""
 
+APART = {"krippendorff"}
+"""Brought by an extra of its own and not by ``all``: its licence is the GPL's."""
+
 THROUGH_OTHERS = {
     "starlette": "fastapi-offline",
     "fastapi": "fastapi-offline",
@@ -76,7 +79,8 @@ def test_the_library_needs_no_extra():
 
 def test_all_extras_bring_what_the_code_imports():
     names = distributions([*PROJECT["dependencies"], *EXTRAS["all"]])
-    assert missing_from(imported_modules("wm", "jobs", "serve_apps"), names) == set()
+    assert missing_from(imported_modules("wm", "jobs", "serve_apps"), names) == APART
+    assert not APART & names and distributions(EXTRAS["dev"]) >= APART
 
 
 @pytest.mark.parametrize("extra", ["annotate", "baselines", "train", "serve", "eval"])

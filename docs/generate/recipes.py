@@ -88,7 +88,7 @@ EXAMPLES = {
     "study make": "wm study make paper/study-aurora-bench",
     "study report": "wm study report study=STUDY reference=C-FDM out=runs/study-report",
     "study serve": "wm study serve study=STUDY",
-    "study simulate": 'wm study simulate study=STUDY means=\'{ "C-FT" = -0.1, "C-FDM" = 0.1 }\'',
+    "study simulate": 'wm study simulate study=STUDY means=\'{ "C-FT" = -0.1, "C-FDM" = 0.1 }\' out=VOTES',
     "tabletop": "wm tabletop out=runs/world",
     "train": "wm train paper/c-idm base=MODEL out=runs/c-idm",
     "view": "wm view triplets=data/annotated out=data/view",

@@ -108,7 +108,7 @@ class _Plan:
         evaluation = self.stages[-1].recipe
         assert isinstance(evaluation, EvaluateRecipe)
         for stage in list_score_stages(recipe, evaluation, f"{test}/triplets", evaluated):
-            self.add(stage.name, stage.run, stage.kind, stage.name, stage.keys, **stage.fixed)
+            self.add(stage.name, stage.run, stage.kind, stage.table, stage.keys, **stage.fixed)
         self.add("report", report.run, report.ReportRecipe, "report", run=str(self.out))
 
     def add(

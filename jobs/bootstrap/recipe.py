@@ -18,6 +18,9 @@ from jobs.relabel import RelabelRecipe
 from jobs.report import ReportRecipe
 from jobs.score.recipe import ScoreRecipe
 from jobs.select.recipe import SelectRecipe
+from jobs.study.make import StudyMakeRecipe
+from jobs.study.report import StudyReportRecipe
+from jobs.study.simulate import StudySimulateRecipe
 from jobs.tabletop import TabletopRecipe
 from wm.config import Recipe
 from wm.paths import OptionalInputPath, OptionalSourcePath, OutputPath
@@ -43,6 +46,9 @@ STAGE_RECIPES: Mapping[str, type[Recipe]] = {
     "evaluate": EvaluateRecipe,
     "judge": JudgeRecipe,
     "score": ScoreRecipe,
+    "study": StudyMakeRecipe,
+    "study_votes": StudySimulateRecipe,
+    "study_report": StudyReportRecipe,
     "paper": PaperRecipe,
     "report": ReportRecipe,
 }
@@ -84,6 +90,9 @@ class BootstrapScoring(Recipe):
     """Have them judged (wm judge): in the nano world by its own judge, else by the model that [judge] names."""
     score: bool | None = None
     """Score them as images and actions as texts (wm score): L1 and text metrics, others by the models of [score]."""
+    study: bool = False
+    """Let simulated participants choose among them by the judge's scores (wm study): table 5 of the toy world, or a
+    rehearsal of a study of your own, which people then take part in."""
     paper: bool | None = None
     """Make the paper's tables and figures of all this (wm paper); in the nano world they are marked as a toy's."""
 
@@ -153,6 +162,12 @@ class BootstrapRecipe(Recipe):
     """Keys of wm judge; without num_candidates, those of the evaluation."""
     score: Settings = {}
     """Keys of wm score."""
+    study: Settings = {}
+    """Keys of wm study make; in the nano world without per_subset, 25 items at most."""
+    study_votes: Settings = {}
+    """Keys of wm study simulate."""
+    study_report: Settings = {}
+    """Keys of wm study report."""
     paper: Settings = {}
     """Keys of wm paper; in the nano world without items, tables 2 to 6 and figures 2, 4, 7 and 11."""
     report: Settings = {}

@@ -29,8 +29,8 @@ from wm.evaluation.comparison.folders import (
 from wm.evaluation.comparison.measures import MEASURES, find_measure
 from wm.evaluation.comparison.values import SystemValues, list_labels, read_values
 from wm.evaluation.comparison.verdict import METHOD
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.rows import CEILING, COPY
+from wm.evaluation.subsets import SubsetColumn
 from wm.files.mirror import to_uri
 from wm.names import find_nearest, hint_nearest, quote_names
 from wm.runs import Run, digest_of, write_json, write_text

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from wm.config import Recipe
-from wm.evaluation.heldout import SubsetColumn
+from wm.evaluation.subsets import SubsetColumn
 from wm.paths import INPUT, InputPath, OutputPath
 
 

@@ -9,8 +9,8 @@ from wm.evaluation.comparison.bases import MetricKey
 from wm.evaluation.comparison.figures import Comparison, Scope
 from wm.evaluation.comparison.measures import Measure
 from wm.evaluation.comparison.verdict import METHOD, describe
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.report.summary import format_grid, format_p
+from wm.evaluation.subsets import SubsetColumn
 
 _SIDES = ("first", "second")
 _NAME_CHARS = 20

@@ -27,8 +27,8 @@ from wm.evaluation.contradictions import (
     count_tokens,
 )
 from wm.evaluation.counterfactuals import COUNTERFACTUALS_FILE, write_counterfactuals
-from wm.evaluation.heldout import spread_rows
 from wm.evaluation.judge.template import Template, load_template
+from wm.evaluation.subsets import spread_rows
 from wm.models.chat_model import load_chat_model
 from wm.records import REJECT_SCHEMA, RejectRow, reject_row
 from wm.runs import Run, RunRecord, digest_of, read_run

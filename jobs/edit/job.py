@@ -16,8 +16,8 @@ from wm.datasets.card import write_dataset_card
 from wm.dynamics.editor import ImageEditor
 from wm.evaluation.aspects import describe_stretched, find_stretched
 from wm.evaluation.bench_rows import BenchRow, read_bench_rows
-from wm.evaluation.heldout import spread_rows
 from wm.evaluation.predictions import PREDICTION_SCHEMA
+from wm.evaluation.subsets import spread_rows
 from wm.models.pipelines import find_editor_class, load_pipeline, read_parts
 from wm.records import REJECT_SCHEMA
 from wm.runs import Run, RunRecord, digest_of, read_run

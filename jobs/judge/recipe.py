@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.judge.requests import Detail, JudgeSettings
+from wm.evaluation.subsets import SubsetColumn
 from wm.paths import INPUT, InputPath, OptionalInputPath, OutputPath
 
 NANO_JUDGE = "nano:oracle"

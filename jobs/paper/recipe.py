@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.paper.figures import FIGURES
 from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.paper.sources import REFERENCES
 from wm.evaluation.paper.systems import SYSTEMS
 from wm.evaluation.paper.tables import TABLES
+from wm.evaluation.subsets import SubsetColumn
 from wm.names import hint_nearest, quote_names
 from wm.paths import INPUT, InputPath, OutputPath
 
@@ -25,8 +25,8 @@ class PaperRecipe(Recipe):
     items: list[str] = Field(default=["all"], min_length=1)
     """Such as "table 2" and "figure 4"; "tables", "figures", "all": all of a kind, or everything."""
     results: Annotated[list[InputPath], INPUT] = []
-    """Output folders of wm evaluate, collect, edit, score, judge, annotate, select, ingest, predict, in any order; of
-    each system one."""
+    """Output folders of wm evaluate, collect, edit, score, judge, study report, annotate, select, ingest, predict, in
+    any order; of each system one."""
     out: OutputPath
     """Folder for paper.html, and for each table .md, .tex and .csv, for each figure .svg, .png and .csv."""
     names: dict[str, str] = Field(default_factory=dict)

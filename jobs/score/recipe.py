@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field, field_validator
 
 from wm.config import Recipe
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.metrics.encoders import DinoPreparation
+from wm.evaluation.subsets import SubsetColumn
 from wm.paths import INPUT, CachePath, InputPath, OutputPath
 
 

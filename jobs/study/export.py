@@ -35,7 +35,7 @@ class StudyExportRecipe(Recipe):
 
     study: InputPath = ""
     """Output folder of wm study make; empty: the choices of a playground, in store."""
-    format: Literal["csv", "parquet", "label_studio", "label_studio_tasks"]
+    format: Literal["csv", "parquet", "label_studio", "label_studio_tasks"] = "csv"
     """csv, parquet: a row a vote. label_studio: the votes as annotated tasks, which say whose each image is.
     label_studio_tasks: the items as tasks without answers, blind, and beside them a file .xml with the configuration of
     the labelling page."""
@@ -79,12 +79,13 @@ def run(recipe: StudyExportRecipe, *, dry_run: bool = False) -> int:
         # Maybe somebody's only copy of votes.
         if path.exists():
             raise InputError(f"out = {shown(path)!r:.300} is there already; choose another name, or remove it")
+    # Blind tasks need no vote: nobody may have voted yet.
     study = load_study(recipe.study) if recipe.study else load_playground(recipe.store)
-    votes: list[Vote] = [] if is_blind else read_study_votes(study, recipe.study, recipe.store)[0]
+    votes: list[Vote] = [] if is_blind else read_study_votes(study, recipe.study, recipe.store).votes
     count = len(study.items) if is_blind else len(votes)
-    what = "tasks" if is_blind else "votes"
+    unit = "tasks" if is_blind else "votes"
     if dry_run:
-        print(f"study export: would write {count:,} {what} to {shown(out)}")
+        print(f"study export: would write {count:,} {unit} to {shown(out)}")
         return count
     # Everything is built before anything is written.
     if recipe.format == "parquet":
@@ -95,8 +96,9 @@ def run(recipe: StudyExportRecipe, *, dry_run: bool = False) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         for path, text in zip(paths, texts, strict=True):
             write_text(path, text)
+            # Of a bucket the copy here is not the output.
             publish(path)
-    print(f"study export: {count:,} {what} in {shown(out)}")
+    print(f"study export: {count:,} {unit} in {shown(out)}")
     if is_blind:
         print(f"  the labelling page's configuration: {shown(paths[1])}; answers come back by wm study import")
     return count
@@ -105,6 +107,7 @@ def run(recipe: StudyExportRecipe, *, dry_run: bool = False) -> int:
 def _build_text(recipe: StudyExportRecipe, votes: list[Vote]) -> str:
     if recipe.format == "csv":
         return to_csv(votes)
+    # Label Studio's two forms: without answers and without names, or with both.
     study = load_study(recipe.study)
     tasks = (
         build_tasks(study, number=recipe.order, images=recipe.images)

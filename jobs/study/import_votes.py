@@ -12,6 +12,7 @@ from typing import Final
 from wm import cli
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.evaluation.votes.records import Vote
 from wm.files.mirror import publish, shown
 from wm.paths import InputPath, OutputPath
 from wm.runs import parse_json, write_text
@@ -52,19 +53,21 @@ def run(recipe: StudyImportRecipe, *, dry_run: bool = False) -> Imported:
     Raises:
         InputError: The study, the file or the store cannot be read, or no row is a vote of the study.
     """
+    # 1. Read and check everything: a file that breaks off in the middle stores nothing.
     study = load_study(recipe.study)
     path = find_store(recipe.study, recipe.store)
     rows = list(_iterate(study, Path(recipe.file)))
-    stored = []
+    stored, withdrawn = list[Vote](), list[str]()
     if path.is_file():
         with VoteStore(path, read_only=True) as store:
-            stored = store.list_votes(study.study_id)
-    imported = check_rows(study, rows, stored)
+            stored, withdrawn = store.list_votes(study.study_id), store.list_withdrawn(study.study_id)
+    imported = check_rows(study, rows, stored, withdrawn)
     # Nothing at all is the wrong file, or the wrong study.
     if not imported.votes and not imported.num_before:
         first = imported.rejects[0] if imported.rejects else None
         why = f"; {first.place}: {first.reason} ({first.detail})" if first else ": it has no answer"
         raise InputError(f"{shown(recipe.file)}: no row is a vote of study {study.study_id}{why}")
+    # 2. One transaction, which checks once more what another process may have stored meanwhile.
     if imported.votes and not dry_run:
         with VoteStore(path) as store:
             store.add_votes(imported.votes)
@@ -89,6 +92,7 @@ def _iterate(study: Study, path: Path) -> Iterator[Row]:
 
 
 def _write_rejects(path: Path, imported: Imported) -> None:
+    # An empty file too: it says that nothing was rejected.
     lines = [
         json.dumps({"place": row.place, "reason": row.reason, "detail": row.detail}, ensure_ascii=False)
         for row in imported.rejects
@@ -104,6 +108,7 @@ def _print(recipe: StudyImportRecipe, imported: Imported, dry_run: bool) -> None
         f"study import: {imported.num_rows:,} rows of {shown(recipe.file)}: {verb} {len(imported.votes):,} new votes, "
         f"{imported.num_before:,} were stored before, {len(imported.rejects):,} rejects"
     )
+    # Named one by one as far as a screen goes.
     for row in imported.rejects[:_NAMED]:
         print(f"  {row.place}: {row.reason}" + (f" ({row.detail})" if row.detail else ""))
     if len(imported.rejects) > _NAMED:

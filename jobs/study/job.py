@@ -29,12 +29,14 @@ _SUMMARIES = {
 }
 
 _EXAMPLE = """\
-The whole way:
+All of the way:
   wm study make predictions='["runs/evaluate", "data/got"]' triplets=BENCH systems='["GoT", "C-FT", "C-FDM"]' out=STUDY
   wm study serve study=STUDY                      people open the address that it prints
   wm study report study=STUDY reference=C-FDM out=REPORT
   wm paper items='table 5' results='["REPORT"]' out=TABLES
-Without people: wm study simulate study=STUDY means='{ "GoT" = -0.2, "C-FT" = 0.0, "C-FDM" = 0.2 }'"""
+Without people, to try all of it:
+  wm study simulate study=STUDY means='{ "GoT" = -0.2, "C-FT" = 0.0, "C-FDM" = 0.2 }' out=VOTES
+  wm study report study=STUDY store=VOTES/votes.sqlite reference=C-FDM out=REPORT"""
 
 
 def describe_subcommands() -> str:
@@ -62,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = hint_nearest(name, SUBCOMMANDS)
         print(f"error: wm study {name!r:.100}; expected one of {', '.join(SUBCOMMANDS)}{hint}", file=sys.stderr)
         return 2
+    # Imported when it is called: the server must not wait for what computes figures.
     module = import_module(SUBCOMMANDS[name])
+    # Each parses the arguments of this process, as it does under its own name.
     sys.argv = [f"wm study {name}", *rest]
     status: int = module.main()
     return status

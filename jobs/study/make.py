@@ -12,9 +12,9 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.evaluation.bench_rows import BenchRow, read_bench_rows
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.predictions import check_systems, list_predictions
 from wm.evaluation.rows import check_label
+from wm.evaluation.subsets import SubsetColumn
 from wm.files.mirror import shown
 from wm.paths import INPUT, InputPath, OptionalInputPath, OutputPath
 from wm.runs import Run, RunRecord, digest_of, read_run
@@ -45,7 +45,7 @@ class StudyMakeRecipe(Recipe):
     per_subset: int = Field(default=5, ge=1)
     """Triplets of each subset, chosen at random among those that all systems have a prediction for."""
     seed: int = Field(default=0, ge=0)
-    """Of the choice of triplets, and of the orders in which participants see items and systems. Names are random."""
+    """Of the choice of triplets. Names and orders depend on random numbers besides, which study.json keeps."""
     participants: int = Field(default=14, ge=1, le=10_000)
     """How many people are planned; more or fewer may take part. Positions of systems are balanced over each K of them,
     K being the number of systems."""
@@ -75,6 +75,7 @@ class StudyMakeRecipe(Recipe):
     @field_validator("systems")
     @classmethod
     def _check_labels(cls, values: list[str]) -> list[str]:
+        # Names of references, such as Copy, are no systems of a set.
         return [check_label(value) for value in values]
 
 
@@ -120,12 +121,13 @@ def run(recipe: StudyMakeRecipe, *, dry_run: bool = False) -> RunRecord:
         systems=[{name: getattr(choice, name) for name in names} for choice in choices],
         missing={system: ids[:_MAX_NAMED] for system, ids in design.missing.items() if ids},
     )
-    place = shown(recipe.out)
-    print(f"study: {len(study.items)} items in {place}; to see its pages: wm study serve study={place}")
+    folder = shown(recipe.out)
+    print(f"study: {len(study.items)} items in {folder}; to see its pages: wm study serve study={folder}")
     return record
 
 
 def _settings(recipe: StudyMakeRecipe, num_rows: int, num_systems: int) -> StudySettings:
+    # Checks are pages too: the text says how long it takes.
     consent = build_consent(num_rows + recipe.attention_checks, num_systems)
     return StudySettings(
         title=recipe.title,
@@ -140,6 +142,7 @@ def _settings(recipe: StudyMakeRecipe, num_rows: int, num_systems: int) -> Study
 
 
 def _digest_inputs(recipe: StudyMakeRecipe) -> dict[str, str]:
+    # Texts are inputs as well: one that was edited since makes another study.
     inputs = {"triplets": digest_of(recipe.triplets)}
     inputs |= {f"predictions {number}": digest_of(folder) for number, folder in enumerate(recipe.predictions)}
     texts = {"instructions": recipe.instructions, "consent": recipe.consent}
@@ -147,6 +150,7 @@ def _digest_inputs(recipe: StudyMakeRecipe) -> dict[str, str]:
 
 
 def _write_all(study: Study, rows: list[BenchRow], choices: list[SystemChoice], folder: Path) -> None:
+    # One item is in memory at a time.
     with progress_bar(len(study.items), "item", "study") as bar:
         for images in iterate_images(study, rows, choices):
             write_images(folder, images)

@@ -32,8 +32,8 @@ from wm.files.atomic import replace_file
 from wm.paths import InputPath, OutputPath
 from wm.runs import Run, RunRecord, digest_of, read_run, write_json, write_text
 from wm.study.playground import STUDY_ID, load_playground
-from wm.study.reading import read_study_votes
-from wm.study.study import load_study
+from wm.study.reading import StoredVotes, read_study_votes
+from wm.study.study import Study, load_study
 
 PAGE: Final = "report.html"
 PAPER_REFERENCE: Final = "C-FDM"
@@ -87,44 +87,19 @@ def run(recipe: StudyReportRecipe, *, dry_run: bool = False) -> RunRecord:
         The run's record; empty on a dry run.
 
     Raises:
-        InputError: The study, its store or the judging cannot be read, no vote counts, or both kinds of votes are in it.
+        InputError: The study, its store or the judging cannot be read, no vote counts, or there are votes of both
+            kinds.
     """
     # 1. Read everything before anything is written.
     study = load_study(recipe.study) if recipe.study else load_playground(recipe.store)
-    votes, joined = read_study_votes(study, recipe.study, recipe.store)
-    digests = {"votes": _digest(votes)} | ({"study": digest_of(recipe.study)} if recipe.study else {})
+    stored = read_study_votes(study, recipe.study, recipe.store)
+    digests = {"votes": _digest(stored.votes)} | ({"study": digest_of(recipe.study)} if recipe.study else {})
     digests |= {"judge": digest_of(recipe.judge)} if recipe.judge else {}
     # Under another name: the paper's tables must not take choices about images that people picked for its study.
     stage = Run(recipe.out, STAGE if recipe.study else STUDY_ID, recipe, digests)
     is_complete = stage.is_complete()
     # 2. The figures.
-    items = [item for item in study.items if not item.is_check]
-    counted = select_votes(
-        votes,
-        [item.item_id for item in items],
-        {participant.code: participant.origin for participant in joined},
-        kind=recipe.kind,
-        failed_checks=recipe.failed_checks,
-        incomplete=recipe.incomplete,
-        fast_s=recipe.fast_s,
-        shows_all=bool(recipe.study),
-    )
-    figures = build_figures(
-        StudyFacts(
-            study_id=study.study_id,
-            title=study.title,
-            systems=study.systems,
-            items=tuple(VotedItem(item.item_id, item.triplet_id, item.subset) for item in items),
-            num_planned=study.num_participants,
-        ),
-        counted,
-        reference=recipe.reference or (PAPER_REFERENCE if recipe.study else study.systems[0]),
-        judge=read_judge(recipe.judge, _find_images(recipe.study)) if recipe.judge else None,
-        fast_s=recipe.fast_s,
-        failed_checks=recipe.failed_checks,
-        incomplete=recipe.incomplete,
-        seed=recipe.seed,
-    )
+    counted, figures = _compute(recipe, study, stored)
     print(to_text(figures))
     if dry_run:
         return {}
@@ -138,37 +113,77 @@ def run(recipe: StudyReportRecipe, *, dry_run: bool = False) -> RunRecord:
     counts = {
         "votes": figures["num_votes"],
         "participants": len(figures["participants"]),
-        "items": len(items),
+        "items": sum(figures["items"].values()),
         "votes_left_out": figures["left_out"],
         "votes_on_checks": sum(person["num_checks"] for person in figures["participants"]),
     }
-    record = stage.finish(counts, kind=figures["kind"], datasets=_list_datasets(recipe.study, items[0].triplet_id))
+    record = stage.finish(counts, kind=figures["kind"], datasets=_list_datasets(recipe.study, study))
     print(f"study report: {stage.out / PAGE}")
     return record
 
 
+def _compute(recipe: StudyReportRecipe, study: Study, stored: StoredVotes) -> tuple[CountedVotes, StudyFigures]:
+    """Choose the votes that count, and compute all figures of them."""
+    # Attention checks are no items of any figure.
+    items = [item for item in study.items if not item.is_check]
+    counted = select_votes(
+        stored.votes,
+        [item.item_id for item in items],
+        {participant.code: participant.origin for participant in stored.participants},
+        kind=recipe.kind,
+        failed_checks=recipe.failed_checks,
+        incomplete=recipe.incomplete,
+        fast_s=recipe.fast_s,
+        shows_all=bool(recipe.study),
+    )
+    figures = build_figures(
+        StudyFacts(
+            study_id=study.study_id,
+            title=study.title,
+            systems=study.systems,
+            items=tuple(VotedItem(item.item_id, item.triplet_id, item.subset) for item in items),
+            num_planned=study.num_participants,
+            num_withdrawn=stored.num_withdrawn,
+            shows_all=bool(recipe.study),
+        ),
+        counted,
+        reference=recipe.reference or (PAPER_REFERENCE if recipe.study else study.systems[0]),
+        judge=read_judge(recipe.judge, _find_images(recipe.study)) if recipe.judge else None,
+        fast_s=recipe.fast_s,
+        failed_checks=recipe.failed_checks,
+        incomplete=recipe.incomplete,
+        seed=recipe.seed,
+    )
+    return counted, figures
+
+
 def _digest(votes: list[Vote]) -> str:
     """Compute a digest of the votes: a report of fewer ones is another run."""
+    # In their order, so that what is added later is another digest.
     text = json.dumps([asdict(vote) for vote in votes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _find_images(folder: str) -> dict[str, ShownImages]:
     """Find which images of each system the study shows, as its record says."""
+    # Studies that were put together otherwise have no such record: then single candidates are compared.
     entries = (read_run(folder) or {}).get("systems", [])
     return {
         entry["system"]: ShownImages(entry["run"], entry["sampling_seed"], entry["num_candidates"]) for entry in entries
     }
 
 
-def _list_datasets(folder: str, triplet_id: str) -> list[str]:
+def _list_datasets(folder: str, study: Study) -> list[str]:
     """List the data sets of the study's bench, so that those of the toy world are known; none where it has gone."""
+    # The toy world must be known as such wherever its figures are shown.
     bench = (read_run(folder) or {}).get("recipe", {}).get("triplets", "") if folder else ""
     path = fetch_recorded(str(bench)) if bench else ""
     if not path or not Path(path).is_dir():
         return []
     rows = read_bench_rows(path)
-    return sorted({row.dataset for row in rows}) if any(row.triplet_id == triplet_id for row in rows) else []
+    # A folder that holds another bench by now says nothing of this study.
+    ids = {item.triplet_id for item in study.items if not item.is_check}
+    return sorted({row.dataset for row in rows}) if ids <= {row.triplet_id for row in rows} else []
 
 
 def _write(out: Path, figures: StudyFigures, counted: CountedVotes) -> None:
@@ -183,6 +198,7 @@ def _write(out: Path, figures: StudyFigures, counted: CountedVotes) -> None:
         ("positions", "How often each position was chosen; dashed: what is expected where position plays no part."),
     )
     drawings = {"votes": draw_means, "wins": draw_wins, "positions": draw_positions}
+    # Vectors for the page, pixels for slides.
     charts = []
     for name, caption in names:
         figure = drawings[name](figures)

@@ -1,8 +1,8 @@
 """Serve a study to the people who take part: consent, one page an item, the best and the worst; every choice is on the
-disk before the page goes on.
+disk before the page continues.
 
 Works offline. It listens on this machine alone unless host says otherwise, and then people need the link with a key
-that it prints. Stop it with Ctrl-C and start it again as often as you like: people go on where they were.
+that it prints. Stop it with Ctrl-C and start it again as often as you like: people continue where they were.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Self
 
@@ -60,6 +61,15 @@ class StudyServeRecipe(Recipe):
             )
         return self
 
+    @model_validator(mode="after")
+    def _local(self) -> Self:
+        # Before anything of a bucket is fetched: votes could not be kept there, one by one.
+        for name in ("study", "store", "keys"):
+            bucket = uri_of(Path(getattr(self, name) or "."))
+            if bucket is not None:
+                raise ValueError(f"{name} = {bucket!r}: wm study serve needs it on a local disk, as SQLite does")
+        return self
+
 
 def run(recipe: StudyServeRecipe, *, dry_run: bool = False) -> None:
     """Serve until Ctrl-C or SIGTERM.
@@ -71,12 +81,14 @@ def run(recipe: StudyServeRecipe, *, dry_run: bool = False) -> None:
     Raises:
         InputError: The study, its images, the store, the keys or the port cannot be used.
     """
-    for name, path in (("study", recipe.study), ("keys", recipe.keys)):
-        if path and uri_of(Path(path)) is not None:
-            raise InputError(f"{name} = {uri_of(Path(path))!r}: wm study serve needs it on a local disk")
+    # 1. Everything is checked before anybody can open a page.
+    for package in ("starlette", "uvicorn"):
+        if find_spec(package) is None:
+            raise InputError(f"wm study serve needs the package {package}: pip install 'wm[study]'")
     study = load_study(recipe.study)
     check_images(study, Path(recipe.study))
     store_path = Path(recipe.store or Path(recipe.study) / STORE_FILE)
+    # 2. The port is taken before a key file or a store is made: a mistyped port leaves nothing behind.
     listener = _listen(recipe.host, recipe.port)
     try:
         keys = _find_keys(recipe.keys, dry_run)
@@ -96,6 +108,7 @@ def _find_keys(path: str, dry_run: bool) -> tuple[str, ...]:
         return ()
     if not Path(path).exists():
         return ("A-NEW-KEY",) if dry_run else make_keys(Path(path))
+    # Made by hand, or copied: then its mode is whatever it is.
     keys = load_keys(Path(path))
     if Path(path).stat().st_mode & 0o077:
         logger.warning("%s may be read by other users of this machine; chmod 600 keeps the keys yours", path)
@@ -122,6 +135,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _preview(recipe: StudyServeRecipe, study: Study, store_path: Path, keys: Sequence[str]) -> None:
     """Say what would be served; the store is opened as it is, and none is made."""
+    # Opening it for writing would make it, and switch its journal.
     state = "a new store"
     if store_path.exists():
         with VoteStore(store_path, read_only=True) as store:
@@ -137,14 +151,15 @@ def _preview(recipe: StudyServeRecipe, study: Study, store_path: Path, keys: Seq
 def _print_welcome(recipe: StudyServeRecipe, study: Study, store: VoteStore, keys: Sequence[str]) -> None:
     print(f"study {study.study_id}: {study.title}")
     print(f"people open {_link(recipe, keys)}")
-    print(f"votes go to {store.path}; Ctrl-C stops, the same command goes on", flush=True)
+    print(f"votes go to {store.path}; Ctrl-C stops, the same command continues", flush=True)
 
 
 def _link(recipe: StudyServeRecipe, keys: Sequence[str]) -> str:
     host = recipe.host
     # All addresses: people on other machines need this one's name.
-    if host in ("0.0.0.0", "::"):
+    if host in ("", "0.0.0.0", "::"):
         host = socket.getfqdn()
+    # An IPv6 address has colons of its own.
     host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{recipe.port}/" + (f"#{keys[0]}" if keys else "")
 
@@ -173,6 +188,7 @@ def _serve(session: StudySession, keys: tuple[str, ...], listener: socket.socket
         finally:
             task.cancel()
 
+    # With keys, a proxy or tunnel in front has a name of its own.
     app = build_app(session, keys=keys, is_local=not keys, lifespan=report)
     # Who asked for what, and from where, is not written down. A page that is open keeps no stop from ending.
     config = uvicorn.Config(
@@ -192,6 +208,7 @@ async def _report_status(session: StudySession) -> None:
     """Write a line whenever something was stored; on a terminal it replaces the one before."""
     last_line = ""
     while True:
+        # A store that cannot be read is reported by every request; the status waits for better days.
         with suppress(InputError):
             line = await asyncio.to_thread(_describe, session.store, session.study)
             if line != last_line:

@@ -20,8 +20,11 @@ from wm.dynamics import Search
 from wm.packaged import resolve_packaged
 from wm.ports import find_free_port
 
-CHAIN = ["train", "annotate", "predict", "evaluate", "serve", "checkpoints"]
+CHAIN = ["train", "annotate", "predict", "evaluate", "study", "serve", "checkpoints"]
 """Pages whose commands are run, in one folder: what an earlier page made is complete for a later one."""
+
+SECTIONS = {"study": "Simulate"}
+"""Page of which one section is run: its other commands wait for people."""
 
 TINY = {
     "tabletop": ["train=4", "tune=0", "test=2", "videos=2", "resources.num_workers=0"],
@@ -43,6 +46,7 @@ TINY = {
         "resources.use_gpu=false",
     ],
     "evaluate": ["search.num_candidates=[1, 2]", "search.min_gains_nats=[0.5]", "limit=2"],
+    "study make": ["per_subset=2"],
 }
 """Settings that make a command tiny, by its name; they come last, so that they count."""
 
@@ -76,7 +80,7 @@ def run(words: list[str], values: dict[str, str]) -> None:
     name, *arguments = words
     out = next((word.removeprefix("out=") for word in arguments if word.startswith("out=")), "")
     is_checked_only = out in CHECKED_ONLY or any(word.startswith("retry=") for word in arguments)
-    more = [port()] if name == "serve" else TINY.get(name, [])
+    more = [port()] if name == "serve" else TINY.get(" ".join(words[:2]) if name == "study" else name, [])
     options = ["--dry-run"] if is_checked_only and "--dry-run" not in arguments else []
     assert run_command([name, *arguments, *more, *options], values) == 0, words
 
@@ -87,6 +91,8 @@ def test_the_commands_of_a_guide_run(
 ) -> None:
     monkeypatch.chdir(folder)
     text = (PAGES / f"{page}.md").read_text()
+    if page in SECTIONS:
+        text = text.partition(f"\n## {SECTIONS[page]}\n")[2].partition("\n## ")[0]
     if page == "annotate":
         values = values | {"IDM": "nano:idm"}  # a random codec gives most images the same codes
     for words in wm_commands(text):
@@ -128,11 +134,19 @@ def check_evaluate(folder: Path) -> None:
     assert (folder / "runs/gate/model").exists()
 
 
+def check_study(folder: Path) -> None:
+    table = json.loads((folder / "run/study-report/table.json").read_text())
+    counts = json.loads((folder / "run/votes/run.json").read_text())["counts"]
+    assert counts == {"participants": 14, "votes": 28, "checks": 0}
+    assert "simulated" in json.dumps(table) and (folder / "run/study-report/report.html").is_file()
+
+
 CHECKS = {
     "train": check_train,
     "annotate": check_annotate,
     "predict": check_predict,
     "evaluate": check_evaluate,
+    "study": check_study,
     # Their commands start and write nothing; the clients of a server have a test of their own.
     "serve": lambda folder: None,
     "checkpoints": lambda folder: None,

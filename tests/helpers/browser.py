@@ -15,17 +15,8 @@ from typing import Any, Self
 
 from tests.helpers.viewer_data import browser
 
-KEYS = {
-    "Enter": 13,
-    "Tab": 9,
-    "ArrowLeft": 37,
-    "ArrowUp": 38,
-    "ArrowRight": 39,
-    "ArrowDown": 40,
-    "Delete": 46,
-    " ": 32,
-    "0": 48,
-}
+KEYS = {"Enter": 13, "Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Delete": 46, " ": 32}
+KEYS |= {"Escape": 27, **{str(digit): 48 + digit for digit in range(10)}}
 
 
 class Browser:
@@ -165,7 +156,7 @@ class Browser:
     def press(self, key: str, *, shift: bool = False) -> None:
         """A key, to what has the focus."""
         text = {"Enter": "\r", " ": " "}.get(key)
-        code, number = "Space" if key == " " else key, KEYS[key]
+        code, number = "Space" if key == " " else f"Digit{key}" if key.isdigit() else key, KEYS[key]
         common: dict[str, Any] = {"key": key, "code": code, "windowsVirtualKeyCode": number, "modifiers": 8 * shift}
         self.send("Input.dispatchKeyEvent", type="keyDown", **common, **({"text": text} if text else {}))
         self.send("Input.dispatchKeyEvent", type="keyUp", **common)

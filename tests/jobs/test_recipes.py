@@ -18,6 +18,7 @@ from jobs.predict.recipe import PredictRecipe
 from jobs.score import ScoreRecipe
 from jobs.select.recipe import SelectRecipe
 from jobs.ship import ShipRecipe
+from jobs.study.make import StudyMakeRecipe
 from serve_apps.__main__ import StartRecipe
 from wm.config import Recipe, read_toml
 from wm.errors import InputError
@@ -67,6 +68,7 @@ KINDS: dict[str, type[Recipe]] = {
     "serve": StartRecipe,
     "shipped": ShipRecipe,
     "something-v2": IngestRecipe,
+    "study-aurora-bench": StudyMakeRecipe,
     "tables-and-figures": PaperRecipe,
 }
 """Which job reads a file, by its name."""
@@ -130,7 +132,8 @@ def test_every_stage_of_a_loop_resolves(path: Path) -> None:
     names = [stage.name for stage in stages]
     assert [stage.name for stage in shipped] == names[1:]
     assert len(set(names)) == len(names) and names[:5] == ["base", "world", "clips", "triplets", "test"]
-    assert names[-6:] == ["preview", "evaluate", "judge", "score", "paper", "report"]
+    study = ["study", "study-votes", "study-report"] if recipe.scoring.study else []
+    assert names[-6 - len(study) :] == ["preview", "evaluate", "judge", "score", *study, "paper", "report"]
     by_name = {stage.name: stage.recipe.model_dump() for stage in stages}
     for name, values in by_name.items():
         assert values["out"] == f"{recipe.out}/{name}"

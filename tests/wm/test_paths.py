@@ -26,6 +26,8 @@ NO_PATHS = {
         "action",
         "PredictRecipe.actions",
         "PredictRecipe.tree",
+        "StudyExportRecipe.images",
+        "StudyReportRecipe.reference",
         "cors_origins",
         "classes",
         "dataset",
@@ -65,6 +67,8 @@ NO_PATHS = {
     *("CompareRecipe.first", "CompareRecipe.second", "CompareRecipe.metrics"),
     # Of tables and systems.
     *("PaperRecipe.items", "PaperRecipe.names", "FigureOptions.triplets", "FigureOptions.weighted_triplets"),
+    # Texts on the pages of a study are files, but for the headline; means are by system.
+    "StudySimulateRecipe.means",
     # Keys of another recipe, as on a command line.
     *("BenchmarkRecipe.overrides", "BenchmarkRecipe.demo", "BenchmarkRecipe.annotate"),
     # Relative to another key.

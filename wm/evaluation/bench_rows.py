@@ -12,8 +12,8 @@ from typing import cast
 import pyarrow as pa
 
 from wm.errors import InputError, to_line
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.recorded_inputs import fetch_recorded
+from wm.evaluation.subsets import SubsetColumn
 from wm.files.mirror import to_path
 from wm.records import stable_id
 from wm.runs import parse_json, read_run

@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from wm.errors import InputError
 from wm.evaluation.metrics.stats import Floats
+from wm.evaluation.subsets import SubsetColumn, spread_rows
 from wm.images import Pixels, decode_image, fit_square
 from wm.models import ImageCodec, change_map
 from wm.records import row_seeds
 from wm.tables import read_table, triplets_folder
 
-SubsetColumn: TypeAlias = Literal["dataset", "class_label", "split"]
+__all__ = ["HeldOut", "SubsetColumn", "choose_subset", "read_held_out", "spread_rows"]
+
 _COLUMNS = ("triplet_id", "source_image", "target_image", "codec", "source_codes", "target_codes", "change")
 
 
@@ -97,21 +98,6 @@ def choose_subset(folder: str | Path) -> SubsetColumn:
     """
     labels = read_table(triplets_folder(folder), columns=["class_label"]).column("class_label")
     return "class_label" if len({label or "" for label in labels.unique().to_pylist()}) > 1 else "dataset"
-
-
-def spread_rows(total: int, limit: int | None) -> list[int]:
-    """Choose rows of a set, which is often sorted by subset.
-
-    Args:
-        total: Rows of the set.
-        limit: How many to choose; None: all.
-
-    Returns:
-        Row numbers, evenly spaced.
-    """
-    if limit is None or limit >= total:
-        return list(range(total))
-    return [int(row * total / limit) for row in range(limit)]
 
 
 def _stack_codes(

@@ -50,6 +50,7 @@ def load_keys(path: Path) -> tuple[str, ...]:
     keys = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
     if not keys:
         raise InputError(f"keys = {str(path)!r}: no key in it; expected one a line, or no file: then one is made")
+    # The key itself is in no message: messages end up in logs.
     for number, key in enumerate(keys, start=1):
         letters = set(key) - set("-_")
         if len(key) < MIN_KEY_LETTERS or not all(char.isascii() and char.isalnum() for char in letters):
@@ -70,6 +71,7 @@ def make_keys(path: Path) -> tuple[str, ...]:
         InputError: It cannot be written.
     """
     key = secrets.token_urlsafe(16)
+    # Never world-readable, not even for a moment, and never over another file.
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -87,7 +89,7 @@ def is_known(key: str, keys: tuple[str, ...]) -> bool:
         keys: Those that are right.
     """
     # No early end: the time must not say how much of it was right.
-    return sum(hmac.compare_digest(key.encode(), known.encode()) for known in keys) > 0
+    return sum(hmac.compare_digest(key.encode(), valid_key.encode()) for valid_key in keys) > 0
 
 
 class Guesses:
@@ -111,6 +113,7 @@ class Guesses:
         now_s = time.monotonic() if now_s is None else now_s
         with self._lock:
             mine = self._misses.get(address, deque())
+            # Misses leave the window by themselves: nothing has to be cleaned up later.
             for misses in (mine, self._all):
                 while misses and misses[0] <= now_s - WINDOW_S:
                     misses.popleft()

@@ -14,8 +14,8 @@ import numpy as np
 
 from wm.errors import InputError
 from wm.evaluation.bench_rows import BenchRow
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.predictions import read_image_bytes
+from wm.evaluation.subsets import SubsetColumn
 from wm.files.mirror import shown
 from wm.images import Pixels, decode_image
 from wm.study.design import Design, SystemChoice
@@ -62,16 +62,17 @@ def assemble_study(design: Design, choices: Sequence[SystemChoice], settings: St
         settings: All else.
 
     Returns:
-        The study. Two calls differ in its names alone.
+        The study. Two calls differ in its names and its secret, and so in the orders.
 
     Raises:
-        InputError: The bench has no triplet left for a check.
+        InputError: A triplet has no action, or the bench has none left for a check.
     """
     if settings.num_checks > len(design.spares):
         raise InputError(
             f"attention_checks = {settings.num_checks}: they are made of triplets that the study does not ask about, "
             f"of which the bench has {len(design.spares)}"
         )
+    # Checks come last, so that the orders of the other items do not depend on them.
     systems = tuple(choice.system for choice in choices)
     checks = list_check_systems(len(systems))
     items = [_name_item(row, systems, settings.subset) for row in design.rows]
@@ -87,6 +88,7 @@ def assemble_study(design: Design, choices: Sequence[SystemChoice], settings: St
         num_participants=settings.num_participants,
         seed=settings.seed,
         image_px=settings.image_px or min(MAX_IMAGE_PX, _largest_px(design, choices)),
+        secret=secrets.token_hex(16),
     )
 
 
@@ -100,6 +102,9 @@ def list_check_systems(num_systems: int) -> list[str]:
 
 
 def _name_item(row: BenchRow, systems: Sequence[str], subset: SubsetColumn) -> StudyItem:
+    # Nobody can judge how an instruction was followed that is not there.
+    if not row.action.strip():
+        raise InputError(f"triplet {row.triplet_id} in {row.file} has no action, which its page would show")
     # Of the system's own generator of secrets: a seeded one would let a participant compute whose an image is.
     source, *names = (f"{secrets.token_hex(12)}.png" for _ in range(len(systems) + 1))
     candidates = dict(zip(systems, names, strict=True))
@@ -129,6 +134,7 @@ def count_enlarged(study: Study, choices: Sequence[SystemChoice]) -> dict[str, i
     Returns:
         System → images; systems without any are left out.
     """
+    # By item: how much of a prediction is shown depends on the views of the others.
     counts: Counter[str] = Counter()
     for item in study.items:
         if not item.is_check:
@@ -144,6 +150,7 @@ def count_equal(study: Study, choices: Sequence[SystemChoice]) -> int:
         study: The study.
         choices: Its predictions.
     """
+    # By pixels, however they were encoded.
     ids = [item.triplet_id for item in study.items if not item.is_check]
     return sum(len({choice.predictions[id_]["pixels_sha256"] for choice in choices}) < len(choices) for id_ in ids)
 
@@ -160,10 +167,11 @@ def resume_study(study: Study, folder: Path) -> Study:
     """
     if not (folder / STUDY_FILE).exists():
         return study
-    begun = load_study(folder)
-    if _without_names(begun) != _without_names(study):
+    # The recipe is the same, or its run would have been refused; another version may have other texts or choices.
+    earlier = load_study(folder)
+    if _without_names(earlier) != _without_names(study):
         raise InputError(f"{shown(folder)} holds an unfinished study of other items or texts; remove the folder")
-    return begun
+    return earlier
 
 
 def _without_names(study: Study) -> dict[str, object]:
@@ -171,7 +179,7 @@ def _without_names(study: Study) -> dict[str, object]:
     items = [
         (item.triplet_id, item.subset, item.action, sorted(item.candidates), item.is_check) for item in study.items
     ]
-    return asdict(study) | {"study_id": "", "items": items}
+    return asdict(study) | {"study_id": "", "secret": "", "items": items}
 
 
 def iterate_images(
@@ -206,6 +214,7 @@ def iterate_images(
 
 
 def _load_item(source: Pixels, triplet_id: str, choices: Sequence[SystemChoice]) -> ItemImages:
+    # Row groups are small: few other images are read with each.
     facts = {choice.system: choice.predictions[triplet_id] for choice in choices}
     candidates = {
         system: _read_image(row["file"], row["row"], f"prediction of {system} for triplet {triplet_id}")
@@ -222,6 +231,7 @@ def _prepare_check(
     # From the intact one to noise; the order of the names is the order of the damage.
     damaged = np.linspace(*_DAMAGE, max(len(item.candidates) - 2, 0)).tolist()
     shares = dict(zip(list_check_systems(len(item.candidates)), [0.0, *damaged, 1.0], strict=True))
+    # Seeded, so that a resumed run makes the same noise.
     rng = np.random.default_rng([study.seed, row.row])
     spoilt = {item.candidates[system]: spoil_image(target, share, rng) for system, share in shares.items()}
     return {item.source: source, **spoilt}

@@ -29,6 +29,7 @@ def check_images(study: Study, folder: Path) -> None:
     """
     if not study.items or len(study.systems) < 2:
         raise InputError(f"{folder / STUDY_FILE}: expected items of two or more systems")
+    # All of them, which takes seconds: a broken image would be met by a participant in the middle of the study.
     formats = {}
     for item in study.items:
         if len(item.candidates) < 2:
@@ -43,13 +44,14 @@ def check_images(study: Study, folder: Path) -> None:
 
 def _check_image(path: Path, name: str, side_px: int) -> str:
     """Return the format of an image, which must be as all are."""
+    # study.json may come from somewhere else: it must not lead to other files of this machine.
     if Path(name).name != name:
         raise InputError(f"{path}: the name of an image leads out of its folder")
     try:
         with Image.open(path) as image:
             size, kind, has_exif = image.size, image.format or "", bool(image.getexif())
             extra = sorted(set(map(str, image.info)) - _HARMLESS)
-            image.load()
+            image.load()  # the header alone does not say that all pixels are there
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such image; wm study make writes all of them again") from error
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -13,6 +13,7 @@ _GROUP: Final = 4
 
 def make_code() -> str:
     """Return a new code, three groups of four letters such as ``BCDF-HJKM-NPRT``."""
+    # Not from a seed: whoever has study.json must not be able to compute the codes.
     return _to_groups("".join(secrets.choice(LETTERS) for _ in range(NUM_LETTERS)))
 
 
@@ -25,6 +26,7 @@ def normalise_code(text: str) -> str:
     Returns:
         The code; a text of another length or with other letters comes back as it is, so that it is found nowhere.
     """
+    # People leave out the dashes, or write other ones.
     letters = "".join(char for char in text.upper() if char.isalnum())
     if len(letters) != NUM_LETTERS or set(letters) - set(LETTERS):
         return text

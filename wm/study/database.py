@@ -15,7 +15,7 @@ from wm.errors import InputError, to_line
 from wm.files.mirror import uri_of
 
 APPLICATION_ID: Final = 0x776D7631
-"""``wmv1`` in ASCII, by which SQLite files of other programs are told apart (https://sqlite.org/pragma.html)."""
+"""``wmv1`` in ASCII, which SQLite files of other programs do not have (https://sqlite.org/pragma.html)."""
 SCHEMA_VERSION: Final = 1
 BUSY_TIMEOUT_MS: Final = 30_000
 """How long a process waits for another one that is writing: a write takes milliseconds."""
@@ -85,10 +85,12 @@ def open_database(path: Path, *, read_only: bool) -> sqlite3.Connection:
         InputError: The file is no store, is of another version, is on a network share, or cannot be opened.
     """
     _check_place(path, read_only)
+    # 1. Connect; SQLite does not look at the file yet.
     try:
         connection = _connect(path, read_only)
     except sqlite3.Error as error:
         raise InputError(f"store = {str(path)!r}: cannot be opened as a store of votes: {to_line(error)}") from error
+    # 2. Look at it before anything is written: a file of another program must stay as it is.
     try:
         _check_kind(connection, path, read_only)
         if not read_only:
@@ -172,6 +174,7 @@ def _check_kind(connection: sqlite3.Connection, path: Path, read_only: bool) -> 
     """Refuse a file of another program or version; nothing is written."""
     kind = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
+    # A file that was never written to has none of these.
     is_new = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
     if kind == 0 and version == 0 and is_new and not read_only:
         return
@@ -189,6 +192,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             f"store = {str(path)!r}: its disk does not let processes share memory, which SQLite's write-ahead log "
             "needs; give store=FILE on a local disk"
         )
+    # NORMAL would flush the log only now and then: an acknowledged vote could be lost with the machine's power.
     connection.execute("PRAGMA synchronous = FULL")
     # Another process may be making the tables at this moment: look again once it is done.
     connection.execute("BEGIN IMMEDIATE")
@@ -259,11 +263,12 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 def _explain(error: sqlite3.OperationalError) -> str:
     # The low byte is the kind, the rest says more (https://sqlite.org/rescode.html).
+    # People read it in the middle of a study: what happened to their choice comes first.
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
-        return "Nothing was saved, because the server's disk is full: please tell the people who run this study."
+        return "Nothing was saved, because the server's disk is full: please inform the people who run this study."
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return "Nothing was saved, because the server is busy: please try again in a moment."
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-        return "Nothing was saved, because the server cannot write: please tell the people who run this study."
+        return "Nothing was saved, because the server cannot write: please inform the people who run this study."
     raise error

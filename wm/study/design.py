@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from wm.errors import InputError
 from wm.evaluation.aurora_bench import order_subsets
 from wm.evaluation.bench_rows import BenchRow
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.judge.items import choose_items
 from wm.evaluation.predictions import PredictionFacts
+from wm.evaluation.subsets import SubsetColumn
 from wm.names import quote_names
 from wm.study.order import digest_key, shuffle
 
@@ -74,12 +74,14 @@ def choose_predictions(
         InputError: A system is not there or has no such prediction, there are too few or too many, or the predictions
             are of another bench.
     """
+    # 1. Which systems, before anything is said about their predictions.
     names = list(systems) or list(dict.fromkeys(row["system"] for row in facts))
     if not 2 <= len(names) <= MAX_SYSTEMS:
         raise InputError(
             f"the study would compare {len(names)} systems ({quote_names(names)}); expected 2 to {MAX_SYSTEMS}: name "
             "them by systems"
         )
+    # 2. The predictions that figures of single predictions, and of K candidates, are about.
     items = choose_items(facts, ids, sorted({1, num_candidates}), names)
     choices = []
     for name in names:
@@ -90,12 +92,12 @@ def choose_predictions(
             raise InputError(f"system {name!r:.100} has no sampled prediction for a triplet of this bench")
         # One run throughout: items of two trainings would be two systems under one name.
         run, seed = min((item.run, item.sampling_seed) for item in own)
-        chosen = {
+        predictions = {
             item.triplet_id: item.prediction
             for item in own
             if (item.run, item.sampling_seed, item.num_candidates) == (run, seed, count) and item.prediction is not None
         }
-        choices.append(SystemChoice(name, run, seed, count, chosen))
+        choices.append(SystemChoice(name, run, seed, count, predictions))
     return choices
 
 
@@ -121,9 +123,10 @@ def choose_rows(
         choice.system: [row.triplet_id for row in rows if row.triplet_id not in choice.predictions]
         for choice in choices
     }
+    # As sets: benches may have thousands of triplets.
     absent_ids = {system: set(absent) for system, absent in missing.items()}
     lacking = set().union(*absent_ids.values())
-    chosen: list[BenchRow] = []
+    items: list[BenchRow] = []
     problems = []
     for name in order_subsets(row.subset(subset) for row in rows):
         members = [row for row in rows if row.subset(subset) == name]
@@ -135,9 +138,11 @@ def choose_rows(
         # By a digest of each id, so that the choice does not depend on the file's order or on the other triplets.
         shuffled = sorted(complete, key=lambda row: digest_key(f"triplets\n{seed}\n{row.triplet_id}"))
         first_ids = {row.triplet_id for row in shuffled[:per_subset]}
-        chosen += [row for row in complete if row.triplet_id in first_ids]
+        items += [row for row in complete if row.triplet_id in first_ids]
+    # All subsets at once: each would otherwise cost one more try.
     if problems:
         raise InputError(f"per_subset = {per_subset}: too few triplets that all systems have: {'; '.join(problems)}")
-    chosen_ids = {row.triplet_id for row in chosen}
-    spares = shuffle((row for row in rows if row.triplet_id not in chosen_ids), f"spares\n{seed}")
-    return Design(chosen, spares, missing, len(rows) - len(lacking))
+    # The rest in an order of its own: checks are made of the first ones.
+    item_ids = {row.triplet_id for row in items}
+    spares = shuffle((row for row in rows if row.triplet_id not in item_ids), f"spares\n{seed}")
+    return Design(items, spares, missing, len(rows) - len(lacking))

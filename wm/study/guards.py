@@ -65,6 +65,7 @@ class HeadersMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Set, not added: a header that is there twice may be read either way.
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
@@ -93,6 +94,7 @@ class HostMiddleware:
 
 
 def _names_this_machine(host: str) -> bool:
+    # The port is not looked at: a tunnel may have another one.
     try:
         return is_loopback(urlsplit(f"//{host}").hostname or "")
     except ValueError:  # brackets without an address in them
@@ -113,6 +115,7 @@ class BodyMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # 1. By what it claims, before a byte is read.
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdecimal() or int(length[:12]) > MAX_BODY_BYTES:
             await _too_large()(scope, receive, send)
@@ -120,7 +123,7 @@ class BodyMiddleware:
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        # It is read here in full: in chunks it has no length that could be looked at before.
+        # 2. By what comes: in chunks a body claims no length. All of it is read here, as it is small.
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 body = await _read_body(receive)
@@ -130,6 +133,7 @@ class BodyMiddleware:
         if len(body) > MAX_BODY_BYTES:
             await _too_large()(scope, receive, send)
             return
+        # 3. Given again to the application, which reads it as any other.
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive_again() -> Message:

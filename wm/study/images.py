@@ -74,6 +74,7 @@ def fit_images(images: ItemImages, image_px: int) -> tuple[Pixels, dict[str, Pix
     """
     fitted = {}
     for system, pixels_HWC in images.candidates.items():
+        # A square says nothing of the frame's sides; a full frame has to have them.
         if images.views[system] == "full":
             pixels_HWC = _match_aspect(pixels_HWC, images.source)  # noqa: PLW2901 - the same image
         fitted[system] = fit_view(pixels_HWC, image_px, is_square=images.is_square)
@@ -94,12 +95,13 @@ def fit_view(pixels_HWC: Pixels, image_px: int, *, is_square: bool) -> Pixels:
     height, width = pixels_HWC.shape[:2]
     if is_square or height == width:
         return fit_square(pixels_HWC, image_px)
+    # The longer side fills the square, the margins are shared by both ends of the shorter one.
     scale = image_px / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     scaled = np.asarray(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.LANCZOS))
     framed = np.full((image_px, image_px, 3), _MARGIN, np.uint8)
-    top, left = (image_px - size[1]) // 2, (image_px - size[0]) // 2
-    framed[top : top + size[1], left : left + size[0]] = scaled
+    top_px, left_px = (image_px - size[1]) // 2, (image_px - size[0]) // 2
+    framed[top_px : top_px + size[1], left_px : left_px + size[0]] = scaled
     return framed
 
 
@@ -109,6 +111,7 @@ def _match_aspect(pixels_HWC: Pixels, source_HWC: Pixels) -> Pixels:
     ratio, expected = width / height, source_width / source_height
     if max(ratio, expected) <= (1 + _ASPECT_TOLERANCE) * min(ratio, expected):
         return pixels_HWC
+    # The aspect ratio is the source's, so that a crop shows the same part of the scene.
     long_px = max(height, width)
     size = max(1, round(long_px * min(1.0, expected))), max(1, round(long_px / max(1.0, expected)))
     return np.asarray(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.LANCZOS))
@@ -122,6 +125,7 @@ def spoil_image(pixels_HWC: Pixels, share: float, rng: np.random.Generator) -> P
         share: Of the pixels, 0 to 1; all: nothing of the image is left.
         rng: Which, and by which.
     """
+    # Each exchanged pixel is that of a random other place: brightness and colours stay those of the image.
     pixels_NC = pixels_HWC.reshape(-1, 3)
     is_exchanged = rng.random(len(pixels_NC)) < share
     spoilt_NC = np.where(is_exchanged[:, None], rng.permutation(pixels_NC), pixels_NC)
@@ -147,6 +151,7 @@ def write_images(folder: Path, images: Mapping[str, Pixels]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in sorted(images):
+        # Complete if it is there: it got its name after its content.
         path = folder / name
         if path.exists():
             continue

@@ -5,7 +5,7 @@ Not known here: stores, and the forms of files.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wm.evaluation.votes.records import Vote
@@ -95,7 +95,7 @@ class Imported:
         return dict(sorted(Counter(row.reason for row in self.rejects).items()))
 
 
-def check_rows(study: Study, rows: Iterable[Row], stored: Sequence[Vote]) -> Imported:
+def check_rows(study: Study, rows: Iterable[Row], stored: Sequence[Vote], withdrawn: Collection[str] = ()) -> Imported:
     """Check answers against the study, each other, and the votes that are stored.
 
     Args:
@@ -103,13 +103,14 @@ def check_rows(study: Study, rows: Iterable[Row], stored: Sequence[Vote]) -> Imp
         rows: Of a file.
         stored: Votes of the study in the store; an answer that is there already is no reject, so that a file may be
             imported twice.
+        withdrawn: Codes of participants who have withdrawn, whose votes never come back.
 
     Returns:
         What becomes of every row.
     """
     items = {item.item_id: item for item in study.items}
     before = {(vote.participant, vote.item_id): vote for vote in stored}
-    places: dict[tuple[str, str], str] = {}
+    first_places: dict[tuple[str, str], str] = {}
     votes: list[Vote] = []
     rejects: list[Row] = []
     num_before = 0
@@ -118,12 +119,17 @@ def check_rows(study: Study, rows: Iterable[Row], stored: Sequence[Vote]) -> Imp
         if isinstance(checked, Row):
             rejects.append(checked)
             continue
+        if checked.participant in withdrawn:
+            rejects.append(Row(row.place, reason="withdrawn", detail=f"participant {checked.participant}"))
+            continue
         key = checked.participant, checked.item_id
         # 1. Twice in the file: the first counts.
-        if key in places:
-            rejects.append(Row(row.place, reason="duplicate", detail=f"same participant and item as {places[key]}"))
+        if key in first_places:
+            rejects.append(
+                Row(row.place, reason="duplicate", detail=f"same participant and item as {first_places[key]}")
+            )
             continue
-        places[key] = row.place
+        first_places[key] = row.place
         # 2. In the store: the same choice again, or another one, which does not replace it.
         earlier = before.get(key)
         if earlier is None:
@@ -137,6 +143,7 @@ def check_rows(study: Study, rows: Iterable[Row], stored: Sequence[Vote]) -> Imp
 
 def _check_row(study: Study, row: Row, items: Mapping[str, StudyItem]) -> Vote | Row:
     """Check a row by itself: a vote, or a reject."""
+    # What could not be read has its reason already.
     if row.answer is None:
         return row
     answer = row.answer
@@ -146,6 +153,7 @@ def _check_row(study: Study, row: Row, items: Mapping[str, StudyItem]) -> Vote |
         seconds = _check_time(answer.seconds)
     except NoVoteError as error:
         return Row(row.place, reason=error.reason, detail=error.detail)
+    # Known from the study, whatever the file says.
     is_passed = (answer.best, answer.worst) == (item.best, item.worst)
     return Vote(
         study_id=study.study_id,
@@ -167,6 +175,7 @@ def _check_row(study: Study, row: Row, items: Mapping[str, StudyItem]) -> Vote |
 
 def _find_item(answer: Answer, items: Mapping[str, StudyItem]) -> StudyItem:
     """Find the item of an answer, and check who answered and what was shown."""
+    # Codes are shown in tables and files: no line break, no page of text.
     code = answer.participant
     if not code or len(code) > _MAX_CODE_LETTERS or not code.isprintable():
         raise NoVoteError("no participant", f"{code!r:.80}")
@@ -179,15 +188,15 @@ def _find_item(answer: Answer, items: Mapping[str, StudyItem]) -> StudyItem:
 
 
 def _check_choice(answer: Answer) -> None:
-    chosen = [system for system in (answer.best, answer.worst) if system is not None]
-    if unknown := [system for system in chosen if system not in answer.systems]:
+    choices = [system for system in (answer.best, answer.worst) if system is not None]
+    if unknown := [system for system in choices if system not in answer.systems]:
         raise NoVoteError("unknown choice", f"{unknown[0]!r:.60}")
     # Of two systems somebody may see no difference.
-    if not chosen and len(answer.systems) != 2:
+    if not choices and len(answer.systems) != 2:
         raise NoVoteError("missing choice", "neither best nor worst")
-    if len(chosen) == 1:
+    if len(choices) == 1:
         raise NoVoteError("missing choice", "no worst" if answer.worst is None else "no best")
-    if chosen and answer.best == answer.worst:
+    if choices and answer.best == answer.worst:
         raise NoVoteError("best is worst", f"{answer.best!r:.60}")
 
 

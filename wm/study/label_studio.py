@@ -7,7 +7,7 @@ The form is Label Studio's own JSON (https://labelstud.io/guide/task_format): a 
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from xml.sax.saxutils import quoteattr
 
 from wm.errors import InputError
@@ -15,6 +15,11 @@ from wm.evaluation.votes.records import Vote
 from wm.study.imports import Answer, NoVoteError, Row
 from wm.study.order import order_systems
 from wm.study.study import Study, StudyItem
+
+Task: TypeAlias = dict[str, Any]
+"""A task, an annotation or a part of one, as JSON has it."""
+Json: TypeAlias = Mapping[str, Any]
+"""The same, which is only read."""
 
 BEST, WORST = "best", "worst"
 """Names of the two groups of choices in the configuration, by which answers are known."""
@@ -67,7 +72,7 @@ def _build_choices(name: str, title: str, size: int) -> str:
     )
 
 
-def build_tasks(study: Study, *, number: int = 0, images: str = LOCAL_FILES) -> list[dict[str, Any]]:
+def build_tasks(study: Study, *, number: int = 0, images: str = LOCAL_FILES) -> list[Task]:
     """Build a task an item, blind: nothing in it says which model is whose.
 
     All who annotate one set of tasks see the systems in one order, which is balanced over the items; sets of other
@@ -87,13 +92,14 @@ def build_tasks(study: Study, *, number: int = 0, images: str = LOCAL_FILES) -> 
     ]
 
 
-def _build_data(study: Study, item: StudyItem, systems: Sequence[str], images: str) -> dict[str, Any]:
-    models = {f"model_{place}": images + item.candidates[system] for place, system in enumerate(systems, start=1)}
+def _build_data(study: Study, item: StudyItem, systems: Sequence[str], images: str) -> Task:
+    # Names of images say nothing, so that the order alone says whose they are.
+    models = {f"model_{number}": images + item.candidates[system] for number, system in enumerate(systems, start=1)}
     facts = {"study_id": study.study_id, "item_id": item.item_id, "action": item.action}
     return {**facts, "source": images + item.source, **models}
 
 
-def build_annotated_tasks(study: Study, votes: Sequence[Vote], *, images: str = LOCAL_FILES) -> list[dict[str, Any]]:
+def build_annotated_tasks(study: Study, votes: Sequence[Vote], *, images: str = LOCAL_FILES) -> list[Task]:
     """Build annotated tasks of votes: a task for each item and order of systems, an annotation a vote.
 
     Args:
@@ -104,12 +110,13 @@ def build_annotated_tasks(study: Study, votes: Sequence[Vote], *, images: str = 
     Returns:
         Tasks as Label Studio exports them; ``data.systems`` says whose the models are.
     """
+    # Who saw another order saw another task.
     groups: dict[tuple[str, tuple[str, ...]], list[Vote]] = defaultdict(list)
     for vote in votes:
         groups[vote.item_id, vote.systems].append(vote)
     # Label Studio knows annotators by whole numbers.
     people = {name: number for number, name in enumerate(dict.fromkeys(vote.participant for vote in votes), start=1)}
-    tasks: list[dict[str, Any]] = []
+    tasks: list[Task] = []
     for (item_id, systems), cast_votes in groups.items():
         data = _build_data(study, study.item(item_id), systems, images) | {"systems": list(systems)}
         annotations = [_to_annotation(vote, people[vote.participant]) for vote in cast_votes]
@@ -117,7 +124,7 @@ def build_annotated_tasks(study: Study, votes: Sequence[Vote], *, images: str = 
     return tasks
 
 
-def _to_annotation(vote: Vote, person: int) -> dict[str, Any]:
+def _to_annotation(vote: Vote, person: int) -> Task:
     note = {"text": [f"{_PARTICIPANT}{vote.participant}", vote.origin]}
     result = [
         {
@@ -156,20 +163,20 @@ def iterate_answers(study: Study, values: object, where: str) -> Iterator[Row]:
                 f"{where}: task {task_number} has no list of annotations; export it from Label Studio as JSON, not as "
                 "JSON-MIN or CSV"
             )
-        data = task.get("data") if isinstance(task.get("data"), dict) else {}
+        data = task.get("data")
         for number, annotation in enumerate(task["annotations"], start=1):
-            place = f"task {task_number}, annotation {number}"
-            yield _read_annotation(study, data, annotation, place)
+            where_inside = f"task {task_number}, annotation {number}"
+            yield _read_annotation(study, data if isinstance(data, dict) else {}, annotation, where_inside)
 
 
-def _read_annotation(study: Study, data: Mapping[str, Any], annotation: object, place: str) -> Row:
+def _read_annotation(study: Study, data: Json, annotation: object, row_name: str) -> Row:
     try:
-        return Row(place, _to_answer(study, data, annotation))
+        return Row(row_name, _to_answer(study, data, annotation))
     except NoVoteError as error:
-        return Row(place, reason=error.reason, detail=error.detail)
+        return Row(row_name, reason=error.reason, detail=error.detail)
 
 
-def _to_answer(study: Study, data: Mapping[str, Any], annotation: object) -> Answer:
+def _to_answer(study: Study, data: Json, annotation: object) -> Answer:
     """Read an annotation; raise :class:`NoVoteError` where it is none of this study."""
     if not isinstance(annotation, dict):
         raise NoVoteError("no annotation", f"{annotation!r:.60}")
@@ -180,6 +187,7 @@ def _to_answer(study: Study, data: Mapping[str, Any], annotation: object) -> Ans
         raise NoVoteError("skipped", "was_cancelled is true")
     entries = annotation.get("result")
     results = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    # The order says whose a choice is, so that it is found first.
     systems = _find_order(study, data)
     participant, origin = _find_person(study, annotation, results)
     seconds = annotation.get("lead_time")
@@ -195,7 +203,7 @@ def _to_answer(study: Study, data: Mapping[str, Any], annotation: object) -> Ans
     )
 
 
-def _find_choice(results: Sequence[Mapping[str, Any]], name: str, systems: Sequence[str]) -> str | None:
+def _find_choice(results: Sequence[Json], name: str, systems: Sequence[str]) -> str | None:
     """Find the system that was chosen in a group; None where none was."""
     texts: list[str] = []
     for entry in results:
@@ -204,13 +212,14 @@ def _find_choice(results: Sequence[Mapping[str, Any]], name: str, systems: Seque
             texts += [str(text) for text in value["choices"]]
     if len(texts) > 1:
         raise NoVoteError("several choices", f"{name}: {', '.join(texts):.100}")
+    # The labels of the page, of which a task shows as many as it has systems.
     models = {f"Model {number}": system for number, system in enumerate(systems, start=1)}
     if texts and texts[0] not in models:
         raise NoVoteError("unknown choice", f"{name}: {texts[0]!r:.60}")
     return models[texts[0]] if texts else None
 
 
-def _find_order(study: Study, data: Mapping[str, Any]) -> Sequence[str]:
+def _find_order(study: Study, data: Json) -> Sequence[str]:
     """Find whose Model 1, 2, … are."""
     item = next((item for item in study.items if item.item_id == data["item_id"]), None)
     if item is None:
@@ -226,7 +235,7 @@ def _find_order(study: Study, data: Mapping[str, Any]) -> Sequence[str]:
     raise NoVoteError("unknown order", f"order {number!r:.60}")
 
 
-def _find_person(study: Study, annotation: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def _find_person(study: Study, annotation: Json, results: Sequence[Json]) -> tuple[str, str]:
     """Find who annotated: the participant of an exported vote, else a name that does not say who it is."""
     for entry in results:
         meta = entry.get("meta")

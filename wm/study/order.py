@@ -1,7 +1,7 @@
 """Order the items of a study, and the systems of each item, for one participant.
 
-Every order follows from the study's seed and the participant's number, so that a page that is loaded again is the same.
-Not known here: pages, votes.
+Every order follows from the study's seed and secret and the participant's number: a page that is loaded again is the
+same. Not known here: pages, votes.
 """
 
 import hashlib
@@ -41,9 +41,9 @@ def order_items(study: Study, number: int) -> list[StudyItem]:
         number: Number of the participant in the order of joining, from 0.
 
     Returns:
-        All items, shuffled by seed and number.
+        All items, shuffled by seed, secret and number.
     """
-    return shuffle(study.items, f"items\n{study.seed}\n{number}")
+    return shuffle(study.items, f"items\n{study.seed}\n{study.secret}\n{number}")
 
 
 def order_systems(study: Study, item: StudyItem, number: int) -> Sequence[str]:
@@ -74,8 +74,9 @@ def order_systems(study: Study, item: StudyItem, number: int) -> Sequence[str]:
     # An odd square is balanced together with its mirror image only: the two have the same names.
     is_mirrored = size % 2 == 1 and person_block % 2 == 1
     names_block = person_block - 1 if is_mirrored else person_block
-    names = shuffle(names, f"systems\n{study.seed}\n{size}\n{names_block}\n{item_block}")
-    rows = shuffle(range(size), f"rows\n{study.seed}\n{size}\n{person_block}\n{item_block}")
+    key = f"{study.seed}\n{study.secret}\n{size}"
+    names = shuffle(names, f"systems\n{key}\n{names_block}\n{item_block}")
+    rows = shuffle(range(size), f"rows\n{key}\n{person_block}\n{item_block}")
     # 2. Each pair of participant and item takes a row, each row once in K participants and once in K items.
     order = _square_row(size, rows[(number + position) % size])
     return [names[index] for index in (reversed(order) if is_mirrored else order)]

@@ -64,8 +64,10 @@ def check_choice(vote: Vote) -> None:
     """
     if len(set(vote.systems)) != len(vote.systems) or len(vote.systems) < 2:
         raise RefusedError("A choice needs two or more different models.")
+    # NaN would go through every comparison, and into every mean.
     if not (math.isfinite(vote.seconds) and vote.seconds >= 0):
         raise RefusedError("The time of a choice must be a number of seconds, 0 or more.")
+    # Of two images one may say that they do not differ; among more, the best and the worst do.
     if vote.best is None and vote.worst is None and len(vote.systems) == 2:
         return
     if vote.best not in vote.systems or vote.worst not in vote.systems:
@@ -76,6 +78,7 @@ def check_choice(vote: Vote) -> None:
 
 def to_row(vote: Vote) -> list[object]:
     """Return the values of a vote in the order of :data:`VOTE_COLUMNS`; one without a time gets the present one."""
+    # SQLite stores truth values as 0 and 1 by itself; a tuple needs a text.
     values = {name: getattr(vote, name) for name in VOTE_COLUMNS}
     values |= {"systems": json.dumps(vote.systems, ensure_ascii=False), "stored_at": vote.stored_at or now_utc()}
     return list(values.values())

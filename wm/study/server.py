@@ -118,6 +118,7 @@ def build_app(
         Route("/images/{tag}/{name}", server.get_image),
     ]
     middleware = [Middleware(HeadersMiddleware), Middleware(BodyMiddleware)]
+    # The headers are outermost, so that refusals of the others have them too.
     if is_local:
         middleware.insert(1, Middleware(HostMiddleware))
     handlers: Mapping[Any, Callable[..., Awaitable[Response]]] = {
@@ -133,6 +134,7 @@ class _Server:
 
     def __init__(self, session: StudySession, keys: tuple[str, ...]) -> None:
         self._session, self._keys, self._guesses = session, keys, Guesses()
+        # Read once: these names and no others can be asked for, whatever a path looks like.
         self._assets = {
             file.name: _Asset(file.read_bytes(), MEDIA_TYPES[file.name.rpartition(".")[2]])
             for file in (files("wm.study") / "web").iterdir()
@@ -166,6 +168,7 @@ class _Server:
 
     async def post_participant(self, request: Request) -> Response:
         self._check_key(request)
+        # A page that sends no consent is not ours: whoever joins has agreed.
         body = await _read(request, JoinBody)
         if not body.consent:
             raise RefusedError("Nobody takes part without having agreed to it.", "malformed")
@@ -203,6 +206,7 @@ class _Server:
         path = await run_in_threadpool(self._session.find_image, tag, name)
         if path is None:
             return error_response("There is no such image.", "unknown", 404)
+        # Disks may be slow; other requests do not wait for this one.
         content = await run_in_threadpool(path.read_bytes)
         return Response(content, media_type=MEDIA_TYPES[path.suffix.lower().lstrip(".")], headers=_IMAGE_CACHE)
 
@@ -215,11 +219,13 @@ class _Server:
     def _check_key(self, request: Request) -> None:
         if not self._keys:
             return
+        # Who has guessed too often is not even answered whether the next one is right.
         address = _address(request)
         self._guesses.check(address)
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and is_known(key, self._keys):
             return
+        # No key at all is no guess: people open the address without its fragment.
         if key:
             self._guesses.count(address)
         raise RefusedError("Please open this study by the link of your invitation.", "key")
@@ -252,6 +258,7 @@ async def _read(request: Request, kind: type[BodyT]) -> BodyT:
     try:
         return kind.model_validate(parse_json(await request.body(), "request"))
     except ValidationError as error:
+        # The value is not repeated: it may be anything, and of any length.
         field = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the body"
         raise RefusedError(f"The request was not understood: {field!r:.60} is wrong.", "malformed") from error
     except InputError as error:
@@ -259,6 +266,7 @@ async def _read(request: Request, kind: type[BodyT]) -> BodyT:
 
 
 async def _answer_refusal(request: Request, error: RefusedError) -> Response:
+    # For programs: a person reads the sentence.
     response = error_response(str(error), error.code, STATUSES.get(error.code, 409))
     if response.status_code in (429, 503):
         response.headers["Retry-After"] = "60" if response.status_code == 429 else "5"

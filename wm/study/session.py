@@ -89,10 +89,12 @@ class StudySession:
         """
         answered = {vote.item_id for vote in self.store.list_votes(self.study.study_id, participant.code)}
         items = order_items(self.study, participant.number)
+        # The one after is loaded while this one is looked at.
         following = [self._question(participant, item) for item in items if item.item_id not in answered][:2]
         first, second = [*following, None, None][:2]
-        done = sum(item.item_id in answered for item in items)
-        return Progress(code=participant.code, done=done, total=len(items), question=first, upcoming=second)
+        # Not the number of votes: an item may have been taken out of the study by hand.
+        num_answered = sum(item.item_id in answered for item in items)
+        return Progress(code=participant.code, done=num_answered, total=len(items), question=first, upcoming=second)
 
     def vote(
         self, participant: Participant, *, study_id: str, item_id: str, best: int, worst: int, seconds: float
@@ -118,13 +120,15 @@ class StudySession:
         items = {item.item_id: item for item in order_items(self.study, participant.number)}
         answered = {vote.item_id for vote in self.store.list_votes(self.study.study_id, participant.code)}
         current = next((name for name in items if name not in answered), None)
-        # An answered one goes on to the store, which knows whether it is the same choice.
+        # An answered one is left to the store, which knows whether it is the same choice.
         if item_id not in items or item_id not in {*answered, current}:
             raise RefusedError("This page was out of date, and your choice on it was not saved.", "stale")
+        # The page knows positions alone; which system was where is worked out again, and stored.
         systems = tuple(order_systems(self.study, items[item_id], participant.number))
         if not (0 <= best < len(systems) and 0 <= worst < len(systems)):
             raise RefusedError("Please choose a best and a worst model among those shown.")
         item = items[item_id]
+        # A clock that jumped must not cost the vote: its time is brought within bounds.
         choice = Vote(
             study_id=self.study.study_id,
             participant=participant.code,
@@ -166,6 +170,7 @@ class StudySession:
             # After a restart, or another server of this store gave it out.
             people = self.store.list_participants(self.study.study_id)
             self._by_tag = {self._opaque("tag", person.code): person for person in people}
+        # Names of another participant are not found under this tag.
         participant = self._by_tag.get(tag)
         file = self._files_of(participant).get(name) if participant else None
         return self._images / file if file else None
@@ -177,12 +182,13 @@ class StudySession:
     def _question(self, participant: Participant, item: StudyItem) -> Question:
         names = self._image_names(participant, item)
         tag = self._opaque("tag", participant.code)
+        # Relative, so that a proxy may serve the study below a path of its own.
         source, *candidates = [f"images/{tag}/{name}" for name in names]
         return Question(item_id=item.item_id, action=item.action, source=source, candidates=candidates)
 
     def _name_files(self, participant: Participant) -> Mapping[str, str]:
         """Map the opaque names of a participant's images to their files."""
-        files = {}
+        files: dict[str, str] = {}
         for item in self.study.items:
             systems = order_systems(self.study, item, participant.number)
             names = self._image_names(participant, item)

@@ -75,15 +75,13 @@ def find_utilities(means: Mapping[str, float]) -> dict[str, float]:
     from scipy.optimize import minimize
 
     means_K = np.array(list(means.values()), np.float64)
+    text = f"means = {dict(means)}"
+    # Each vote adds +1 and -1.
     if not np.isfinite(means_K).all() or abs(means_K.sum()) > _ROUNDING * len(means_K) + 1e-9:
-        raise InputError(
-            f"means = {dict(means)}: their sum is {means_K.sum():.4g}; each vote adds +1 and -1: expected 0"
-        )
+        raise InputError(f"{text}: their sum is {means_K.sum():.4g}; expected 0, as a vote has a best and a worst")
     means_K = means_K - means_K.mean()
     if means_K[means_K > 0].sum() >= 1:
-        raise InputError(
-            f"means = {dict(means)}: those above 0 add up to 1 or more; a vote has one best: expected less"
-        )
+        raise InputError(f"{text}: those above 0 add up to 1 or more; expected less, as a vote has one best")
 
     def distance(utilities_K: Floats) -> tuple[float, Floats]:
         differences_KK = utilities_K[:, None] - utilities_K[None, :]
@@ -91,6 +89,7 @@ def find_utilities(means: Mapping[str, float]) -> dict[str, float]:
         value = float(np.logaddexp.reduce(off_diagonal) - means_K @ utilities_K)
         return value, expected_votes(utilities_K) - means_K
 
+    # Convex and smooth, with its gradient at hand: few steps are enough.
     result = minimize(distance, np.zeros(len(means_K)), jac=True, method="BFGS", options={"gtol": 1e-10})
     utilities_K = result.x - result.x.mean()
     return dict(zip(means, utilities_K.tolist(), strict=True))
@@ -118,10 +117,12 @@ def simulate_votes(
         The votes, in the order in which they would come from one participant after the other.
     """
     votes = []
+    # A participant's number is that of joining: it decides the orders.
     for number, code in enumerate(codes):
         is_attentive = number >= num_inattentive
         for item in order_items(study, number):
             best, worst = _choose(item, utilities, f"{seed}\n{number}\n{study.items.index(item)}", is_attentive)
+            # As the server marks it.
             passed = (best, worst) == (item.best, item.worst) if item.is_check else None
             votes.append(
                 Vote(
@@ -148,6 +149,7 @@ def _choose(
 ) -> tuple[str, str]:
     if item.is_check and is_attentive:
         return item.best, item.worst
+    # Not in the order of the page: positions have no influence.
     names = sorted(item.candidates)
     own = utilities[item.item_id] if is_attentive else dict.fromkeys(names, 0.0)
     probabilities = pair_probabilities(np.array([own[name] for name in names])).ravel()

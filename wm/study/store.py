@@ -72,6 +72,7 @@ class VoteStore:
             RefusedError: The study has that many already, or the disk is full.
         """
         with self._lock, transaction(self._connection):
+            # In the same transaction as the insertion, so that two who come at once do not share the last seat.
             if limit is not None and len(self.list_participants(study_id)) >= limit:
                 raise RefusedError("This study has all the participants it needs: thank you for your interest.", "full")
             return self._insert_participant(study_id, make_code(), now_utc(), origin)
@@ -109,6 +110,7 @@ class VoteStore:
         """
         check_choice(vote)
         with self._lock, transaction(self._connection):
+            # Within the transaction: another process may be storing the same person's withdrawal.
             self.find_participant(vote.study_id, vote.participant)
             return "stored" if self._insert_vote(vote) else "stored before"
 
@@ -121,6 +123,7 @@ class VoteStore:
         Raises:
             RefusedError: One of them cannot be stored, as in :meth:`add_vote`.
         """
+        # Before anything is written: a bad vote is found without an undo.
         for vote in votes:
             check_choice(vote)
         with self._lock, transaction(self._connection):
@@ -152,7 +155,7 @@ class VoteStore:
         """Count the votes of each participant of a study who has any, by code; those on checks count too."""
         query = f"SELECT participant, count(*) FROM votes WHERE study_id = ? AND {_VOTE_REMAINS} GROUP BY participant"
         with self._lock:
-            return dict(select(self._connection, query, study_id))  # type: ignore[arg-type]  # pairs, as selected
+            return dict(select(self._connection, query, study_id))
 
     def withdraw(self, study_id: str, code: str) -> None:
         """Leave a participant and all votes of theirs out from now on, as if they had never taken part.
@@ -174,6 +177,12 @@ class VoteStore:
         with self._lock:
             return int(select(self._connection, query, study_id)[0][0])
 
+    def list_withdrawn(self, study_id: str) -> list[str]:
+        """List the codes of the participants who have withdrawn, for whoever would bring their votes back."""
+        with self._lock:
+            rows = select(self._connection, "SELECT code FROM withdrawals WHERE study_id = ?", study_id)
+        return [row[0] for row in rows]
+
     def add_playground_item(self, study_id: str, context: Mapping[str, object]) -> PlaygroundItem:
         """Store a comparison that was made on the fly, under a new opaque name.
 
@@ -185,6 +194,7 @@ class VoteStore:
             RefusedError: The disk is full.
         """
         item = PlaygroundItem(study_id, secrets.token_hex(8), now_utc(), dict(context))
+        # Written before the transaction begins: what JSON cannot hold is the caller's mistake.
         text = json.dumps(item.context, ensure_ascii=False, sort_keys=True, allow_nan=False)
         with self._lock, transaction(self._connection):
             values = (item.study_id, item.item_id, item.created_at, text)
@@ -197,6 +207,7 @@ class VoteStore:
         Raises:
             RefusedError: The study has none of this name.
         """
+        # One at most: names are unique within a study.
         for item in self._select_items(study_id, "AND item_id = ?", item_id):
             return item
         raise RefusedError("This comparison is not known here: please make a new one.", "unknown")
@@ -209,7 +220,7 @@ class VoteStore:
         query = f"SELECT study_id, item_id, created_at, context FROM playground_items WHERE study_id = ? {condition}"
         with self._lock:
             rows = select(self._connection, query, study_id, *values)
-        return [PlaygroundItem(*row[:3], json.loads(row[3])) for row in rows]
+        return [PlaygroundItem(study, name, time, json.loads(context)) for study, name, time, context in rows]
 
     def _insert_participant(self, study_id: str, code: str, joined_at: str, origin: str) -> Participant:
         # Numbers of people who have withdrawn are not given again: orders of items and systems belong to them.
@@ -223,19 +234,20 @@ class VoteStore:
     def _join(self, study_id: str, votes: Sequence[Vote]) -> None:
         """Insert the participants of votes whom the store does not know; refuse votes of those who have withdrawn."""
         query = "SELECT code FROM participants WHERE study_id = ?"
-        known = {row[0] for row in select(self._connection, query, study_id)}
-        remaining = {participant.code for participant in self.list_participants(study_id)}
+        codes = {row[0] for row in select(self._connection, query, study_id)}
+        # Only of those who were here before: whoever joins now has not withdrawn.
+        withdrawn = codes - {participant.code for participant in self.list_participants(study_id)}
         for vote in votes:
-            if vote.participant not in known:
-                self._insert_participant(study_id, vote.participant, vote.stored_at or now_utc(), vote.origin)
-                known.add(vote.participant)
-                remaining.add(vote.participant)
-            elif vote.participant not in remaining:
+            if vote.participant in withdrawn:
                 raise RefusedError(f"Participant {vote.participant!r:.40} has withdrawn from this study.", "withdrawn")
+            if vote.participant not in codes:
+                self._insert_participant(study_id, vote.participant, vote.stored_at or now_utc(), vote.origin)
+                codes.add(vote.participant)
 
     def _insert_vote(self, vote: Vote) -> bool:
         """Insert a vote unless the same choice is stored; returns whether it was new."""
         query = f"{_SELECT_ANY} AND participant = ? AND item_id = ?"
+        # One row at most, which UNIQUE guarantees.
         for row in select(self._connection, query, vote.study_id, vote.participant, vote.item_id):
             earlier = to_vote(row)
             if (earlier.best, earlier.worst) == (vote.best, vote.worst):

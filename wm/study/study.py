@@ -62,6 +62,8 @@ class Study:
         num_participants: How many are planned.
         seed: Of the orders of items and systems that participants see.
         image_px: Width and height of every image.
+        secret: Random text that no page shows. Orders depend on it: from seed and bench alone, which others may know,
+            nobody can compute whose an image is.
     """
 
     study_id: str
@@ -73,6 +75,7 @@ class Study:
     num_participants: int
     seed: int
     image_px: int
+    secret: str = ""
 
     def item(self, item_id: str) -> StudyItem:
         """Return an item by its name.

@@ -37,10 +37,11 @@ Taking part is voluntary. You may stop at any time, without a reason, by closing
 code that you are given.
 
 What is stored: your choices, how long each one took, when it was made, and that random code. Nothing is asked or \
-stored that says who you are: no name, no address. The choices are used for research, and may be published under the \
-code.
+stored that says who you are: no name, no address. The choices are used for research, and may be published, \
+under a number in place of the code.
 
-The code is the only link between you and your choices. Keep it to continue later, or to have your choices removed.
+The code is the only link between you and your choices. Keep it to continue later, or to \
+withdraw your choices, which the page offers.
 
 By starting you say that you have read this and agree to take part."""
 
@@ -60,6 +61,7 @@ def build_consent(num_items: int, num_systems: int) -> str:
     Returns:
         Paragraphs, separated by empty lines.
     """
+    # A range as the paper has it, rounded to minutes.
     low, high = (max(1, round(num_items * seconds / 60)) for seconds in _SECONDS_A_PAGE)
     minutes = f"This takes about {low} to {high} minutes." if low < high else f"This takes about {high} min."
     return _CONSENT.format(num_items=num_items, num_systems=num_systems, minutes=minutes)
@@ -83,6 +85,7 @@ def load_text(path: str, key: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"{key} = {path!r:.300}: {reason}; expected a text file") from error
+    # A binary file or a wrong one would fill the participants' screens.
     if not text or len(text) > _MAX_CHARS:
         raise InputError(f"{key} = {path!r:.300} has {len(text):,} characters; expected 1 to {_MAX_CHARS:,}")
     return text

@@ -65,6 +65,7 @@ def iterate_csv(study: Study, path: Path) -> Iterator[Row]:
     if missing := [name for name in NEEDED if name not in (reader.fieldnames or ())]:
         names = ", ".join(reader.fieldnames or ()) or "none"
         raise InputError(f"{path} lacks the column {missing[0]!r}; columns found: {names:.300}")
+    # By hand, as an error of the reader ends no loop: the lines behind it are read too.
     while True:
         try:
             values = next(reader)
@@ -76,21 +77,22 @@ def iterate_csv(study: Study, path: Path) -> Iterator[Row]:
         yield _read_line(study, values, f"line {reader.line_num}")
 
 
-def _read_line(study: Study, values: Mapping[str | None, str | None], place: str) -> Row:
+def _read_line(study: Study, values: Mapping[str | None, str | None], line: str) -> Row:
     # Fewer values than columns are None, more are under the name None.
     if None in values or None in [values[name] for name in NEEDED]:
-        return Row(place, reason="other number of columns", detail=f"expected {len(values) - (None in values)}")
+        return Row(line, reason="other number of columns", detail=f"expected {len(values) - (None in values)}")
     if values["study_id"] != study.study_id:
-        return Row(place, reason="foreign task", detail=f"study_id {values['study_id']!r:.60}")
+        return Row(line, reason="foreign task", detail=f"study_id {values['study_id']!r:.60}")
     systems = _read_systems(values["systems"] or "")
     if systems is None:
-        return Row(place, reason="other systems", detail=f"{values['systems']!r:.100}, expected a JSON list of names")
+        return Row(line, reason="other systems", detail=f"{values['systems']!r:.100}, expected a JSON list of names")
+    # Finite and positive is checked with all other sources.
     try:
         seconds = float(values["seconds"] or "")
     except ValueError:
-        return Row(place, reason="no time", detail=f"seconds {values['seconds']!r:.60}")
+        return Row(line, reason="no time", detail=f"seconds {values['seconds']!r:.60}")
     return Row(
-        place,
+        line,
         Answer(
             participant=values["participant"] or "",
             item_id=values["item_id"] or "",
@@ -109,6 +111,7 @@ def _read_systems(text: str) -> tuple[str, ...] | None:
         names = json.loads(text)
     except (ValueError, RecursionError):
         return None
+    # Another form would be split into letters.
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return tuple(names) if is_list else None
 
@@ -127,9 +130,10 @@ def iterate_parquet(study: Study, path: Path) -> Iterator[Row]:
         InputError: The file is damaged, or of another schema.
     """
     for number, vote in enumerate(read_votes(path), start=1):
-        place = f"row {number}"
+        row_name = f"row {number}"
         if vote.study_id != study.study_id:
-            yield Row(place, reason="foreign task", detail=f"study_id {vote.study_id!r:.60}")
+            yield Row(row_name, reason="foreign task", detail=f"study_id {vote.study_id!r:.60}")
             continue
+        # What follows from the study is taken from there.
         names = ("participant", "item_id", "systems", "best", "worst", "seconds", "stored_at", "origin")
-        yield Row(place, Answer(**{name: getattr(vote, name) for name in names}))
+        yield Row(row_name, Answer(**{name: getattr(vote, name) for name in names}))

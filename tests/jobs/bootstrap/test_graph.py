@@ -84,6 +84,25 @@ def test_what_is_made_of_the_predicted_images_can_be_switched(monkeypatch: pytes
         plan(load("scoring.score=true", "evaluate.keep_images=false"))
 
 
+def test_a_simulated_study_is_asked_for() -> None:
+    assert not {"study", "study-votes", "study-report"} & {stage.name for stage in plan(load())}
+    stages = plan(load("scoring.study=true", "study.participants=5", "study_votes.noise=2.0"))
+    inputs = find_inputs(stages, Path("o/demo"))
+    assert inputs["study"] == {"test", "evaluate"} and inputs["study-votes"] == {"study", "judge"}
+    assert inputs["study-report"] == {"study", "study-votes", "judge"}
+    assert inputs["paper"] == {"test", "evaluate", "judge", "score", "study-report"}
+    recipes = {stage.name: stage.recipe.model_dump() for stage in stages}
+    assert recipes["study"]["systems"] == ["C-ZS", "C-FT", "C-FDM, no weights", "C-FDM"]
+    assert (recipes["study"]["per_subset"], recipes["study"]["participants"]) == (25, 5)
+    assert recipes["study-votes"]["noise"] == 2.0 and recipes["study-report"]["reference"] == "C-FDM"
+    few = {stage.name: stage.recipe.model_dump() for stage in plan(load("scoring.study=true", "evaluate.limit=4"))}
+    assert few["study"]["per_subset"] == 4
+    with pytest.raises(InputError, match=r"needs the scores of the judge"):
+        plan(load("scoring.study=true", "scoring.judge=false"))
+    with pytest.raises(InputError, match=r"scoring\.study = true needs the images"):
+        plan(load("scoring.study=true", "evaluate.keep_images=false"))
+
+
 def test_gpus_and_cpus_that_stages_ask_for_bound_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     gpu = "resources = { num_workers = 1, use_gpu = true }"

@@ -24,11 +24,11 @@ def test_help_lists_the_six_and_the_whole_way(words, capsys):
         (line,) = [line for line in lines if line.startswith(f"  {name} ")]
         assert len(line) <= 120 and len(line.split(maxsplit=1)[1]) > 30
     steps = [line.split()[2] for line in lines if line.startswith("  wm study")]
-    assert steps == ["make", "serve", "report"]
+    assert steps == ["make", "serve", "report", "simulate", "report"]
 
 
 @pytest.mark.parametrize(
-    ("word", "message"), [("mkae", "did you mean 'make'?"), ("zzz", "expected one of make, serve, report,")]
+    ("word", "message"), [("mak", "did you mean 'make'?"), ("zzz", "expected one of make, serve, report,")]
 )
 def test_an_unknown_name_is_one_line(word, message, capsys):
     assert main([word]) == 2

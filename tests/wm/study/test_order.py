@@ -1,26 +1,14 @@
 """Orders of items and systems: every count of a system at a position, by brute force over participants and items."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
+from tests.helpers.study_files import make_study
 from wm.study.order import order_items, order_systems, shuffle
 from wm.study.study import Study, StudyItem
-
-
-def make_study(num_systems: int, num_items: int, seed: int = 0, num_checks: int = 0) -> Study:
-    """Build a study without images; its checks have systems of their own."""
-    systems = [f"S{number}" for number in range(num_systems)]
-    checks = [f"check {number}" for number in range(num_systems)]
-    items = tuple(
-        StudyItem(f"i{number}", f"t{number}", "", "act", "s.png", dict.fromkeys(systems, "c.png"))
-        for number in range(num_items)
-    ) + tuple(
-        StudyItem(f"c{number}", f"u{number}", "", "act", "s.png", dict.fromkeys(checks, "c.png"), is_check=True)
-        for number in range(num_checks)
-    )
-    return Study("study", "title", "consent", "how", tuple(systems), items, 14, seed, 64)
 
 
 def count_places(orders: list[list[str]]) -> Counter[tuple[int, str]]:
@@ -98,6 +86,13 @@ def test_orders_do_not_depend_on_names_of_files():
     for a, b in zip(first.items, other.items, strict=True):
         assert order_systems(first, a, 5) == order_systems(other, b, 5)
     assert [item.triplet_id for item in order_items(first, 5)] == [item.triplet_id for item in order_items(other, 5)]
+
+
+def test_orders_depend_on_the_secret():
+    study = make_study(4, 25)
+    other = replace(study, secret="s")
+    systems = [[tuple(order_systems(of, item, 0)) for item in study.items] for of in (study, other)]
+    assert systems[0] != systems[1] and order_items(study, 0) != order_items(other, 0)
 
 
 def test_a_shuffle_is_the_same_on_every_machine():

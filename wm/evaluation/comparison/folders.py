@@ -12,9 +12,9 @@ from typing import Any
 from wm.buckets import WEIGHTS
 from wm.errors import InputError
 from wm.evaluation.bench_rows import BenchRow, read_bench_rows
-from wm.evaluation.heldout import spread_rows
 from wm.evaluation.recorded_inputs import fetch_recorded
 from wm.evaluation.report.findings import SUPERSEDED
+from wm.evaluation.subsets import spread_rows
 from wm.files.mirror import fetch, list_below
 from wm.files.uris import OBJECT_STORES, parse_address
 from wm.runs import read_run

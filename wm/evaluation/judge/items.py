@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from wm.errors import InputError
-from wm.evaluation.heldout import SubsetColumn, spread_rows
 from wm.evaluation.judge.requests import Question
 from wm.evaluation.predictions import PredictionFacts, pixels_digest, read_image_bytes
+from wm.evaluation.subsets import SubsetColumn, spread_rows
 from wm.images import Pixels, decode_image, encode_png, fit_square
 from wm.names import hint_nearest, quote_names
 from wm.tables import read_table, triplets_folder

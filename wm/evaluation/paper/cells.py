@@ -166,6 +166,8 @@ class Table:
         source: Where the published figures are printed, such as ``ACL, Table 2``; empty: none are shown.
         notes: Sentences below it.
         is_toy: Whether the results are of the toy world.
+        is_simulated: Whether the votes that it shows were given by no person.
+        interval_over: What the intervals of its cells are over.
         absent: Why the table has no figure of ours at all; None where it has some.
     """
 
@@ -176,6 +178,8 @@ class Table:
     source: str = ""
     notes: tuple[str, ...] = field(default=())
     is_toy: bool = False
+    is_simulated: bool = False
+    interval_over: str = "items"
     absent: Absent | None = None
 
     def __post_init__(self) -> None:
@@ -184,6 +188,13 @@ class Table:
         for row in self.rows:
             if len(row.cells) != len(self.columns):
                 raise ValueError(f"{self.key}, row {row.title}: {len(row.cells)} cells, {len(self.columns)} columns")
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Return what a reader must know of the results first: that they are of the toy world, or simulated votes."""
+        # In the order in which they are shown.
+        kinds = ((self.is_toy, "toy world"), (self.is_simulated, "simulated votes"))
+        return tuple(mark for applies, mark in kinds if applies)
 
     def list_absent(self) -> list[Absent]:
         """List the different reasons of empty cells, in the order of the cells."""

@@ -13,12 +13,15 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "Δ": r"$\Delta$", "†": r"$^{\dagger}$",
     "–": "--", "≤": r"$\leq$", "→": r"$\rightarrow$", "<": r"\textless{}", ">": r"\textgreater{}", "…": r"\ldots{}",
 }  # fmt: skip
-TOY_MARK = "toy world"
 
 
 def title_of(table: Table) -> str:
-    """Return a table's title, marked where its results are of the toy world."""
-    return f"{table.title} ({TOY_MARK})" if table.is_toy else table.title
+    """Return a table's title, marked where its results are of the toy world or its votes are simulated."""
+    return f"{table.title}{_mark(table)}"
+
+
+def _mark(table: Table) -> str:
+    return f" ({', '.join(table.marks)})" if table.marks else ""
 
 
 def to_markdown(table: Table) -> str:
@@ -68,7 +71,7 @@ def list_notes(table: Table, *, word: str = "Grey") -> list[str]:
     notes = [f"{word}: {table.source}."] if table.source else []
     # Explained where there are some.
     if any(cell.interval_text() for row in table.rows for cell in row.cells):
-        notes.append("Brackets: 95 % interval over items.")
+        notes.append(f"Brackets: 95 % interval over {table.interval_over}.")
     return [*notes, *table.notes]
 
 
@@ -177,8 +180,8 @@ def escape_latex(text: str) -> str:
 
 
 CSV_COLUMNS = (
-    "table", "group", "row", "column", "mean", "std", "num_values", "over", "ci_low", "ci_high", "n", "expected",
-    "is_best", "published", "published_mark", "published_source", "is_published_best", "absent", "command",
+    "table", "group", "row", "column", "mean", "mark", "std", "num_values", "over", "ci_low", "ci_high", "n",
+    "expected", "is_best", "published", "published_mark", "published_source", "is_published_best", "absent", "command",
 )  # fmt: skip
 """Columns of the CSV: one line a cell, numbers in full."""
 
@@ -204,9 +207,10 @@ def to_csv(table: Table) -> str:
             reason = cell.absent
             writer.writerow(
                 [
-                    f"{table.key} ({TOY_MARK})" if table.is_toy else table.key,
+                    f"{table.key}{_mark(table)}",
                     row.group, row.title, column.name,
-                    *("" if value is None else repr(value) for value in (cell.mean, cell.std)), cell.num_values or "",
+                    "" if cell.mean is None else repr(cell.mean), cell.mark if cell.mean is not None else "",
+                    "" if cell.std is None else repr(cell.std), cell.num_values or "",
                     cell.over if cell.num_values else "",
                     *("" if value is None else repr(value) for value in (cell.ci_low, cell.ci_high)),
                     "" if cell.n is None else cell.n, "" if cell.expected is None else cell.expected,

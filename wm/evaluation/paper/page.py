@@ -58,6 +58,7 @@ class _Section:
     name: str
     title: str
     html: Markup
+    marks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,9 @@ def render_page(
         HTML with its style and images inside.
     """
     # Tables first, as in the paper's own order of results.
-    sections = [_Section(table.key, name_of(table), table.title, _render_table(table)) for table in tables]
-    sections += [_Section(figure.key, figure.name, figure.title, _render_figure(figure)) for figure in figures]
+    sections = [_Section(table.key, name_of(table), table.title, _render_table(table), table.marks) for table in tables]
+    toy = ("toy world",) if is_toy else ()
+    sections += [_Section(figure.key, figure.name, figure.title, _render_figure(figure), toy) for figure in figures]
     # The report's style, so that both pages look alike.
     style = files("wm.evaluation.report.templates").joinpath("report.css").read_text(encoding="utf-8")
     return _render(

@@ -12,7 +12,6 @@ from typing import cast
 from wm.errors import InputError
 from wm.evaluation.aurora_bench import SUBSET_NAMES, order_subsets
 from wm.evaluation.bench_rows import BenchRow, read_bench_rows
-from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.image_scoring import VALUE_SCHEMA, Values
 from wm.evaluation.judge.figures import ItemScore
 from wm.evaluation.judge.score_files import read_scores
@@ -20,10 +19,13 @@ from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.folders import Source, read_source
 from wm.evaluation.paper.options import FigureOptions
 from wm.evaluation.paper.shared_systems import Facts, SharedSystems
+from wm.evaluation.paper.study_source import STUDY_STAGE, find_study
 from wm.evaluation.predicted_actions import ActionRow, list_actions
 from wm.evaluation.predictions import PredictionFacts, list_predictions, predictions_folder
 from wm.evaluation.recorded_inputs import fetch_recorded
 from wm.evaluation.rows import REFERENCES, Tables
+from wm.evaluation.subsets import SubsetColumn
+from wm.evaluation.votes.figures import StudyFigures
 from wm.names import hint_nearest, quote_names
 from wm.packaged import PREFIX
 from wm.tables import read_table
@@ -90,6 +92,7 @@ class Sources:
         recipes = [source.record.get("recipe", {}) for source in self.folders]
         recipes += [source.annotation_recipe() for source in self.of("select")]
         datasets = {row.dataset for row in self.rows} | {str(recipe.get("dataset", "")) for recipe in recipes}
+        datasets |= {str(name) for source in self.of(STUDY_STAGE) for name in source.record.get("datasets", ())}
         judges = [source.recipe("model") for source in self.of("judge")]
         oracles = [source for source in self.of("evaluate") if source.recipe("judge") == "oracle"]
         has_toy_model = any(str(recipe.get("idm", "")).startswith(PREFIX) for recipe in recipes)
@@ -171,6 +174,11 @@ class Sources:
         """``tables.json`` of every evaluation; a label that two hold is in the first one's alone."""
         return self.shared.join_tables(self.of("evaluate"))
 
+    @cached_property
+    def study(self) -> StudyFigures | None:
+        """The figures of the one study with people; None without one."""
+        return find_study(self.of(STUDY_STAGE), self._check_ids if self.rows else None)
+
     def list_systems(self) -> list[str]:
         """List the labels that the results hold, of images and of actions, in the order of the folders."""
         # Of images first, then of the evaluations' tables, which have models without images too.
@@ -178,6 +186,7 @@ class Sources:
         labels += [str(row["system"]) for row in self.values] + [row["system"] for row in self.actions]
         for _, tables in self.tables:
             labels += [row["label"] for row in (*tables["fdm"], *tables["idm"], *tables["probe"])]
+        labels += self.study["systems"] if self.study is not None else []
         return list(dict.fromkeys(labels))
 
     def _check_ids(self, source: Source, ids: Sequence[str]) -> None:
@@ -235,7 +244,10 @@ def read_sources(
     of_bench = [source for source in sources if source.stage in BENCH_STAGES]
     bench = triplets or (fetch_recorded(str(of_bench[0].recipe("triplets"))) if of_bench else "")
     if not bench:
-        return Sources(sources, dict(names or {}), subset=subset, options=options or FigureOptions())
+        result = Sources(sources, dict(names or {}), subset=subset, options=options or FigureOptions())
+        # Read here, so that what is damaged shows before anything is made.
+        _ = result.study
+        return result
     if not Path(bench).is_dir():
         raise InputError(
             f"the bench {bench} of {of_bench[0].folder if of_bench else 'triplets'} is not there; give triplets=FOLDER"

@@ -82,7 +82,7 @@ def compute_alpha(values_PU: Floats, level: Level) -> Alpha:
     # A package under the GPL, which this one is not: whoever wants it installs it.
     if find_spec("krippendorff") is None:
         return Alpha(None, "needs the package krippendorff: pip install 'wm[agreement]'")
-    # Units with a single value tell nothing of agreement.
+    # Units with a single value say nothing of agreement.
     paired_PU = values_PU[:, (~np.isnan(values_PU)).sum(axis=0) > 1]
     if not paired_PU.size:
         return Alpha(None, "no two participants voted on one item")
@@ -90,4 +90,5 @@ def compute_alpha(values_PU: Floats, level: Level) -> Alpha:
         return Alpha(None, "all votes are alike: alpha is 0 / 0")
     import krippendorff
 
+    # Values that occur are its domain: scores are -1, 0 and 1, systems are their indices.
     return Alpha(float(krippendorff.alpha(reliability_data=paired_PU, level_of_measurement=level)))

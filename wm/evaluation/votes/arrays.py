@@ -69,11 +69,12 @@ def build_array(votes: Sequence[Vote], systems: Sequence[str], items: Sequence[V
     Raises:
         InputError: A participant has two votes on an item, or a vote is on another item or names another system.
     """
+    # Indices of each axis.
     participants = list(dict.fromkeys(vote.participant for vote in votes))
     rows = {name: index for index, name in enumerate(participants)}
     columns = {item.item_id: index for index, item in enumerate(items)}
-    places = {system: index for index, system in enumerate(systems)}
-    scores_PIS = np.full((len(rows), len(columns), len(places)), np.nan)
+    positions = {system: index for index, system in enumerate(systems)}
+    scores_PIS = np.full((len(rows), len(columns), len(positions)), np.nan)
     best_PI = np.full((len(rows), len(columns)), np.nan)
     for vote in votes:
         if vote.item_id not in columns:
@@ -82,11 +83,13 @@ def build_array(votes: Sequence[Vote], systems: Sequence[str], items: Sequence[V
         # A second vote would silently replace the first.
         if not np.isnan(best_PI[row, column]):
             raise InputError(f"{vote.participant} has two votes on item {vote.item_id}")
+        # Systems that the item does not show stay without a score.
         for system in vote.systems:
-            if system not in places:
+            if system not in positions:
                 raise InputError(f"a vote on item {vote.item_id} names {system!r:.60}, which the study does not have")
-            scores_PIS[row, column, places[system]] = vote.score(system)
-        best_PI[row, column] = len(places) if vote.best is None else places[vote.best]
+            scores_PIS[row, column, positions[system]] = vote.score(system)
+        best_PI[row, column] = len(positions) if vote.best is None else positions[vote.best]
+    # Subsets without a vote keep their row.
     return VoteArray(
         systems=tuple(systems),
         participants=tuple(participants),
@@ -106,8 +109,8 @@ def mean_without_nan(values: Floats) -> Floats:
     Returns:
         The same without its first axis.
     """
+    # numpy's own nanmean warns where a column is empty, which here is no mistake.
     counts = (~np.isnan(values)).sum(axis=0)
     sums = np.nansum(values, axis=0)
-    # No warning where nothing is to be averaged.
     means: Floats = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
     return means

@@ -51,8 +51,10 @@ def count_positions(votes: Sequence[Vote], choice: Literal["best", "worst"]) -> 
     """
     from scipy.stats import chisquare
 
+    # Position 3 of three systems is another thing than position 3 of five.
     sizes = Counter(len(vote.systems) for vote in votes)
     size = max(sizes, key=lambda number: (sizes[number], number))
+    # Votes that saw no difference chose no position.
     positions = [
         vote.systems.index(system)
         for vote in votes
@@ -73,6 +75,7 @@ def measure_times(votes: Sequence[Vote], fast_s: float) -> Times:
     Returns:
         The times.
     """
+    # Quartiles and no mean: some participants leave a page open over lunch.
     seconds = np.array([vote.seconds for vote in votes])
     lower_s, median_s, upper_s = map(float, np.quantile(seconds, [0.25, 0.5, 0.75]))
     return Times(lower_s, median_s, upper_s, fast_s, int((seconds < fast_s).sum()))

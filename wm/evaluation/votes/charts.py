@@ -16,8 +16,8 @@ from wm.evaluation.paper.figures.style import (
     wrap,
 )
 from wm.evaluation.votes.figures import PositionFigures, StudyFigures, VoteFigure, WinFigures
-from wm.evaluation.votes.formats import format_number, headline, row_title
 from wm.evaluation.votes.means import ALL
+from wm.evaluation.votes.numbers import format_number, headline, row_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,23 +81,24 @@ def _draw_panel(axes: "Axes", table: Mapping[str, VoteFigure], systems: Sequence
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", color="#E8EAEC", linewidth=0.7)
     axes.axvline(0, color=GREY, linewidth=0.9, linestyle=(0, (3, 3)))
-    axes.set_yticks(range(len(systems)), [wrap(system, _NAME_LETTERS, 1) for system in systems])
+    axes.set_yticks(range(len(systems)), [wrap(system, _NAME_LETTERS, 2) for system in systems])
     axes.tick_params(axis="y", length=0, labelsize=TEXT_PT)
     axes.set_ylim(len(systems) - 0.4, -0.6)
-    for place, system in enumerate(systems):
+    for level, system in enumerate(systems):
         figure = table[system]
         if figure["mean"] is None:
-            axes.text(0, place, "no vote", fontsize=SMALL_PT, color=GREY, ha="center", va="center")
+            axes.text(0, level, "no vote", fontsize=SMALL_PT, color=GREY, ha="center", va="center")
             continue
+        # The reference has the second colour of every figure.
         colour = COLOURS[1] if system == reference else COLOURS[0]
         if figure["ci_low"] is not None and figure["ci_high"] is not None:
-            axes.plot([figure["ci_low"], figure["ci_high"]], [place, place], color=colour, linewidth=2.2, alpha=0.45)
-        axes.plot([figure["mean"]], [place], "o", color=colour, markersize=6.5)
+            axes.plot([figure["ci_low"], figure["ci_high"]], [level, level], color=colour, linewidth=2.2, alpha=0.45)
+        axes.plot([figure["mean"]], [level], "o", color=colour, markersize=6.5, zorder=4)
         # Above its point, where neither interval nor grid is.
         text = format_number(figure["mean"], signed=True) + ("†" if figure["is_different"] else "")
         axes.annotate(
-            text, (figure["mean"], place), (0, 5), textcoords="offset points", ha="center", fontsize=SMALL_PT - 0.5,
-            color="#1C2024",
+            text, (figure["mean"], level), (0, 5), textcoords="offset points", ha="center", fontsize=SMALL_PT - 0.5,
+            color="#1C2024", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def _draw_map(axes: "Axes", wins: WinFigures, systems: Sequence[str]) -> None:
     ties = np.array([[wins["ties"][row][column] for column in systems] for row in systems], dtype=np.float64)
     # Half of the ties to each, for the colour alone: ½ is then in the middle.
     axes.imshow(values + ties / 2, cmap=_COLOUR_MAP, vmin=0, vmax=1, alpha=0.85)
-    names = [wrap(system, _NAME_LETTERS, 1) for system in systems]
+    names = [wrap(system, _NAME_LETTERS, 2) for system in systems]
     axes.set_xticks(range(len(systems)), names, fontsize=SMALL_PT, rotation=30 if max(map(len, names)) > 7 else 0)
     axes.set_yticks(range(len(systems)), names, fontsize=SMALL_PT)
     axes.tick_params(length=0)
@@ -171,6 +172,7 @@ def draw_positions(figures: StudyFigures) -> "Figure":
         style_axes(axes)
         counts = positions["counts"]
         axes.bar(range(len(counts)), counts, color=colour, width=0.7)
+        # Without a bias all bars would end here.
         axes.axhline(sum(counts) / len(counts), color="black", linewidth=1.0, linestyle=(0, (3, 3)))
         axes.set_xticks(range(len(counts)), [f"Model {number + 1}" for number in range(len(counts))], fontsize=SMALL_PT)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -142,6 +142,7 @@ class StudyFigures(TypedDict):
     times: TimeFigures
     participants: list[ParticipantFigures]
     num_planned: int
+    num_withdrawn: int
     failed_checks: str  # what was done with participants who failed a check: keep or leave_out
     incomplete: str
     left_out: dict[str, int]  # reason → votes

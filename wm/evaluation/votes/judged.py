@@ -52,6 +52,7 @@ def read_judge(folder: str | Path, images: Mapping[str, ShownImages] | None = No
     # Imports torch, which a report without a judge does not need.
     from wm.evaluation.judge.score_files import read_scores
 
+    # Half a judging would leave systems out in silence.
     record = read_run(folder) or {}
     if record.get("stage") != "judge":
         raise InputError(f"judge = {str(folder)!r:.300}: expected the output folder of a finished wm judge")
@@ -68,7 +69,7 @@ def read_judge(folder: str | Path, images: Mapping[str, ShownImages] | None = No
         if is_shown and score.final is not None:
             gathered[score.system][score.triplet_id].append(score.final)
     if not gathered:
-        wanted = "; ".join(f"{name}: {of}" for name, of in (images or {}).items()) or "num_candidates = 1"
-        raise InputError(f"judge = {str(folder)!r:.300} holds no score of the images that were shown ({wanted:.300})")
+        expected = "; ".join(f"{name}: {of}" for name, of in (images or {}).items()) or "num_candidates = 1"
+        raise InputError(f"judge = {str(folder)!r:.300} holds no score of the images that were shown ({expected:.300})")
     finals = {system: {key: mean(values) for key, values in by_id.items()} for system, by_id in gathered.items()}
     return JudgeScores(str(record.get("recipe", {}).get("model", "")), finals)

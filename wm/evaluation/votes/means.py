@@ -1,12 +1,15 @@
 """Compute mean scores by subset and system, and bound them by resampling items and people both."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
 
 from wm.evaluation.metrics.paired import LEVEL
-from wm.evaluation.metrics.stats import Floats
+from wm.evaluation.metrics.stats import Floats, student_quantile
 from wm.evaluation.votes.arrays import VoteArray, mean_without_nan
 
 ALL: Final = "All"
@@ -39,8 +42,8 @@ def compute_means(votes: VoteArray, scores_PIS: Floats, *, seed: int = 0, num_re
 
     Participants are resampled, and items within each subset, independently of each other; a vote counts as often as its
     participant times its item (Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007). So an interval
-    says how the mean would vary with other people and with other items. It is a little too wide, never too narrow by
-    design: the votes' own variance is counted up to three times.
+    says how the mean would vary with other people and with other items. Where neither differ it is too wide, as chance
+    of single votes then counts three times.
 
     Args:
         votes: Gives items, subsets and participants.
@@ -49,8 +52,8 @@ def compute_means(votes: VoteArray, scores_PIS: Floats, *, seed: int = 0, num_re
         num_resamples: How many.
 
     Returns:
-        Means with percentile intervals; without an interval where there are fewer than two participants, or fewer than
-        two items in a subset that the mean is over.
+        Means with expanded percentile intervals; without an interval where there are fewer than two participants, or
+        fewer than two items in a subset that the mean is over.
     """
     groups = [votes.items_of(name) for name in votes.subsets]
     flat = [scores_PIS[:, group].reshape(-1, scores_PIS.shape[2]) for group in groups]
@@ -60,12 +63,12 @@ def compute_means(votes: VoteArray, scores_PIS: Floats, *, seed: int = 0, num_re
     # The row of all subsets: NaN wherever a subset has nothing, as a mean over fewer is another figure.
     means_GS = np.concatenate([means_GS, means_GS.mean(axis=0, keepdims=True)])
     counts_GS = np.concatenate([counts_GS, counts_GS.sum(axis=0, keepdims=True)])
-    low_GS, high_GS = _bound(resampled_RGS)
-    # One item, or one person, says nothing of how far the next would be.
+    # Degrees of freedom of each row: one item, or one person, says nothing of how far the next would be.
     sizes = [len(group) for group in groups]
-    for row, size in enumerate([*sizes, min(sizes)]):
-        if size < 2 or len(votes.participants) < 2:
-            low_GS[row], high_GS[row] = np.nan, np.nan
+    num_people = len(votes.participants)
+    tails = [_find_tail(min(size, num_people), min(size, num_people) - 1) for size in sizes]
+    tails.append(_find_tail(min(*sizes, num_people), min(sum(sizes) - len(sizes), num_people - 1)))
+    low_GS, high_GS = _bound(resampled_RGS, tails)
     low_GS[np.isnan(means_GS)] = high_GS[np.isnan(means_GS)] = np.nan
     return Means((*votes.subsets, ALL), means_GS, low_GS, high_GS, counts_GS)
 
@@ -102,19 +105,36 @@ def _resample(scores_PIS: Floats, groups: list[list[int]], seed: int, num_resamp
 
 
 def _draw(rng: np.random.Generator, count: int, size: int) -> Floats:
-    """Sample how often each of ``count`` units is drawn with replacement: (R, count)."""
+    """Sample how often each of ``count`` units occurs in a resample with replacement: (R, count)."""
     return rng.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
 
 
-def _bound(resampled_RGS: Floats) -> tuple[Floats, Floats]:
-    """Compute percentiles over the resamples that have a mean; NaN where too few have one."""
-    tail = (1 - LEVEL) / 2
+def _find_tail(size: int, degrees: int) -> float:
+    """Find the share of resamples beyond each end of an expanded percentile interval.
+
+    Resamples of few units vary less than samples do, and ends of Student's t are farther out than those of the normal
+    distribution (Hesterberg, What teachers should know about the bootstrap, The American Statistician 69(4), 2015).
+
+    Args:
+        size: Units that are resampled: items of a subset, or people where there are fewer.
+        degrees: Degrees of freedom.
+
+    Returns:
+        The share; NaN where there are too few units for an interval.
+    """
+    if min(size - 1, degrees) < 1:
+        return np.nan
+    return NormalDist().cdf(-math.sqrt(size / (size - 1)) * student_quantile(LEVEL, degrees))
+
+
+def _bound(resampled_RGS: Floats, tails: Sequence[float]) -> tuple[Floats, Floats]:
+    """Compute percentiles over the resamples that have a mean; NaN where too few have one, or a row has no tail."""
     low_GS = np.full(resampled_RGS.shape[1:], np.nan)
     high_GS = low_GS.copy()
-    for index in np.ndindex(low_GS.shape):
-        column_R = resampled_RGS[(slice(None), *index)]
+    for row, system in np.ndindex(low_GS.shape):
+        column_R = resampled_RGS[:, row, system]
         values = column_R[~np.isnan(column_R)]
         # Where most resamples are empty, the rest is no sample of them.
-        if len(values) > len(column_R) / 2:
-            low_GS[index], high_GS[index] = np.quantile(values, [tail, 1 - tail])
+        if not np.isnan(tails[row]) and len(values) > len(column_R) / 2:
+            low_GS[row, system], high_GS[row, system] = np.quantile(values, [tails[row], 1 - tails[row]])
     return low_GS, high_GS

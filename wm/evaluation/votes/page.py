@@ -7,16 +7,9 @@ from importlib.resources import files
 from markupsafe import Markup
 
 from wm.evaluation.votes.figures import StudyFigures, VoteFigure
-from wm.evaluation.votes.formats import (
-    SIMULATED_MARK,
-    describe,
-    format_interval,
-    format_mean,
-    list_findings,
-    list_tests,
-    list_win_tables,
-    row_title,
-)
+from wm.evaluation.votes.findings import describe, list_findings
+from wm.evaluation.votes.formats import list_tests, list_win_tables
+from wm.evaluation.votes.numbers import SIMULATED_MARK, format_interval, format_mean, row_title
 from wm.templates import render_template
 
 
@@ -47,6 +40,7 @@ def render_page(figures: StudyFigures, charts: list[Chart]) -> Markup:
     """
     # The style of the other reports, so that all pages look alike.
     style = files("wm.evaluation.report.templates").joinpath("report.css").read_text(encoding="utf-8")
+    # Texts are made here, so that the template holds no rule of its own.
     table = [
         (
             row_title(row),

@@ -62,6 +62,7 @@ def compute_win_rates(values_US: Floats) -> WinRates:
     Returns:
         The rates.
     """
+    # 1. All pairs in both orders, as ties make the two no complements.
     num_systems = values_US.shape[1]
     wins_SS = np.full((num_systems, num_systems), np.nan)
     ties_SS, counts_SS = wins_SS.copy(), np.zeros((num_systems, num_systems))
@@ -72,6 +73,7 @@ def compute_win_rates(values_US: Floats) -> WinRates:
             # No system is compared with itself.
             if row == column or not len(differences):
                 continue
+            # 2. A tie is a win of neither.
             wins_SS[row, column] = (differences > 0).mean()
             ties_SS[row, column] = (differences == 0).mean()
             counts_SS[row, column] = len(differences)
@@ -124,6 +126,7 @@ def correlate_votes(votes: VoteArray, judge_IS: Floats) -> Correlation:
     Returns:
         The correlation over all votes and systems.
     """
+    # The judge's score of an item is held against each of its votes.
     judge_PIS = np.broadcast_to(judge_IS, votes.scores.shape)
     return _correlate(votes.scores.ravel(), judge_PIS.ravel())
 
@@ -144,20 +147,21 @@ def compare_best(votes: VoteArray, judge_IS: Floats) -> SameBest:
     """Count the items on which people and judge name the same best system.
 
     Args:
-        votes: People's best is the system of the highest mean vote.
+        votes: The best by people is the system of the highest mean vote.
         judge_IS: The judge's best is that of the highest score, of items on which it scored all systems shown.
 
     Returns:
         The count.
     """
+    # Rounded, so that means of equal votes in another order are equal.
     people_IS = np.round(votes.item_scores, _DIGITS)
     same = single = ties = 0
     for people_S, judge_S in zip(people_IS, np.round(judge_IS, _DIGITS), strict=True):
-        shown = ~np.isnan(people_S)
+        is_shown = ~np.isnan(people_S)
         # Without one of the scores the judge's best is not known.
-        if not shown.any() or np.isnan(judge_S[shown]).any():
+        if not is_shown.any() or np.isnan(judge_S[is_shown]).any():
             continue
-        best = [set(np.flatnonzero(shown & (values == values[shown].max()))) for values in (people_S, judge_S)]
+        best = [set(np.flatnonzero(is_shown & (values == values[is_shown].max()))) for values in (people_S, judge_S)]
         if max(map(len, best)) > 1:
             ties += 1
             continue

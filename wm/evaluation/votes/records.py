@@ -44,4 +44,5 @@ class Vote:
         Args:
             system: One of ``systems``.
         """
+        # True is 1: neither gives 0, as does no choice at all.
         return (system == self.best) - (system == self.worst)

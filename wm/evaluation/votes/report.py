@@ -46,7 +46,8 @@ METHOD = (
     "†: differs from the reference by Wilcoxon's signed-rank test over pairs of participant and item: two-sided, zero "
     "differences dropped, normal approximation with correction for ties, p < .05, not corrected for several tests. "
     "Votes on one item are not independent; the test over items, votes averaged first, does not need them to be.",
-    "Intervals (95 %): the pigeonhole bootstrap, which resamples participants and, within each subset, items.",
+    "Intervals (95 %): the pigeonhole bootstrap, which resamples participants and, within each subset, items; its "
+    "percentiles are expanded for few units.",
     "Win rates: share of items on which the mean vote of the row's system is the higher one; by votes: share of single "
     "votes. Ties are for neither and are given apart.",
 )
@@ -63,6 +64,8 @@ class StudyFacts:
         systems: In the order of the tables.
         items: Those that count, without attention checks.
         num_planned: Participants that were planned; 0: any number.
+        num_withdrawn: Participants who have withdrawn, of whom nothing is known any more.
+        shows_all: Whether every participant is asked about all items; False: each about items of their own.
     """
 
     study_id: str
@@ -70,6 +73,8 @@ class StudyFacts:
     systems: tuple[str, ...]
     items: tuple[VotedItem, ...]
     num_planned: int = 0
+    num_withdrawn: int = 0
+    shows_all: bool = True
 
 
 def build_figures(
@@ -92,8 +97,8 @@ def build_figures(
         reference: System that the others are tested against.
         judge: Scores of a judge to be held against the votes.
         fast_s: Time below which a vote is too fast, s.
-        failed_checks: What was done with participants who failed a check; for the record.
-        incomplete: What was done with incomplete ones; for the record.
+        failed_checks: What was done with participants who failed a check.
+        incomplete: What was done with incomplete ones.
         seed: Of the bootstrap.
         num_resamples: Of the bootstrap.
 
@@ -101,16 +106,11 @@ def build_figures(
         The content of ``table.json``.
 
     Raises:
-        InputError: The reference is no system of the study, a vote is on an unknown item, or the judge scored none of
-            the study's systems.
+        InputError: The reference is no system, a vote is on an unknown item, or the judge scored no system.
     """
-    if reference not in facts.systems:
-        raise InputError(
-            f"reference = {reference!r:.60}; systems of the study: {quote_names(facts.systems)}"
-            f"{hint_nearest(reference, facts.systems)}"
-        )
+    _check_reference(reference, facts.systems)
     votes = build_array(counted.votes, facts.systems, facts.items)
-    table = _build_table(votes, reference, seed, num_resamples)
+    table = _build_table(votes, reference, seed, num_resamples, shows_all=facts.shows_all)
     return StudyFigures(
         format=FORMAT,
         title=facts.title,
@@ -131,6 +131,7 @@ def build_figures(
         times=cast(TimeFigures, asdict(measure_times(counted.votes, fast_s))),
         participants=[cast(ParticipantFigures, asdict(person)) for person in counted.participants],
         num_planned=facts.num_planned,
+        num_withdrawn=facts.num_withdrawn,
         failed_checks=failed_checks,
         incomplete=incomplete,
         left_out=dict(counted.left_out),
@@ -138,33 +139,47 @@ def build_figures(
     )
 
 
-def _build_table(votes: VoteArray, reference: str, seed: int, num_resamples: int) -> dict[str, dict[str, VoteFigure]]:
+def _check_reference(reference: str, systems: Sequence[str]) -> None:
+    if reference not in systems:
+        raise InputError(
+            f"reference = {reference!r:.60}; systems of the study: {quote_names(systems)}"
+            f"{hint_nearest(reference, systems)}"
+        )
+
+
+def _build_table(
+    votes: VoteArray, reference: str, seed: int, num_resamples: int, *, shows_all: bool
+) -> dict[str, dict[str, VoteFigure]]:
     """Compute means, intervals and tests of every row and system."""
-    place = votes.systems.index(reference)
-    differences_PIS = votes.scores - votes.scores[:, :, place, None]
+    reference_index = votes.systems.index(reference)
+    differences_PIS = votes.scores - votes.scores[:, :, reference_index, None]
     # Both in one, so that they share their resamples.
     num_systems = len(votes.systems)
     both_PIT = np.concatenate([votes.scores, differences_PIS], axis=2)
     means = compute_means(votes, both_PIT, seed=seed, num_resamples=num_resamples)
+    # Rows are the subsets, and then all of them.
     table: dict[str, dict[str, VoteFigure]] = {}
     for row, name in enumerate(means.rows):
         items = list(range(len(votes.items))) if name == ALL else votes.items_of(name)
         table[name] = {}
         for column, system in enumerate(votes.systems):
+            # Differences come behind the scores.
             other = num_systems + column
+            # Pairs of participant and item, and then items alone.
             own_PI = differences_PIS[:, items, column]
             # The reference differs from itself in nothing, which is no result of a test.
-            over_votes = compute_signed_rank(own_PI.ravel() if column != place else np.empty(0))
-            over_items = compute_signed_rank(mean_without_nan(own_PI) if column != place else np.empty(0))
+            over_votes = compute_signed_rank(own_PI.ravel() if column != reference_index else np.empty(0))
+            over_items = compute_signed_rank(mean_without_nan(own_PI) if column != reference_index else np.empty(0))
             table[name][system] = VoteFigure(
                 mean=_or_none(means.means[row, column]),
                 ci_low=_or_none(means.low[row, column]),
                 ci_high=_or_none(means.high[row, column]),
                 votes=int(means.counts[row, column]),
-                expected=len(votes.participants) * len(items),
-                difference=None if column == place else _or_none(means.means[row, other]),
-                difference_low=None if column == place else _or_none(means.low[row, other]),
-                difference_high=None if column == place else _or_none(means.high[row, other]),
+                # Nobody is expected to vote on what only others were shown.
+                expected=len(votes.participants) * len(items) if shows_all else int(means.counts[row, column]),
+                difference=None if column == reference_index else _or_none(means.means[row, other]),
+                difference_low=None if column == reference_index else _or_none(means.low[row, other]),
+                difference_high=None if column == reference_index else _or_none(means.high[row, other]),
                 p=over_votes.p,
                 p_exact=over_votes.p_exact,
                 p_pratt=over_votes.p_pratt,
@@ -182,12 +197,14 @@ def _build_table(votes: VoteArray, reference: str, seed: int, num_resamples: int
 
 
 def _compare_judge(votes: VoteArray, judge: JudgeScores) -> JudgeFigures:
+    # A judging of other systems, or of another bench, is no judging of this study.
     judge_IS = arrange_judge(votes, judge.finals)
     if np.isnan(judge_IS).all():
         raise InputError(
             f"the judge {judge.model} scored no system of the study on any of its items; it scored "
             f"{quote_names(judge.finals)}, the study has {quote_names(votes.systems)}"
         )
+    # Items that were not judged, or whose judgements all failed, count for nothing and are counted.
     missing_S = np.isnan(judge_IS).sum(axis=0)
     return JudgeFigures(
         model=judge.model,
@@ -216,6 +233,7 @@ def _to_nested(values_SS: Floats, systems: Sequence[str]) -> dict[str, dict[str,
 
 
 def _to_positions(counted: CountedVotes, choice: str) -> PositionFigures:
+    # Spelled out: a text is not known to be one of two.
     positions = count_positions(counted.votes, "best" if choice == "best" else "worst")
     return PositionFigures(counts=list(positions.counts), p=positions.p, other=positions.other)
 

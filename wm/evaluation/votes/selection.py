@@ -4,7 +4,7 @@ Whatever is left out is counted and named. Not known here: figures.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Final, Literal, TypeAlias
@@ -76,9 +76,11 @@ def choose_kind(votes: Iterable[Vote], kind: Kind | None) -> Kind:
     Raises:
         InputError: There is no vote of the kind, or there are both and none was asked for.
     """
+    # Counted, so that a message can say how many of each there are.
     sizes = dict.fromkeys(KINDS, 0)
     for vote in votes:
         sizes[kind_of(vote)] += 1
+    # What was asked for need only be there.
     present = [name for name in KINDS if sizes[name]]
     if kind is not None:
         if not sizes[kind]:
@@ -132,18 +134,9 @@ def select_votes(
             that the study does not have.
     """
     chosen_kind = choose_kind(votes, kind)
-    own = [vote for vote in votes if kind_of(vote) == chosen_kind]
     known_ids = set(item_ids)
-    # Who joined without voting is a participant too.
-    by_code: dict[str, list[Vote]] = {
-        code: [] for code, origin in (joined or {}).items() if (origin == SIMULATED) == (chosen_kind == SIMULATED)
-    }
-    for vote in own:
-        if not vote.is_check and vote.item_id not in known_ids:
-            raise InputError(
-                f"a vote of {vote.stored_at} is on item {vote.item_id!r:.40}, which the study does not have"
-            )
-        by_code.setdefault(vote.participant, []).append(vote)
+    by_code = _group(votes, known_ids, joined or {}, chosen_kind)
+    # Each participant is kept or left out with all votes: half a person's taste would be another one's.
     counted: list[Vote] = []
     participants: list[Participation] = []
     left_out: dict[str, int] = defaultdict(int)
@@ -156,14 +149,33 @@ def select_votes(
             left_out[reason] += len(scored)
         else:
             counted += scored
+    # No figure is better than one over nothing.
     if not counted:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "no item was voted on"
         raise InputError(f"no vote is left to count: {reasons}")
     return CountedVotes(tuple(counted), chosen_kind, tuple(participants), dict(left_out))
 
 
+def _group(
+    votes: Sequence[Vote], item_ids: Collection[str], joined: Mapping[str, str], kind: Kind
+) -> dict[str, list[Vote]]:
+    """Group the votes of a kind by participants in the order of joining, those without a vote too."""
+    by_code: dict[str, list[Vote]] = {
+        code: [] for code, origin in joined.items() if (origin == SIMULATED) == (kind == SIMULATED)
+    }
+    for vote in votes:
+        if kind_of(vote) != kind:
+            continue
+        # A store may hold several studies, of which this vote would be another's.
+        if not vote.is_check and vote.item_id not in item_ids:
+            raise InputError(f"a vote is on item {vote.item_id!r:.40}, which the study does not have")
+        by_code.setdefault(vote.participant, []).append(vote)
+    return by_code
+
+
 def _describe(name: str, votes: Sequence[Vote], expected: int, fast_s: float) -> Participation:
     scored = [vote for vote in votes if not vote.is_check]
+    # Checks are answered like items, and count apart.
     checks = [vote for vote in votes if vote.is_check]
     return Participation(
         name=name,
@@ -178,6 +190,7 @@ def _describe(name: str, votes: Sequence[Vote], expected: int, fast_s: float) ->
 
 def _find_reason(person: Participation, failed_checks: Rule, incomplete: Rule) -> str:
     """Say why a participant's votes do not count; empty where they do."""
+    # The graver reason first, where both apply.
     if failed_checks == "leave_out" and person.failed_checks:
         return "failed an attention check"
     if incomplete == "leave_out" and not person.is_complete:

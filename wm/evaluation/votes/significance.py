@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from wm.evaluation.metrics.stats import Floats
 
@@ -82,9 +83,11 @@ def compute_exact_p(nonzero: Floats) -> float | None:
     from scipy.stats import binom, rankdata
 
     # Twice the ranks, which ties make halves of.
+    # Integers: sums that are equal but for rounding would be two points.
     ranks = np.round(2 * rankdata(np.abs(nonzero))).astype(np.int64)
     statistic = int(ranks[nonzero > 0].sum())
-    points, weights = np.zeros(1, dtype=np.int64), np.ones(1)
+    points: npt.NDArray[np.int64] = np.zeros(1, dtype=np.int64)
+    weights: Floats = np.ones(1)
     for rank, count in zip(*np.unique(ranks, return_counts=True), strict=True):
         if len(points) * (count + 1) > _MAX_POINTS:
             return None
@@ -92,8 +95,8 @@ def compute_exact_p(nonzero: Floats) -> float | None:
         sums = (points[:, None] + rank * steps).ravel()
         products = np.outer(weights, binom.pmf(steps, count, 0.5)).ravel()
         # Sums that several ways lead to are one point.
-        points, places = np.unique(sums, return_inverse=True)
-        weights = np.bincount(places, products)
+        points, indices = np.unique(sums, return_inverse=True)
+        weights = np.bincount(indices, products).astype(np.float64)
     lower = float(weights[points <= statistic].sum())
     upper = float(weights[points >= statistic].sum())
     return min(1.0, 2 * min(lower, upper))

@@ -43,6 +43,7 @@ def write_votes(votes: Sequence[Vote], path: Path) -> int:
     Raises:
         OSError: The disk is full or may not be written.
     """
+    # Codes are the caller's: a report writes names in their place.
     return write_table((asdict(vote) for vote in votes), path, VOTE_SCHEMA)
 
 

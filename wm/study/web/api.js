@@ -19,7 +19,7 @@ async function send(path, { body, participant } = {}) {
   if (body !== undefined) options.body = JSON.stringify(body);
   let reply;
   try {
-    reply = await fetch(`api/${path}`, { ...options, signal: AbortSignal.timeout(TIMEOUT_MS) });
+    reply = await fetch(`api/${path}`, { ...options, signal: AbortSignal.timeout?.(TIMEOUT_MS) });
   } catch {
     throw new Refused("The server cannot be reached: please try again in a moment.", "offline", 0);
   }

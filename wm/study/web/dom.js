@@ -46,6 +46,7 @@ export function showView(name, heading) {
   for (const view of VIEWS) byId(view).hidden = view !== name;
   byId("progress").hidden = name !== "item" && name !== "finished";
   byId("foot").hidden = byId("progress").hidden;
+  byId("leave").textContent = name === "finished" ? "Leave this device" : "Leave, come back later";
   document.documentElement.dataset.view = name;
   window.scrollTo(0, 0);
   heading.focus({ preventScroll: true });

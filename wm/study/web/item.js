@@ -93,7 +93,7 @@ async function submit() {
   if (text) {
     showError(text);
     const empty = NAMES.find((name) => chosen[name] === null) || "worst";
-    byId(empty).querySelector("input:checked, input").focus();
+    (byId(empty).querySelector("input:checked") || byId(empty).querySelector("input")).focus();
     return;
   }
   const { study, progress, shownAt, advance } = current;
