@@ -11,8 +11,8 @@ from typing import Any
 
 from wm.errors import InputError
 
-# In the command line of a driver that is a server of ours.
-_SERVES = re.compile(r"serve_apps|\bserve\b")
+# In the command line of a driver that is a server of ours; Ray's dashboard has drivers too, which name its own serve.
+_SERVES = re.compile(r"-m serve_apps\b|\bserve_apps/__main__\.py|\bwm serve\b|-m jobs serve\b")
 HOW_TO_END = "`serve shutdown -a http://HOST:8265`, with the cluster's dashboard, ends all that Ray Serve runs there"
 
 
