@@ -17,6 +17,7 @@ from wm.ports import find_free_port
 TAKEN = InputError("cannot listen on 127.0.0.1 port 8000: Address already in use")
 OURS = {"http_options": {"port": 8000}, "applications": {"world_model": {"source": "imperative"}}}
 NOTEBOOK = Driver(7, "10.0.0.2", "python -m ipykernel_launcher")
+DASHBOARD = Driver(9, "10.0.0.1", "python -B -c from multiprocessing.forkserver import main; serve")
 SERVER = Driver(8, "10.0.0.3", "/usr/bin/python -m serve_apps port=8000")
 
 
@@ -50,7 +51,7 @@ def test_what_somebody_runs_is_left_alone(details, drivers, says):
 
 
 def test_what_nobody_runs_any_more_is_taken_over():
-    judge_takeover(OURS, "world_model", 8000, [NOTEBOOK], TAKEN)
+    judge_takeover(OURS, "world_model", 8000, [NOTEBOOK, DASHBOARD], TAKEN)
 
 
 @pytest.mark.soak
@@ -76,8 +77,8 @@ def test_the_same_command_serves_again_after_a_kill(tmp_path):
         assert second.returncode == 2 and f"another wm serve runs on this cluster, process {first.pid}" in second.stderr
         first.kill()
         first.wait()
-        again, out = start("again")
-        assert "the wm serve that started it is gone: this one replaces it" in out.read_text()
+        # Whether Ray's proxy still has the port by then is chance: either way the command serves.
+        again, _ = start("again")
         assert urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60).status == 200
         os.kill(again.pid, signal.SIGTERM)
         assert again.wait(120) == 0
