@@ -27,6 +27,7 @@ with exit_on_interrupt():
     from serve_apps.ports import check_port
     from serve_apps.quiet import quiet_end, without_ray_threads
     from serve_apps.recipe import ServeRecipe
+    from serve_apps.takeover import check_takeover
     from serve_apps.tracing import IMPORT_PATH as IMPORT_PATH_OF_TRACES
     from serve_apps.tracing import check_exporter
     from wm import cli
@@ -101,7 +102,7 @@ def start(recipe: StartRecipe, interrupts: Interrupts | None = None) -> str:
         InputError: The recipe cannot be served; or a replica met one, or memory did not suffice, as it started.
     """
     # 1. What is wrong with the recipe is said before Ray starts: that takes seconds.
-    check_port(recipe.host, recipe.port)
+    port_error = _find_port_error(recipe)
     with exit_on_interrupt():  # torch is imported
         if recipe.traces:
             check_exporter()
@@ -111,7 +112,7 @@ def start(recipe: StartRecipe, interrupts: Interrupts | None = None) -> str:
     application = bind(ServeRecipe(**settings), codec_id)
     set_environment(recipe.keys and str(Path(recipe.keys).absolute()), recipe.cors_origins)
     # 2. The session and the proxy, then the application.
-    for begin in (_connect, partial(_start_proxy, recipe)):
+    for begin in (partial(_connect, recipe, port_error), partial(_start_proxy, recipe)):
         with interrupts.hold() if interrupts else nullcontext():
             begin()
     from ray import serve
@@ -124,6 +125,21 @@ def start(recipe: StartRecipe, interrupts: Interrupts | None = None) -> str:
     if has_middlewares(recipe.host, recipe.port) is False:
         print(NO_MIDDLEWARES, file=sys.stderr)
     return codec_id
+
+
+def _find_port_error(recipe: StartRecipe) -> InputError | None:
+    """Check the port; of a cluster that is joined its Ray Serve may have it, which is known once it is joined."""
+    try:
+        check_port(recipe.host, recipe.port)
+    except InputError as error:
+        if not _joins_cluster():
+            raise
+        return error
+    return None
+
+
+def _joins_cluster() -> bool:
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
 def _start_proxy(recipe: StartRecipe) -> None:
@@ -238,7 +254,7 @@ def _url(recipe: StartRecipe) -> str:
     return f"http://[{host}]:{recipe.port}" if ":" in host else f"http://{host}:{recipe.port}"
 
 
-def _connect() -> None:
+def _connect(recipe: StartRecipe, port_error: InputError | None) -> None:
     # Ray's processes inherit the environment: it is set before any of them starts.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(PROXY_VARIABLE, IMPORT_PATH)
@@ -253,10 +269,14 @@ def _connect() -> None:
     from ray._private import ray_constants
     from ray._private.node import Node
 
-    address = os.environ.get("RAY_ADDRESS", "")
-    if address not in ("", "local"):
-        with joined_session(ray_constants, address):
+    if _joins_cluster():
+        with joined_session(ray_constants, os.environ["RAY_ADDRESS"]):
             ray.init()
+        if port_error is not None:
+            check_takeover(APPLICATION, recipe.port, port_error)
+            print(
+                f"{APPLICATION} runs there, and the wm serve that started it is gone: this one replaces it", flush=True
+            )
         return
     # Replicas wait more than they compute: more of them than the machine has cores may run.
     with private_session(ray_constants) as private, few_processes(Node):

@@ -26,12 +26,13 @@ SCRIPTS = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Head:
-    """``environment``: of whoever asks the cluster; ``folder``: of its sessions."""
+    """``environment``: of whoever asks the cluster; ``folder``: of its sessions; ``address``: for RAY_ADDRESS."""
 
     dashboard: str
     environment: Mapping[str, str]
     folder: Path
     process: int
+    address: str
 
     def run(self, *command: str, timeout_s: float = START_S, **variables: str) -> "subprocess.CompletedProcess[str]":
         """Run a command of Ray's, such as ``serve``, in the cluster's environment."""
@@ -96,7 +97,13 @@ def serve_head(**variables: str) -> Iterator[Head]:
             process = subprocess.Popen(
                 [*command, *options, *node], env=environment, stdout=out, stderr=out, cwd=ROOT, start_new_session=True
             )
-        head = Head(f"http://127.0.0.1:{ports['dashboard-port']}", environment, Path(name), process.pid)
+        head = Head(
+            f"http://127.0.0.1:{ports['dashboard-port']}",
+            environment,
+            Path(name),
+            process.pid,
+            f"127.0.0.1:{ports['port']}",
+        )
         try:
             deadline = time.monotonic() + START_S
             while head.run("serve", "status", "-a", head.dashboard).returncode:
