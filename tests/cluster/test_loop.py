@@ -134,7 +134,7 @@ def lose_a_node(cluster: Any, count_shards: Callable[[], int], lost: list[int]) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_nodes_that_share_a_bucket_alone_run_the_loop_and_one_is_lost(
+def test_the_loop_on_nodes_with_a_bucket_alone_one_of_them_lost(
     store: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cache_of(name: str) -> str:
