@@ -170,5 +170,8 @@ def test_bad_input_is_one_line(folder, tmp_path):
         ("c.json", "[]", "no row is a vote of study study1: it has no answer"),
     ):
         (tmp_path / name).write_text(text)
+        keys = {"study": str(folder), "file": str(tmp_path / name), "rejects": str(tmp_path / f"{name}.rejects")}
         with pytest.raises(InputError, match=message):
-            import_votes(StudyImportRecipe.parse({"study": str(folder), "file": str(tmp_path / name)}, "test"))
+            import_votes(StudyImportRecipe.parse(keys, "test"))
+    # A file without any vote is refused, and its rejects are kept all the same.
+    assert json.loads((tmp_path / "b.csv.rejects").read_text())["reason"] == "foreign task"
