@@ -62,6 +62,9 @@ def run(recipe: StudyImportRecipe, *, dry_run: bool = False) -> Imported:
         with VoteStore(path, read_only=True) as store:
             stored, withdrawn = store.list_votes(study.study_id), store.list_withdrawn(study.study_id)
     imported = check_rows(study, rows, stored, withdrawn)
+    # Before a file without any vote is refused, whose rejects are looked for first of all.
+    if recipe.rejects and not dry_run:
+        _write_rejects(Path(recipe.rejects), imported)
     # Nothing at all is the wrong file, or the wrong study.
     if not imported.votes and not imported.num_before:
         first = imported.rejects[0] if imported.rejects else None
@@ -71,8 +74,6 @@ def run(recipe: StudyImportRecipe, *, dry_run: bool = False) -> Imported:
     if imported.votes and not dry_run:
         with VoteStore(path) as store:
             store.add_votes(imported.votes)
-    if recipe.rejects and not dry_run:
-        _write_rejects(Path(recipe.rejects), imported)
     _print(recipe, imported, dry_run)
     return imported
 

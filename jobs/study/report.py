@@ -24,7 +24,6 @@ from wm.evaluation.votes.figures import TABLE_FILE, StudyFigures
 from wm.evaluation.votes.formats import to_csv, to_markdown, to_text
 from wm.evaluation.votes.judged import ShownImages, read_judge
 from wm.evaluation.votes.page import Chart, render_page
-from wm.evaluation.votes.records import Vote
 from wm.evaluation.votes.report import StudyFacts, build_figures
 from wm.evaluation.votes.selection import CountedVotes, Kind, Rule, select_votes
 from wm.evaluation.votes.tables import VOTES_FILE, write_votes
@@ -93,7 +92,7 @@ def run(recipe: StudyReportRecipe, *, dry_run: bool = False) -> RunRecord:
     # 1. Read everything before anything is written.
     study = load_study(recipe.study) if recipe.study else load_playground(recipe.store)
     stored = read_study_votes(study, recipe.study, recipe.store)
-    digests = {"votes": _digest(stored.votes)} | ({"study": digest_of(recipe.study)} if recipe.study else {})
+    digests = {"votes": _digest(stored)} | ({"study": digest_of(recipe.study)} if recipe.study else {})
     digests |= {"judge": digest_of(recipe.judge)} if recipe.judge else {}
     # Under another name: the paper's tables must not take choices about images that people picked for its study.
     stage = Run(recipe.out, STAGE if recipe.study else STUDY_ID, recipe, digests)
@@ -157,10 +156,10 @@ def _compute(recipe: StudyReportRecipe, study: Study, stored: StoredVotes) -> tu
     return counted, figures
 
 
-def _digest(votes: list[Vote]) -> str:
-    """Compute a digest of the votes: a report of fewer ones is another run."""
+def _digest(stored: StoredVotes) -> str:
+    """Compute a digest of all that a report says of a store: one of fewer votes, or people, is another run."""
     # In their order, so that what is added later is another digest.
-    text = json.dumps([asdict(vote) for vote in votes], sort_keys=True)
+    text = json.dumps(asdict(stored), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -153,8 +153,6 @@ def _check_row(study: Study, row: Row, items: Mapping[str, StudyItem]) -> Vote |
         seconds = _check_time(answer.seconds)
     except NoVoteError as error:
         return Row(row.place, reason=error.reason, detail=error.detail)
-    # Known from the study, whatever the file says.
-    is_passed = (answer.best, answer.worst) == (item.best, item.worst)
     return Vote(
         study_id=study.study_id,
         participant=answer.participant,
@@ -169,7 +167,8 @@ def _check_row(study: Study, row: Row, items: Mapping[str, StudyItem]) -> Vote |
         # What no person said stays known as such, wherever it has been meanwhile.
         origin=SIMULATED if answer.origin == SIMULATED else IMPORTED,
         is_check=item.is_check,
-        passed_check=is_passed if item.is_check else None,
+        # Known from the study, whatever the file says.
+        passed_check=item.is_passed(answer.best, answer.worst) if item.is_check else None,
     )
 
 

@@ -190,17 +190,24 @@ def _to_answer(study: Study, data: Json, annotation: object) -> Answer:
     # The order says whose a choice is, so that it is found first.
     systems = _find_order(study, data)
     participant, origin = _find_person(study, annotation, results)
-    seconds = annotation.get("lead_time")
     return Answer(
         participant=participant,
         item_id=data["item_id"],
         systems=tuple(systems),
         best=_find_choice(results, BEST, systems),
         worst=_find_choice(results, WORST, systems),
-        seconds=float(seconds) if isinstance(seconds, int | float) and not isinstance(seconds, bool) else None,
+        seconds=_to_seconds(annotation.get("lead_time")),
         stored_at=str(annotation.get("created_at") or ""),
         origin=origin,
     )
+
+
+def _to_seconds(value: object) -> float | None:
+    """Return a time; None where it is none, such as a whole number that no float holds."""
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    except OverflowError:
+        return None
 
 
 def _find_choice(results: Sequence[Json], name: str, systems: Sequence[str]) -> str | None:

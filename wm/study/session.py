@@ -141,7 +141,7 @@ class StudySession:
             seconds=round(min(max(seconds, 0.0), MAX_SECONDS), 3),
             stored_at="",
             is_check=item.is_check,
-            passed_check=_passes(item, systems[best], systems[worst]) if item.is_check else None,
+            passed_check=item.is_passed(systems[best], systems[worst]) if item.is_check else None,
         )
         self.store.add_vote(choice)
         return self.progress(participant)
@@ -204,8 +204,3 @@ class StudySession:
         # The study's name keeps apart studies that share a store.
         text = "\0".join((self.study.study_id, *parts))
         return hmac.new(self.store.secret, text.encode(), hashlib.sha256).hexdigest()[:_NAME_LETTERS]
-
-
-def _passes(item: StudyItem, best: str, worst: str) -> bool:
-    """Return whether the choice on a check is the known one; a check may name its best or worst system alone."""
-    return item.best in ("", best) and item.worst in ("", worst)

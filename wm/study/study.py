@@ -47,6 +47,15 @@ class StudyItem:
     best: str = ""
     worst: str = ""
 
+    def is_passed(self, best: str | None, worst: str | None) -> bool:
+        """Return whether a choice on a check is the known one; a check may name its best or worst system alone.
+
+        Args:
+            best: The system that was chosen as the best one; None: none.
+            worst: The system that was chosen as the worst one; None: none.
+        """
+        return self.best in ("", best) and self.worst in ("", worst)
+
 
 @dataclass(frozen=True)
 class Study:

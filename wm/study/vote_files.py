@@ -62,8 +62,12 @@ def iterate_csv(study: Study, path: Path) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error}") from error
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    if missing := [name for name in NEEDED if name not in (reader.fieldnames or ())]:
-        names = ", ".join(reader.fieldnames or ()) or "none"
+    try:
+        found = list(reader.fieldnames or ())
+    except csv.Error as error:
+        raise InputError(f"{path}: its first line is no CSV: {error}") from error
+    if missing := [name for name in NEEDED if name not in found]:
+        names = ", ".join(found) or "none"
         raise InputError(f"{path} lacks the column {missing[0]!r}; columns found: {names:.300}")
     # By hand, as an error of the reader ends no loop: the lines behind it are read too.
     while True:
@@ -134,6 +138,11 @@ def iterate_parquet(study: Study, path: Path) -> Iterator[Row]:
         if vote.study_id != study.study_id:
             yield Row(row_name, reason="foreign task", detail=f"study_id {vote.study_id!r:.60}")
             continue
+        # Parquet of other programs may have nulls inside of a list, which no order knows.
+        if None in vote.systems:
+            yield Row(row_name, reason="other systems", detail=f"{list(vote.systems)!r:.100}")
+            continue
         # What follows from the study is taken from there.
         names = ("participant", "item_id", "systems", "best", "worst", "seconds", "stored_at", "origin")
-        yield Row(row_name, Answer(**{name: getattr(vote, name) for name in names}))
+        values = {name: getattr(vote, name) for name in names}
+        yield Row(row_name, Answer(**values | {"stored_at": vote.stored_at or ""}))

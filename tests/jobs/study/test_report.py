@@ -12,7 +12,7 @@ from jobs.study.export import StudyExportRecipe
 from jobs.study.export import run as export
 from jobs.study.import_votes import StudyImportRecipe
 from jobs.study.import_votes import run as import_votes
-from jobs.study.report import StudyReportRecipe
+from jobs.study.report import StudyReportRecipe, _digest
 from jobs.study.report import run as report
 from tests.helpers.study_votes import SYSTEMS, make_study, vote_all, write_made_study
 from wm.errors import InputError, OtherRunError
@@ -20,7 +20,8 @@ from wm.evaluation.judge.score_files import SCORES_SCHEMA
 from wm.evaluation.votes.figures import read_study_figures
 from wm.evaluation.votes.tables import read_votes
 from wm.runs import read_run, write_json
-from wm.study.store import VoteStore
+from wm.study.reading import StoredVotes
+from wm.study.store import Participant, VoteStore
 from wm.tables import write_table
 
 STUDY = make_study(per_subset=2, num_checks=1)
@@ -96,6 +97,13 @@ def test_the_report_has_every_file_and_reads_back(folder, tmp_path, capsys):
     assert f"| **{mean:.2f}**" in (tmp_path / "p" / "table-5.md").read_text()
 
 
+def test_who_joins_without_a_vote_makes_another_report():
+    joined = [Participant(STUDY.study_id, "code9", 4, "2026-11-28T20:00:00+00:00")]
+    # The report counts who joined and who has withdrawn: with others the old one is not the present one.
+    digests = {_digest(StoredVotes(VOTES, people, number)) for people, number in (([], 0), (joined, 0), ([], 1))}
+    assert len(digests) == 3
+
+
 def test_simulated_votes_are_marked_everywhere(folder, tmp_path, capsys):
     store = tmp_path / "votes.sqlite"
     keys = {"study": str(folder), "out": str(tmp_path / "out"), "store": str(store)}
@@ -162,5 +170,8 @@ def test_bad_input_is_one_line(folder, tmp_path):
         ("c.json", "[]", "no row is a vote of study study1: it has no answer"),
     ):
         (tmp_path / name).write_text(text)
+        keys = {"study": str(folder), "file": str(tmp_path / name), "rejects": str(tmp_path / f"{name}.rejects")}
         with pytest.raises(InputError, match=message):
-            import_votes(StudyImportRecipe.parse({"study": str(folder), "file": str(tmp_path / name)}, "test"))
+            import_votes(StudyImportRecipe.parse(keys, "test"))
+    # A file without any vote is refused, and its rejects are kept all the same.
+    assert json.loads((tmp_path / "b.csv.rejects").read_text())["reason"] == "foreign task"

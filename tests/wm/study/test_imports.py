@@ -3,17 +3,18 @@
 import csv
 import json
 import xml.etree.ElementTree as ET
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from tests.helpers.study_votes import make_study, vote_all, vote_on
 from wm.errors import InputError
-from wm.evaluation.votes.tables import write_votes
+from wm.evaluation.votes.tables import VOTE_SCHEMA, write_votes
 from wm.study.imports import check_rows
 from wm.study.label_studio import build_annotated_tasks, build_config, build_tasks, iterate_answers
 from wm.study.order import order_systems
 from wm.study.vote_files import iterate_csv, iterate_parquet, to_csv
+from wm.tables import write_table
 
 STUDY = make_study(num_checks=1)
 VOTES = vote_all(STUDY, 3, (0, 0, 0, 1))
@@ -98,6 +99,16 @@ def test_every_line_is_a_vote_or_a_named_reject(tmp_path):
     assert imported.count_reasons()["no time"] == 2
     with pytest.raises(InputError, match="lacks the column 'participant'; columns found: study_id"):
         read_csv("study_id\n1\n", tmp_path)
+    with pytest.raises(InputError, match="its first line is no CSV: unexpected end of data"):
+        read_csv('"study_id,participant\n', tmp_path)
+
+
+def test_nulls_of_another_program_s_parquet_are_rejects(tmp_path):
+    rows = [asdict(vote) | {"systems": systems} for vote, systems in zip(VOTES, (None, ["GoT", None]), strict=False)]
+    write_table([*rows, asdict(VOTES[2]) | {"stored_at": None}], tmp_path / "votes.parquet", VOTE_SCHEMA)
+    imported = check_rows(STUDY, iterate_parquet(STUDY, tmp_path / "votes.parquet"), [])
+    assert reasons(imported) == [("row 1", "other systems"), ("row 2", "other systems")]
+    assert [vote.stored_at for vote in imported.votes] == [""]
 
 
 def test_blind_tasks_name_no_system_and_come_back(tmp_path):
@@ -122,6 +133,12 @@ def test_an_answer_to_a_check_is_known_to_be_right():
     votes = [vote_on(STUDY, check, 0, check.best, check.worst), vote_on(STUDY, check, 1, check.worst, check.best)]
     imported = read_tasks(build_annotated_tasks(STUDY, votes))
     assert sorted((vote.is_check, vote.passed_check) for vote in imported.votes) == [(True, False), (True, True)]
+    # A check may name its best system alone, as on our own page.
+    loose = replace(STUDY, items=(*STUDY.items[:-1], replace(check, worst="")))
+    other = next(name for name in check.candidates if name not in (check.best, check.worst))
+    vote = vote_on(STUDY, check, 0, check.best, other)
+    [imported_vote] = check_rows(loose, iterate_answers(loose, build_annotated_tasks(loose, [vote]), "x"), []).votes
+    assert imported_vote.passed_check
 
 
 @pytest.mark.parametrize(
@@ -131,6 +148,7 @@ def test_an_answer_to_a_check_is_known_to_be_right():
         ({"result": []}, "missing choice"),
         ({"result": "?"}, "missing choice"),
         ({"lead_time": None}, "no time"),
+        ({"lead_time": 10**400}, "no time"),
         ({"completed_by": None}, "no participant"),
         ({"result": [{"from_name": "best", "value": {"choices": ["Model 1", "Model 2"]}}]}, "several choices"),
         ({"result": [{"from_name": "best", "value": {"choices": ["Model 9"]}}]}, "unknown choice"),

@@ -104,7 +104,9 @@ class Sources:
     @cached_property
     def is_published(self) -> bool:
         """Whether published numbers may stand beside these results: not those of another bench or world."""
-        return not self.is_toy and (not self.rows or set(self.subset_order) == set(SUBSET_NAMES))
+        # A study alone names its subsets too, where its bench has gone and nothing else says that it was a toy.
+        names = self.subset_order or (list(self.study["items"]) if self.study is not None else list(SUBSET_NAMES))
+        return not self.is_toy and set(names) == set(SUBSET_NAMES)
 
     @cached_property
     def judgements(self) -> list[ItemScore]:

@@ -44,7 +44,7 @@ def draw_means(figures: StudyFigures) -> "Figure":
     lines, columns = grid_shape(rows, _MAX_COLUMNS)
     height_in = lines * (len(figures["systems"]) * _ROW_IN + 0.75) + 0.5
     figure = new_figure(columns * 2.5 + 1.0, height_in)
-    figure.suptitle(headline(figures), fontsize=TITLE_PT + 1, fontweight="bold")
+    figure.suptitle(headline(figures), fontsize=TITLE_PT + 1, fontweight="bold", parse_math=False)
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     bound = _find_bound(figures, rows)
     for number, axes in enumerate(grid.flat):
@@ -54,7 +54,8 @@ def draw_means(figures: StudyFigures) -> "Figure":
             continue
         row = rows[number]
         _draw_panel(axes, figures["table"][row], figures["systems"], figures["reference"])
-        axes.set_title(row_title(row), fontsize=TITLE_PT, fontweight="bold" if row == ALL else "normal")
+        weight = "bold" if row == ALL else "normal"
+        axes.set_title(row_title(row), fontsize=TITLE_PT, fontweight=weight, parse_math=False)
         axes.set_xlim(-bound, bound)
         # The lowest panel of each column names what it shows.
         if number + columns >= len(rows):
@@ -81,7 +82,8 @@ def _draw_panel(axes: "Axes", table: Mapping[str, VoteFigure], systems: Sequence
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", color="#E8EAEC", linewidth=0.7)
     axes.axvline(0, color=GREY, linewidth=0.9, linestyle=(0, (3, 3)))
-    axes.set_yticks(range(len(systems)), [wrap(system, _NAME_LETTERS, 2) for system in systems])
+    # Names and titles are anybody's: a dollar in them begins no formula.
+    axes.set_yticks(range(len(systems)), [wrap(system, _NAME_LETTERS, 2) for system in systems], parse_math=False)
     axes.tick_params(axis="y", length=0, labelsize=TEXT_PT)
     axes.set_ylim(len(systems) - 0.4, -0.6)
     for level, system in enumerate(systems):
@@ -120,7 +122,7 @@ def draw_wins(figures: StudyFigures) -> "Figure":
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, wins) in zip(grid, panels, strict=True):
         _draw_map(axes, wins, figures["systems"])
-        axes.set_title(wrap(title, 34, 2), fontsize=TITLE_PT, fontweight="bold")
+        axes.set_title(wrap(title, 34, 2), fontsize=TITLE_PT, fontweight="bold", parse_math=False)
     figure.supxlabel("share of items on which the row is preferred to the column; ties below", fontsize=SMALL_PT)
     return figure
 
@@ -134,8 +136,9 @@ def _draw_map(axes: "Axes", wins: WinFigures, systems: Sequence[str]) -> None:
     # Half of the ties to each, for the colour alone: ½ is then in the middle.
     axes.imshow(values + ties / 2, cmap=_COLOUR_MAP, vmin=0, vmax=1, alpha=0.85)
     names = [wrap(system, _NAME_LETTERS, 2) for system in systems]
-    axes.set_xticks(range(len(systems)), names, fontsize=SMALL_PT, rotation=30 if max(map(len, names)) > 7 else 0)
-    axes.set_yticks(range(len(systems)), names, fontsize=SMALL_PT)
+    rotation = 30 if max(map(len, names)) > 7 else 0
+    axes.set_xticks(range(len(systems)), names, fontsize=SMALL_PT, rotation=rotation, parse_math=False)
+    axes.set_yticks(range(len(systems)), names, fontsize=SMALL_PT, parse_math=False)
     axes.tick_params(length=0)
     axes.spines[:].set_color(FRAME)
     for row, column in np.ndindex(values.shape):

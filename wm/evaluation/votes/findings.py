@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from wm.evaluation.report.summary import format_p
-from wm.evaluation.votes.figures import AlphaFigure, StudyFigures
+from wm.evaluation.votes.figures import AlphaFigure, ParticipantFigures, StudyFigures
 from wm.evaluation.votes.means import ALL
 from wm.evaluation.votes.numbers import DASH, format_number
 
@@ -28,9 +28,10 @@ def describe(figures: StudyFigures) -> list[str]:
     if figures["kind"] == "simulated":
         texts.append("Simulated votes: no person was asked. The figures show that the study works, and nothing else.")
     texts.append(f"{_count(votes, 'vote')} of {_count(len(counted), 'participant')} on {_count(items, 'item')}.")
-    # A mean that is absent is below all others.
-    best = max(figures["systems"], key=lambda system: figures["table"][ALL][system]["mean"] or -2.0)
-    mean = figures["table"][ALL][best]["mean"]
+    # A mean that is absent is below all others, 0 among them.
+    means = {system: figures["table"][ALL][system]["mean"] for system in figures["systems"]}
+    best = max(means, key=lambda system: -2.0 if (own := means[system]) is None else own)
+    mean = means[best]
     if mean is not None:
         marked = [name for name in figures["systems"] if figures["table"][ALL][name]["is_different"]]
         against = f"differ from {figures['reference']} by the test over votes"
@@ -101,37 +102,43 @@ def _list_judge(figures: StudyFigures) -> list[str]:
 
 
 def _name_fast(figures: StudyFigures) -> str:
-    fast = [f"{person['name']} {person['fast_votes']:,}" for person in figures["participants"] if person["fast_votes"]]
+    # Of the votes that are counted: the times of others are in no figure.
+    people = [person for person in figures["participants"] if person["fast_votes"] and not person["left_out"]]
+    fast = [f"{person['name']} {person['fast_votes']:,}" for person in people]
     return f" ({_join(fast)})" if fast else ""
 
 
 def _list_participation(figures: StudyFigures) -> list[str]:
     """Say who is incomplete and who failed a check, and what was done about it."""
     people = figures["participants"]
-    # What was decided is said with the names, whatever it was.
-    effects = {"keep": "their votes count", "leave_out": "their votes are left out"}
     planned = f" of {figures['num_planned']:,} planned" if figures["num_planned"] else ""
     texts = [f"{_count(len(people), 'participant')} joined{planned}."]
     if figures["num_withdrawn"]:
         texts.append(f"{figures['num_withdrawn']:,} more have withdrawn: their votes are in no figure.")
-    incomplete = [
-        f"{person['name']} {person['num_votes']:,} of {person['expected']:,}"
-        for person in people
-        if person["num_votes"] < person["expected"]
-    ]
+    incomplete = [person for person in people if person["num_votes"] < person["expected"]]
     if incomplete:
-        texts.append(f"Incomplete: {_join(incomplete)}; {effects[figures['incomplete']]}.")
+        names = [f"{person['name']} {person['num_votes']:,} of {person['expected']:,}" for person in incomplete]
+        texts.append(f"Incomplete: {_join(names)}; {_describe_effect(figures['incomplete'], incomplete)}.")
     # A study without checks says so: nobody has failed one.
     checks = sum(person["num_checks"] for person in people)
-    failed = [f"{person['name']} {person['failed_checks']:,}" for person in people if person["failed_checks"]]
+    failed = [person for person in people if person["failed_checks"]]
     if checks:
-        failures = sum(person["failed_checks"] for person in people)
-        names = f" ({_join(failed)}; {effects[figures['failed_checks']]})" if failed else ""
-        texts.append(f"Attention checks: {checks - failures:,} passed, {failures:,} failed{names}.")
+        failures = sum(person["failed_checks"] for person in failed)
+        names = [f"{person['name']} {person['failed_checks']:,}" for person in failed]
+        effect = f" ({_join(names)}; {_describe_effect(figures['failed_checks'], failed)})" if failed else ""
+        texts.append(f"Attention checks: {checks - failures:,} passed, {failures:,} failed{effect}.")
     else:
         texts.append("No attention check was answered.")
     texts += [f"{count:,} votes are left out: {reason}." for reason, count in figures["left_out"].items()]
     return texts
+
+
+def _describe_effect(rule: str, people: Sequence[ParticipantFigures]) -> str:
+    """Say what was decided about people, whatever it was; the other rule may have left some of them out."""
+    if rule == "leave_out":
+        return "their votes are left out"
+    others = [person["name"] for person in people if person["left_out"]]
+    return "their votes count" + (f", but for {_join(others)}, left out for another reason" if others else "")
 
 
 def _alpha_text(alpha: AlphaFigure) -> str:

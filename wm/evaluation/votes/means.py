@@ -1,7 +1,6 @@
 """Compute mean scores by subset and system, and bound them by resampling items and people both."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
@@ -52,8 +51,8 @@ def compute_means(votes: VoteArray, scores_PIS: Floats, *, seed: int = 0, num_re
         num_resamples: How many.
 
     Returns:
-        Means with expanded percentile intervals; without an interval where there are fewer than two participants, or
-        fewer than two items in a subset that the mean is over.
+        Means with expanded percentile intervals; without an interval where fewer than two participants, or fewer than
+        two items of a subset that the mean is over, have a value.
     """
     groups = [votes.items_of(name) for name in votes.subsets]
     flat = [scores_PIS[:, group].reshape(-1, scores_PIS.shape[2]) for group in groups]
@@ -63,12 +62,7 @@ def compute_means(votes: VoteArray, scores_PIS: Floats, *, seed: int = 0, num_re
     # The row of all subsets: NaN wherever a subset has nothing, as a mean over fewer is another figure.
     means_GS = np.concatenate([means_GS, means_GS.mean(axis=0, keepdims=True)])
     counts_GS = np.concatenate([counts_GS, counts_GS.sum(axis=0, keepdims=True)])
-    # Degrees of freedom of each row: one item, or one person, says nothing of how far the next would be.
-    sizes = [len(group) for group in groups]
-    num_people = len(votes.participants)
-    tails = [_find_tail(min(size, num_people), min(size, num_people) - 1) for size in sizes]
-    tails.append(_find_tail(min(*sizes, num_people), min(sum(sizes) - len(sizes), num_people - 1)))
-    low_GS, high_GS = _bound(resampled_RGS, tails)
+    low_GS, high_GS = _bound(resampled_RGS, _find_tails(scores_PIS, groups))
     low_GS[np.isnan(means_GS)] = high_GS[np.isnan(means_GS)] = np.nan
     return Means((*votes.subsets, ALL), means_GS, low_GS, high_GS, counts_GS)
 
@@ -109,6 +103,20 @@ def _draw(rng: np.random.Generator, count: int, size: int) -> Floats:
     return rng.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
 
 
+def _find_tails(scores_PIS: Floats, groups: list[list[int]]) -> Floats:
+    """Find the tail of each row and system by the units that have a value: others say nothing of how units differ."""
+    is_given_PIS = ~np.isnan(scores_PIS)
+    items_GS = np.stack([is_given_PIS[:, group].any(axis=0).sum(axis=0) for group in groups])
+    people_GS = np.stack([is_given_PIS[:, group].any(axis=1).sum(axis=0) for group in groups])
+    sizes_GS = np.minimum(items_GS, people_GS)
+    # Degrees of freedom: one item, or one person, says nothing of how far the next would be.
+    degrees_GS = sizes_GS - 1
+    all_S = np.minimum(items_GS.sum(axis=0) - len(groups), people_GS.min(axis=0) - 1)
+    sizes_GS, degrees_GS = np.vstack([sizes_GS, sizes_GS.min(axis=0)]), np.vstack([degrees_GS, all_S])
+    tails_GS = [list(map(_find_tail, *pair)) for pair in zip(sizes_GS.tolist(), degrees_GS.tolist(), strict=True)]
+    return np.array(tails_GS)
+
+
 def _find_tail(size: int, degrees: int) -> float:
     """Find the share of resamples beyond each end of an expanded percentile interval.
 
@@ -127,14 +135,15 @@ def _find_tail(size: int, degrees: int) -> float:
     return NormalDist().cdf(-math.sqrt(size / (size - 1)) * student_quantile(LEVEL, degrees))
 
 
-def _bound(resampled_RGS: Floats, tails: Sequence[float]) -> tuple[Floats, Floats]:
-    """Compute percentiles over the resamples that have a mean; NaN where too few have one, or a row has no tail."""
+def _bound(resampled_RGS: Floats, tails_GS: Floats) -> tuple[Floats, Floats]:
+    """Compute percentiles over the resamples that have a mean; NaN where too few have one, or there is no tail."""
     low_GS = np.full(resampled_RGS.shape[1:], np.nan)
     high_GS = low_GS.copy()
     for row, system in np.ndindex(low_GS.shape):
         column_R = resampled_RGS[:, row, system]
         values = column_R[~np.isnan(column_R)]
         # Where most resamples are empty, the rest is no sample of them.
-        if not np.isnan(tails[row]) and len(values) > len(column_R) / 2:
-            low_GS[row, system], high_GS[row, system] = np.quantile(values, [tails[row], 1 - tails[row]])
+        if not np.isnan(tails_GS[row, system]) and len(values) > len(column_R) / 2:
+            tail = tails_GS[row, system]
+            low_GS[row, system], high_GS[row, system] = np.quantile(values, [tail, 1 - tail])
     return low_GS, high_GS

@@ -61,4 +61,4 @@ def read_votes(path: str | Path) -> list[Vote]:
     """
     rows = read_table(path, VOTE_SCHEMA).to_pylist()
     # Parquet has lists, a vote has a tuple.
-    return [Vote(**{**row, "systems": tuple(row["systems"])}) for row in rows]
+    return [Vote(**{**row, "systems": tuple(row["systems"] or ())}) for row in rows]

@@ -109,9 +109,13 @@ def test_another_bench_has_no_published_votes(tmp_path):
     from dataclasses import replace
 
     own = replace(study, items=tuple(replace(item, subset=f"my {item.subset}") for item in items))
-    table = TABLES["5"](layout_of(report_study(tmp_path / "own", own, votes)))
+    layout = layout_of(report_study(tmp_path / "own", own, votes))
+    table = TABLES["5"](layout)
     assert table.source == "" and [row.title for row in table.rows] == ["my ag", "my kubric", "All"]
     assert cell(table, "my ag", "GoT").mean == 1 and cell(table, "my ag", "GoT").published is None
+    # Nor in the half of the same table that is no vote.
+    wins = TABLES["v3-6"](layout)
+    assert wins.source == "" and all(entry.published is None for row in wins.rows for entry in row.cells)
 
 
 def test_without_a_study_the_command_is_named(layout):

@@ -11,7 +11,10 @@ import pytest
 
 from tests.helpers.study_votes import SYSTEMS, items_of, make_study, vote_all, vote_on
 from wm.errors import InputError
+from wm.evaluation.paper.drawing import save_svg
 from wm.evaluation.votes.arrays import VoteArray, build_array
+from wm.evaluation.votes.charts import draw_means, draw_wins
+from wm.evaluation.votes.findings import list_findings
 from wm.evaluation.votes.formats import to_csv, to_markdown, to_text
 from wm.evaluation.votes.judged import JudgeScores
 from wm.evaluation.votes.means import compute_means
@@ -95,7 +98,12 @@ def test_the_bootstrap_resamples_people_and_items():
     # Four items: √(4 / 3) times Student's 3.182 for 3 degrees of freedom, as a quantile of the normal distribution.
     tail = NormalDist().cdf(-sqrt(4 / 3) * 3.182446)
     assert (means.low[0, 3], means.high[0, 3]) == pytest.approx(tuple(np.quantile(by_hand, [tail, 1 - tail])), abs=1e-6)
-    # One person says nothing of the next.
+    # One item with votes, or one person who voted, says nothing of the next, whoever and whatever else there is.
+    few = [vote for vote in votes if vote.subset != "ag" or vote.item_id == "item4"]
+    few = [vote for vote in few if vote.subset != "kubric" or vote.participant == "code2"]
+    partial = build_array(few, SYSTEMS, items_of(study))
+    bounded = ~np.isnan(compute_means(partial, partial.scores, num_resamples=200).low).any(axis=1)
+    assert bounded.tolist() == [True, False, True, True, False, False]
     alone = build_array(votes[:20], SYSTEMS, items_of(study))
     assert np.isnan(compute_means(alone, alone.scores, num_resamples=20).low).all()
 
@@ -171,6 +179,35 @@ def test_positions_and_times_are_counted():
     assert positions["counts"] == [20, 0, 0, 0] and positions["p"] == pytest.approx(9.7e-13, rel=0.1)
     assert (figures["times"]["median_s"], figures["times"]["num_fast"]) == (21.5, 10)
     assert [person["fast_votes"] for person in figures["participants"]] == [5, 5, 0, 0]
+
+
+def test_what_is_said_of_people_is_true_of_those_left_out():
+    study = make_study(num_checks=1)
+    votes = vote_all(study, 3, UTILITIES)
+    check = study.items[-1]
+    # P3, who joins last, is fast, incomplete, and fails the check, for which it is left out.
+    own = [replace(vote, seconds=1.0) for vote in votes if vote.participant == "code1" and not vote.is_check][:2]
+    votes = [vote for vote in votes if vote.participant != "code1"]
+    votes += [*own, vote_on(study, check, 1, check.worst, check.best)]
+    items = items_of(study)
+    counted = select_votes(votes, [item.item_id for item in items], fast_s=3.0, failed_checks="leave_out")
+    facts = StudyFacts(study.study_id, study.title, study.systems, items, 14)
+    text = " ".join(
+        list_findings(
+            build_figures(facts, counted, reference="C-FDM", fast_s=3.0, failed_checks="leave_out", num_resamples=20)
+        )
+    )
+    assert "; 0 took less than 3 s." in text
+    assert "Incomplete: P3 2 of 5; their votes count, but for P3, left out for another reason." in text
+    assert "2 passed, 1 failed (P3 1; their votes are left out)." in text
+
+
+def test_a_dollar_in_a_name_is_no_formula_of_a_chart():
+    study = replace(make_study(systems=("a$\\b$", "C-FDM")), title=r"Win $\none$ now")
+    votes = [vote_on(study, item, number, "C-FDM", "a$\\b$") for item in study.items for number in (0, 1)]
+    figures = figures_of(study, votes)
+    for draw in (draw_means, draw_wins):
+        assert save_svg(draw(figures)).startswith(b"<?xml")
 
 
 def test_nothing_of_a_hostile_title_is_markup():
