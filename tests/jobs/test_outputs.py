@@ -112,7 +112,7 @@ def test_a_card_names_split_and_licence_or_refuses_a_folder(out: Path, tmp_path:
     sentence = license_sentence(many)
     assert sentence.startswith("Licences: CC 24 (25), CC 23 (24),") and sentence.endswith(", CC 5 (6), and 6 more.")
     assert license_sentence({"a\nb": 1, "": 2000}) == "Licences: not given (2,000), a b (1)."
-    with pytest.raises(InputError, match="none of the tables triplets, predictions, actions, rejects"):
+    with pytest.raises(InputError, match="none of the tables triplets, predictions, actions, answers, rejects"):
         write_dataset_card(tmp_path, title="x")
     (copy / "triplets" / "bad.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"bad\.parquet is not a readable Parquet file"):

@@ -12,6 +12,7 @@ import pytest
 
 from jobs import paper
 from jobs.annotate.recipe import AnnotateRecipe
+from jobs.ask.recipe import AskRecipe
 from jobs.collect.recipe import CollectRecipe
 from jobs.edit.recipe import EditRecipe
 from jobs.evaluate.recipe import EvaluateRecipe
@@ -20,6 +21,9 @@ from jobs.paper.recipe import ITEMS, PaperRecipe
 from jobs.predict.recipe import PredictRecipe
 from jobs.score.recipe import ScoreRecipe
 from jobs.select.recipe import SelectRecipe
+from jobs.study.make import StudyMakeRecipe
+from jobs.study.report import StudyReportRecipe
+from jobs.study.serve import StudyServeRecipe
 from tests.helpers.paper_results import judged, write_judging, write_results
 from wm.config import Recipe
 from wm.errors import InputError
@@ -41,6 +45,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 RECIPES: dict[str, type[Recipe]] = {
     "annotate": AnnotateRecipe, "collect": CollectRecipe, "edit": EditRecipe, "evaluate": EvaluateRecipe,
     "judge": JudgeRecipe, "predict": PredictRecipe, "score": ScoreRecipe, "select": SelectRecipe, "train": TrainRecipe,
+    "ask": AskRecipe, "study make": StudyMakeRecipe, "study serve": StudyServeRecipe, "study report": StudyReportRecipe,
 }  # fmt: skip
 
 
@@ -208,5 +213,6 @@ def test_commands_that_fill_cells_name_recipes_of_the_package(tmp_path: Path) ->
     # Each is a command with a recipe of the package and keys that it knows.
     for command in commands:
         wm, stage, *keys = shlex.split(command)
+        stage = f"study {keys.pop(0)}" if stage == "study" else stage
         name = keys.pop(0) if keys and "=" not in keys[0] else None
         assert wm == "wm" and RECIPES[stage].load(name, keys), command
