@@ -265,6 +265,8 @@ def _connect(recipe: StartRecipe, port_error: InputError | None) -> None:
     import ray
 
     if ray.is_initialized():
+        if port_error is not None:
+            raise port_error
         return
     from ray._private import ray_constants
     from ray._private.node import Node

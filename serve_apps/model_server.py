@@ -15,6 +15,7 @@ from serve_apps.adapters import Adapters, list_adapters
 from serve_apps.loopback import keep_replica_local
 from serve_apps.model_thread import ModelThread
 from serve_apps.names import BASELINE, FDM, IDM
+from serve_apps.openai.errors import ApiError
 from serve_apps.recipe import ServeRecipe
 from serve_apps.replica_log import keep_in_serve_log
 from serve_apps.results import AdapterEntry, ModelEntry
@@ -107,8 +108,11 @@ class ModelServer:
     async def _model(self, name: str) -> ServedModel:
         """Return a model by its name; an adapter is loaded if it is not in memory."""
         own = self._own.get(name)
-        if own is not None or self._adapters is None:
-            return own or next(iter(self._own.values()))
+        if own is not None:
+            return own
+        # While an application is replaced, replicas of the recipe before are asked too: another model would be wrong.
+        if self._adapters is None:
+            raise ApiError.unavailable(f"this replica has no model {name!r:.80} yet; try again", "model_starting")
         return await self._adapters.load(name)
 
     async def _encode(self, images_BHWC: Pixels) -> list[list[int]]:

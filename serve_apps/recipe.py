@@ -209,6 +209,8 @@ class ServeRecipe(Recipe):
                 f"replica_wait_s = {self.replica_wait_s:g} is no less than timeout_s = {self.timeout_s:g}: a request "
                 "would be given up before"
             )
+        if self.comparisons and not (self.baseline or self.adapters):
+            raise ValueError("comparisons without a second forward model: give baseline = DIR or adapters = DIR too")
         if self.adapters and self.base_sharing == "merged":
             raise ValueError(
                 "adapters with base_sharing = 'merged': merged weights are of one adapter each; say shared or separate"

@@ -43,11 +43,17 @@ def check_takeover(application: str, port: int, port_error: InputError) -> None:
         InputError: The port is of another program, or of an application that somebody still runs; the message says how
             to end that.
     """
+    import ray
     from ray.serve.context import _get_global_client
 
-    client = _get_global_client(raise_if_no_controller_running=False)
-    details: Mapping[str, Any] = {} if client is None else client.get_serve_details()
-    judge_takeover(details, application, port, _list_other_drivers(), port_error)
+    try:
+        client = _get_global_client(raise_if_no_controller_running=False)
+        details: Mapping[str, Any] = {} if client is None else client.get_serve_details()
+        judge_takeover(details, application, port, _list_other_drivers(), port_error)
+    except BaseException:
+        # At its end wm serve shuts down all of Ray Serve in the session it is in: that of others is left before.
+        ray.shutdown()
+        raise
 
 
 def judge_takeover(

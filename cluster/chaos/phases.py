@@ -1,5 +1,6 @@
 """Define the work of each phase: what runs undisturbed, what runs while parts are killed, and what must be equal."""
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -175,7 +176,8 @@ def look_at(phase: Phase, out: Path, name: str, machines: Machines) -> dict[str,
 
     if machines.bucket is None:
         folder = out / name
-        names = [str(path.relative_to(folder)) for path in folder.rglob("*.json")]
+        # Not rglob, which fails where a temporary folder is gone before it is read.
+        names = [os.path.relpath(Path(root, name), folder) for root, _, files in os.walk(folder) for name in files]
         figures = [folder / METRICS]
     else:
         names = machines.bucket.list_names(f"{name}/")

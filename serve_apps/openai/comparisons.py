@@ -60,8 +60,10 @@ class ComparisonRequest(ApiRequest):
             limits: As this request was validated under.
         """
         # All else is the server's: what is compared is models, not settings.
-        values = {"prompt": self.action, "model": model, "verifier": self.verifier, "best_of": self.best_of}
-        return EditRequest.from_values(values | {"seed": seed}, limits, strict=True)
+        values = {"prompt": self.action, "model": model, "best_of": self.best_of, "seed": seed}
+        # Only as the client named it: a key that may not use the verifier has its images verified all the same.
+        verifier = {"verifier": self.verifier} if "verifier" in self.model_fields_set else {}
+        return EditRequest.from_values(values | verifier, limits, strict=True)
 
 
 class ChoiceRequest(ApiRequest):

@@ -31,7 +31,7 @@ PATH = "/v1/wm/comparisons"
 SOURCE = np.random.default_rng(5).integers(0, 256, (16, 16, 3), np.uint8)
 URL = "data:image/png;base64," + base64.b64encode(encode_png(SOURCE)).decode()
 BODY = {"image": URL, "action": "move the red cup left", "best_of": 2, "seed": 3}
-ALICE, BOB = ({"authorization": f"Bearer wm-{name}"} for name in ("alice", "bob"))
+ALICE, BOB, CAROL = ({"authorization": f"Bearer wm-{name}"} for name in ("alice", "bob", "carol"))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def recipe(tiny_base, tmp_path_factory):
     save_model(lively(load_model(tiny_base), seed=9), folder / "other", task="fdm")
     keys = folder / "keys.toml"
     lines = []
-    for name, models in (("alice", None), ("bob", ["fdm", "idm"])):
+    for name, models in (("alice", None), ("bob", ["fdm", "idm"]), ("carol", ["fdm", "baseline"])):
         lines.append(f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(f"wm-{name}".encode()).hexdigest()}"')
         lines.append(f"requests_per_minute = 10000\n{'' if models is None else f'models = {json.dumps(models)}'}\n")
     keys.write_text("\n".join(lines))
@@ -186,8 +186,19 @@ def test_a_key_compares_what_it_may_use(http):
     assert alone.status_code == 400 and "two forward models are needed" in alone.json()["error"]["message"]
     other = http.post(PATH, json=BODY | {"models": ["fdm", "baseline"]}, headers=BOB)
     assert (other.status_code, other.json()["error"]["code"]) == (403, "model_not_found")
+    # A key that is for forward models alone has their images verified all the same, as edits are.
+    assert http.post(PATH, json=BODY, headers=CAROL).status_code == 200
+    named = http.post(PATH, json=BODY | {"verifier": "idm"}, headers=CAROL)
+    assert (named.status_code, named.json()["error"]["code"]) == (403, "model_not_found")
     for path in (PATH, f"{PATH}/x"):
         assert http.post(path, json={}, headers={"authorization": ""}).status_code == 401
+
+
+def test_a_replica_of_another_recipe_shows_nothing(http, monkeypatch):
+    """While an application is replaced it is asked too: another model's image would be taken for baseline's."""
+    monkeypatch.delitem(http.app.state.graph.fdm.server._own, "baseline")
+    reply = http.post(PATH, json=BODY)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "model_starting")
 
 
 def test_counts_are_told_and_no_choices(http):
@@ -263,6 +274,8 @@ def test_the_recipe_says_where_the_store_can_be(tiny_base, recipe):
     models = {"fdm": str(tiny_base), "idm": str(tiny_base)}
     with pytest.raises(InputError, match=r"comparisons.*s3://b/votes.sqlite is in a bucket; SQLite needs a local disk"):
         ServeRecipe.parse(models | {"comparisons": "s3://b/votes.sqlite"}, "test")
+    with pytest.raises(InputError, match="comparisons without a second forward model: give baseline = DIR or adapters"):
+        ServeRecipe.parse(models | {"comparisons": "votes.sqlite"}, "test")
     application = bind(recipe, check_models(recipe))
     keeper = application._bound_deployment.init_args[4]._bound_deployment
     assert keeper.name == "ComparisonServer"

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 
-from serve_apps.takeover import Driver, judge_takeover
+from serve_apps.takeover import Driver, check_takeover, judge_takeover
 from tests.helpers.serve_cluster import serve_head
 from wm.errors import InputError
 from wm.ports import find_free_port
@@ -54,6 +55,21 @@ def test_what_nobody_runs_any_more_is_taken_over():
     judge_takeover(OURS, "world_model", 8000, [NOTEBOOK, DASHBOARD], TAKEN)
 
 
+def test_the_serve_of_others_is_left_before_the_command_ends(monkeypatch):
+    """At its end wm serve shuts down all of Ray Serve in the session that it is in."""
+    left, drivers = [], [SERVER]
+    client = SimpleNamespace(get_serve_details=lambda: OURS)
+    monkeypatch.setattr("ray.serve.context._get_global_client", lambda **_: client)
+    monkeypatch.setattr("serve_apps.takeover._list_other_drivers", lambda: drivers)
+    monkeypatch.setattr("ray.shutdown", lambda: left.append("left"))
+    with pytest.raises(InputError, match="another wm serve runs on this cluster"):
+        check_takeover("world_model", 8000, TAKEN)
+    assert left == ["left"]
+    drivers.clear()
+    check_takeover("world_model", 8000, TAKEN)
+    assert left == ["left"]
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_the_same_command_serves_again_after_a_kill(tmp_path):
@@ -75,6 +91,7 @@ def test_the_same_command_serves_again_after_a_kill(tmp_path):
         # While it lives a second one is refused, by name.
         second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert second.returncode == 2 and f"another wm serve runs on this cluster, process {first.pid}" in second.stderr
+        assert urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60).status == 200
         first.kill()
         first.wait()
         # Whether Ray's proxy still has the port by then is chance: either way the command serves.
