@@ -4,6 +4,7 @@ Such a model is asked by its own processor and chat template; see :mod:`wm.dynam
 """
 
 from collections.abc import Sequence
+from math import isfinite
 
 from wm.dynamics.idm import ScoredAction
 from wm.dynamics.questions import Reply
@@ -42,7 +43,8 @@ def answer_questions(
         One reply a question.
 
     Raises:
-        InputError: For other images, and for a text that is empty or holds a special token.
+        InputError: For other images, for a text that is empty or holds a special token, and for a model that gives
+            non-finite numbers.
     """
     check_max_new_tokens(max_new_tokens)
     check_equal_lengths(images=len(images), questions=len(questions), options=len(options))
@@ -67,6 +69,13 @@ def answer_questions(
         score_answers(vlm.model, vlm.processor, prefix, [image], of, kind="option")
         for prefix, image, of in zip(prefixes, images, options, strict=True)
     ]
+    # Of NaN no option is the likeliest, and the first one would be taken for it.
+    if not all(isfinite(text.logprob) for text in (*answers, *(option for of in scores for option in of))):
+        name = vlm.model.config.name_or_path or type(vlm.model).__name__
+        raise InputError(
+            f"model {name}: log-probabilities are nan or infinite; expected numbers. Its weights are damaged, or "
+            f"{vlm.model.dtype} does not reach as far as they do (bfloat16 and float32 do)"
+        )
     return [Reply(answer, tuple(of)) for answer, of in zip(answers, scores, strict=True)]
 
 
