@@ -91,7 +91,8 @@ def test_base_and_adapters_against_direct_calls(roles, mqa, tmp_path, capsys):
     assert reject["uri"] == "test.jsonl:11"
     # Ten questions are no test set: no published number beside them.
     out = capsys.readouterr().out
-    assert "no published numbers: the published set has 1,076 questions, these are 10" in out and "paper" not in out.splitlines()[0]
+    assert "no published numbers: the published set has 1,076 questions, these are 10" in out
+    assert "paper" not in out.splitlines()[0]
     assert "C-FDM" in (tmp_path / "out/README.md").read_text()
     ask.run(recipe(mqa, tmp_path / "out", entries_of(roles)))
     assert "is complete: nothing to do" in capsys.readouterr().out
