@@ -103,18 +103,25 @@ def write_chat(vlm: VLMScorer, question: str) -> str:
     return text
 
 
-def check_question(vlm: VLMScorer, question: str, options: Sequence[str]) -> None:
+def check_question(vlm: VLMScorer, image: Pixels, question: str, options: Sequence[str]) -> None:
     """Check that a model can be asked a question.
 
     Args:
         vlm: The model with its processor.
+        image: uint8 RGB, (H, W, 3).
         question: The prompt's text.
         options: Answers to score.
 
     Raises:
-        InputError: A text is empty or holds a special token.
+        InputError: A text is empty or holds a special token, or the processor does not take the image.
     """
     write_chat(vlm, question)
+    # Qwen2-VL's takes no strip of more than 200 squares, for one.
+    try:
+        vlm.processor.image_processor(images=[image])
+    except ValueError as error:
+        size = f"{image.shape[1]} x {image.shape[0]}"
+        raise InputError(f"the model's processor does not take an image of {size} pixels: {error}") from error
     for option in options:
         if not option.strip():
             raise InputError(f"option {option!r} is empty; expected some words")
