@@ -63,7 +63,8 @@ class AskRecipe(Recipe):
     file: str = ""
     """Name of the questions' file below data; empty: test.jsonl, embspatial_bench.json or questions.jsonl."""
     images: InputPath = ""
-    """Folder of the images; empty: data, of spatialmqa its folder COCO2017, test2017 or images where there is one."""
+    """Folder of the images; empty: data, of spatialmqa its folder COCO2017/test2017, COCO2017, test2017 or images where
+    there is one."""
     out: OutputPath
     """Folder for answers/, rejects/, questions/, tables.json, README.md and run.json."""
     models: dict[str, AskedModelEntry] = Field(min_length=1)

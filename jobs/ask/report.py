@@ -126,7 +126,7 @@ def _list_notes(tables: AskTables) -> list[str]:
         notes.append(f"paper: {tables['published_source']}")
     elif released is not None and not tables["is_complete"]:
         notes.append(
-            f"no published numbers: these are {tables['num_questions']:,} of the {released:,} published questions"
+            f"no published numbers: the published set has {released:,} questions, these are {tables['num_questions']:,}"
         )
     if tables["toy_models"]:
         notes.append(f"of the toy world, which knows no such questions: {', '.join(tables['toy_models'])}")

@@ -4,6 +4,7 @@ Such a model is asked by its own processor and chat template; see :mod:`wm.dynam
 """
 
 from collections.abc import Sequence
+from math import isfinite
 
 from wm.dynamics.idm import ScoredAction
 from wm.dynamics.questions import Reply
@@ -42,7 +43,8 @@ def answer_questions(
         One reply a question.
 
     Raises:
-        InputError: For other images, and for a text that is empty or holds a special token.
+        InputError: For other images, for a text that is empty or holds a special token, and for a model that gives
+            non-finite numbers.
     """
     check_max_new_tokens(max_new_tokens)
     check_equal_lengths(images=len(images), questions=len(questions), options=len(options))
@@ -67,6 +69,13 @@ def answer_questions(
         score_answers(vlm.model, vlm.processor, prefix, [image], of, kind="option")
         for prefix, image, of in zip(prefixes, images, options, strict=True)
     ]
+    # Of NaN no option is the likeliest, and the first one would be taken for it.
+    if not all(isfinite(text.logprob) for text in (*answers, *(option for of in scores for option in of))):
+        name = vlm.model.config.name_or_path or type(vlm.model).__name__
+        raise InputError(
+            f"model {name}: log-probabilities are nan or infinite; expected numbers. Its weights are damaged, or "
+            f"{vlm.model.dtype} does not reach as far as they do (bfloat16 and float32 do)"
+        )
     return [Reply(answer, tuple(of)) for answer, of in zip(answers, scores, strict=True)]
 
 
@@ -94,18 +103,25 @@ def write_chat(vlm: VLMScorer, question: str) -> str:
     return text
 
 
-def check_question(vlm: VLMScorer, question: str, options: Sequence[str]) -> None:
+def check_question(vlm: VLMScorer, image: Pixels, question: str, options: Sequence[str]) -> None:
     """Check that a model can be asked a question.
 
     Args:
         vlm: The model with its processor.
+        image: uint8 RGB, (H, W, 3).
         question: The prompt's text.
         options: Answers to score.
 
     Raises:
-        InputError: A text is empty or holds a special token.
+        InputError: A text is empty or holds a special token, or the processor does not take the image.
     """
     write_chat(vlm, question)
+    # Qwen2-VL's takes no strip of more than 200 squares, for one.
+    try:
+        vlm.processor.image_processor(images=[image])
+    except ValueError as error:
+        size = f"{image.shape[1]} x {image.shape[0]}"
+        raise InputError(f"the model's processor does not take an image of {size} pixels: {error}") from error
     for option in options:
         if not option.strip():
             raise InputError(f"option {option!r} is empty; expected some words")

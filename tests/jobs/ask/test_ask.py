@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from jobs import ask
 from jobs.ask import AskRecipe, shards
@@ -91,7 +92,8 @@ def test_base_and_adapters_against_direct_calls(roles, mqa, tmp_path, capsys):
     assert reject["uri"] == "test.jsonl:11"
     # Ten questions are no test set: no published number beside them.
     out = capsys.readouterr().out
-    assert "no published numbers: these are 10 of the 1,076" in out and "paper" not in out.splitlines()[0]
+    assert "no published numbers: the published set has 1,076 questions, these are 10" in out
+    assert "paper" not in out.splitlines()[0]
     assert "C-FDM" in (tmp_path / "out/README.md").read_text()
     ask.run(recipe(mqa, tmp_path / "out", entries_of(roles)))
     assert "is complete: nothing to do" in capsys.readouterr().out
@@ -155,6 +157,20 @@ def test_what_a_model_cannot_be_asked_is_counted(roles, tmp_path, capsys):
     (row,) = json.loads((tmp_path / "out/tables.json").read_text())["rows"]
     assert (row["num_questions"], row["num_failed"], row["accuracy"]["n"]) == (3, 2, 1)
     assert "A: 2 questions could not be asked" in capsys.readouterr().out
+
+
+def test_an_image_that_a_processor_refuses_is_counted(tmp_path):
+    WRITERS["qwen2_vl"](tmp_path / "vlm")
+    line = {"image": "images/0.png", "question": "move the cup", "options": ["up", "down"], "answer": "up"}
+    data = write_folder(tmp_path / "own", [line, {**line, "image": "images/strip.png"}, {**line, "question": " <pad>"}])
+    Image.new("RGB", (2100, 10)).save(data / "images/strip.png")
+    models = {"vlm": {"path": str(tmp_path / "vlm"), "label": "Qwen2-VL", "reads": "pixels"}}
+    ask.run(recipe(data, tmp_path / "out", models, benchmark="folder"))
+    good, strip, special = answers(tmp_path / "out")
+    assert good["failure"] is None and good["answer"] is not None and "special token" in special["failure"]
+    assert "does not take an image of 2100 x 10 pixels: absolute aspect ratio" in strip["failure"]
+    (row,) = json.loads((tmp_path / "out/tables.json").read_text())["rows"]
+    assert (row["num_questions"], row["num_failed"], row["accuracy"]["n"]) == (3, 2, 1)
 
 
 def test_dry_run_and_bad_input_leave_nothing(roles, mqa, tmp_path, capsys):

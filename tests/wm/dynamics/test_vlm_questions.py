@@ -102,6 +102,19 @@ def test_order_and_batch_size_change_nothing(scorer, images):
         assert own[0] == pytest.approx(theirs[0], abs=1e-5) and own[1:] == pytest.approx(theirs[1:], abs=1e-9)
 
 
+def test_numbers_that_are_none_are_refused(scorer, images):
+    head = scorer.model.get_output_embeddings()
+    weight = head.weight.detach().clone()
+    with torch.no_grad():
+        head.weight[0] = torch.nan
+    try:
+        with pytest.raises(InputError, match=r"model .*/model: log-probabilities are nan or infinite"):
+            answer_questions(scorer, images[:1], ["move"], [["up", "down"]], max_new_tokens=1)
+    finally:
+        with torch.no_grad():
+            head.weight.copy_(weight)
+
+
 def test_bad_input_is_named(scorer, images):
     with pytest.raises(InputError, match="3 images, 1 questions"):
         answer_questions(scorer, images, ["move"], [["up"]])

@@ -85,8 +85,10 @@ def _describe_reading(source: Source) -> str:
         "read as the benchmark's public script reads them" if tables["reading"] == "published" else "one option named"
     )
     prompt = "a prompt of one's own" if source.recipe("prompt") else "our prompt"
+    # Another split is not what the paper asked.
+    file = f" to the questions of {source.recipe('file')}" if source.recipe("file") else ""
     return (
-        f"{tables['title']}: accuracy in per cent of greedy answers, {by}, {reading}, {prompt}; the paper prints "
+        f"{tables['title']}: accuracy in per cent of greedy answers{file}, {by}, {reading}, {prompt}; the paper prints "
         "neither prompt nor reading. Unparsed answers are wrong."
     )
 

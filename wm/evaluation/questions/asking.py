@@ -208,8 +208,9 @@ def _ask_pixels(
     vlm = load_cached_scorer(model.path, settings.device, settings.dtype)
     answers: dict[int, Reply | str] = {}
     for row, prompt in enumerate(prompts):
+        image = load_image(settings.root, questions[row].image)
         try:
-            check_question(vlm, prompt, options[row])
+            check_question(vlm, image, prompt, options[row])
         except InputError as error:
             answers[row] = str(error)
     rows = [row for row in range(len(questions)) if row not in answers]

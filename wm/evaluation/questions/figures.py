@@ -5,9 +5,6 @@ from typing import NotRequired, TypedDict
 
 from wm.evaluation.questions.parsing import READINGS, Reading
 
-MIN_COVERAGE = 0.95
-"""Share of the questions below which a table marks an accuracy."""
-
 
 class Share(TypedDict):
     """A share of answers with its 95 % interval (Wilson, Journal of the American Statistical Association 22, 1927)."""

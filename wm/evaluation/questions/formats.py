@@ -37,7 +37,7 @@ FILES: dict[Benchmark, str] = {
     "folder": "questions.jsonl",
 }
 """Name of the questions' file below the benchmark's folder."""
-IMAGE_FOLDERS = ("COCO2017", "test2017", "images")
+IMAGE_FOLDERS = ("COCO2017/test2017", "COCO2017", "test2017", "images")
 """Where SpatialMQA's README and scripts put the images of COCO, below its folder."""
 NUM_RELEASED: dict[Benchmark, int] = {"spatialmqa": 1076, "embspatial": 3640}
 """Questions of the published test sets."""

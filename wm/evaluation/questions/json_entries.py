@@ -139,7 +139,11 @@ def read_span(path: Path, span: Span) -> object:
         file.seek(span.start)
         data = file.read(span.length)
     try:
-        return json.loads(data.removeprefix(_BYTE_ORDER_MARK))
+        value: object = json.loads(data.removeprefix(_BYTE_ORDER_MARK))
+        # Half of a surrogate pair, which JSON can escape, is no text that a table or a tokenizer takes.
+        if rb"\u" in data:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as error:
         # ValueError: no JSON, no UTF-8, a number of too many digits.
         raise UnusableError("not_json", f"no JSON: {error!s:.200}") from error

@@ -57,7 +57,7 @@ def parse_answer(text: str, options: Sequence[str], answer: int, *, style: Optio
         letter = match[1].upper() if match else ""
         return Parsed(letter in ascii_uppercase[: len(options)] and letter != "", letter == ascii_uppercase[answer])
     # The authors compare with references in lower case; those of other sets are put into it.
-    answer_text = text.lower() or _EMPTY
+    answer_text = text.strip().lower() or _EMPTY
     fits = [answer_text in option.lower() or option.lower() in answer_text for option in options]
     return Parsed(any(fits), fits[answer])
 

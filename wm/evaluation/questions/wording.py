@@ -8,6 +8,7 @@ The paper prints no prompt for its spatial rows ("greedy decoding", "accuracy"),
   then a line for each option, ``A) …``. The benchmark's authors have published no script of their own.
 """
 
+import re
 from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Literal, TypeAlias
@@ -70,8 +71,8 @@ def write_prompt(question: Question, prompt: str, style: OptionStyle) -> str:
             f"{letter}) {option}" for letter, option in zip(ascii_uppercase, question.options, strict=False)
         )
     # In one pass: a question that holds "{options}" stays as it is.
-    before, _, after = prompt.partition(FIELDS[0])
-    return f"{before.replace(FIELDS[1], options)}{question.text}{after.replace(FIELDS[1], options)}"
+    texts = dict(zip(FIELDS, (question.text, options), strict=True))
+    return re.sub("|".join(map(re.escape, FIELDS)), lambda match: texts[match[0]], prompt)
 
 
 def list_replies(options: Sequence[str], style: OptionStyle) -> list[str]:

@@ -24,8 +24,8 @@ def model_row(label, right, count, *, run=0):
     }
 
 
-def write_answers(folder, benchmark, rows, toy_models=()):
-    write_stage(folder, "ask", {"benchmark": benchmark, "prompt": ""})
+def write_answers(folder, benchmark, rows, toy_models=(), file=""):
+    write_stage(folder, "ask", {"benchmark": benchmark, "prompt": "", "file": file})
     title = {"spatialmqa": "SpatialMQA", "embspatial": "EmbodiedSpatial-Bench"}[benchmark]
     tables = {"rows": rows, "toy_models": list(toy_models), "title": title, "style": "words", "reading": "published"}
     write_json(folder / "tables.json", tables)
@@ -44,7 +44,7 @@ def cell(table, row, column):
 def test_answers_stand_beside_the_published_numbers(tmp_path):
     rows = [
         model_row("C-FT", 300, 1076), model_row("C-FDM", 269, 1076), model_row("C-FDM", 290, 1076, run=1),
-        model_row("L-ZS", 10, 40), model_row("Qwen2-VL", 538, 1076),
+        model_row("L-ZS", 10, 40), model_row("L-FT", 900, 3774), model_row("Qwen2-VL", 538, 1076),
     ]  # fmt: skip
     table = build(write_answers(tmp_path / "a", "spatialmqa", rows))
     ft = cell(table, "SpatialMQA", "C-FT")
@@ -53,6 +53,9 @@ def test_answers_stand_beside_the_published_numbers(tmp_path):
     fdm = cell(table, "SpatialMQA", "C-FDM")
     assert fdm.mean == pytest.approx(100 * (269 + 290) / 2 / 1076) and fdm.spread_text() == "± 1.4 (2 training seeds)"
     assert cell(table, "SpatialMQA", "L-ZS").spread_text() == "(n 40 of 1,076)"
+    # Those of the training split are more than the published ones.
+    train = cell(table, "SpatialMQA", "L-FT")
+    assert train.text() == "23.8" and train.published is None
     # A model that the paper did not ask has a column of its own, blank in the judge's rows.
     assert cell(table, "SpatialMQA", "Qwen2-VL").text() == "50.0" and cell(table, "AG", "Qwen2-VL").is_blank
     assert cell(table, "SpatialMQA", "GoT").is_blank
@@ -65,13 +68,14 @@ def test_answers_stand_beside_the_published_numbers(tmp_path):
 
 def test_two_folders_of_a_label_must_agree(tmp_path):
     first = write_answers(tmp_path / "a", "spatialmqa", [model_row("C-FT", 300, 1076)])
-    again = write_answers(tmp_path / "b", "spatialmqa", [model_row("C-FT", 300, 1076)])
+    again = write_answers(tmp_path / "b", "spatialmqa", [model_row("C-FT", 300, 1076)], file="dev.jsonl")
     emb = write_answers(tmp_path / "c", "embspatial", [model_row("C-FT", 910, 3640)])
     table = build(first, again, emb)
     assert (
         cell(table, "SpatialMQA", "C-FT").text() == "27.9"
         and cell(table, "EmbodiedSpatial-Bench", "C-FT").text() == "25.0"
     )
+    assert any("greedy answers to the questions of dev.jsonl, options by" in note for note in table.notes)
     other = write_answers(tmp_path / "d", "spatialmqa", [model_row("C-FT", 301, 1076)])
     with pytest.raises(InputError, match=r"both hold a system named 'C-FT', with other figures .* under another label"):
         build(first, other)

@@ -34,6 +34,11 @@ def test_spatialmqa_as_released(tmp_path):
     assert (first.reference, first.group, second.reference) == ("in front of", "in front of", "below")
     assert (load_image(data / "COCO2017", second.image) == decode_image(encode(1, "JPEG"), "")).all()
     assert found.rejects == [] and found.num_entries == 4
+    # `mv test2017 COCO2017` into a clone that has this folder already.
+    (data / "COCO2017").rename(data / "test2017")
+    (data / "COCO2017").mkdir()
+    (data / "test2017").rename(data / "COCO2017/test2017")
+    assert read_questions("spatialmqa", data) == found
 
 
 @pytest.mark.parametrize("indent", [None, 2])
@@ -70,6 +75,9 @@ BAD_LINES = [
     ("{broken", "not_json", "no JSON"),
     ("[" * 5000, "not_json", "no JSON"),
     ("[1]", "not_an_object", "got list"),
+    # Half of a surrogate pair, in a text and in a field's name, which would be a reject's words.
+    ({**LINE, "question": "where \ud800"}, "not_json", "no JSON: 'utf-8' codec"),
+    ({"\udfff": 1}, "not_json", "no JSON: 'utf-8' codec"),
     ({**LINE, "question": 7}, "wrong_type", "question = 7"),
     ({key: LINE[key] for key in ("image", "question", "answer")}, "missing_field", "no field 'options'"),
     ({**LINE, "options": ["left"]}, "bad_options", "1 entries"),

@@ -34,6 +34,7 @@ def read(text, answer, options=SIDES, style="words"):
         ("left of or right of", "left of", (True, True), (False, False)),
         (", ".join(SIDES), "behind", (True, True), (False, False)),
         ("", "left of", (False, False), (False, False)),
+        (" ", "left of", (False, False), (False, False)),
         ("no idea", "left of", (False, False), (False, False)),
         ("it lies on the left of it", "left of", (True, True), (True, True)),
         ("A", "on/above", (True, True), (True, True)),
@@ -75,5 +76,7 @@ def test_prompts():
     assert list_replies(question.options, "words") == ["left", "right"]
     assert list_replies(question.options, "letters") == ["A", "B"]
     assert write_prompt(question, "{options} {question}", "words") == "left; right Where is {options}?"
+    twice = write_prompt(question, "{question} {options}. Again: {question}", "words")
+    assert twice == "Where is {options}? left; right. Again: Where is {options}?"
     with pytest.raises(ValueError, match=r"expected a text with \{question\}"):
         check_prompt("{options}")

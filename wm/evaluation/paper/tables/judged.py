@@ -85,7 +85,11 @@ def _spatial_cell(layout: Layout, printed: PublishedTable, answers: SpatialAnswe
     is_asked = layout.sources.label(system) in answers.labels
     if not is_asked and printed.cell(answers.title, system) is None:
         return BLANK
-    return layout.add_published(spatial_cell(layout.sources, answers, system), (printed, answers.title, system))
+    cell = spatial_cell(layout.sources, answers, system)
+    # More questions than the published set has are another set: fewer are marked in the cell.
+    if cell.n is not None and cell.expected is not None and cell.n > cell.expected:
+        return cell
+    return layout.add_published(cell, (printed, answers.title, system))
 
 
 def judge_cell(layout: Layout, system: str, subset: str, criterion: Criterion = "final", *, digits: int = 2) -> Cell:
