@@ -114,7 +114,8 @@ def _check_place(path: Path, read_only: bool) -> None:
         raise InputError(f"store = {str(path)!r}: no such file; wm study serve makes one")
     if not path.parent.is_dir():
         raise InputError(f"store = {str(path)!r}: its folder does not exist")
-    kind = file_system(path.parent)
+    # Where a link leads to is where SQLite writes.
+    kind = file_system(path.resolve().parent)
     # One machine alone could read it safely; whether another one is writing cannot be seen from here.
     if kind in NETWORK_FILE_SYSTEMS and not read_only:
         raise InputError(
