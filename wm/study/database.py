@@ -195,6 +195,9 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     # NORMAL would flush the log only now and then: an acknowledged vote could be lost with the machine's power.
     connection.execute("PRAGMA synchronous = FULL")
+    # On macOS a flush leaves data in the disk's own memory unless it is asked for more
+    # (https://sqlite.org/pragma.html#pragma_fullfsync).
+    connection.execute("PRAGMA fullfsync = ON")
     # Another process may be making the tables at this moment: look again once it is done.
     connection.execute("BEGIN IMMEDIATE")
     try:
