@@ -177,8 +177,13 @@ def _check_kind(connection: sqlite3.Connection, path: Path, read_only: bool) -> 
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     # A file that was never written to has none of these.
     is_new = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-    if kind == 0 and version == 0 and is_new and not read_only:
-        return
+    if kind == 0 and version == 0 and is_new:
+        if not read_only:
+            return
+        raise InputError(
+            f"store = {str(path)!r}: nothing in it; where it is a copy, its votes may be in the -wal file beside "
+            "the original, which wm study serve empties when it ends"
+        )
     if kind != APPLICATION_ID:
         raise InputError(f"store = {str(path)!r}: an SQLite file of another program, no store of votes of wm study")
     if version != SCHEMA_VERSION:

@@ -241,6 +241,14 @@ def test_a_place_that_cannot_hold_a_store_is_refused(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_copy_without_its_log_says_what_it_lacks(tmp_path):
+    with VoteStore(tmp_path / "votes.sqlite") as store:
+        store.add_participant("study")
+        (tmp_path / "copy.sqlite").write_bytes((tmp_path / "votes.sqlite").read_bytes())
+        with pytest.raises(InputError, match=r"nothing in it; .* may be in the -wal file beside the original"):
+            VoteStore(tmp_path / "copy.sqlite", read_only=True)
+
+
 def test_a_link_to_a_network_share_is_refused(tmp_path, monkeypatch):
     share = tmp_path / "share"
     share.mkdir()
