@@ -119,8 +119,9 @@ def _listen(host: str, port: int) -> socket.socket:
     """Take the port at once, so that one in use is reported before anything else is done."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
-        raise InputError(f"host = {host!r}: no address of this machine: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:  # a name such as a..b is not even asked for
+        reason = error.strerror if isinstance(error, OSError) else "not a name of a host"
+        raise InputError(f"host = {host!r:.300}: no address of this machine: {reason}") from error
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         # A server that was killed leaves connections behind; its port can be taken all the same.

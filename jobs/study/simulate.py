@@ -36,8 +36,8 @@ class StudySimulateRecipe(Recipe):
     scores: InputPath = ""
     """Output folder of wm judge, in place of means: on each item an image with a higher score is chosen more often."""
     noise: float = Field(default=1.0, gt=0)
-    """With scores: of two images whose scores differ by so many points, the higher one is e times as often the best,
-    and the lower one e times as often the worst."""
+    """With scores: of two images whose scores differ by so many points, the higher one is e times as often the best
+    beside the same worst one, and the lower one e times as often the worst beside the same best one."""
     participants: int = Field(default=0, ge=0, le=10_000)
     """How many vote, on all items; 0: as many as the study plans."""
     inattentive: int = Field(default=0, ge=0)

@@ -19,7 +19,7 @@ from wm.study.database import RefusedError
 MIN_KEY_LETTERS: Final = 22
 """Of base64: 128 random bits have so many."""
 MAX_MISSES: Final = 20
-"""Wrong codes and keys of one address within :data:`WINDOW_S`: mistyping is not hindered, guessing is."""
+"""Wrong codes, or wrong keys, of one address within :data:`WINDOW_S`: mistyping is not hindered, guessing is."""
 MAX_MISSES_TOGETHER: Final = 500
 """Of all addresses together."""
 WINDOW_S: Final = 60.0
@@ -93,7 +93,7 @@ def is_known(key: str, keys: tuple[str, ...]) -> bool:
 
 
 class Guesses:
-    """Count the wrong codes and keys of each address, and refuse those who guess for the rest of a minute."""
+    """Count the wrong codes, or keys, of each address, and refuse those who guess for the rest of a minute."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

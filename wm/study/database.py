@@ -114,7 +114,8 @@ def _check_place(path: Path, read_only: bool) -> None:
         raise InputError(f"store = {str(path)!r}: no such file; wm study serve makes one")
     if not path.parent.is_dir():
         raise InputError(f"store = {str(path)!r}: its folder does not exist")
-    kind = file_system(path.parent)
+    # Where a link leads to is where SQLite writes.
+    kind = file_system(path.resolve().parent)
     # One machine alone could read it safely; whether another one is writing cannot be seen from here.
     if kind in NETWORK_FILE_SYSTEMS and not read_only:
         raise InputError(
@@ -176,8 +177,13 @@ def _check_kind(connection: sqlite3.Connection, path: Path, read_only: bool) -> 
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     # A file that was never written to has none of these.
     is_new = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-    if kind == 0 and version == 0 and is_new and not read_only:
-        return
+    if kind == 0 and version == 0 and is_new:
+        if not read_only:
+            return
+        raise InputError(
+            f"store = {str(path)!r}: nothing in it; where it is a copy, its votes may be in the -wal file beside "
+            "the original, which wm study serve empties when it ends"
+        )
     if kind != APPLICATION_ID:
         raise InputError(f"store = {str(path)!r}: an SQLite file of another program, no store of votes of wm study")
     if version != SCHEMA_VERSION:
@@ -194,6 +200,9 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     # NORMAL would flush the log only now and then: an acknowledged vote could be lost with the machine's power.
     connection.execute("PRAGMA synchronous = FULL")
+    # On macOS a flush leaves data in the disk's own memory unless it is asked for more
+    # (https://sqlite.org/pragma.html#pragma_fullfsync).
+    connection.execute("PRAGMA fullfsync = ON")
     # Another process may be making the tables at this moment: look again once it is done.
     connection.execute("BEGIN IMMEDIATE")
     try:

@@ -133,7 +133,9 @@ class _Server:
     """Handlers of the requests."""
 
     def __init__(self, session: StudySession, keys: tuple[str, ...]) -> None:
-        self._session, self._keys, self._guesses = session, keys, Guesses()
+        self._session, self._keys = session, keys
+        # Apart: who has no key must not be able to shut out those who have one by being wrong in their place.
+        self._code_guesses, self._key_guesses = Guesses(), Guesses()
         # Read once: these names and no others can be asked for, whatever a path looks like.
         self._assets = {
             file.name: _Asset(file.read_bytes(), MEDIA_TYPES[file.name.rpartition(".")[2]])
@@ -219,26 +221,26 @@ class _Server:
     def _check_key(self, request: Request) -> None:
         if not self._keys:
             return
-        # Who has guessed too often is not even answered whether the next one is right.
-        address = _address(request)
-        self._guesses.check(address)
+        # A right one comes first: behind a tunnel all have one address, and 128 bits are not guessed.
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and is_known(key, self._keys):
             return
+        address = _address(request)
+        self._key_guesses.check(address)
         # No key at all is no guess: people open the address without its fragment.
         if key:
-            self._guesses.count(address)
+            self._key_guesses.count(address)
         raise RefusedError("Please open this study by the link of your invitation.", "key")
 
     async def _find(self, request: Request, code: str) -> Participant:
         address = _address(request)
         # Before the look-up: a right guess must not show among many wrong ones.
-        self._guesses.check(address)
+        self._code_guesses.check(address)
         try:
             return await run_in_threadpool(self._session.find, code)
         except RefusedError as error:
             if error.code == "unknown":
-                self._guesses.count(address)
+                self._code_guesses.count(address)
             raise
 
 

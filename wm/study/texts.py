@@ -81,7 +81,7 @@ def load_text(path: str, key: str) -> str:
         InputError: The file cannot be read, is empty, too long or not UTF-8.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8").strip()
+        text = Path(path).read_text(encoding="utf-8-sig").strip()  # some editors begin it with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"{key} = {path!r:.300}: {reason}; expected a text file") from error

@@ -162,7 +162,7 @@ def test_checks_are_intact_damaged_and_noise(data, tmp_path):
 
 
 def test_texts_are_ours_or_the_labs_own(data, tmp_path):
-    (tmp_path / "consent.txt").write_text("We agree.\n\nAll of us.\n")
+    (tmp_path / "consent.txt").write_text("We agree.\n\nAll of us.\n", encoding="utf-8-sig")
     run(recipe(data, tmp_path / "s", consent=str(tmp_path / "consent.txt"), title="Which cup?", participants=3))
     study = load_study(tmp_path / "s")
     assert (study.consent, study.title, study.num_participants) == ("We agree.\n\nAll of us.", "Which cup?", 3)

@@ -60,6 +60,8 @@ def test_other_machines_come_in_by_a_key_alone(capsys, tmp_path, study):
     keys.write_text("a-key-of-an-invitation\n")
     _, out, _ = run(capsys, tmp_path, "host=0.0.0.0", f"keys={keys}", "--dry-run")
     assert re.search(r"open http://[^/]+:\d+/#a-key-of-an-invitation$", out, re.MULTILINE) and "0.0.0.0" not in out
+    _, _, err = run(capsys, tmp_path, "host=a..b", f"keys={keys}", "--dry-run")
+    assert "host = 'a..b': no address of this machine" in err and err.count("\n") == 1
     keys.write_text("short\n")
     assert run(capsys, tmp_path, f"keys={keys}")[0] == 2
 

@@ -248,6 +248,17 @@ def test_with_keys_nobody_comes_in_without_one(open_client):
     assert client.get(f"/{person.progress['question']['source']}").status_code == 200
 
 
+def test_wrong_keys_shut_out_nobody_who_has_a_right_one(open_client):
+    # Behind a tunnel all have one address: a stranger who is wrong all the time must not stop the study.
+    client = open_client(keys=(KEY,), is_local=False)
+    wrong = {"authorization": f"Bearer {KEY}x"}
+    for _ in range(MAX_MISSES):
+        refusal(client.get("/api/study", headers=wrong), 401, "key")
+    refusal(client.get("/api/study", headers=wrong), 429, "too_many")
+    client.headers["authorization"] = f"Bearer {KEY}"
+    assert Person(client).vote().status_code == 200
+
+
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "[", "10.0.0.1:8010"])
 def test_on_loopback_other_host_names_get_no_answer(client, open_client, host):
     refusal(client.get("/api/study", headers={"host": host}), 421, "host")

@@ -241,6 +241,24 @@ def test_a_place_that_cannot_hold_a_store_is_refused(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_copy_without_its_log_says_what_it_lacks(tmp_path):
+    with VoteStore(tmp_path / "votes.sqlite") as store:
+        store.add_participant("study")
+        (tmp_path / "copy.sqlite").write_bytes((tmp_path / "votes.sqlite").read_bytes())
+        with pytest.raises(InputError, match=r"nothing in it; .* may be in the -wal file beside the original"):
+            VoteStore(tmp_path / "copy.sqlite", read_only=True)
+
+
+def test_a_link_to_a_network_share_is_refused(tmp_path, monkeypatch):
+    share = tmp_path / "share"
+    share.mkdir()
+    (tmp_path / "votes.sqlite").symlink_to(share / "votes.sqlite")
+    monkeypatch.setattr(database, "file_system", lambda folder: "nfs4" if folder == share.resolve() else "ext4")
+    with pytest.raises(InputError, match=r"network share \(nfs4\)"):
+        VoteStore(tmp_path / "votes.sqlite")
+    assert list(share.iterdir()) == []
+
+
 def test_the_file_system_is_found_by_its_device(tmp_path):
     device = tmp_path.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"

@@ -41,7 +41,7 @@ export async function showItem(study, progress, advance) {
   byId("source").querySelector(".shot").onclick = () => openZoom(pages, 0);
   byId("candidates").replaceChildren(...images.map((image, index) => figure(image, index, pages)));
   for (const name of NAMES) byId(name).querySelector(".options").replaceChildren(...images.map((_, index) => option(name, index)));
-  for (const node of document.querySelectorAll(".keys .last")) node.textContent = String(images.length);
+  for (const node of document.querySelectorAll(".keys .last")) node.textContent = String(Math.min(images.length, 9));
   showProse(byId("instructions"), study.instructions);
   byId("count").textContent = `${done + 1} of ${total}`;
   byId("bar").max = total;
@@ -116,7 +116,9 @@ async function submit() {
 }
 
 function pressed(event) {
-  const digit = /^(?:Digit|Numpad)([1-9])$/.exec(event.code);
+  // With Shift, Windows makes an arrow of a digit of the number pad, and hides that Shift is held.
+  const isArrow = event.code.startsWith("Numpad") && !event.shiftKey && !/^[1-9]$/.test(event.key);
+  const digit = isArrow ? null : /^(?:Digit|Numpad)([1-9])$/.exec(event.code);
   const isElsewhere = byId("item").hidden || byId("zoom").open || event.ctrlKey || event.altKey || event.metaKey;
   if (isElsewhere || !current) return;
   if (digit && Number(digit[1]) <= current.count) {

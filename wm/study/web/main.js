@@ -27,7 +27,7 @@ async function open() {
   try {
     await goOn(await getProgress(known));
   } catch (error) {
-    if (error.code === "unknown") startAgain(error.message);
+    if (error.code === "unknown") startAgain(error.message, known);
     else showBlocked(error.message);
   }
 }
@@ -37,9 +37,11 @@ function showBlocked(text) {
   showView("blocked", byId("blocked-title"));
 }
 
-function startAgain(text) {
+// The code stays in its field: the server may have been started with another store by mistake.
+function startAgain(text, known) {
   code.set(study.study_id, "");
   showStart(study);
+  byId("code").value = known;
   showError(text);
 }
 
@@ -64,7 +66,7 @@ async function advance(next, error) {
   if (!error) {
     await goOn(next);
   } else if (error.code === "unknown") {
-    startAgain(error.message);
+    startAgain(error.message, progress.code);
   } else if (error.code === "answered" || error.code === "stale") {
     await goOn(await getProgress(progress.code));
     showError(error.message);
@@ -77,6 +79,9 @@ wireItem();
 wireZoom();
 wireStart({
   study: () => study,
+  // Another tab may have joined meanwhile: one person must not take part twice.
+  known: () => code.get(study.study_id),
+  open,
   joined: (next) => {
     progress = next;
     code.set(study.study_id, next.code);

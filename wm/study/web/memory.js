@@ -13,12 +13,13 @@ function write(name, value) {
 
 export const key = {
   // The link of the invitation has it behind the #, which no server is sent.
-  get: () => decode(location.hash.slice(1)) || read(KEY),
-  keep: () => { if (location.hash.length > 1) write(KEY, decode(location.hash.slice(1))); },
+  get: () => fragment() || read(KEY),
+  keep: () => { if (fragment()) write(KEY, fragment()); },
 };
 
-function decode(text) {
-  try { return decodeURIComponent(text); } catch { return ""; }
+// Mail programs take the quote or full stop after a link for a part of it; no key has one.
+function fragment() {
+  try { return decodeURIComponent(location.hash.slice(1)).replace(/[^A-Za-z0-9_-]/g, ""); } catch { return ""; }
 }
 
 export const code = {

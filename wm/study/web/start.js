@@ -25,17 +25,20 @@ async function once(form, work) {
   try { await work(); } catch (error) { showError(error.message); } finally { button.disabled = false; }
 }
 
-export function wireStart({ study, joined, returned, begin }) {
+export function wireStart({ study, known, open, joined, returned, begin }) {
   byId("join").addEventListener("submit", (event) => {
     event.preventDefault();
-    once(event.target, async () => joined(await join(study().study_id)));
+    once(event.target, async () => {
+      if (known()) await open();
+      else joined(await join(study().study_id));
+    });
   });
   byId("return").addEventListener("submit", (event) => {
     event.preventDefault();
     const code = byId("code").value.trim();
     once(event.target, async () => {
       if (!code) throw new Error("Please give your code.");
-      returned(await comeBack(code));
+      await returned(await comeBack(code));
     });
   });
   byId("begin").addEventListener("click", begin);
