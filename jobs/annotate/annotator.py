@@ -6,6 +6,7 @@ Not known here: how a video is decoded, and which shards there are.
 import itertools
 import json
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
@@ -74,7 +75,7 @@ class Annotator:
             self.codec = load_codec(settings.base or settings.idm, device=settings.device)
             self.name = annotator_name(settings.idm, self.idm.base_id)
         except InputError as error:
-            self.problem = str(error)
+            self.problem = f"on node {socket.gethostname()}: {error}"  # others may have the model
 
     def __call__(self, batch: pa.Table) -> dict[str, list[object]]:
         """Annotate the block of one shard and write its files.

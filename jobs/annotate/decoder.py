@@ -5,6 +5,7 @@ Knows no model and writes no table.
 
 import fcntl
 import shutil
+import socket
 import tempfile
 import time
 import weakref
@@ -24,7 +25,7 @@ from jobs.shared.ray_session import find_node_id
 from wm.files.storage import download
 from wm.files.uris import is_remote
 from wm.video import Clip, ClipReader, ClipSettings, VideoError
-from wm.video.errors import check_name
+from wm.video.errors import MachineError, check_name
 from wm.video.facts import FrameFacts, pair_difference
 
 _PREFIX, _LOCK = "wm-annotate-", ".owner"
@@ -94,7 +95,7 @@ class VideoReader:
 
         Raises:
             OSError: The machine is at fault, not the video: its disk is full.
-            RuntimeError: The same: no child starts.
+            RuntimeError: The same: no child starts, or a bucket's store does not let the machine in.
         """
         seconds: Decoding = {}
         begin = time.perf_counter()
@@ -177,6 +178,9 @@ class Decoder:
         for video, path in zip(videos, paths, strict=True):
             try:
                 decoding = self.videos.read(video, path, [rule])[0][rule]
+            except MachineError as error:
+                # Other nodes may be let in: the message says where to look.
+                decoding = {"problem": f"on node {socket.gethostname()}: {error}", "errno": 0}
             except (OSError, RuntimeError) as error:
                 # The machine's trouble (no space, no child that starts), not the video's: no reject.
                 message = f"cannot decode {video['uri']} on this machine: {getattr(error, 'strerror', None) or error}"
@@ -226,12 +230,15 @@ def fetch_remote(uri: str, path: str, time_limit_s: float, max_bytes: int) -> No
 
     Raises:
         VideoError: For what is the file's or its server's fault.
+        MachineError: The store does not let this machine in.
     """
-    from wm.files.storage import StorageError
+    from wm.files.storage import LoginError, StorageError
 
-    # Only this error travels through the pipe as the video's own.
+    # Only these errors travel through the pipe as they are.
     try:
         download(uri, path, time_limit_s=time_limit_s, max_bytes=max_bytes)
+    except LoginError as error:
+        raise MachineError(error.detail) from error
     except StorageError as error:
         raise VideoError(error.reason, error.detail) from error
 

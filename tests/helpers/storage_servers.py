@@ -73,6 +73,31 @@ def _serve(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 @contextmanager
+def refusing_store(monkeypatch, status: int, code: str, *, lists: bool = False) -> Iterator[None]:
+    """Serve S3's answers of refusal, which AWS's variables name: ``HEAD`` has no body, so no code. ``lists``: an empty
+    listing is given all the same, as where an object alone is forbidden."""
+    listing = b"<ListBucketResult><IsTruncated>false</IsTruncated><KeyCount>0</KeyCount></ListBucketResult>"
+
+    class Handler(_Handler):
+        def do_HEAD(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            if lists and "list-type" in self.path:
+                self.answer(200, listing)
+            else:
+                self.answer(status, f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode())
+
+    with _serve(Handler) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        yield
+
+
+@contextmanager
 def http_server(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
     """Serve ``files`` by path, and faults: ``/hang`` (never answers), ``/stall`` (ten bytes, then nothing),
     ``/trickle`` (a header's byte now and then), ``/short`` (ends too soon), ``/to/URL`` (redirects), ``/loop``,

@@ -18,7 +18,7 @@ import pyarrow as pa
 from wm.errors import InputError, to_line
 from wm.files.atomic import replace_file
 from wm.files.clients import CONNECT_LIMIT_S, get_filesystem
-from wm.files.store_errors import TRANSIENT
+from wm.files.store_errors import TRANSIENT, explain_refused_login
 from wm.files.uris import OBJECT_STORES, is_remote, parse_address, scheme_of
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ class StorageError(Exception):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+class LoginError(StorageError):
+    """The store does not let this machine in, as it has no credentials or others: the file is not at fault."""
 
 
 def list_files(prefix: str) -> pa.Table:
@@ -191,7 +195,7 @@ def download(uri: str, path: str | Path, *, time_limit_s: float = 600.0, max_byt
 
     Raises:
         StorageError: ``missing_file`` (404, no such key), ``unreadable`` (refused, no server, damaged on the way, too
-            large), ``time_out``.
+            large), ``time_out``. Of these a :class:`LoginError`, where the store does not let this machine in.
         InputError: The URI is not remote.
         OSError: ``path`` cannot be written.
     """
@@ -289,10 +293,16 @@ def _iterate_object(uri: str, stall_limit_s: float) -> Iterator[bytes]:
         # A row of a list, which costs itself and not the run.
         raise StorageError("unreadable", str(error)) from error
     try:
-        with get_filesystem(address, stall_limit_s).open_input_stream(f"{address.bucket}/{address.key}") as stream:
+        client = get_filesystem(address, stall_limit_s)
+    except OSError as error:
+        raise _convert_error(uri, error) from error
+    try:
+        with client.open_input_stream(f"{address.bucket}/{address.key}") as stream:
             while chunk := stream.read(_PART_BYTES):
                 yield chunk
     except (OSError, pa.ArrowException) as error:
+        if refusal := explain_refused_login(uri, error, client):
+            raise LoginError("unreadable", refusal) from error
         raise _convert_error(uri, error) from error
 
 

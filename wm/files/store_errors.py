@@ -5,10 +5,15 @@ Not known here: how objects are read and written.
 
 import re
 import socket
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from wm.errors import InputError, to_line
 from wm.files.clients import has_login
 from wm.files.uris import parse_address, scheme_of
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 TRANSIENT = re.compile(
     r"SLOW_DOWN|SlowDown|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|INTERNAL_ERROR|InternalError|REQUEST_TIMEOUT|THROTTLING|"
@@ -36,22 +41,29 @@ class BucketError(InputError):
         return f"{self.uri}: {self.detail}"
 
 
+_LOGINS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+}
+_EXPIRED = r"EXPIRED|[Ee]xpired|invalid_grant"
+_NOT_ACCEPTED = (
+    r"INVALID_ACCESS_KEY|InvalidAccessKey|SIGNATURE|SignatureDoesNotMatch|INVALID_CLIENT_TOKEN|UNRECOGNIZED_CLIENT|"
+    r"UNAUTHENTICATED|\b401\b|InvalidToken|TOO_SKEWED|TooSkewed"
+)
+_DENIED = r"ACCESS_DENIED|AccessDenied|PERMISSION_DENIED|\b403\b|[Ff]orbidden"
+
 _HINTS: tuple[tuple[str, str], ...] = (
     (
         r"\b411\b|MissingContentLength",
         "the server takes no upload without its length; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required",
     ),
-    (r"EXPIRED|[Ee]xpired|invalid_grant", "the credentials have expired on {host}; renew them"),
-    (
-        r"INVALID_ACCESS_KEY|InvalidAccessKey|SIGNATURE|INVALID_CLIENT_TOKEN|UNRECOGNIZED_CLIENT|UNAUTHENTICATED|"
-        r"\b401\b|InvalidToken",
-        "the store does not accept the credentials of {host}; check {login}",
-    ),
+    (_EXPIRED, "the credentials have expired on {host}; renew them"),
+    (_NOT_ACCEPTED, "the store does not accept the credentials of {host}; check {login}"),
     (
         r"PermanentRedirect|PERMANENT_REDIRECT|AuthorizationHeaderMalformed|IllegalLocationConstraint|\b301\b",
         "the bucket is in another region; set AWS_REGION, or add ?region=NAME to the URI",
     ),
-    (r"ACCESS_DENIED|AccessDenied|PERMISSION_DENIED|\b403\b|[Ff]orbidden", "the store refuses this to {host}: {login}"),
+    (_DENIED, "the store refuses this to {host}: {login}"),
 )
 
 
@@ -74,11 +86,7 @@ def explain_error(uri: str, error: BaseException, act: str) -> BucketError:
     if isinstance(error, FileNotFoundError) or re.search(r"NO_SUCH_KEY|NOT_FOUND", text):
         return BucketError(uri, "no such object or folder", "missing_file")
     # Without a login requests are not signed: whatever the store answers, that is the reason.
-    login = (
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
-        if scheme == "s3"
-        else "GOOGLE_APPLICATION_CREDENTIALS"
-    )
+    login = _LOGINS[scheme]
     rights = f"these credentials may not {act} here" if has_login(scheme) else f"no credentials found; set {login}"
     for pattern, hint in _HINTS:
         if re.search(pattern, text):
@@ -92,3 +100,46 @@ def explain_error(uri: str, error: BaseException, act: str) -> BucketError:
     if re.search(r"curlCode: 28|[Tt]imeout|[Tt]imed out|DEADLINE_EXCEEDED", text):
         return BucketError(uri, f"no answer in time ({text})", "time_out", True)
     return BucketError(uri, f"cannot {act} it: {text}", transient=is_transient)
+
+
+def explain_refused_login(uri: str, error: BaseException, client: "FileSystem") -> str | None:
+    """Tell a machine that a store does not let in from an object that is forbidden, after an object was not read.
+
+    A refused ``HEAD`` has no body and so no reason: the store is asked for a listing, whose answer names it.
+
+    Args:
+        uri: Of the object.
+        error: As pyarrow raised it.
+        client: With which the object was read.
+
+    Returns:
+        What is wrong, with URI and host: this machine has no credentials and an anonymous request was denied, or the
+        store does not accept those it has, or they have expired. None: the object alone is at fault.
+    """
+    from pyarrow import fs
+
+    address = parse_address(uri)
+    asks_anonymously = dict(address.options).get("anonymous", "").lower() in ("true", "1")
+    # Keys and buckets may have any words, such as a number that is a status too.
+    text = _without_names(error, address.bucket, address.key)
+    if asks_anonymously or not re.search(rf"{_EXPIRED}|{_NOT_ACCEPTED}|{_DENIED}|\b400\b", text):
+        return None
+    if not has_login(address.scheme):
+        refused = re.search(rf"{_NOT_ACCEPTED}|{_DENIED}", text)
+        advice = f"set {_LOGINS[address.scheme]}; if the bucket is public, add ?anonymous=true to the URI"
+        reason = f"{uri}: the store refuses this to {socket.gethostname()}: no credentials found; {advice}"
+        return f"{reason} ({to_line(error, 300)})" if refused else None
+    try:
+        client.get_file_info(fs.FileSelector(f"{address.bucket}/wm-login/", allow_not_found=True))
+    except OSError as answer:
+        if re.search(rf"{_EXPIRED}|{_NOT_ACCEPTED}", _without_names(answer, address.bucket, address.key)):
+            return str(explain_error(uri, answer, "read"))
+    return None
+
+
+def _without_names(error: BaseException, bucket: str, key: str) -> str:
+    text = to_line(error)
+    for name in sorted({key, quote(key), quote(key, safe=""), bucket} - {""}, key=len, reverse=True):
+        # As a whole: a key of one digit is no part of a status.
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "", text)
+    return text

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from wm.video.errors import VideoError
+from wm.video.errors import MachineError, VideoError
 
 _WATCH_S = 1.0
 _DAMAGES = ("no_frames", "one_frame", "decode_error", "frame_mismatch")
@@ -69,12 +69,12 @@ def answer(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
         kwargs: Its keyword arguments.
 
     Returns:
-        ("result", value) or ("error", VideoError); ("error", OSError) where this machine's disk is full, which is not
-        the file's fault.
+        ("result", value) or ("error", VideoError); ("error", OSError) where this machine's disk is full and ("error",
+        MachineError), which are not the file's fault.
     """
     try:
         return "result", function(*args, **kwargs)
-    except VideoError as error:
+    except (VideoError, MachineError) as error:
         return "error", error
     except MemoryError as error:
         # The limit of address space, in Python's own code.

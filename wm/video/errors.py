@@ -45,6 +45,10 @@ class VideoError(Exception):
         return f"{self.reason}: {self.detail}"
 
 
+class MachineError(RuntimeError):
+    """This machine is at fault, not the video: a bucket's store does not let it in."""
+
+
 def check_name(uri: str) -> None:
     """Refuse a local file whose name is no UTF-8: it would have another name in every table.
 

@@ -60,6 +60,7 @@ class IsolatedProcess:
         Raises:
             VideoError: As the function raised it, or with ``time_out``, ``crashed``, ``out_of_memory`` or
                 ``unexpected_error`` (any other exception of the function).
+            MachineError: As the function raised it.
             OSError: The disk is full.
         """
         pipe = self._start()

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import shutil
+import socket
 from collections import Counter
 from dataclasses import replace
 
@@ -310,6 +311,12 @@ def test_a_model_that_does_not_load_is_named_in_one_line(videos, tiny_base, tmp_
     answer = Annotator(one.annotator_settings())(decode(one))
     assert "vq-other" in answer["problem"][0]
     assert not (tmp_path / "out" / "triplets").exists()
+
+
+def test_a_model_that_this_node_lacks_is_named_with_the_host(tmp_path):
+    one = AnnotateRecipe.parse({"videos": "v", "idm": str(tmp_path / "gone"), "out": "o"}, "test")
+    problem = Annotator(one.annotator_settings()).problem
+    assert problem.startswith(f"on node {socket.gethostname()}: ") and str(tmp_path / "gone") in problem
 
 
 def test_dry_run_lists_and_touches_nothing(videos, tiny_base, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """``annotate`` on videos that lie elsewhere: a bucket and a web server, with faults among them."""
 
+import pickle
+import socket
 import subprocess
 import sys
 import time
@@ -8,13 +10,16 @@ from pathlib import Path
 import pytest
 
 from jobs.annotate.decoder import Decoder
+from jobs.annotate.job import _show_progress
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.annotate.shards import shard_table
-from tests.helpers.storage_servers import http_server, s3_server
+from tests.helpers.storage_servers import http_server, refusing_store, s3_server
 from tests.helpers.video_files import marked_frame, write_video
 from wm.datasets.videos.listing import Entry, make_listing
+from wm.errors import InputError
 from wm.records import REJECT_SCHEMA
 from wm.tables import read_table
+from wm.video.child import answer
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -52,6 +57,74 @@ def test_a_video_that_hangs_is_named(monkeypatch):
     row = one(shard_table(make_listing(iter([Entry("https://host/1.mp4", "1.mp4")]), {}), 0, 0, 1)).to_pylist()[0]
     one.reader.close()
     assert (row["reason"], row["detail"]) == ("time_out", "https://host/1.mp4: no answer within 0.2 s")
+
+
+def decode(*uris):
+    """Rows of a decoder whose child's work is done here, as a child takes seconds to start."""
+
+    def call(_limit_s, function, *args, **more):
+        kind, value = answer(function, args, more)
+        if kind == "error":
+            raise pickle.loads(pickle.dumps(value))
+        return value
+
+    one = decoder()
+    one.reader.process.call = call
+    rows = [Entry(uri, uri) for uri in uris]
+    return one(shard_table(make_listing(iter(rows), {}), 0, 0, len(rows))).to_pylist()
+
+
+def test_no_login_on_this_node_ends_the_run_and_is_no_reject(tmp_path, monkeypatch):
+    """A clip that is rejected for it would be missing once the same command runs with credentials."""
+    with s3_server(monkeypatch) as s3:
+        s3.create_bucket(Bucket="clips")
+        s3.put_object(Bucket="clips", Key="mine.mp4", Body=b"no video\n")
+        s3.put_object(Bucket="clips", Key="all.mp4", Body=b"no video\n", ACL="public-read")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        uris = ["s3://clips/mine.mp4", "s3://clips/all.mp4", "s3://clips/mine.mp4?anonymous=true"]
+        rows = {row["uri"]: row for row in decode(*uris)}
+        mine, everyones, asked = (rows[uri] for uri in uris)
+        assert mine["problem"].startswith(
+            f"on node {socket.gethostname()}: s3://clips/mine.mp4: the store refuses this to {socket.gethostname()}: "
+            "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+        assert (mine["outcome"], mine["reason"], mine["errno"]) == (None, None, 0)
+        # Public objects are read without a login; who asks for no login means the object.
+        assert (everyones["reason"], everyones["problem"]) == ("not_a_video", None)
+        assert (asked["reason"], asked["problem"]) == ("unreadable", None)
+        with pytest.raises(InputError, match=f"^on node {socket.gethostname()}: s3://clips/mine.mp4: "):
+            _show_progress([{"errno": 0, "problem": mine["problem"]}], 1, 1)
+        # The same shard again, with credentials.
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        assert decode(uris[0])[0]["reason"] == "not_a_video"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (400, "ExpiredToken", "the credentials have expired on {host}; renew them"),
+        (403, "InvalidAccessKeyId", "the store does not accept the credentials of {host}; check AWS_"),
+        (403, "SignatureDoesNotMatch", "the store does not accept the credentials of {host}; check AWS_"),
+    ],
+)
+def test_credentials_that_no_longer_hold_end_the_run(monkeypatch, status, code, words):
+    with refusing_store(monkeypatch, status, code):
+        (row,) = decode("s3://clips/401.mp4")
+    host = socket.gethostname()
+    assert row["problem"].startswith(f"on node {host}: s3://clips/401.mp4: {words.format(host=host)}")
+    assert row["outcome"] is None and row["errno"] == 0
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_a_forbidden_object_costs_itself(monkeypatch, lists):
+    """Also where the credentials may not list; and whatever number is in its name."""
+    with refusing_store(monkeypatch, 403, "AccessDenied", lists=lists):
+        (row,) = decode("s3://clips/401 expired.mp4")
+    assert (row["outcome"], row["reason"], row["problem"]) == ("failed", "unreadable", None)
+    assert row["detail"].startswith("s3://clips/401 expired.mp4: ")
 
 
 @pytest.mark.slow
