@@ -103,7 +103,7 @@ def explain_error(uri: str, error: BaseException, act: str) -> BucketError:
 
 
 def explain_refused_login(uri: str, error: BaseException, client: "FileSystem") -> str | None:
-    """Tell a machine that a store does not let in from an object that is forbidden, after an object was not read.
+    """Distinguish a machine that a store does not let in from a forbidden object, after an object was not read.
 
     A refused ``HEAD`` has no body and so no reason: the store is asked for a listing, whose answer names it.
 
@@ -140,6 +140,6 @@ def explain_refused_login(uri: str, error: BaseException, client: "FileSystem") 
 def _without_names(error: BaseException, bucket: str, key: str) -> str:
     text = to_line(error)
     for name in sorted({key, quote(key), quote(key, safe=""), bucket} - {""}, key=len, reverse=True):
-        # As a whole: a key of one digit is no part of a status.
+        # Between other signs: a key of one digit is no part of a status.
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "", text)
     return text
