@@ -41,6 +41,13 @@ _HINTS: tuple[tuple[str, str], ...] = (
         r"\b411\b|MissingContentLength",
         "the server takes no upload without its length; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required",
     ),
+    (
+        # Google says of a wrong clock what it says of a login that has ended, and only the rest tells them apart
+        # (https://developers.google.com/identity/protocols/oauth2/service-account#jwt-error-codes).
+        r"REQUEST_TIME_TOO_SKEWED|RequestTimeTooSkewed|Signature (expired|not yet current)|"
+        r"short-lived token|Check your iat|invalid_grant.*\biat\b",
+        "the clock of {host} is wrong by more than the store allows; set it (NTP)",
+    ),
     (r"EXPIRED|[Ee]xpired|invalid_grant", "the credentials have expired on {host}; renew them"),
     (
         r"INVALID_ACCESS_KEY|InvalidAccessKey|SIGNATURE|INVALID_CLIENT_TOKEN|UNRECOGNIZED_CLIENT|UNAUTHENTICATED|"
@@ -80,8 +87,10 @@ def explain_error(uri: str, error: BaseException, act: str) -> BucketError:
         else "GOOGLE_APPLICATION_CREDENTIALS"
     )
     rights = f"these credentials may not {act} here" if has_login(scheme) else f"no credentials found; set {login}"
+    # Google's client puts a paragraph of its own before what the server said.
+    whole = to_line(error, 2000)
     for pattern, hint in _HINTS:
-        if re.search(pattern, text):
+        if re.search(pattern, whole):
             words = rights if "refuses" in hint else login
             return BucketError(uri, f"{hint.format(host=socket.gethostname(), login=words)} ({text})")
     is_transient = bool(TRANSIENT.search(text))

@@ -130,6 +130,17 @@ def test_what_is_missing_is_named(bucket: Any) -> None:
         ("AWS Error UNKNOWN (HTTP status 411) during PutObject: x", "AWS_REQUEST_CHECKSUM_CALCULATION", False),
         ("AWS Error ACCESS_DENIED during PutObject operation", "no credentials found; set AWS_ACCESS_KEY_ID", False),
         ("AWS Error UNKNOWN (HTTP status 400) ExpiredToken", "credentials have expired", False),
+        ("AWS Error REQUEST_TIME_TOO_SKEWED during PutObject operation: (HTTP status 403)", "the clock of", False),
+        ("An error occurred (RequestTimeTooSkewed) when calling the DeleteObject operation", "set it (NTP)", False),
+        (
+            "UNAVAILABLE "
+            + "x" * 300
+            + ' "invalid_grant","error_description":"Invalid JWT: Token must be a short-lived '
+            'token (60 minutes) and in a reasonable timeframe. Check your iat and exp values in the JWT claim."',
+            "the clock of",
+            False,
+        ),
+        ('{"error": "invalid_grant", "error_description": "Token has been revoked."}', "have expired", False),
         ("AWS Error INVALID_ACCESS_KEY_ID during x", "does not accept the credentials", False),
         ("AWS Error UNKNOWN (HTTP status 301) PermanentRedirect", "another region; set AWS_REGION", False),
         ("AWS Error SLOW_DOWN during GetObject", "SLOW_DOWN", True),
