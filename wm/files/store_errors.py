@@ -16,6 +16,8 @@ TRANSIENT = re.compile(
     r"(HTTP (status|response code|error code)[: ]*|HTTP )(429|5\d\d)|Connection (reset|refused)|incomplete"
 )
 
+NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket.{0,80}(not found|does not exist)")
+
 
 class BucketError(InputError):
     """An object store refuses, lacks or does not deliver something."""
@@ -72,7 +74,7 @@ def explain_error(uri: str, error: BaseException, act: str) -> BucketError:
     """
     text = to_line(error, 300)
     scheme, bucket = scheme_of(uri), parse_address(uri).bucket
-    if re.search(r"NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket.{0,80}(not found|does not exist)", text) or (
+    if NO_BUCKET.search(text) or (
         act == "write" and (isinstance(error, FileNotFoundError) or re.search(r"NOT_FOUND|RESOURCE_NOT_FOUND", text))
     ):
         return BucketError(
