@@ -216,7 +216,7 @@ def _joined(address: str) -> Iterator[None]:
         # Raised only where RAY_AUTH_MODE asks for a token and there is none.
         raise InputError(f"RAY_AUTH_TOKEN is not set, nor is there a file with the token of {address}") from error
     except ConnectionError as error:
-        # Ray says the same of a wrong token and of no answer; only its native log tells them apart.
+        # Ray says the same of a wrong token and of no answer; only its native log has the difference.
         if refusals:
             raise InputError(other_token) from error
         reason = to_line(error.__cause__ or error, 300)

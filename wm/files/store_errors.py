@@ -44,7 +44,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "the server takes no upload without its length; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required",
     ),
     (
-        # Google says of a wrong clock what it says of a login that has ended, and only the rest tells them apart
+        # Google says of a wrong clock what it says of a login that has ended, the difference is in the rest
         # (https://developers.google.com/identity/protocols/oauth2/service-account#jwt-error-codes).
         r"REQUEST_TIME_TOO_SKEWED|RequestTimeTooSkewed|Signature (expired|not yet current)|"
         r"short-lived token|Check your iat|invalid_grant.*\biat\b",
@@ -90,9 +90,9 @@ def explain_error(uri: str, error: BaseException, act: str) -> BucketError:
     )
     rights = f"these credentials may not {act} here" if has_login(scheme) else f"no credentials found; set {login}"
     # Google's client puts a paragraph of its own before what the server said.
-    whole = to_line(error, 2000)
+    long_text = to_line(error, 2000)
     for pattern, hint in _HINTS:
-        if re.search(pattern, whole):
+        if re.search(pattern, long_text):
             words = rights if "refuses" in hint else login
             return BucketError(uri, f"{hint.format(host=socket.gethostname(), login=words)} ({text})")
     is_transient = bool(TRANSIENT.search(text))
