@@ -179,7 +179,7 @@ def test_what_cannot_be_used_is_named_before_work_starts(
         prepare_buckets(StageRecipe.parse({"out": "s3://bucket/out"}, "test"))
 
 
-def test_a_bucket_in_another_region_is_named_for_outputs_and_inputs(
+def test_a_bucket_in_another_region_is_named(
     bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serve_proxy(os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")) as proxy:
