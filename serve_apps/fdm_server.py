@@ -127,7 +127,11 @@ class FDMServer(ModelServer):
         search, sampling = request.to_search(self._recipe), request.to_sampling(self._recipe)
         state = RolloutState(tuple(source), request.actions, request.seed, search)
         counts: list[int] = []
+        deadline_s = asyncio.get_running_loop().time() + self._recipe.timeout_s
         while not state.is_done:
+            # Nobody waits any more; that a caller has left may not have reached a replica that was just being called.
+            if asyncio.get_running_loop().time() > deadline_s:
+                raise TimeoutError(f"a rollout took more than {self._recipe.timeout_s:g} s")
             # The sequences of the beam are searched from at once: their candidates share the batch.
             predictions = await asyncio.gather(
                 *(self._search(model, request.verifier, start, search, sampling) for start in state.starts())

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.shared.ray_messages import filter_messages
-from wm.errors import InputError
+from wm.errors import InputError, to_line
 from wm.interrupts import keep_terminate_handler
 from wm.logs import worker_variables
 from wm.private_session import few_processes, joined_session, private_session
@@ -45,7 +45,8 @@ def connect(num_cpus: int | None = None) -> None:
         num_cpus: Logical CPUs of a private session; None: the cores, at least :data:`MIN_LOGICAL_CPUS`.
 
     Raises:
-        InputError: The session did not start in time, or there is no folder for its files.
+        InputError: The session did not start in time, there is no folder for its files, or the cluster cannot be
+            joined: another token, or none that answers.
     """
     _set_environment()
     import ray
@@ -62,7 +63,7 @@ def connect(num_cpus: int | None = None) -> None:
     if not is_private():
         _follow_token()
         address = os.environ["RAY_ADDRESS"]
-        with joined_session(ray_constants, address), _quiet_core(), keep_terminate_handler():
+        with joined_session(ray_constants, address), _joined(address), keep_terminate_handler():
             ray.init(address, **_worker_logs(), log_to_driver=False, logging_level=logging.ERROR)
         return
     with (
@@ -202,12 +203,33 @@ def _started_in_time() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_core() -> Iterator[None]:
+def _joined(address: str) -> Iterator[None]:
+    """Report a cluster that cannot be joined in one line."""
+    from ray.exceptions import AuthenticationError
+
+    other_token = f"RAY_AUTH_TOKEN (or the file RAY_AUTH_TOKEN_PATH) is not that of the cluster at {address}"
+    refusals: list[bytes] = []
+    try:
+        with _quiet_core(refusals):
+            yield
+    except AuthenticationError as error:
+        # Raised only where RAY_AUTH_MODE asks for a token and there is none.
+        raise InputError(f"RAY_AUTH_TOKEN is not set, nor is there a file with the token of {address}") from error
+    except ConnectionError as error:
+        # Ray says the same of a wrong token and of no answer; only its native log has the difference.
+        if refusals:
+            raise InputError(other_token) from error
+        reason = to_line(error.__cause__ or error, 300)
+        raise InputError(f"RAY_ADDRESS = {address!r}: no cluster there can be joined ({reason})") from error
+
+
+@contextmanager
+def _quiet_core(refusals: list[bytes] | None = None) -> Iterator[None]:
     """Start Ray with its native log at ``fatal``, unless the user has set a level.
 
     Ray Data's restartable actors make the native core report, as an error, what is none; no other setting hides
     it. That a level was set is itself announced on stderr, past any level: of what is written there meanwhile,
-    that line alone is dropped.
+    that line alone is dropped, and those of a token that is refused, one a second, which ``refusals`` gets.
     """
     if _CORE_LOG_LEVEL in os.environ:
         yield
@@ -227,7 +249,9 @@ def _quiet_core() -> Iterator[None]:
             os.close(terminal)
             output.seek(0)
             for line in output:
-                if f"Set ray log level from environment variable {_CORE_LOG_LEVEL}".encode() not in line:
+                if refusals is not None and b"InvalidAuthToken" in line:
+                    refusals.append(line)
+                elif f"Set ray log level from environment variable {_CORE_LOG_LEVEL}".encode() not in line:
                     os.write(2, line)
 
 

@@ -17,6 +17,7 @@ lose_reply: it ends when the store has done what was asked. cut_body: it ends wi
 body comes in pieces. stall: no answer until :meth:`FaultyProxy.heal`."""
 
 _CODES = {
+    301: ("PermanentRedirect", "The bucket you are attempting to access must be addressed using another endpoint."),
     400: ("ExpiredToken", "The provided token has expired."),
     401: ("Unauthorized", "Invalid Credentials"),
     403: ("AccessDenied", "Access Denied"),

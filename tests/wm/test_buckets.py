@@ -1,10 +1,12 @@
 """Runs and recipes in buckets: checked before work starts, recorded as URIs, resumed on a node that has nothing."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pytest
 
+from tests.helpers.faulty_proxy import serve_proxy
 from tests.helpers.storage_servers import closed_port, s3_server
 from wm import buckets
 from wm.buckets import find_bucket_paths, localise, prepare_buckets
@@ -175,3 +177,21 @@ def test_what_cannot_be_used_is_named_before_work_starts(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed_port()}")
     with pytest.raises(InputError, match=r"^out = 's3://bucket/out': no connection to its server"):
         prepare_buckets(StageRecipe.parse({"out": "s3://bucket/out"}, "test"))
+
+
+def test_a_bucket_in_another_region_is_named(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve_proxy(os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{proxy.address}")
+        # AWS names no Location in it, and answers a HEAD without a text.
+        proxy.spoil("status", status=301)
+        cases = ((f"out={tmp_path}/out", "model=s3://bucket/m"), ("out=s3://bucket/out",))
+        for *others, setting in cases:
+            key, _, uri = setting.partition("=")
+            proxy.requests.clear()
+            assert command(*others, setting) == 2
+            hint = "the bucket is in another region; set AWS_REGION, or add ?region=NAME to the URI ("
+            assert capsys.readouterr().err.startswith(f"error: {key} = {uri!r}: {hint}")
+            assert len(proxy.requests) <= 2  # nothing is tried again
+    assert keys(bucket) == set()

@@ -42,7 +42,7 @@ def get_filesystem(address: ObjectAddress, stall_limit_s: float) -> "FileSystem"
         The ``pyarrow.fs`` client.
 
     Raises:
-        OSError: AWS was asked for the region of the bucket, and did not answer.
+        OSError: AWS was asked for the region of the bucket, and has no such bucket or did not answer.
     """
     options = dict(address.options)
     # The URI's own options come before the environment's.

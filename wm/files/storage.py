@@ -18,7 +18,7 @@ import pyarrow as pa
 from wm.errors import InputError, to_line
 from wm.files.atomic import replace_file
 from wm.files.clients import CONNECT_LIMIT_S, get_filesystem
-from wm.files.store_errors import TRANSIENT, explain_refused_login
+from wm.files.store_errors import NO_BUCKET, TRANSIENT, explain_refused_login
 from wm.files.uris import OBJECT_STORES, is_remote, parse_address, scheme_of
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def object_store(uri: str, *, stall_limit_s: float = 60.0) -> "tuple[FileSystem,
         The ``pyarrow.fs`` client, and the URI's path in it.
 
     Raises:
-        StorageError: AWS was asked for the region of the bucket, and did not answer.
+        StorageError: AWS was asked for the region of the bucket, and has no such bucket or did not answer.
     """
     address = parse_address(uri)
     try:
@@ -309,7 +309,7 @@ def _iterate_object(uri: str, stall_limit_s: float) -> Iterator[bytes]:
 def _convert_error(uri: str, error: Exception) -> StorageError:
     """Convert an error of pyarrow, whose kinds of remote errors differ in their words only."""
     text = to_line(error, 300)
-    if isinstance(error, FileNotFoundError) or re.search(r"NO_SUCH_(KEY|BUCKET)|NOT_FOUND", text):
+    if isinstance(error, FileNotFoundError) or re.search(r"NO_SUCH_KEY|NOT_FOUND", text) or NO_BUCKET.search(text):
         return StorageError("missing_file", f"{uri}: no such object or bucket")
     if re.search(r"curlCode: 28|[Tt]imeout|DEADLINE_EXCEEDED", text):
         return StorageError("time_out", f"{uri}: {text}")

@@ -21,6 +21,8 @@ TRANSIENT = re.compile(
     r"(HTTP (status|response code|error code)[: ]*|HTTP )(429|5\d\d)|Connection (reset|refused)|incomplete"
 )
 
+NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket.{0,80}(not found|does not exist)")
+
 
 class BucketError(InputError):
     """An object store refuses, lacks or does not deliver something."""
@@ -57,6 +59,13 @@ _HINTS: tuple[tuple[str, str], ...] = (
         r"\b411\b|MissingContentLength",
         "the server takes no upload without its length; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required",
     ),
+    (
+        # Google says of a wrong clock what it says of a login that has ended, the difference is in the rest
+        # (https://developers.google.com/identity/protocols/oauth2/service-account#jwt-error-codes).
+        r"REQUEST_TIME_TOO_SKEWED|RequestTimeTooSkewed|Signature (expired|not yet current)|"
+        r"short-lived token|Check your iat|invalid_grant.*\biat\b",
+        "the clock of {host} is wrong by more than the store allows; set it (NTP)",
+    ),
     (_EXPIRED, "the credentials have expired on {host}; renew them"),
     (_NOT_ACCEPTED, "the store does not accept the credentials of {host}; check {login}"),
     (
@@ -77,7 +86,7 @@ def explain_error(uri: str, error: BaseException, act: str) -> BucketError:
     """
     text = to_line(error, 300)
     scheme, bucket = scheme_of(uri), parse_address(uri).bucket
-    if re.search(r"NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket.{0,80}(not found|does not exist)", text) or (
+    if NO_BUCKET.search(text) or (
         act == "write" and (isinstance(error, FileNotFoundError) or re.search(r"NOT_FOUND|RESOURCE_NOT_FOUND", text))
     ):
         return BucketError(
@@ -88,8 +97,10 @@ def explain_error(uri: str, error: BaseException, act: str) -> BucketError:
     # Without a login requests are not signed: whatever the store answers, that is the reason.
     login = _LOGINS[scheme]
     rights = f"these credentials may not {act} here" if has_login(scheme) else f"no credentials found; set {login}"
+    # Google's client puts a paragraph of its own before what the server said.
+    long_text = to_line(error, 2000)
     for pattern, hint in _HINTS:
-        if re.search(pattern, text):
+        if re.search(pattern, long_text):
             words = rights if "refuses" in hint else login
             return BucketError(uri, f"{hint.format(host=socket.gethostname(), login=words)} ({text})")
     is_transient = bool(TRANSIENT.search(text))

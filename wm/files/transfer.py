@@ -273,6 +273,7 @@ def _within(uri: str, limit_s: float, act: str, work: "Callable[[FileSystem, str
     # boto3's are known by their package, which need not be installed.
     if isinstance(value, (OSError, pa.ArrowException)) or type(value).__module__.startswith("botocore"):
         raise explain_error(uri, value, act) from value
-    if isinstance(value, StorageError):
-        raise BucketError(uri, value.detail, value.reason, transient=True) from value
+    # Of a client that could not be made: AWS, asked for a bucket's region, says whether there is such a bucket.
+    if isinstance(value, StorageError) and isinstance(value.__cause__, OSError):
+        raise explain_error(uri, value.__cause__, act) from value
     raise value

@@ -11,6 +11,7 @@ from tests.helpers.storage_servers import s3_server
 from wm.errors import InputError
 from wm.files import cache, store_errors, transfer
 from wm.files.mirror import fetch, list_below, mirrored_path, on_this_node, publish, remove, shown, to_path, uri_of
+from wm.files.storage import StorageError, list_files
 from wm.files.transfer import BucketError
 
 
@@ -130,6 +131,17 @@ def test_what_is_missing_is_named(bucket: Any) -> None:
         ("AWS Error UNKNOWN (HTTP status 411) during PutObject: x", "AWS_REQUEST_CHECKSUM_CALCULATION", False),
         ("AWS Error ACCESS_DENIED during PutObject operation", "no credentials found; set AWS_ACCESS_KEY_ID", False),
         ("AWS Error UNKNOWN (HTTP status 400) ExpiredToken", "credentials have expired", False),
+        ("AWS Error REQUEST_TIME_TOO_SKEWED during PutObject operation: (HTTP status 403)", "the clock of", False),
+        ("An error occurred (RequestTimeTooSkewed) when calling the DeleteObject operation", "set it (NTP)", False),
+        (
+            "UNAVAILABLE "
+            + "x" * 300
+            + ' "invalid_grant","error_description":"Invalid JWT: Token must be a short-lived '
+            'token (60 minutes) and in a reasonable timeframe. Check your iat and exp values in the JWT claim."',
+            "the clock of",
+            False,
+        ),
+        ('{"error": "invalid_grant", "error_description": "Token has been revoked."}', "have expired", False),
         ("AWS Error INVALID_ACCESS_KEY_ID during x", "does not accept the credentials", False),
         ("AWS Error UNKNOWN (HTTP status 301) PermanentRedirect", "another region; set AWS_REGION", False),
         ("AWS Error SLOW_DOWN during GetObject", "SLOW_DOWN", True),
@@ -145,6 +157,46 @@ def test_errors_say_what_to_do(text: str, hint: str, transient: bool, monkeypatc
     monkeypatch.setattr(store_errors, "has_login", lambda scheme: True)
     if "ACCESS_DENIED" in text:
         assert "may not write here" in str(store_errors.explain_error("s3://bucket/x", OSError(text), "write"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint", "transient"),
+    [
+        (
+            "Bucket 'absent' not found",
+            r"no such bucket \(absent\); make it first, or check its name and server$",
+            False,
+        ),
+        (
+            "When resolving region for bucket 'absent': AWS Error NETWORK_CONNECTION during HeadBucket operation: "
+            "curlCode: 6, Couldn't resolve host name",
+            "no connection to its server",
+            True,
+        ),
+    ],
+)
+def test_a_bucket_whose_region_aws_does_not_say(
+    answer: str, hint: str, transient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def resolve(name: str) -> str:
+        calls.append(name)
+        raise OSError(answer)
+
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pyarrow.fs.resolve_s3_region", resolve)
+    # What may pass would be tried again, here for no time at all; an answer is one.
+    patience_s = 0.0 if transient else 60.0
+    with pytest.raises(BucketError, match=rf"^s3://absent/x: {hint}") as read:
+        transfer.list_objects("s3://absent/x", patience_s=patience_s)
+    with pytest.raises(BucketError, match=rf"^s3://absent/x: {hint}") as written:
+        transfer.write_object("s3://absent/x", b"1", patience_s=patience_s)
+    assert calls == ["absent"] * 2 and read.value.transient == written.value.transient == transient
+    with pytest.raises(StorageError) as listed:
+        list_files("s3://absent/x")
+    assert listed.value.reason == ("unreadable" if transient else "missing_file")
 
 
 def test_copies_beyond_the_limit_are_evicted_but_none_in_use(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
