@@ -32,7 +32,7 @@ class Manifest(Recipe):
     base_id: str
     """Fingerprint of the base: this folder's own if ``base``, else of the model training started from."""
     codec_id: str
-    """Identity of the image codec whose codes the model speaks."""
+    """Identity of the image codec whose codes the model speaks; empty for a model that reads pixels."""
     decoder_id: str = ""
     """Identity of the codec with its decoder; empty for an adapter, or where there was no decoder."""
     task: Literal["idm", "fdm"] | None = None
@@ -44,6 +44,11 @@ class Manifest(Recipe):
     base_path: str = ""
     """An adapter's base folder, relative to the adapter's, or the name of a shipped one, such as ``nano:base``, or the
     URI of one in another bucket; a hint that ``base=`` overrides."""
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether it is a vision-language model that reads pixels, and has no image codec."""
+        return not self.codec_id
 
     def write(self, folder: Path) -> None:
         """Write it into ``folder``."""

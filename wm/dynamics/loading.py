@@ -1,0 +1,130 @@
+"""Load any model in either role from its folder: what a folder holds decides how it exchanges images."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wm.dynamics.code_models import CodeForward, CodeInverse
+from wm.dynamics.protocols import ForwardModel, InverseModel, ModelKind
+from wm.dynamics.roles import Role, load_role
+from wm.errors import InputError
+from wm.models.checkpoints import base_of, load_codec
+from wm.models.codec.codec import ImageCodec
+from wm.models.families import FAMILIES
+from wm.models.folder_checks import read_json
+from wm.models.manifest import fetch_model, is_adapter, model_folder, read_manifest
+from wm.models.pipelines import INDEX
+
+
+def kind_of(path: str | Path, base: str | Path | None = None) -> ModelKind:
+    """Find how a model exchanges images, by its folder's configuration; no weights are read.
+
+    Args:
+        path: A model folder, full or an adapter, or the folder of a pipeline of diffusers.
+        base: Base of an adapter; the one that its manifest names without it.
+
+    Returns:
+        ``editor`` for a pipeline; ``codes`` for a family of :data:`wm.models.families.FAMILIES`; else ``pixels``.
+
+    Raises:
+        InputError: The folder holds no configuration.
+    """
+    folder = model_folder(path)
+    if (folder / INDEX).is_file():
+        return "editor"
+    if is_adapter(folder):
+        manifest = read_manifest(folder)
+        # What was trained here says it; without codec there are no codes.
+        if manifest is not None and manifest.reads_pixels:
+            return "pixels"
+        return kind_of(base_of(folder, base)[0])
+    # Original releases of Chameleon and others, which are told what to do by what loads codes.
+    if not (folder / "config.json").is_file():
+        return "codes"
+    return "codes" if read_json(folder / "config.json").get("model_type") in FAMILIES else "pixels"
+
+
+def load_inverse_model(
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    rows: int = 8,
+    over: Role | None = None,
+    codec: ImageCodec | None = None,
+    **pixel_settings: Any,
+) -> InverseModel:
+    """Load any model as the inverse one.
+
+    Args:
+        path: A unified model or a vision-language model of transformers, full or an adapter.
+        base: Base of an adapter; the one that its manifest names without it.
+        device: Where the weights go.
+        dtype: Their type.
+        rows: How many token rows a pass usually has (a hint).
+        over: The bare base whose weights a unified model's adapter shares.
+        codec: Codec of a unified model; loaded from its folder without it.
+        pixel_settings: Of :func:`wm.dynamics.pixel_inverse.load_pixel_inverse`.
+
+    Raises:
+        InputError: The folder is no such model, or an editor, which says no action.
+    """
+    kind = kind_of(path, base)
+    if kind == "editor":
+        raise InputError(f"{path} is an image editor: it makes images and says no action; expected an inverse model")
+    if kind == "pixels":
+        from wm.dynamics.pixel_inverse import load_pixel_inverse
+
+        return load_pixel_inverse(path, base=base, device=device, dtype=dtype, **pixel_settings)
+    role = load_role(path, base=base, device=device, dtype=dtype, rows=rows, over=over)
+    return CodeInverse(role, codec or load_codec(base or path, device), name_model(path, role.model.base_id))
+
+
+def load_forward_model(
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    rows: int = 8,
+    over: Role | None = None,
+    codec: ImageCodec | None = None,
+    **editor_settings: Any,
+) -> ForwardModel:
+    """Load any model as the forward one.
+
+    Args:
+        path: A unified model, full or an adapter, or a pipeline of diffusers.
+        base: Base of an adapter; the one that its manifest names without it.
+        device: Where the weights go.
+        dtype: Their type.
+        rows: How many token rows a pass usually has (a hint).
+        over: The bare base whose weights a unified model's adapter shares.
+        codec: Codec of a unified model; loaded from its folder without it.
+        editor_settings: Of :func:`wm.dynamics.editor_forward.load_editor_forward`.
+
+    Raises:
+        InputError: The folder is no such model, or one that reads pixels and makes none.
+    """
+    kind = kind_of(path, base)
+    if kind == "pixels":
+        raise InputError(f"{path} reads images and makes none; expected a forward model")
+    if kind == "editor":
+        from wm.dynamics.editor_forward import load_editor_forward
+
+        return load_editor_forward(path, device=device, dtype=dtype, **editor_settings)
+    role = load_role(path, base=base, device=device, dtype=dtype, rows=rows, over=over)
+    return CodeForward(role, codec or load_codec(base or path, device), name_model(path, role.model.base_id))
+
+
+def name_model(path: str | Path, base_id: str) -> str:
+    """Name a model for records: the base's fingerprint and the digest of the recipe that fine-tuned it.
+
+    Args:
+        path: Its folder.
+        base_id: Fingerprint of its base.
+    """
+    manifest = read_manifest(fetch_model(path))
+    return f"{base_id}/{manifest.recipe_digest}" if manifest is not None and manifest.recipe_digest else base_id
