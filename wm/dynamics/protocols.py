@@ -36,8 +36,8 @@ class SampleFailure:
 class Samples:
     """What a forward model sampled for B rows.
 
-    ``candidates``: an image, or why there is none, of each candidate, (B, K). ``passes``: passes of the model a row, all
-    candidates together, where speculation makes their number vary, else None.
+    ``candidates``: an image, or why there is none, of each candidate, (B, K). ``passes``: passes of the model a row,
+    all candidates together, where speculation makes their number vary, else None.
     """
 
     candidates: list[list[Observation | SampleFailure]]
