@@ -25,7 +25,7 @@ MEASURED = Path(__file__).resolve().parents[1] / "measured"
 _SIGNS: Mapping[Verdict, str] = {"worse": "WORSE", "same": "", "better": "better", "absent": "ABSENT", "new": "new"}
 
 
-class CompareRecipe(Recipe):
+class BenchmarkRecipe(Recipe):
     """Which records are compared."""
 
     new: list[str] = Field(min_length=1)
@@ -47,10 +47,9 @@ class Row(NamedTuple):
     verdict: Verdict
 
 
-BenchmarkRecipe = CompareRecipe
 
 
-def run(recipe: CompareRecipe, *, dry_run: bool = False) -> dict[str, list[Row]]:
+def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> dict[str, list[Row]]:
     """Compare, and print a table a record.
 
     Args:
