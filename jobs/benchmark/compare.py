@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ from jobs.benchmark.guards import GUARDS, Guard, tolerance
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.files.mirror import fetch, publish
-from wm.paths import OptionalInputPath, OutputPath
+from wm.paths import INPUT, InputPath, OptionalInputPath, OutputPath
 from wm.runs import write_json
 
 Verdict: TypeAlias = Literal["worse", "same", "better", "absent", "new"]
@@ -28,7 +28,7 @@ _SIGNS: Mapping[Verdict, str] = {"worse": "WORSE", "same": "", "better": "better
 class BenchmarkRecipe(Recipe):
     """Which records are compared."""
 
-    new: list[str] = Field(min_length=1)
+    new: Annotated[list[InputPath], INPUT] = Field(min_length=1)
     """JSON files of wm benchmark."""
     reference: OptionalInputPath = None
     """JSON file, or folder with a file of the same name for each new one; left out: jobs/measured of the repository."""
