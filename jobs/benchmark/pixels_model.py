@@ -49,7 +49,7 @@ def write_qwen3_vl(folder: Path, shape: PixelShape, side_px: int) -> None:
     words = sorted({word for text in (PROMPT, *ACTIONS, "user assistant") for word in text.split()})
     names = ["<pad>", *_SPECIAL, "<unk>", *words]
     tokenizer = Tokenizer(models.WordLevel({name: row for row, name in enumerate(names)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<pad>", *_SPECIAL, "<unk>")])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="<|im_end|>",

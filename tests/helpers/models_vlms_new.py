@@ -73,9 +73,7 @@ def write_internvl(folder: Path) -> None:
     GotOcr2ImageProcessorPil(
         size={"height": 16, "width": 16}, crop_to_patches=True, min_patches=1, max_patches=3
     ).save_pretrained(folder)
-    _write_parts(
-        folder, tokenizer, "InternVLProcessor", TEMPLATE.replace("IMAGE", "<IMG_CONTEXT>"), image_seq_length=4
-    )
+    _write_parts(folder, tokenizer, "InternVLProcessor", TEMPLATE.replace("IMAGE", "<IMG_CONTEXT>"), image_seq_length=4)
 
 
 def write_idefics3(folder: Path) -> None:

@@ -95,7 +95,7 @@ def test_proposals_depend_on_pair_and_seed_alone(inverse, images):
     assert [proposal.logprob for proposal in plain] == pytest.approx([p.logprob for p in proposals], abs=1e-9)
     assert len({proposal.text for proposal in proposals}) > 2
     for source, target, proposal in zip(sources, targets, proposals, strict=True):
-        assert proposal.text == by_hand(inverse, source, target, sampling, proposals.index(proposal), 5)
+        assert proposal.text == by_hand(inverse, (source, target), sampling, proposals.index(proposal), 5)
         # Scored again, a text of words has its own probability.
         if proposal.text:
             again = inverse.score([source], [target], [proposal.text])[0]
@@ -103,7 +103,7 @@ def test_proposals_depend_on_pair_and_seed_alone(inverse, images):
             assert again.logprob == pytest.approx(proposal.logprob, abs=1e-9)
 
 
-def by_hand(inverse, source, target, sampling, seed, max_new_tokens):
+def by_hand(inverse, pair, sampling, seed, max_new_tokens):
     """Sample a proposal with the processor's inputs of one row, all of which is read again for every token."""
     processor, model = inverse.scorer.processor, inverse.scorer.model
     tokenizer = processor.tokenizer
@@ -116,7 +116,7 @@ def by_hand(inverse, source, target, sampling, seed, max_new_tokens):
     words_so_far = []
     for position in range(max_new_tokens):
         inputs = processor(
-            text=[" ".join([text.rstrip(), *words_so_far])], images=[pixels_of([source, target])], return_tensors="pt"
+            text=[" ".join([text.rstrip(), *words_so_far])], images=[pixels_of(pair)], return_tensors="pt"
         )
         inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
         with torch.no_grad():
@@ -170,10 +170,10 @@ def test_kept_features_are_bounded_and_the_oldest_go_first(qwen, images):
     size = fresh(qwen).shortcuts.reader.store.read(images[:1])[0].num_bytes
     store = fresh(qwen, size * 2).shortcuts.reader.store
     first, second, third = images[0], images[3], Observation.from_pixels(pixels_of(images[:1])[0][::-1].copy())
-    expected = [features.features_NH for features in fresh(qwen).shortcuts.reader.store.read([first, second, third])]
+    expected = [features.features for features in fresh(qwen).shortcuts.reader.store.read([first, second, third])]
     # A call has all it needs, whatever is kept of it.
     for features, tensor in zip(store.read([first, second, third]), expected, strict=True):
-        torch.testing.assert_close(features.features_NH, tensor)
+        torch.testing.assert_close(features.features, tensor)
     before = store.num_encoded
     store.read([second, third])
     assert store.num_encoded == before
@@ -253,8 +253,12 @@ def test_a_class_without_features_is_read_the_plain_way(qwen, images, monkeypatc
     expected = qwen.score([images[0]] * 2, images[1:3], ["move", "up"])
     model_class = type(qwen.scorer.model)
     forward = model_class.forward
+
     # As in classes of earlier years, which also compute the logits of all positions.
-    monkeypatch.setattr(model_class, "forward", lambda self, **inputs: forward(self, **inputs))
+    def plain_forward(self, **inputs):
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(model_class, "forward", plain_forward)
     with caplog.at_level(logging.WARNING):
         shortcuts = find_shortcuts(qwen.scorer, "folder", 1 << 20)
     assert shortcuts == Shortcuts()
