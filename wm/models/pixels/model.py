@@ -72,10 +72,20 @@ class PixelModel:
         return write_chat(self.processor)
 
     @property
-    def language_model(self) -> str:
-        """Name of the module below :attr:`inner` that reads tokens; all beside it is vision and projector."""
-        decoder = self.inner.get_decoder()
-        return next((name for name, module in self.inner.named_modules() if module is decoder), "")
+    def language_modules(self) -> list[str]:
+        """Names of the modules below :attr:`inner` that read and write tokens; all beside them is vision and projector.
+
+        Raises:
+            InputError: They cannot be told apart.
+        """
+        decoder, head = self.inner.get_decoder(), self.inner.get_output_embeddings()
+        names = [name for name, module in self.inner.named_modules() if module is decoder or module is head]
+        if "" in names or decoder is self.inner.base_model:
+            raise InputError(
+                f"{self.folder} ({self.family}): language model and vision tower cannot be told apart; choose "
+                "lora.train_vision = true"
+            )
+        return names
 
 
 def load_pixel_model(

@@ -7,7 +7,7 @@ holds ids (some 100 bytes a row) and one chunk at a time.
 Shape suffixes: F rows of all files in their order, P rows of a chunk, N tokens of an image.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
