@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,9 @@ class StepBatch:
     """Of the complete global batch."""
 
 
-def fit(recipe: TrainRecipe, rank_info: RankInfo, *, digest: str, evaluator: Evaluator | None = None) -> FitSummary:
+def fit(
+    recipe: TrainRecipe, rank_info: RankInfo, *, digest: str, evaluator: Evaluator[Any] | None = None
+) -> FitSummary:
     """Train and write ``out/model`` and ``out/metrics.jsonl``. Every rank of the process group calls it.
 
     The run resumes from the newest checkpoint of the recipe, if there is one.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -54,18 +54,21 @@ class Sample:
     text: str
 
 
-class Evaluator(Protocol):
+ModelT_contra = TypeVar("ModelT_contra", bound=TrainedModel, contravariant=True)
+
+
+class Evaluator(Protocol[ModelT_contra]):
     """Measures a model on held-out triplets. On the first worker alone."""
 
-    def prepare(self, vlm: TrainedModel) -> None:
+    def prepare(self, vlm: ModelT_contra) -> None:
         """Read what is needed; :class:`wm.errors.InputError` if it does not fit the model."""
         ...
 
-    def evaluate(self, vlm: TrainedModel) -> EvaluationResult:
+    def evaluate(self, vlm: ModelT_contra) -> EvaluationResult:
         """Measure the model as it is now."""
         ...
 
-    def sample(self, vlm: TrainedModel) -> Sample:
+    def sample(self, vlm: ModelT_contra) -> Sample:
         """Predict with the model as it is now."""
         ...
 
@@ -86,7 +89,7 @@ class PeriodicEvaluation:
         self,
         recipe: TrainRecipe,
         rank_info: RankInfo,
-        evaluator: Evaluator | None,
+        evaluator: Evaluator[Any] | None,
         first: int,
         *,
         digest: str,
@@ -171,7 +174,7 @@ class PeriodicEvaluation:
             folder.rename(target)
             shutil.rmtree(retired, ignore_errors=True)
 
-    def _evaluate(self, evaluator: Evaluator, vlm: TrainedModel, num_steps: int) -> EvaluationLine:
+    def _evaluate(self, evaluator: Evaluator[Any], vlm: TrainedModel, num_steps: int) -> EvaluationLine:
         begin = time.perf_counter()
         result = evaluator.evaluate(vlm)
         wall_s = round(time.perf_counter() - begin, 3)
@@ -186,7 +189,7 @@ class PeriodicEvaluation:
             self._keep_if_best(vlm, num_steps, result.figures[metric])
         return line
 
-    def _sample(self, evaluator: Evaluator, vlm: TrainedModel, num_steps: int) -> None:
+    def _sample(self, evaluator: Evaluator[Any], vlm: TrainedModel, num_steps: int) -> None:
         sample = evaluator.sample(vlm)
         folder = self._out / SAMPLES
         folder.mkdir(exist_ok=True)
