@@ -50,7 +50,7 @@ class PixelEvaluator:
 
     def evaluate(self, vlm: PixelModel) -> EvaluationResult:
         """Compute the figures of :func:`wm.evaluation.pixel_gates.pixel_gate`."""
-        scorer = VLMScorer(vlm.module, vlm.processor)
+        scorer = VLMScorer(vlm.inner, vlm.processor)
         result = pixel_gate(scorer, self._triplets, batch_size=min(8, self._recipe.rows_per_pass))
         return EvaluationResult(result.figures(), result.has_collapsed)
 
@@ -61,7 +61,7 @@ class PixelEvaluator:
         answers = [
             action.text
             for action in generate_answers(
-                vlm.module,
+                vlm.inner,
                 vlm.processor,
                 [vlm.prefix] * len(triplets),
                 list(zip(sources, targets, strict=True)),

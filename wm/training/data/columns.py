@@ -27,7 +27,7 @@ def read_batches(file: Path, columns: Sequence[str], rows: int) -> Iterator[pa.R
     try:
         # One thread: workers of a node read at the same time.
         with open_columns(file) as parquet:
-            for batch in parquet.iterread_batches(rows, columns=list(columns), use_threads=False):
+            for batch in parquet.iter_batches(rows, columns=list(columns), use_threads=False):
                 yield _cast(batch, columns, file)
     # pyarrow's messages have several lines, a user error one.
     except (pa.ArrowException, OSError) as error:
