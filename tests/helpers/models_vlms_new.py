@@ -1,13 +1,11 @@
 """Tiny random vision-language models of the classes that read several images by features, in the real layout."""
 
-import json
 from pathlib import Path
 
 import transformers
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.helpers.models_families import seeded
-from tests.helpers.models_vlms import TEMPLATE, TEXT, make_tokenizer, write_qwen_processor
+from tests.helpers.models_vlms import TEXT, make_tokenizer, write_qwen_processor
 
 
 def write_qwen3_vl(folder: Path) -> None:

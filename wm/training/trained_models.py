@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wm.models import load_model, save_model
 from wm.models.kinds import reads_pixels
-from wm.models.pixels.model import PixelModel, load_pixel_model, save_pixel_model
+from wm.models.pixels.model import PixelModel, load_pixel_base, save_pixel_model
 from wm.models.prompts import Task
 from wm.models.vlm import UnifiedVLM
 
@@ -27,7 +27,7 @@ def load_base(path: str | Path, *, device: torch.device, dtype: torch.dtype) -> 
     Raises:
         InputError: The folder is no model.
     """
-    load = load_pixel_model if reads_pixels(path) else load_model
+    load = load_pixel_base if reads_pixels(path) else load_model
     return load(path, device=device, dtype=dtype)
 
 

@@ -88,7 +88,7 @@ class PixelModel:
         return names
 
 
-def load_pixel_model(
+def load_pixel_base(
     path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> PixelModel:
     """Load a full model folder to be trained.
@@ -114,7 +114,7 @@ def load_pixel_skeleton(path: str | Path) -> PixelModel:
         path: A full model folder, whose weights need not be there.
 
     Raises:
-        InputError: As :func:`load_pixel_model`.
+        InputError: As :func:`load_pixel_base`.
     """
     folder = _full_folder(path)
     check_pixel_folder(folder)
