@@ -121,7 +121,7 @@ class AnnotateRecipe(Recipe):
     """Which videos, which IDM, how key-frames are chosen."""
 
     RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources", "retry"})
-    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"budget", "sampling"})
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"budget", "sampling", "prompt"})
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
         "layout": "dataset_layout",
         "max_keyframes": "keyframes.max_keyframes",
@@ -148,7 +148,8 @@ class AnnotateRecipe(Recipe):
     """Folder, glob, one file, or list (.txt .csv .tsv .jsonl .parquet with uri and optional class_label, start_s,
     end_s, license); local, s3://, gs:// or https://."""
     idm: ModelPath
-    """Model folder of the inverse dynamics model: full, or a PEFT adapter."""
+    """Model folder of the inverse dynamics model, full or a PEFT adapter: one with image codes, or a vision-language
+    model of transformers that reads pixels (Qwen3-VL, LLaVA, …)."""
     out: OutputPath
     """Folder for out/triplets, out/rejects, out/clips, out/pairs and out/run.json."""
     dataset_layout: DatasetLayout = "auto"
@@ -158,6 +159,11 @@ class AnnotateRecipe(Recipe):
     Something-Something v2)."""
     base: OptionalModelPath = None
     """Base folder of an adapter; without it the one that the adapter's manifest names."""
+    codec: OptionalModelPath = None
+    """Model folder whose image codec makes source_codes, target_codes and change; without it the idm's own, where it
+    has one. With neither (the idm reads pixels) these columns are null, and no filter looks at codes."""
+    prompt: str = ""
+    """Question that an idm that reads pixels is asked after the two images; empty: the one of this package."""
     dataset: str = Field(default="videos", min_length=1)
     """Name for the dataset column."""
     split: str = Field(default="train", min_length=1)
@@ -179,7 +185,7 @@ class AnnotateRecipe(Recipe):
     image_side_px: int = Field(default=512, ge=0)
     """Short side of stored images at most; 0 = as large as the video."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the IDM's weights; the codec stays in float32."""
+    """Precision of the IDM's weights; the codec whose codes are stored stays in float32."""
     videos_per_shard: int = Field(default=32, ge=1)
     """Videos annotated together and written as one file; a killed run loses at most those under way."""
     sampling: ActionSampling = ActionSampling()
@@ -230,6 +236,8 @@ class AnnotateRecipe(Recipe):
             out=str(Path(self.out).absolute()),
             idm=str(Path(self.idm).absolute()),
             base=str(Path(self.base).absolute()) if self.base else None,
+            codec=str(Path(self.codec).absolute()) if self.codec else None,
+            prompt=self.prompt,
             dataset=self.dataset,
             split=self.split,
             license=self.license,

@@ -52,6 +52,8 @@ class AnnotatorSettings:
     out: str
     idm: str
     base: str | None
+    codec: str | None
+    prompt: str
     dataset: str
     split: str
     license: str
@@ -67,5 +69,5 @@ class AnnotatorSettings:
 
     def on_this_node(self) -> "AnnotatorSettings":
         """Return the settings with this node's paths; who loads a model of a bucket fetches what it needs."""
-        base = None if self.base is None else str(on_this_node(self.base))
-        return replace(self, out=str(on_this_node(self.out)), idm=str(on_this_node(self.idm)), base=base)
+        base, codec = (None if path is None else str(on_this_node(path)) for path in (self.base, self.codec))
+        return replace(self, out=str(on_this_node(self.out)), idm=str(on_this_node(self.idm)), base=base, codec=codec)
