@@ -16,7 +16,7 @@ from jobs.annotate.annotator import Annotator
 from jobs.annotate.budget import report_of, take_budget
 from jobs.annotate.counts import summarise
 from jobs.annotate.decoder import Decoder
-from jobs.annotate.models import check_base, check_codec, check_models, settle_filters
+from jobs.annotate.models import check_base, check_contents, check_models, settle_filters
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.annotate.report import print_passed_over, print_plan, print_result
 from jobs.annotate.shards import (
@@ -81,7 +81,7 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     # A finished run is reported even where its models are gone by now.
     if not is_complete:
         _check_machine(recipe, len(shards))
-        check_codec(recipe)
+        check_contents(recipe)
     if dry_run or is_complete:
         return print_plan(recipe, listing, is_complete)
     stage.start(leave=["*.parquet"])  # marks alone say what is left to do

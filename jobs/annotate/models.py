@@ -72,7 +72,7 @@ def check_models(recipe: AnnotateRecipe) -> None:
             editor.
     """
     _check_folder("idm", recipe.idm)
-    _check_task(recipe.idm)
+    _check_task(recipe.idm, recipe.base)
     if recipe.codec:
         _check_folder("codec", recipe.codec)
 
@@ -121,9 +121,9 @@ def settle_filters(recipe: AnnotateRecipe) -> AnnotateRecipe:
     return recipe.model_copy(update={"filters": filters.model_copy(update={"unchanged": "off"})})
 
 
-def check_codec(recipe: AnnotateRecipe) -> None:
-    """Load the codec, so that a damaged folder, an adapter without its base, or a threshold that no pair can reach is
-    reported before anything starts.
+def check_contents(recipe: AnnotateRecipe) -> None:
+    """Load what is small of the models: codec, or processor and chat template. A damaged folder, an adapter without its
+    base, a question that cannot be asked, or a threshold that no pair can reach is reported before anything starts.
 
     Args:
         recipe: Its models are there.
@@ -131,12 +131,15 @@ def check_codec(recipe: AnnotateRecipe) -> None:
     Raises:
         InputError: For any of these.
     """
+    from wm.dynamics.loading import kind_of
     from wm.models import load_codec
 
+    # The IDM itself is loaded by the annotators only.
+    if kind_of(recipe.idm, recipe.base) == "pixels":
+        _check_question(recipe)
     folder = _find_codec(recipe.idm, recipe.base, recipe.codec)
     if folder is None:
         return
-    # The codec alone is small; the IDM is loaded by the annotators only.
     num_codes = load_codec(folder).tokens_per_image
     filters = recipe.filters
     if filters.unchanged == "on" and filters.min_changed_codes > num_codes:
@@ -144,6 +147,27 @@ def check_codec(recipe: AnnotateRecipe) -> None:
             f"filters.min_changed_codes = {filters.min_changed_codes}, but an image has {num_codes} codes: every pair "
             f"would be filtered; expected 1 to {num_codes}"
         )
+
+
+def _check_question(recipe: AnnotateRecipe) -> None:
+    """Try the chat template of a model that reads pixels with the recipe's question."""
+    from wm.files.mirror import uri_of
+    from wm.models import is_adapter, model_folder
+    from wm.models.manifest import adapter_base, read_manifest
+    from wm.models.pixels.chats import PROMPT, check_no_special
+    from wm.models.pixels.folders import check_pixel_folder, load_pixel_processor
+
+    folder = model_folder(recipe.idm)
+    # Adapters have the processor of their base.
+    if is_adapter(folder):
+        own_base = read_manifest(folder) is not None
+        folder = adapter_base(folder, recipe.base) if own_base else model_folder(recipe.base or "")
+    # Of a bucket only the configuration is here: weights are fetched by the annotators.
+    if uri_of(folder) is None:
+        check_pixel_folder(folder)
+        processor = load_pixel_processor(folder, recipe.prompt or PROMPT)
+        # It would end the question, or open a third image.
+        check_no_special(processor.tokenizer, recipe.prompt, "prompt")
 
 
 def _check_folder(key: str, folder: str) -> None:
@@ -165,11 +189,16 @@ def _check_folder(key: str, folder: str) -> None:
         raise InputError(f"{key} = {folder!r} is no model folder: it has neither config.json nor adapter_config.json")
 
 
-def _check_task(idm: str) -> None:
-    """Refuse a forward model, and an adapter without a manifest: with ``base`` given, only annotators would read it."""
+def _check_task(idm: str, base: str | None) -> None:
+    """Refuse a forward model, and an adapter of codes without a manifest: with ``base`` given, only annotators would
+    read it."""
+    from wm.dynamics.loading import kind_of
     from wm.models import is_adapter, read_adapter_manifest, read_manifest
 
-    manifest = read_adapter_manifest(idm) if is_adapter(idm) else read_manifest(idm)
+    manifest = read_manifest(idm)
+    # Adapters of other programs say nothing; those of models that read pixels need not.
+    if manifest is None and is_adapter(idm) and (base is None or kind_of(idm, base) == "codes"):
+        manifest = read_adapter_manifest(idm)
     # A base has no task: without fine-tuning it is nobody's role yet, but may annotate.
     if manifest is not None and manifest.task not in (None, "idm"):
         raise InputError(f"idm = {idm!r} was trained as {manifest.task}; expected an inverse model (idm)")
