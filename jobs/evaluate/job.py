@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.evaluate import report
 from jobs.evaluate.bench import build_bench
-from jobs.evaluate.entries import build_entries
+from jobs.evaluate.entries import build_entries, record_kinds
 from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.evaluate.workers import parts_folder, run_units
 from jobs.shared.cluster_size import fit_to_cluster
@@ -50,6 +50,8 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     entries = build_entries(recipe := fit_to_cluster(recipe))
     units = list_units(entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe)
     inputs = {"triplets": digest_of(recipe.triplets)}
+    # What was found of each folder is recorded, as the column of subsets is.
+    recipe = record_kinds(recipe, entries)
     # The column itself is recorded: an earlier run under another one keeps its figures, and is not resumed.
     if is_auto := recipe.subset == "auto":
         recipe = recipe.model_copy(update={"subset": choose_subset(recipe.triplets)})
