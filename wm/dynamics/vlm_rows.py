@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from wm.dynamics.idm import ScoredAction
 from wm.images import Pixels
 from wm.models.folders import quiet_transformers
 from wm.models.pixels.chats import check_no_special, check_pixels, count_common, count_tokens, prepare_inputs
-from wm.models.pixels.logits import keeps_logits, logits_at
+from wm.models.pixels.logits import keeps_logits, log_softmax, logits_at
 
 __all__ = [
     "Row",
@@ -73,7 +72,7 @@ def score_rows(model: Any, processor: Any, rows: Sequence[Row], *, kind: str = "
     for number, (row, count) in enumerate(zip(rows, counts, strict=True)):
         end = int(end_B[number])
         is_answer_P = (position_P >= end - 1 - count) & (position_P < end - 1)
-        logprobs_NV = _log_softmax(logits_BPV[number, is_answer_P])
+        logprobs_NV = log_softmax(logits_BPV[number, is_answer_P])
         logprob_N = logprobs_NV.gather(1, ids_BT[number, end - count : end, None])[:, 0].double()
         scores.append(ScoredAction(row.answer, float(logprob_N.sum()), count))
     return scores
@@ -130,7 +129,7 @@ def score_answers(
     scores = []
     for row, (answer, ids, count) in enumerate(zip(answers, tails, counts, strict=True)):
         # The first token is predicted by the chat's last one.
-        logprobs_SV = _log_softmax(torch.cat((last_1V, logits_RSV[row, : len(ids) - 1])))
+        logprobs_SV = log_softmax(torch.cat((last_1V, logits_RSV[row, : len(ids) - 1])))
         logprob_S = logprobs_SV.gather(1, ids_RS[row, : len(ids), None])[:, 0].double()
         # Tokens that were taken from the chat are no part of the answer.
         scores.append(ScoredAction(answer, float(logprob_S[len(ids) - count :].sum()), count))
@@ -181,12 +180,8 @@ def generate_answers(
         # Rows that ended early are filled up to the longest.
         count = next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
         logprob = sum(
-            float(_log_softmax(output.logits[at][number])[token].double()) for at, token in enumerate(ids[:count])
+            float(log_softmax(output.logits[at][number])[token].double()) for at, token in enumerate(ids[:count])
         )
         text = tokenizer.decode(ids[:count], skip_special_tokens=True).strip()
         answers.append(ScoredAction(text, logprob, count))
     return answers
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)

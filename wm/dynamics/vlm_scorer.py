@@ -7,6 +7,7 @@ codes, so it can score actions for the preference probe, and neither propose nor
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ class VLMScorer:
     model: Any
     processor: Any
     prompt: str = PROMPT
+
+    @cached_property
+    def prefix(self) -> str:
+        """The chat with placeholders of both images and the prompt, up to where the answer begins."""
+        return write_chat(self.processor, self.prompt)
 
     @torch.no_grad()
     def score_actions(
@@ -75,9 +81,8 @@ class VLMScorer:
 
     def _score(self, sources: Any, targets: Any, actions: Sequence[str]) -> list[ScoredAction]:
         # The same for all rows: the images differ, their placeholders do not.
-        prefix = write_chat(self.processor, self.prompt)
         rows = [
-            Row(prefix, [source, target], action)
+            Row(self.prefix, [source, target], action)
             for source, target, action in zip(sources, targets, actions, strict=True)
         ]
         return score_rows(self.model, self.processor, rows)

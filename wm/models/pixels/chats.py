@@ -60,11 +60,11 @@ def prepare_inputs(
         padding=True,
         padding_side=padding_side,
         # The template may have written the beginning, which must not come twice.
-        add_special_tokens=not _begins(texts[0], processor.tokenizer.bos_token),
+        add_special_tokens=not begins(texts[0], processor.tokenizer.bos_token),
         return_tensors="pt",
     )
     # Integers are ids and masks, which have no other type.
-    return {name: _move_to(value, model.device, model.dtype) for name, value in inputs.items()}
+    return {name: move_to(value, model.device, model.dtype) for name, value in inputs.items()}
 
 
 def check_pixels(name: str, image: Any) -> None:
@@ -115,15 +115,27 @@ def check_no_special(tokenizer: Any, text: str, kind: str) -> None:
         raise InputError(f"{kind} {text!r:.80} holds a special token of the model")
 
 
-def _move_to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def move_to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Move what a processor returns to a device, numbers with a point to a type.
+
+    Args:
+        value: A tensor; anything else is returned as it is.
+        device: Where to.
+        dtype: Of numbers with a point.
+    """
     # Processors also return lists, such as sizes of images.
     if not isinstance(value, Tensor):
         return value
     return value.to(device, dtype) if value.is_floating_point() else value.to(device)
 
 
-def _begins(text: str, bos: str | None) -> bool:
-    """Return whether the template has written the beginning-of-sequence token."""
+def begins(text: str, bos: str | None) -> bool:
+    """Return whether the template has written the beginning-of-sequence token.
+
+    Args:
+        text: A chat.
+        bos: The tokenizer's token, if it has one.
+    """
     return bool(bos) and text.startswith(str(bos))
 
 

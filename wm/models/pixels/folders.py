@@ -44,12 +44,28 @@ def load_pixel_folder(
     """
     path = Path(folder)
     check_pixel_folder(path)
+    # The weights last: they take longest.
+    processor = load_pixel_processor(path, prompt)
+    return load_pixel_model(path, device=device, dtype=dtype), processor
+
+
+def load_pixel_model(path: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """Load the model of a folder, in evaluation mode.
+
+    Args:
+        path: A folder that :func:`check_pixel_folder` has passed.
+        device: Where the weights go.
+        dtype: Their type.
+
+    Raises:
+        InputError: It is another kind of model, or tensors are missing.
+    """
     with refusing(f"{path} is no model that reads images and text"):
         model, missing = _read_model(path, dtype)
     # transformers would fill them with random numbers.
     if missing:
         raise InputError(f"{path}: {len(missing)} tensors are missing: {', '.join(missing[:6])}")
-    return model.to(device).eval(), load_pixel_processor(path, prompt)
+    return model.to(device).eval()
 
 
 def check_pixel_folder(path: Path) -> None:

@@ -3,6 +3,7 @@
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -29,3 +30,12 @@ def keeps_logits(model: Any) -> bool:
     # PEFT's own forward takes anything: what it wraps is asked.
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in signature(inner.forward).parameters
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Normalise logits over their last dimension, in float32 or in their own type if that is wider.
+
+    Args:
+        logits: (…, V).
+    """
+    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
