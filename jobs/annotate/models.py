@@ -4,7 +4,7 @@ The inverse model may read codes or pixels. Whose codes are stored is another qu
 of the inverse model's own, or none.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.annotate.frames import Observer
 from jobs.annotate.recipe import AnnotateRecipe
@@ -37,7 +37,7 @@ def load_annotator_models(settings: AnnotatorSettings) -> "tuple[InverseModel, I
     folder = _find_codec(settings.idm, settings.base, settings.codec)
     # The codec stays in float32: its codes must not depend on the precision of the IDM.
     codec = load_codec(folder, device=settings.device) if folder else None
-    question = {"prompt": settings.prompt} if settings.prompt else {}
+    question: dict[str, Any] = {"prompt": settings.prompt} if settings.prompt else {}
     idm = load_inverse_model(
         settings.idm,
         base=settings.base,

@@ -6,7 +6,6 @@ from jobs.evaluate.entries import build_entries, check_codec_and_base
 from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.shared.devices import check_device
 from wm.dynamics import check_draft_length
-from wm.errors import InputError
 from wm.evaluation.bench import Bench
 from wm.evaluation.counterfactuals import (
     Counterfactuals,

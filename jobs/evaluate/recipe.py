@@ -22,8 +22,8 @@ class ModelEntry(Recipe):
     role: Literal["idm", "fdm"]
     """Inverse (idm) or forward (fdm) dynamics."""
     reads: Literal["auto", "codes", "pixels"] = "auto"
-    """How it exchanges images. auto: found from the folder, and recorded. codes: those of an image codec. pixels: an idm
-    is a vision-language model of transformers (Qwen3-VL, LLaVA, …), an fdm an image editor of diffusers."""
+    """How it exchanges images. auto: found from the folder, and recorded. codes: those of an image codec. pixels: an
+    idm is a vision-language model of transformers (Qwen3-VL, LLaVA, …), an fdm an image editor of diffusers."""
     label: str
     """Name in the tables. Entries with the same label are runs of other training seeds and share a row."""
     seed: int = 0

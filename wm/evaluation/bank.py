@@ -41,7 +41,7 @@ class Bank:
             codec: Of codebook ids.
         """
         if codec is not None and not self.images:
-            return codec.decode(codes_MN)
+            return [*codec.decode(codes_MN)]
         return [decode_image(self.images[number], "a candidate") for number in codes_MN[:, 0].tolist()]
 
     @property

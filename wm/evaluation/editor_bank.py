@@ -94,7 +94,7 @@ def _sample(
     batch_size: int,
     withheld: Counter[str],
 ) -> list[list[Observation]]:
-    """Sample as many images of each triplet as are wanted; those that are withheld are counted, and others asked for."""
+    """Sample as many images of each triplet as are wanted; withheld ones are counted, and others asked for."""
     sources, seeds = held_out.observe("source", None), held_out.sampling_seeds(seed)
     candidates: list[list[Observation]] = [[] for _ in sources]
     reasons: list[Counter[str]] = [Counter() for _ in sources]
