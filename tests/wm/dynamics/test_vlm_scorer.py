@@ -108,9 +108,11 @@ def test_other_folders_are_refused(tmp_path, tiny_base):
     with pytest.raises(InputError, match=r"no config\.json in"):
         load_vlm_scorer(tmp_path)
     WRITERS["llava"](tmp_path / "llava")
-    (tmp_path / "llava" / "chat_template.jinja").unlink()
+    template = tmp_path / "llava" / "chat_template.jinja"
+    template.rename(tmp_path / "template")
     with pytest.raises(InputError, match="has no chat template"):
         load_vlm_scorer(tmp_path / "llava")
+    (tmp_path / "template").rename(template)
     weights = load_file(tmp_path / "llava" / "model.safetensors")
     remaining = {name: tensor for name, tensor in weights.items() if "layers.1.mlp.up" not in name}
     save_file(remaining, tmp_path / "llava" / "model.safetensors", metadata={"format": "pt"})
