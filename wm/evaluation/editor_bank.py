@@ -85,6 +85,22 @@ def sample_editor_bank(
     return replace(_join(parts), images=tuple(images.values()), withheld=dict(withheld))
 
 
+def count_cut_actions(fdm: ForwardModel, held_out: HeldOut) -> int:
+    """Count the triplets whose action an editor does not read to its end, as CLIP cuts long texts.
+
+    Args:
+        fdm: The editor.
+        held_out: The triplets.
+    """
+    count = 0
+    for action in held_out.actions:
+        try:
+            fdm.check_action(action)
+        except InputError:
+            count += 1
+    return count
+
+
 def _sample(
     fdm: ForwardModel,
     held_out: HeldOut,

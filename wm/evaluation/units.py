@@ -18,7 +18,7 @@ from wm.dynamics.verify import NO_GUARD
 from wm.errors import InputError
 from wm.evaluation.bank import Bank, sample_bank
 from wm.evaluation.bench import Bench, Entry
-from wm.evaluation.editor_bank import sample_editor_bank
+from wm.evaluation.editor_bank import count_cut_actions, sample_editor_bank
 from wm.evaluation.metrics.images import ceiling_metrics, copy_metrics
 from wm.evaluation.probe import Preference, ProbeScores, compare_all, score_probe
 from wm.evaluation.probe_arrays import from_arrays, to_arrays
@@ -29,7 +29,8 @@ from wm.sampling.texts import GREEDY
 Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose"]
 Arrays: TypeAlias = dict[str, npt.NDArray[np.generic]]
 Facts: TypeAlias = dict[str, Any]
-"""What a unit's file holds beside arrays: ``texts`` of ``propose``; kind of negative → figures of ``probe``."""
+"""What a unit's file holds beside arrays: ``texts`` of ``propose``; kind of negative → figures of ``probe``; of an
+editor's ``sample`` images ``withheld`` by reason, and ``cut_actions``, the number that it did not read to their end."""
 
 
 class Unit(NamedTuple):
@@ -126,7 +127,10 @@ def _sample(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
         arrays["verifier"] = bank.verifier
     if bank.action_tokens is not None:
         arrays["action_tokens"] = bank.action_tokens
-    return {"withheld": dict(bank.withheld)} if bank.withheld else {}, arrays
+    # Of an editor alone: what it withheld or cut is counted, and said at the end.
+    facts: Facts = {"withheld": dict(bank.withheld)} if bank.withheld else {}
+    cut = count_cut_actions(fdm, bench.held_out) if fdm.kind == "editor" else 0
+    return facts | ({"cut_actions": cut} if cut else {}), arrays
 
 
 def _probe(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
