@@ -16,6 +16,7 @@ from jobs.annotate.annotator import Annotator
 from jobs.annotate.budget import report_of, take_budget
 from jobs.annotate.counts import summarise
 from jobs.annotate.decoder import Decoder
+from jobs.annotate.endpoint import check_endpoint
 from jobs.annotate.models import check_base, check_contents, check_models, settle_filters
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.annotate.report import print_passed_over, print_plan, print_result
@@ -63,7 +64,10 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     # Models first: a budget of hours opens files to list them.
     check_models(recipe)
     listing, videos_digest = _list_or_resume(recipe)
-    inputs = {"videos": videos_digest, "idm": digest_of(recipe.idm)}
+    inputs = {"videos": videos_digest}
+    # Nobody here has seen the weights behind an endpoint: its model's name is in the recipe.
+    if recipe.idm:
+        inputs["idm"] = digest_of(recipe.idm)
     # The base decides what the codes mean: it is an input like the videos.
     check_base(recipe)
     if recipe.base:
@@ -84,6 +88,8 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         check_contents(recipe)
     if dry_run or is_complete:
         return print_plan(recipe, listing, is_complete)
+    if recipe.endpoint.base_url:
+        check_endpoint(recipe.endpoint, recipe.prompt)
     stage.start(leave=["*.parquet"])  # marks alone say what is left to do
     with sole_writer(Path(recipe.out)):
         store_listing(Path(recipe.out), listing, videos_digest)

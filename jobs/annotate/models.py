@@ -4,19 +4,50 @@ The inverse model may read codes or pixels. Whose codes are stored is another qu
 of the inverse model's own, or none.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
+from jobs.annotate.endpoint import EndpointProposer
 from jobs.annotate.frames import Observer
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.annotate.settings import AnnotatorSettings
 from wm.errors import InputError
 
 if TYPE_CHECKING:
-    from wm.dynamics.protocols import InverseModel
+    from wm.dynamics import Observation, Sampling, ScoredAction
     from wm.models import ImageCodec
 
 
-def load_annotator_models(settings: AnnotatorSettings) -> "tuple[InverseModel, ImageCodec | None, Observer]":
+class Proposer(Protocol):
+    """What annotation needs of an inverse model."""
+
+    @property
+    def model_id(self) -> str:
+        """Name for records."""
+
+    def propose(
+        self,
+        sources: "Sequence[Observation]",
+        targets: "Sequence[Observation]",
+        *,
+        sampling: "Sampling",
+        seeds: Sequence[int],
+        max_new_tokens: int = 32,
+        batch_size: int | None = None,
+    ) -> "list[ScoredAction]":
+        """Propose one action a pair; see :meth:`wm.dynamics.protocols.InverseModel.propose`.
+
+        Args:
+            sources: Images before.
+            targets: Images after, as many.
+            sampling: How a token is sampled.
+            seeds: One a pair.
+            max_new_tokens: Tokens after which an action is ended.
+            batch_size: Bound on the rows of a pass.
+        """
+
+
+def load_annotator_models(settings: AnnotatorSettings) -> "tuple[Proposer, ImageCodec | None, Observer]":
     """Load what an actor needs.
 
     Args:
@@ -37,6 +68,8 @@ def load_annotator_models(settings: AnnotatorSettings) -> "tuple[InverseModel, I
     folder = _find_codec(settings.idm, settings.base, settings.codec)
     # The codec stays in float32: its codes must not depend on the precision of the IDM.
     codec = load_codec(folder, device=settings.device) if folder else None
+    if settings.endpoint.base_url:
+        return EndpointProposer(settings.endpoint, settings.prompt), codec, Observer(None)
     question: dict[str, Any] = {"prompt": settings.prompt} if settings.prompt else {}
     idm = load_inverse_model(
         settings.idm,
@@ -52,13 +85,18 @@ def load_annotator_models(settings: AnnotatorSettings) -> "tuple[InverseModel, I
     return idm, codec, Observer(codec if reads_codes else None)
 
 
-def _find_codec(idm: str, base: str | None, codec: str | None) -> str | None:
-    """Find the folder of the codec whose codes are stored: the given one, the inverse model's own, or None."""
+def _reads_codes(idm: str, base: str | None) -> bool:
+    """Return whether the inverse model has image codes; one behind an endpoint has none."""
     from wm.dynamics.loading import kind_of
 
+    return bool(idm) and kind_of(idm, base) == "codes"
+
+
+def _find_codec(idm: str, base: str | None, codec: str | None) -> str | None:
+    """Find the folder of the codec whose codes are stored: the given one, the inverse model's own, or None."""
     if codec:
         return codec
-    return (base or idm) if kind_of(idm, base) == "codes" else None
+    return (base or idm) if _reads_codes(idm, base) else None
 
 
 def check_models(recipe: AnnotateRecipe) -> None:
@@ -71,8 +109,9 @@ def check_models(recipe: AnnotateRecipe) -> None:
         InputError: A folder is missing or no model, or the inverse model was trained for the other task or is an image
             editor.
     """
-    _check_folder("idm", recipe.idm)
-    _check_task(recipe.idm, recipe.base)
+    if recipe.idm:
+        _check_folder("idm", recipe.idm)
+        _check_task(recipe.idm, recipe.base)
     if recipe.codec:
         _check_folder("codec", recipe.codec)
 
@@ -86,6 +125,8 @@ def check_base(recipe: AnnotateRecipe) -> None:
     Raises:
         InputError: It is missing or no model, or not the one that the adapter's manifest names.
     """
+    if recipe.base and not recipe.idm:
+        raise InputError(f"base = {recipe.base!r}: an endpoint's model has no adapter here; leave base out")
     if recipe.base:
         _check_folder("base", recipe.base)
         _check_fit(recipe.idm, recipe.base)
@@ -100,9 +141,7 @@ def settle_filters(recipe: AnnotateRecipe) -> AnnotateRecipe:
     Raises:
         InputError: A filter of codes was asked for, or the prompt of a model that has a layout of its own.
     """
-    from wm.dynamics.loading import kind_of
-
-    if recipe.prompt and kind_of(recipe.idm, recipe.base) == "codes":
+    if recipe.prompt and _reads_codes(recipe.idm, recipe.base):
         raise InputError(
             f"prompt = {recipe.prompt!r:.100}: idm = {recipe.idm!r} reads image codes in a layout of its own, without "
             "words; leave it out"
@@ -115,7 +154,7 @@ def settle_filters(recipe: AnnotateRecipe) -> AnnotateRecipe:
     for name, is_wish in wishes.items():
         if is_wish and name in filters.model_fields_set:
             raise InputError(
-                f"filters.{name} = {getattr(filters, name)} compares image codes, but idm = {recipe.idm!r} reads "
+                f"filters.{name} = {getattr(filters, name)} compares image codes, but {recipe.model_name} reads "
                 "pixels; give codec=MODEL, whose codes are then stored too, or filters.unchanged=off"
             )
     return recipe.model_copy(update={"filters": filters.model_copy(update={"unchanged": "off"})})
@@ -131,11 +170,10 @@ def check_contents(recipe: AnnotateRecipe) -> None:
     Raises:
         InputError: For any of these.
     """
-    from wm.dynamics.loading import kind_of
     from wm.models import load_codec
 
     # The IDM itself is loaded by the annotators only.
-    if kind_of(recipe.idm, recipe.base) == "pixels":
+    if recipe.idm and not _reads_codes(recipe.idm, recipe.base):
         _check_question(recipe)
     folder = _find_codec(recipe.idm, recipe.base, recipe.codec)
     if folder is None:

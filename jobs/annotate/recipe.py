@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from jobs.annotate.decoder import DownloadSettings
+from jobs.annotate.endpoint import EndpointSettings
 from jobs.annotate.settings import ActionSampling, AnnotatorSettings
 from wm.config import Recipe
 from wm.datasets.filters import Filters
@@ -120,8 +121,13 @@ class AnnotateResources(Recipe):
 class AnnotateRecipe(Recipe):
     """Which videos, which IDM, how key-frames are chosen."""
 
-    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources", "retry"})
-    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"budget", "sampling", "prompt"})
+    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("resources", "retry", "endpoint.base_url", "endpoint.api_key_variable", "endpoint.concurrency"),
+            *("endpoint.max_retries", "endpoint.timeout_s"),
+        }
+    )
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"budget", "sampling", "prompt", "endpoint"})
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
         "layout": "dataset_layout",
         "max_keyframes": "keyframes.max_keyframes",
@@ -147,11 +153,13 @@ class AnnotateRecipe(Recipe):
     videos: SourcePath
     """Folder, glob, one file, or list (.txt .csv .tsv .jsonl .parquet with uri and optional class_label, start_s,
     end_s, license); local, s3://, gs:// or https://."""
-    idm: ModelPath
+    idm: ModelPath = ""
     """Model folder of the inverse dynamics model, full or a PEFT adapter: one with image codes, or a vision-language
-    model of transformers that reads pixels (Qwen3-VL, LLaVA, …)."""
+    model of transformers that reads pixels (Qwen3-VL, LLaVA, …). Needed unless an endpoint proposes."""
     out: OutputPath
     """Folder for out/triplets, out/rejects, out/clips, out/pairs and out/run.json."""
+    endpoint: EndpointSettings = EndpointSettings()
+    """Instead of idm, a model that a server has: endpoint.base_url=http://HOST:8000/v1 endpoint.model=NAME."""
     dataset_layout: DatasetLayout = "auto"
     """How class labels follow from names and annotations: auto, folder, ucf101, kinetics, moments, epic, something."""
     annotations: OptionalInputPath = None
@@ -204,6 +212,18 @@ class AnnotateRecipe(Recipe):
             raise ValueError(f"{unknown[0]!r} is no reason for which a video fails; those are {', '.join(REASONS)}")
         return reasons
 
+    @model_validator(mode="after")
+    def _check_model(self) -> Self:
+        if bool(self.idm) == bool(self.endpoint.base_url):
+            state = "both idm and endpoint.base_url are" if self.idm else "neither idm nor endpoint.base_url is"
+            raise ValueError(f"{state} given; expected one: a model folder, or an endpoint that serves a model")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """Return who proposes the actions, for messages."""
+        return self.idm or f"{self.endpoint.model} at {self.endpoint.base_url}"
+
     @property
     def is_sized(self) -> bool:
         """Return whether it says how many actors there are."""
@@ -234,10 +254,11 @@ class AnnotateRecipe(Recipe):
         # Absolute: a worker's folder is not the driver's.
         return AnnotatorSettings(
             out=str(Path(self.out).absolute()),
-            idm=str(Path(self.idm).absolute()),
+            idm=str(Path(self.idm).absolute()) if self.idm else "",
             base=str(Path(self.base).absolute()) if self.base else None,
             codec=str(Path(self.codec).absolute()) if self.codec else None,
             prompt=self.prompt,
+            endpoint=self.endpoint,
             dataset=self.dataset,
             split=self.split,
             license=self.license,
