@@ -3,6 +3,7 @@
 Safetensors alone are read, nothing is downloaded, and no code of the folder is run. Adapters are not known here.
 """
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,9 @@ def _read_processor(folder: Path) -> Any:
     with quiet_transformers():
         try:
             return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except ImportError:
+        except (ImportError, ValueError) as error:
             processor_class = processor_class_from_name(_read_processor_name(folder))
-            if processor_class is None:
+            if processor_class is None or "torchvision" not in str(error).lower():
                 raise
         template = next((_read_template(file) for name in _TEMPLATES if (file := folder / name).is_file()), None)
         parts: dict[str, Any] = dict.fromkeys(processor_class.get_attributes())
@@ -178,7 +179,15 @@ def _read_processor(folder: Path) -> Any:
     images_only = type(
         processor_class.__name__, (processor_class,), {"check_argument_for_proper_class": lambda *_: None}
     )
-    return images_only(**parts, chat_template=template or parts["tokenizer"].chat_template)
+    settings = _read_processor_settings(folder, processor_class)
+    return images_only(**parts, **settings, chat_template=template or parts["tokenizer"].chat_template)
+
+
+def _read_processor_settings(folder: Path, processor_class: Any) -> dict[str, Any]:
+    """Read what a processor is made of beside its parts, such as the number of tokens of an image."""
+    file = folder / "processor_config.json"
+    names = signature(processor_class.__init__).parameters.keys() - {*processor_class.get_attributes(), "chat_template"}
+    return {key: value for key, value in read_json(file).items() if key in names} if file.is_file() else {}
 
 
 def _read_template(file: Path) -> str:
