@@ -1,6 +1,7 @@
 """A tiny random Lumina-mGPT 2.0 in the release's layout, and MoVQGAN's decoder by diffusers."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -85,3 +86,47 @@ def write_lumina(folder: Path, *, seed: int = 0, heads: int = 4) -> ChameleonFor
     extra = {"loss.discriminator.weight": torch.zeros(2), "ema_encoder.num_updates": torch.tensor(3)}
     torch.save(movq_tensors(seed) | extra, folder / "movqgan" / "movqgan_270M.ckpt")
     return model
+
+
+_DIFFUSERS_NAMES = (
+    (r"\bdown\.(\d+)\.block\.(\d+)", r"down_blocks.\1.resnets.\2"),
+    (r"\bdown\.(\d+)\.attn\.(\d+)", r"down_blocks.\1.attentions.\2"),
+    (r"\bdown\.(\d+)\.downsample", r"down_blocks.\1.downsamplers.0"),
+    (r"\bup\.(\d+)\.block\.(\d+)", r"up_blocks.\1.resnets.\2"),
+    (r"\bup\.(\d+)\.attn\.(\d+)", r"up_blocks.\1.attentions.\2"),
+    (r"\bup\.(\d+)\.upsample", r"up_blocks.\1.upsamplers.0"),
+    (r"\bmid\.block_1", "mid_block.resnets.0"),
+    (r"\bmid\.block_2", "mid_block.resnets.1"),
+    (r"\bmid\.attn_1", "mid_block.attentions.0"),
+    (r"nin_shortcut", "conv_shortcut"),
+    (r"norm_out", "conv_norm_out"),
+    (r"(attentions\.\d+)\.norm\.(norm_layer|conv_y|conv_b)", r"\1.spatial_norm.\2"),
+    (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
+    (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+)
+
+
+def diffusers_movq(tensors: dict[str, torch.Tensor], levels: int = 4):
+    """diffusers' own MoVQ (Kandinsky's, the same architecture) with these weights, its names for them."""
+    from diffusers import VQModel
+
+    model = VQModel(
+        block_out_channels=(32, 32, 32, 64),
+        down_block_types=(*["DownEncoderBlock2D"] * 3, "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", *["UpDecoderBlock2D"] * 3),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_type="spatial",
+        num_vq_embeddings=CODES,
+        vq_embed_dim=4,
+    )
+    renamed = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in _DIFFUSERS_NAMES:
+            name = re.sub(pattern, replacement, name)
+        # Theirs count the levels of the decoder from the smallest image, and their projections are matrices.
+        name = re.sub(r"up_blocks\.(\d+)", lambda match: f"up_blocks.{levels - 1 - int(match[1])}", name)
+        renamed[name] = tensor[..., 0, 0] if re.search(r"\.to_\w+(\.0)?\.weight", name) else tensor
+    model.load_state_dict(renamed)
+    return model.eval()
