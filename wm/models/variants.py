@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wm.errors import InputError
+from wm.models.config_bounds import MAX_VOCABULARY
 from wm.models.folder_checks import read_json
 from wm.models.weights import INDEX, read_header
 
@@ -42,7 +43,7 @@ def is_lumina(config: Mapping[str, object]) -> bool:
         return False
     # Chameleon, Anole and the first Lumina-mGPT have 65,536 rows.
     size, vocabulary = config.get("vocab_size"), config.get("vocabulary_map")
-    if type(size) is int and size >= LUMINA_FIRST_CODE + LUMINA_CODES:
+    if type(size) is int and LUMINA_FIRST_CODE + LUMINA_CODES <= size <= MAX_VOCABULARY:
         return True
     return isinstance(vocabulary, dict) and any(str(name).startswith(LUMINA_CODE_PREFIX) for name in vocabulary)
 
