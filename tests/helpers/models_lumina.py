@@ -6,7 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonVQVAEConfig, PreTrainedTokenizerFast
+from transformers import (
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
+    ChameleonVQVAEConfig,
+    PreTrainedTokenizerFast,
+)
 
 from tests.helpers.models_families import CODES, seeded, word_tokenizer
 from wm.models.codec.movq import MoVQ
@@ -123,10 +128,11 @@ def diffusers_movq(tensors: dict[str, torch.Tensor], levels: int = 4):
     )
     renamed = {}
     for name, tensor in tensors.items():
+        new = name
         for pattern, replacement in _DIFFUSERS_NAMES:
-            name = re.sub(pattern, replacement, name)
+            new = re.sub(pattern, replacement, new)
         # Theirs count the levels of the decoder from the smallest image, and their projections are matrices.
-        name = re.sub(r"up_blocks\.(\d+)", lambda match: f"up_blocks.{levels - 1 - int(match[1])}", name)
-        renamed[name] = tensor[..., 0, 0] if re.search(r"\.to_\w+(\.0)?\.weight", name) else tensor
+        new = re.sub(r"up_blocks\.(\d+)", lambda match: f"up_blocks.{levels - 1 - int(match[1])}", new)
+        renamed[new] = tensor[..., 0, 0] if re.search(r"\.to_\w+(\.0)?\.weight", new) else tensor
     model.load_state_dict(renamed)
     return model.eval()

@@ -1,4 +1,4 @@
-"""Explain parts that a model folder lacks: where they are, or the command that gets them. Nothing is loaded or fetched."""
+"""Explain parts that a model folder lacks: where they are, or the command that gets them; nothing is fetched."""
 
 import shlex
 from pathlib import Path

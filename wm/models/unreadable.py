@@ -190,6 +190,12 @@ def _explain_config(folder: Path, config: dict[str, Any]) -> None:
             f"{folder} is Emu3's VQ model alone (Emu3-VisionTokenizer); expected language model and VQ model in one "
             f"folder, as transformers writes it: `{READ_LAYOUTS['emu3']}`"
         )
+    if model_type == "glm_image":
+        raise InputError(
+            f"{folder} is the autoregressive half of GLM-Image, whose image ids only the pipeline's diffusion half "
+            "turns into pixels, and which writes no text; give the pipeline's folder (with model_index.json) as an "
+            "editor"
+        )
     if model_type == "multi_modality" and any(key.startswith("gen_") for key in config):
         _refuse_original(folder, "janus", f"Janus (model_type {model_type!r})")
     if model_type == "chameleon" and any(name in _LUMINA_CLASSES for name in names) and not is_lumina(config):

@@ -3,6 +3,7 @@
 import base64
 import re
 import unicodedata
+from itertools import pairwise
 
 import pytest
 
@@ -25,7 +26,7 @@ def write_ranks(file, merges=(b"th", b"he", b"the", b"er", b"ther", b"eth", b"\x
 def merge_by_hand(piece, ranks):
     """Merge the pair of the lowest rank, the first of equal ones, until none is left."""
     parts = [bytes([byte]) for byte in piece]
-    while pairs := [(ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in ranks]:
+    while pairs := [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]:
         _, i = min(pairs)
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return [ranks[part] for part in parts]

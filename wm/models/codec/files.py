@@ -21,8 +21,8 @@ from wm.models.codec.taming import (
 from wm.models.codec.vqgan import VQGAN, VQModel
 from wm.models.config_bounds import check_config
 from wm.models.folder_checks import check_no_code, neutralise, read_json, refusing
-from wm.models.tensor_checks import check_floats, check_tensors
 from wm.models.missing import explain_missing_codec
+from wm.models.tensor_checks import check_floats, check_tensors
 from wm.models.weights import CODEC_PREFIX, describe_tensor, load_tensors
 
 _DECODER = "decoder."

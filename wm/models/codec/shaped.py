@@ -51,8 +51,9 @@ def read_shaped_codec(
 
 def _read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor], tuple[str, ...]]:
     """Return the file, the VQ model's tensors, and the names of the others in it."""
+    ignored: tuple[str, ...] = ()
     if has_weights(folder):
-        where, tensors, ignored = folder, load_tensors(folder, ""), ()
+        where, tensors = folder, load_tensors(folder, "")
     else:
         files = sorted(folder.glob("*.ckpt"))
         if len(files) != 1:

@@ -28,8 +28,8 @@ from wm.models.codec.movq import MoVQ
 from wm.models.codec.shaped import read_scale, read_shaped_codec, read_side
 from wm.models.folder_writing import write_image_processor, write_tensors, write_weights
 from wm.models.folders import Device, Family, read_config, read_module, read_tokenizer
-from wm.models.prompts import ImageFrame, SpecialIds, drop_text
 from wm.models.missing import explain_missing_movqgan
+from wm.models.prompts import ImageFrame, SpecialIds, drop_text
 from wm.models.variants import LUMINA_CODE_PREFIX, LUMINA_CODES, LUMINA_FIRST_CODE
 from wm.models.vlm import Facts, UnifiedVLM
 from wm.models.vocabulary import text_rows, token_ids

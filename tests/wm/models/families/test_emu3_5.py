@@ -68,7 +68,10 @@ def test_emu3_5_images_stand_as_the_authors_write_them(emu):
     image = start + "<|extra_200|>".join(rows) + "<|image end|>"
     for text, layout in [
         (f"<|extra_203|>{image}{ACTION}{start}", emu.layout("fdm", source=GRID, action=ACTION)),
-        (f"<|extra_203|>{image}{image}{ACTION}<|extra_204|>", emu.layout("idm", source=GRID, target=GRID, action=ACTION)),
+        (
+            f"<|extra_203|>{image}{image}{ACTION}<|extra_204|>",
+            emu.layout("idm", source=GRID, target=GRID, action=ACTION),
+        ),
     ]:
         assert flatten(layout) == emu.tokenizer(text, add_special_tokens=False)["input_ids"]
         assert emu.tokenizer.decode(flatten(layout)) == text
@@ -194,11 +197,19 @@ def test_emu3_5_bad_folders(folder, tmp_path):
         code = {"auto_map": {"AutoTokenizer": ["tokenization_emu3.Emu3Tokenizer", None]}}
         (copy / "tokenizer_config.json").write_text(json.dumps(code))
 
-    broken("ibq", r"no folder ibq .*`hf download BAAI/Emu3\.5-VisionTokenizer --local-dir", lambda c: shutil.rmtree(c / "ibq"))
+    broken(
+        "ibq",
+        r"no folder ibq .*`hf download BAAI/Emu3\.5-VisionTokenizer --local-dir",
+        lambda c: shutil.rmtree(c / "ibq"),
+    )
     broken("codes", r"no token for 1 image codes, 15 among them", fewer_codes)
     broken("more", r"the tokenizer has [\d,]+ ids, the model", more_codes)
     broken("code", r"tokenizer_config\.json: auto_map = .* names code of the folder's own", add_code)
-    broken("rows", r"describes no Qwen3ForCausalLM: Padding_idx must be within", lambda copy: set_config(copy, vocab_size=300))
+    broken(
+        "rows",
+        r"describes no Qwen3ForCausalLM: Padding_idx must be within",
+        lambda copy: set_config(copy, vocab_size=300),
+    )
     broken("heads", r"tensors do not fit the configuration", lambda copy: set_config(copy, head_dim=16))
     broken("words", r"no tokenizer\.json in", lambda copy: (copy / "emu3.tiktoken").unlink())
     broken("vision", r"no emu3_vision_tokens\.txt in", lambda copy: (copy / "emu3_vision_tokens.txt").unlink())

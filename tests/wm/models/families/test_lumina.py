@@ -137,7 +137,11 @@ def test_movqgan_is_that_of_diffusers(folder):
     images = ((decoded + 1) * 127.5).permute(0, 2, 3, 1).numpy()
     assert np.abs(codec.decode(codes_BN) - images).max() < 0.51  # rounded to whole numbers
     assert images.std() > 5
-    assert change_map(features_BND[:1], features_BND[:1]).max() == 0 < change_map(features_BND[:1], features_BND[1:2]).min()
+    assert (
+        change_map(features_BND[:1], features_BND[:1]).max()
+        == 0
+        < change_map(features_BND[:1], features_BND[1:2]).min()
+    )
 
 
 def test_lumina_saved_again_is_the_same_model(folder, tmp_path):
@@ -216,10 +220,16 @@ def test_lumina_bad_folders(folder, tmp_path):
     def drop_norm(copy):
         rewrite(copy, lambda tensors: tensors.update({"model.layers.0.self_attn.q_norm.weight": torch.zeros(3, 8)}))
 
-    command = r"no folder movqgan with MoVQGAN.*`hf download ai-forever/MoVQGAN movqgan_270M.ckpt --local-dir \S+/movqgan`"
+    command = (
+        r"no folder movqgan with MoVQGAN.*`hf download ai-forever/MoVQGAN movqgan_270M.ckpt --local-dir \S+/movqgan`"
+    )
     broken("missing", command, rmtree)
     broken("two", r"expected one file \*\.ckpt .*, got b\.ckpt, movqgan_270M\.ckpt", add_checkpoint)
-    broken("size", r"size is \{'height': 32, 'width': 64\}, expected equal", lambda c: set_size(c, {"height": 32, "width": 64}))
+    broken(
+        "size",
+        r"size is \{'height': 32, 'width': 64\}, expected equal",
+        lambda c: set_size(c, {"height": 32, "width": 64}),
+    )
     broken("odd", r"a multiple of 32 up to", lambda copy: set_size(copy, {"height": 40, "width": 40}))
     broken("large", r"no token cells '<reserved08804>'", lambda copy: set_size(copy, {"height": 128, "width": 128}))
     broken("token", r"the vocabulary has no token line_end '<reserved08799>'", rename_token)
