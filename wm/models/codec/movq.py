@@ -25,7 +25,12 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, hidden_BCHW: Tensor, codes_BDHW: Tensor) -> Tensor:
-        """Keep the shape."""
+        """Keep the shape.
+
+        Args:
+            hidden_BCHW: Hidden states.
+            codes_BDHW: Code vectors, of the latent's size.
+        """
         normed_BCHW = self.norm(hidden_BCHW, codes_BDHW)
         query, key, value = (layer(normed_BCHW).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
         attended_BNC = F.scaled_dot_product_attention(query, key, value)
@@ -43,7 +48,12 @@ class Level(nn.Module):
         self.upsample: Upsample | None = None
 
     def forward(self, hidden_BCHW: Tensor, codes_BDHW: Tensor) -> Tensor:
-        """Map (B, in, H, W) to (B, out, H, W), or to twice the side."""
+        """Map (B, in, H, W) to (B, out, H, W), or to twice the side.
+
+        Args:
+            hidden_BCHW: Hidden states.
+            codes_BDHW: Code vectors, of the latent's size.
+        """
         for index, block in enumerate(self.block):
             hidden_BCHW = block(hidden_BCHW, codes_BDHW)
             if len(self.attn) > 0:
@@ -61,7 +71,12 @@ class Middle(nn.Module):
         self.block_2 = Emu3VQVAEResnetBlock(channels, channels, code_width)
 
     def forward(self, hidden_BCHW: Tensor, codes_BDHW: Tensor) -> Tensor:
-        """Keep the shape."""
+        """Keep the shape.
+
+        Args:
+            hidden_BCHW: Hidden states.
+            codes_BDHW: Code vectors, of the latent's size.
+        """
         attended = self.attn_1(self.block_1(hidden_BCHW, codes_BDHW), codes_BDHW)
         return self.block_2(attended, codes_BDHW)  # type: ignore[no-any-return]
 
@@ -89,7 +104,12 @@ class MoVQDecoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, config.in_channels, kernel_size=3, padding=1)
 
     def forward(self, latent_BCHW: Tensor, codes_BDHW: Tensor) -> Tensor:
-        """Map latents and code vectors to pixels."""
+        """Map latents to pixels.
+
+        Args:
+            latent_BCHW: Latents.
+            codes_BDHW: Code vectors, of the same size.
+        """
         hidden_BCHW = self.mid(self.conv_in(latent_BCHW), codes_BDHW)
         # From the smallest image to the largest.
         for index in reversed(range(len(self.up))):
