@@ -89,7 +89,7 @@ def escape_markdown(text: str, *, longest: int = 200) -> str:
     # Entities rather than backslashes where HTML would begin: not all renderers honour a backslash there.
     for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         plain = plain.replace(sign, entity)
-    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", plain)
+    escaped = re.sub(r"([\\`*_{}\[\]()#!|~$])", r"\\\1", plain)
     # A bare address would become a link.
     return re.sub(r"(?i)(https?|www|ftp|mailto)([:.])", r"\1&#8203;\2", escaped)
 
