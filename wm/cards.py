@@ -5,11 +5,11 @@ Not known here: what a card is of.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from wm.errors import InputError, to_line
 
@@ -34,7 +34,7 @@ MANY_LICENSES = 20
 
 COMMERCIAL_USE, REDISTRIBUTION, DERIVATIVES = "commercial use", "redistribution", "derivatives"
 _FORBIDDING = {
-    COMMERCIAL_USE: r"non-?\s?commercial|\bnc\b|research[- ](use )?only|research licen[cs]e|academic use|evaluation only",
+    COMMERCIAL_USE: r"non-?\s?commercial|\bnc\b|research[- ](use[- ])?(only|licen[cs]e)|academic use|evaluation only",
     REDISTRIBUTION: r"no[- ](re)?distribution|(not|without)( be)? (re)?distribut|proprietary|all rights reserved",
     DERIVATIVES: r"\bnd\b|no[- ]derivative",
 }
@@ -51,13 +51,19 @@ def list_forbidden(license: str) -> list[str]:
     return [use for use, pattern in _FORBIDDING.items() if re.search(pattern, words)]
 
 
+def distinct_licenses(licenses: Iterable[str]) -> list[str]:
+    """List the different licences, sorted; one that the hub knows goes by the hub's identifier, however it is cased."""
+    names = {text.strip() for text in licenses if text.strip()}
+    return sorted({name.lower() if name.lower() in KNOWN_LICENSES else name for name in names})
+
+
 def license_lines(licenses: Sequence[str]) -> list[str]:
     """Build the YAML lines of the hub's ``license`` for the different licences of a data set; none if none is given."""
-    names = sorted({text.strip() for text in licenses if text.strip()})
+    names = distinct_licenses(licenses)
     if not names:
         return []
-    if len(names) == 1 and names[0].lower() in KNOWN_LICENSES:
-        return [f"license: {names[0].lower()}"]
+    if len(names) == 1 and names[0] in KNOWN_LICENSES:
+        return [f"license: {names[0]}"]
     name = ", ".join(names) if len(names) <= MANY_LICENSES else f"{len(names)} licences, one in each row"
     return ["license: other", f"license_name: {quote_yaml(name)}"]
 
@@ -89,7 +95,7 @@ def escape_markdown(text: str, *, longest: int = 200) -> str:
     # Entities rather than backslashes where HTML would begin: not all renderers honour a backslash there.
     for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         plain = plain.replace(sign, entity)
-    escaped = re.sub(r"([\\`*_{}\[\]()#!|~$])", r"\\\1", plain)
+    escaped = re.sub(r"([\\`*_{}\[\]#!|~$])", r"\\\1", plain)
     # A bare address would become a link.
     return re.sub(r"(?i)(https?|www|ftp|mailto)([:.])", r"\1&#8203;\2", escaped)
 

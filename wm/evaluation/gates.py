@@ -95,7 +95,7 @@ class Gate:
         if metric == "sensitivity.shuffled":
             if SHUFFLED not in self.sensitivity:
                 raise InputError(
-                    "metric = 'sensitivity.shuffled' is of a forward model, on triplets of which a subset has two actions"
+                    "metric = 'sensitivity.shuffled' is of a forward model, on triplets with two actions in a subset"
                 )
             return self.sensitivity[SHUFFLED].mean
         return float(np.mean([preference.share for preference in self.preference.values()]))
@@ -179,9 +179,7 @@ def gate(vlm: UnifiedVLM, role: Role, held_out: GateSet, *, batch_size: int | No
         vlm, source_BN, held_out.actions, num_candidates=1, sampling=Sampling(greedy=True),
         batch_size=batch_size, runner=runner,
     )  # fmt: skip
-    empty_B = score_without_action(
-        vlm, source_BN, held_out.actions, target_BN, batch_size=batch_size, runner=runner
-    )
+    empty_B = score_without_action(vlm, source_BN, held_out.actions, target_BN, batch_size=batch_size, runner=runner)
     # A target equal to its source is rightly copied: it says nothing of a collapse.
     same_BN, truly_BN = greedy_B1N[:, 0] == source_BN, target_BN == source_BN
     moved_B = ~truly_BN.all(dim=1)

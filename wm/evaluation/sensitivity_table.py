@@ -52,9 +52,7 @@ def build_sensitivity(
     return table
 
 
-def _build_row(
-    label: str, by: str, other: str, runs: Mapping[int, Gaps], subsets: Sequence[str]
-) -> SensitivityRow:
+def _build_row(label: str, by: str, other: str, runs: Mapping[int, Gaps], subsets: Sequence[str]) -> SensitivityRow:
     parts = list(runs.values())
     of_row = [subsets[int(row)] for row in parts[0].rows]
     by_subset: dict[str, SubsetSensitivity] = {}
@@ -107,9 +105,7 @@ def absence_notes(table: SensitivityTable) -> list[str]:
     labels: dict[tuple[str, str, str], list[str]] = {}
     for row in table["absent"]:
         labels.setdefault((row["by"], row["other"], row["reason"]), []).append(row["label"])
-    return [
-        f"{other} by {by} absent of {', '.join(of)}: {reason}" for (by, other, reason), of in labels.items()
-    ]
+    return [f"{other} by {by} absent of {', '.join(of)}: {reason}" for (by, other, reason), of in labels.items()]
 
 
 def table_cells(table: SensitivityTable) -> tuple[list[str], list[list[str]]]:

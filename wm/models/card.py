@@ -15,6 +15,7 @@ from wm import __version__
 from wm.cards import (
     CARD,
     code_block,
+    distinct_licenses,
     escape_markdown,
     is_repo_id,
     license_lines,
@@ -113,7 +114,7 @@ def write_card(folder: Path, facts: CardFacts) -> Path:
 def list_licenses(facts: CardFacts) -> list[str]:
     """List the licences that apply to a model: the one chosen for it, its base's and those of its data."""
     names = [*facts.licenses, *(facts.base.licenses if facts.base else ()), *(s.license for s in facts.sources or ())]
-    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    return distinct_licenses(names)
 
 
 def describe_base(base: str | Path, *, repo_id: str = "") -> BaseFacts:
@@ -290,7 +291,9 @@ def _data_lines(facts: CardFacts) -> list[str]:
         for source in list(facts.sources)[:MANY_SOURCES]:
             cells = [source.dataset or "(no name)", source.origin or "not given"]
             license = source.license.strip() or "not given"
-            lines.append(f"| {' | '.join(map(escape_markdown, cells))} | {source.rows:,} | {escape_markdown(license)} |")
+            lines.append(
+                f"| {' | '.join(map(escape_markdown, cells))} | {source.rows:,} | {escape_markdown(license)} |"
+            )
         rest = list(facts.sources)[MANY_SOURCES:]
         if rest:
             lines += ["", f"And {len(rest):,} more kinds of rows, {sum(source.rows for source in rest):,} rows."]
