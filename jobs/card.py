@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import field_validator
 
-from wm.cards import CARD, is_repo_id
+from wm.cards import CARD, is_repo_id, licenses_of, read_head
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.errors import InputError
@@ -79,7 +79,8 @@ def run(recipe: CardRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 def _describe(recipe: CardRecipe, folder: Path, figures: list[CardFigure], failures: list[str]) -> CardFacts:
     """Describe the model by its run's record, if there is one; else by its folder."""
     record = read_run(folder) or (read_run(folder.parent) if folder.name in ("model", "last") else None)
-    licenses = [recipe.license] if recipe.license else []
+    # What a card names already stays, unless its owner says otherwise: base and data may have gone since.
+    licenses = [recipe.license] if recipe.license else licenses_of(read_head(folder))
     if record is not None and record.get("stage") == "train":
         base = find_base(folder, record.get("recipe") or {}, repo_id=recipe.base_model)
         return describe_training(folder, record, licenses=licenses, base=base, figures=figures, failures=failures)

@@ -18,9 +18,9 @@ class PushRecipe(Recipe):
     private: bool = True
     """Make a new repository private. With true, one that is there and public is refused."""
     allow_license: list[str] = []
-    """Licences that forbid redistribution or derivatives, by their exact names: you have leave to share all the same."""
+    """Licences that forbid redistribution or derivatives, by their exact names, where you have leave to share."""
     message: str = ""
-    """Of the commit; empty: upload with wm."""
+    """Of the commit; empty: "Upload with wm"."""
 
     @field_validator("repo")
     @classmethod

@@ -141,7 +141,7 @@ def _check_weights(folder: Path) -> None:
         for shard in sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []:
             if not (folder / shard).is_file():
                 raise InputError(
-                    f"{shown(folder)} is not complete: {index.name} names {shard!r:.100}, which is missing"
+                    f"{shown(folder)} is not complete: {index.name} lists {shard!r:.100}: not there"
                 )
     if not any(folder.rglob("*.safetensors")):
         raise InputError(f"{shown(folder)} holds no weights (*.safetensors): there is no model to push")

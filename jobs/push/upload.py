@@ -14,6 +14,15 @@ from wm.errors import InputError, to_line
 
 LOGIN = "hf auth login, or set HF_TOKEN to a token with the right to write (https://huggingface.co/settings/tokens)"
 
+_MEANINGS: dict[int | None, str] = {
+    401: f"the hub does not know the token: {LOGIN}",
+    403: "the token may not write there: is the owner right, and has the token the right to write?",
+    404: "no such repository or owner, or the token may not see it",
+    413: "the files are too large for the repository",
+    429: "too many requests: wait, then run it again, it resumes",
+}
+"""Status of the hub's answer → what it means."""
+
 
 def upload(selection: Selection, rewritten: Mapping[str, bytes], repo: str, *, private: bool, message: str) -> str:
     """Make the repository if it is not there, and upload all files in one go.
@@ -93,19 +102,10 @@ def _explain_errors(repo: str) -> Iterator[None]:
 
 
 def _explain_status(status: int | None) -> str:
-    if status == 401:
-        return f"the hub does not know the token: {LOGIN}"
-    if status == 403:
-        return "the token may not write there: is the owner right, and has the token the right to write?"
-    if status == 404:
-        return "no such repository or owner, or the token may not see it"
-    if status == 413 or status == 507:
-        return "the files are too large for the repository"
-    if status == 429:
-        return "too many requests: wait, then run it again, it resumes"
+    """Say what an answer of the hub means, and what to do."""
     if status is not None and status >= 500:
         return f"the hub answers {status}: run it again later, it resumes"
-    return f"the hub answers {status}"
+    return _MEANINGS.get(status, f"the hub answers {status}")
 
 
 def _first_line(error: Exception) -> str:

@@ -220,7 +220,8 @@ def _body(manifest: Manifest, facts: CardFacts) -> list[str]:
     # 4. How good it is.
     lines += ["## Figures", "", *_figure_lines(facts.figures), ""]
     lines += ["## Known failures", ""]
-    lines += [f"- {escape_sentence(text)}" for text in facts.failures] or ["None was seen in the figures above."]
+    none = "None was seen in the figures above." if facts.figures else "Not known: the model was not evaluated."
+    lines += [f"- {escape_sentence(text)}" for text in facts.failures] or [none]
     if facts.unknown:
         lines += ["", "## Not known", "", *(f"- {escape_sentence(text)}" for text in facts.unknown)]
     return [*lines, *(["", *facts.extra] if facts.extra else [])]
@@ -239,7 +240,8 @@ def _restriction_lines(licenses: Sequence[str]) -> list[str]:
 def _identity_lines(manifest: Manifest, facts: CardFacts) -> list[str]:
     rows = {"family": manifest.family, "weights": "a LoRA adapter" if manifest.kind == "adapter" else "complete"}
     if facts.base is not None:
-        rows["base"] = f"{facts.base.name} ({manifest.base_id})" if manifest.base_id else facts.base.name
+        is_named = facts.base.name != manifest.base_id and manifest.base_id
+        rows["base"] = f"{facts.base.name} ({manifest.base_id})" if is_named else facts.base.name
     rows["images"] = "pixels" if manifest.reads_pixels else f"codes of codec {manifest.codec_id}"
     if manifest.action_slot_tokens:
         rows["action slot"] = f"{manifest.action_slot_tokens} tokens"
@@ -316,7 +318,7 @@ def _recipe_lines(manifest: Manifest, facts: CardFacts) -> list[str]:
     keys = {name: strip_paths(value) for name, value in facts.recipe.items() if name not in _RUN_KEYS}
     digest = f"Digest `{manifest.recipe_digest}`; names" if manifest.recipe_digest else "Names"
     lines = [f"{digest} in place of paths, without output, resources, checkpoints and logging.", ""]
-    return [*lines, *code_block(json.dumps(keys, indent=1, ensure_ascii=False), "json")]
+    return [*lines, *code_block(json.dumps(keys, indent=1), "json")]
 
 
 def _figure_lines(figures: Sequence[CardFigure]) -> list[str]:
