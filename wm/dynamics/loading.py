@@ -35,9 +35,12 @@ def kind_of(path: str | Path, base: str | Path | None = None) -> ModelKind:
         return "editor"
     if is_adapter(folder):
         manifest = read_manifest(folder)
-        # What was trained here says it; without codec there are no codes.
-        if manifest is not None and manifest.reads_pixels:
-            return "pixels"
+        # What was trained here says it, so that its base need not be there; without codec there are no codes.
+        if manifest is not None:
+            return "pixels" if manifest.reads_pixels else "codes"
+        # Adapters of other programs say nothing of their base.
+        if base is not None:
+            return kind_of(base)
         return kind_of(base_of(folder, base)[0])
     # Original releases of Chameleon and others, which are told what to do by what loads codes.
     if not (folder / "config.json").is_file():

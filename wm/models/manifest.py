@@ -31,7 +31,7 @@ class Manifest(Recipe):
     """``base``: pre-trained; ``full``: all weights fine-tuned; ``adapter``: a PEFT adapter alone."""
     base_id: str
     """Fingerprint of the base: this folder's own if ``base``, else of the model training started from."""
-    codec_id: str
+    codec_id: str = ""
     """Identity of the image codec whose codes the model speaks; empty for a model that reads pixels."""
     decoder_id: str = ""
     """Identity of the codec with its decoder; empty for an adapter, or where there was no decoder."""
