@@ -30,8 +30,11 @@ RESUMED_AT = {"in a file": 2, "files written": 2, "manifest": 2, "not renamed": 
 ON_DISK_ALONE = {"not renamed", "renamed"}
 
 
-class KilledError(SystemExit):
-    """Ends a thread where it stands: nothing handles it, and a thread says nothing of it."""
+class KilledError(BaseException):
+    """Ends a thread where it stands: nothing handles it."""
+
+
+ends_in_thread = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 def strike_at(patch: pytest.MonkeyPatch, point: str, kill: Callable[[], None]) -> None:
@@ -121,7 +124,8 @@ def train_killed(recipe: TrainRecipe, point: str) -> None:
             run(recipe)
 
 
-@pytest.mark.parametrize("point", sorted(set(RESUMED_AT) - {"in a file"}))
+@ends_in_thread
+@pytest.mark.parametrize("point", ["not renamed", "older one half gone"])
 def test_a_run_killed_while_a_checkpoint_is_written_resumes(
     *, point: str, tiny_base: Path, triplets: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
@@ -132,12 +136,12 @@ def test_a_run_killed_while_a_checkpoint_is_written_resumes(
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("point", ["manifest", "older one half gone"])
+@ends_in_thread
 def test_so_does_one_in_a_bucket_on_another_node(
-    *, point: str, client: Any, tiny_base: Path, triplets: Path, expected: dict[str, str], tmp_path: Path,
+    *, client: Any, tiny_base: Path, triplets: Path, expected: dict[str, str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    out = f"s3://data/{point.replace(' ', '-')}"
+    point, out = "manifest", "s3://data/killed"
     monkeypatch.setenv("WM_CACHE", str(tmp_path / "first"))
     train_killed(TrainRecipe.parse(settings_of(tiny_base, triplets, out), "test"), point)
     monkeypatch.setenv("WM_CACHE", str(tmp_path / "second"))
