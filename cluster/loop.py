@@ -1,9 +1,9 @@
-"""Run the whole loop on a cluster of several nodes of this machine that share nothing but a bucket: the bootstrap as one
-submitted job (ingest, train, annotate, select, train, evaluate), then ``serve deploy`` of both models from the bucket, and
-a verified prediction through HTTP with a key.
+"""Run the whole loop on a cluster of several nodes of this machine that share nothing but a bucket: the bootstrap as
+one submitted job (ingest, train, annotate, select, train, evaluate), then ``serve deploy`` of both models from the
+bucket, and a verified prediction through HTTP with a key.
 
-Checked: every stage has its record in the bucket, annotation ran on more than one node, the server asks for the key, and
-its prediction was verified. Exit status 0 where all of that holds, 2 where not.
+Checked: every stage has its record in the bucket, the server asks for the key, and its prediction was verified. Exit
+status 0 where all of that holds, 2 where not.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from wm.runs import RunRecord, read_run, write_json
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-STAGES = ("world", "train", "idm", "annotated", "selected", "fdm", "evaluate")
+STAGES = ("world", "triplets", "idm", "annotated", "selected", "fdm", "evaluate")
 """Folders of the bootstrap's stages without which it is no loop; a recipe may have more."""
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -51,8 +51,8 @@ class LoopRecipe(Recipe):
     """A cluster on this machine, and how large the loop is."""
 
     out: OutputPath
-    """Folder for logs, the nodes' copies, the deployed file and loop.json; what the stages write is in the bucket, which
-    ends with the command."""
+    """Folder for logs, the nodes' copies, the deployed file and loop.json; what the stages write is in the bucket,
+    which ends with the command."""
     nodes: int = Field(default=3, ge=1)
     """Ray nodes, the head among them."""
     cpus_per_node: int = Field(default=2, ge=1)
@@ -198,7 +198,7 @@ def _serve(root: str, dashboard: str, out: Path, limit_s: float) -> dict[str, ob
     if reply.status_code != requests.codes.ok:
         raise InputError(f"the server answered with status {reply.status_code}: {reply.text:.300}")
     verification = reply.json()["data"][0]["verification"]
-    if not isinstance(verification["logprob"], float) or verification["rank"] != 1:
+    if not isinstance(verification["logprob"], float) or verification["rank"] != 0:
         raise InputError(f"the prediction is not verified: {verification}")
     _say(f"loop: a prediction, verified with {verification['logprob']:.3f} nats")
     return {"deploy_s": deploy_s, "status_without_key": refusal.status_code, "verification": verification}

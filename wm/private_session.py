@@ -136,8 +136,8 @@ def check_listening(address: str) -> None:
     reason = _find_connect_error(host, port)
     if reason:
         raise InputError(
-            f"RAY_ADDRESS = {address!r:.200}: no cluster listens there ({reason}); start one with `ray start --head`, or "
-            "unset RAY_ADDRESS for a session of this machine alone"
+            f"RAY_ADDRESS = {address!r:.200}: no cluster listens there ({reason}); start one with `ray start --head`, "
+            "or unset RAY_ADDRESS for a session of this machine alone"
         )
 
 

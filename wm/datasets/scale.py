@@ -142,7 +142,7 @@ READS_A_MARK = 3
 NAMES_A_LIST = 1000
 """Names that a LIST request returns at most (Amazon S3's API reference, ListObjectsV2)."""
 OUTPUT_LISTINGS = 5
-"""How often a resumed run lists its output: twice as it starts, each time before it looks for left-overs, at the end."""
+"""How often a resumed run lists its output: twice as it starts, twice to look for left-overs, and at the end."""
 MARK_LISTINGS = 2
 """How often it lists the marks alone: before it reads them."""
 PART_BYTES = 8 << 20
@@ -200,7 +200,7 @@ def simulate(habit: Habit, unit_costs: UnitCosts, store: Store, shards_a_wave: i
 
 
 def _list_output(habit: Habit, unit_costs: UnitCosts, store: Store) -> Load:
-    """Compute the load of listing what a run has written into a bucket, for one that is resumed when it is nearly done."""
+    """Compute the load of listing what a run has written into a bucket: one that is resumed when it is nearly done."""
     if not habit.is_remote:
         return Load("list the shards' files")
     names = habit.shards * (TABLES_A_SHARD + 1)

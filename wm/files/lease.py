@@ -150,7 +150,8 @@ class Lease:
             raise InputError(f"{self.folder_uri} was taken by another writer at the same moment; run the command again")
 
     def _refusal(self, claim: Claim) -> InputError:
-        return InputError(f"{self.folder_uri} is being written by {describe_writer(claim)}; wait for it, or end it first")
+        writer = describe_writer(claim)
+        return InputError(f"{self.folder_uri} is being written by {writer}; wait for it, or end it first")
 
     def _announce(self, claim: Claim) -> None:
         print(

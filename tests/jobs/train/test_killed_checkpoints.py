@@ -25,7 +25,14 @@ from wm.training.checkpoint.store import MANIFEST, CheckpointStore
 STEPS, EVERY, LAST = 6, 2, 4
 """Steps of a run, those between two checkpoints, and the one whose checkpoint is not written to its end."""
 
-RESUMED_AT = {"in a file": 2, "files written": 2, "manifest": 2, "not renamed": 2, "renamed": 4, "older one half gone": 4}
+RESUMED_AT = {
+    "in a file": 2,
+    "files written": 2,
+    "manifest": 2,
+    "not renamed": 2,
+    "renamed": 4,
+    "older one half gone": 4,
+}
 """Where the writer is killed, and the step from which the same command then resumes."""
 ON_DISK_ALONE = {"not renamed", "renamed"}
 
@@ -189,4 +196,6 @@ def test_the_same_with_real_signals(
     resumed = start("from jobs.train import main; sys.exit(main(sys.argv[1:]))", "second")
     assert resumed.returncode == 0, resumed.stderr
     assert f"{STEPS} steps, resuming from step {RESUMED_AT[point]}\n" in resumed.stdout
-    assert digest_files(fetch(f"{out}/model", leave=()) if place == "bucket" else tmp_path / "out" / "model") == expected
+    assert (
+        digest_files(fetch(f"{out}/model", leave=()) if place == "bucket" else tmp_path / "out" / "model") == expected
+    )
