@@ -180,8 +180,9 @@ def simulate(habit: Habit, unit_costs: UnitCosts, store: Store, shards_a_wave: i
         "list the videos", list_seconds, peak_mib + names_mib, fixed_mib=names_mib,
         held_mib=files * unit_costs["list_kept_mib"], writes=requests,
     )  # fmt: skip
-    # 2. Marks: once before the work, of which a resumed run finds some, and once after it.
-    mark_reads = 2 * habit.shards * READS_A_MARK if habit.is_remote else 0
+    # 2. Marks are read before the work, of which a resumed run finds some, and after it. Of those in a bucket the driver has
+    # copies the second time.
+    mark_reads = habit.shards * READS_A_MARK if habit.is_remote else 0
     waiting_s = mark_reads * store.request_s / SMALL_FILE_THREADS
     marks = Load(
         "read the shards' marks", shards * unit_costs["marks_s"] + waiting_s, shards * unit_costs["marks_peak_mib"],

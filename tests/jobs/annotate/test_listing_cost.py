@@ -50,4 +50,4 @@ def test_a_resumed_run_lists_as_often_as_the_plan_says(
     assert len(pages) == files.writes == 7
     # Each mark was read once: the copies of the first time are still good.
     reads = Counter(path.partition("?")[0] for path in requests if f"shards/{shard_name(7)}" in path)
-    assert reads.total() == READS_A_MARK and marks.reads == 2 * READS_A_MARK * NUM_SHARDS
+    assert reads.total() == READS_A_MARK and marks.reads == READS_A_MARK * NUM_SHARDS
