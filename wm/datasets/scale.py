@@ -180,8 +180,8 @@ def simulate(habit: Habit, unit_costs: UnitCosts, store: Store, shards_a_wave: i
         "list the videos", list_seconds, peak_mib + names_mib, fixed_mib=names_mib,
         held_mib=files * unit_costs["list_kept_mib"], writes=requests,
     )  # fmt: skip
-    # 2. Marks are read before the work, of which a resumed run finds some, and after it. Of those in a bucket the driver has
-    # copies the second time.
+    # 2. Marks are read before the work, of which a resumed run finds some, and after it; the second time
+    # the driver has copies of a bucket's.
     mark_reads = habit.shards * READS_A_MARK if habit.is_remote else 0
     waiting_s = mark_reads * store.request_s / SMALL_FILE_THREADS
     marks = Load(
