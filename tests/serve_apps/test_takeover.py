@@ -112,7 +112,7 @@ serve.run(Other.bind(), name="other", route_prefix="/other")
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_the_same_command_serves_again_after_a_kill(tmp_path):
-    """A cluster, ``wm serve`` in it, kill -9, the same command: its models answer, and it ends what is its own alone."""
+    """A cluster, ``wm serve`` in it, kill -9, the same command: its models answer, it ends what is its own."""
     port = find_free_port()
     with serve_head() as head:
         command = [sys.executable, "-m", "serve_apps", f"port={port}"]
