@@ -118,21 +118,22 @@ def check_listening(address: str) -> None:
     """Check that somebody listens at a cluster's address: Ray itself would wait for minutes, and say nothing.
 
     Args:
-        address: ``host:port`` or ``ray://host:port``. Any other form (``auto``) is left to Ray.
+        address: ``host:port`` or ``ray://host:port``. ``auto``, and schemes of others, are left to Ray.
 
     Raises:
-        InputError: Nobody does; the message has the cause.
+        InputError: Nobody does, which the message gives the cause of, or it is no address.
     """
     scheme, _, rest = address.rpartition("://")
-    if scheme not in ("", "ray"):
+    if scheme not in ("", "ray") or address in ("auto", "local"):
         return
+    expected = "expected HOST:PORT, ray://HOST:PORT or auto"
     try:
         parts = urlsplit(f"//{rest}")
         host, port = parts.hostname, parts.port or (_CLIENT_PORT if scheme else None)
     except ValueError as error:
-        raise InputError(f"RAY_ADDRESS = {address!r:.200}: {error}; expected HOST:PORT or ray://HOST:PORT") from error
-    if host is None or port is None:
-        return
+        raise InputError(f"RAY_ADDRESS = {address!r:.200}: {error}; {expected}") from error
+    if not host or port is None:
+        raise InputError(f"RAY_ADDRESS = {address!r:.200} names no port; {expected}")
     reason = _find_connect_error(host, port)
     if reason:
         raise InputError(

@@ -238,10 +238,15 @@ def test_a_clusters_address_is_tried_before_it_is_joined(monkeypatch: pytest.Mon
     # Ray's own words, and those of other schemes, are Ray's to understand.
     for address in ("auto", "local", "somewhere://127.0.0.1:1"):
         check_listening(address)
-    with pytest.raises(
-        InputError, match=r"^RAY_ADDRESS = 'head:abc': Port could not be cast .*; expected HOST:PORT or "
+    for address, message in (
+        ("head:abc", "Port could not be cast"),
+        ("127.0.0.1", "names no port"),
+        (":1", "names no"),
     ):
-        check_listening("head:abc")
+        with pytest.raises(
+            InputError, match=rf"^RAY_ADDRESS = '{address}'.*{message}.*; expected HOST:PORT, ray://HOST"
+        ):
+            check_listening(address)
     # Names are not looked up at any length, and `ray://` has a port of its own.
     tried, is_over = [], threading.Event()
 
