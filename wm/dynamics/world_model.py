@@ -154,8 +154,8 @@ class WorldModel:
         source_N = self.encode(image)
         with torch.inference_mode():
             rollout = roll_out(
-                self.forward, self.inverse, [Observation.from_codes(source_N, self.codec)], [list(actions)], search=search,
-                sampling=sampling, seed=seed,
+                self.forward, self.inverse, [Observation.from_codes(source_N, self.codec)], [list(actions)],
+                search=search, sampling=sampling, seed=seed,
             )[0]  # fmt: skip
         # The best sequence alone: the others can be decoded from their codes.
         source, *images = self.decode([source_N, *(candidate.codes for candidate in rollout.best.candidates)])
