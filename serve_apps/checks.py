@@ -4,11 +4,13 @@ from pathlib import Path
 
 from serve_apps.examples import load_examples
 from serve_apps.keys import read_keys
-from serve_apps.names import BASELINE, FDM, IDM
-from serve_apps.recipe import OTHER_CODEC, ServeRecipe
+from serve_apps.model_kinds import check_kinds, is_toy, read_kinds
+from serve_apps.names import FDM
+from serve_apps.recipe import ServeRecipe
 from wm.errors import InputError
 from wm.files.mirror import list_below, shown, uri_of
-from wm.packaged import SHIPPED, to_packaged_name
+
+__all__ = ["check_models", "is_toy"]
 
 
 def check_models(recipe: ServeRecipe) -> str:
@@ -18,11 +20,11 @@ def check_models(recipe: ServeRecipe) -> str:
         recipe: What is to be served.
 
     Returns:
-        The id of the image codec that all models speak.
+        The id of the FDM's image codec; empty for an image editor.
 
     Raises:
-        InputError: A folder is no model, the models speak of different image codecs, or the key file or an example
-            image cannot be read.
+        InputError: A folder is no model, the models do not go together, a key would have no effect, or the key file or
+            an example image cannot be read.
     """
     # torch is imported with it: a command that prints its help needs none.
     from wm import models
@@ -46,19 +48,9 @@ def check_models(recipe: ServeRecipe) -> str:
                 raise InputError(f"{key} = {folder!r}: no such folder")
             raise InputError(f"{key} = {folder!r}: no such model folder{models.hub_hint(folder)}")
     # 3. What the models say of themselves: no weights are read for it.
-    manifests = {name: (folder, models.read_manifest(folder)) for name, folder in recipe.model_folders().items()}
-    codecs = {
-        name: manifest.codec_id if manifest is not None else models.load_codec(recipe.base or folder).codec_id
-        for name, (folder, manifest) in manifests.items()
-    }
-    if codecs[FDM] != codecs[IDM]:
-        raise InputError(OTHER_CODEC.format(codecs[FDM], codecs[IDM]))
-    if codecs.get(BASELINE, codecs[FDM]) != codecs[FDM]:
-        raise InputError(
-            f"baseline = {shown(to_packaged_name(recipe.baseline or ''))!r}: its image codec is {codecs[BASELINE]}, "
-            f"the FDM's {codecs[FDM]}: their images would not be of one size and quality"
-        )
-    # With manifests, and without these two, no model's code is imported: it would take a server seconds more to start.
+    served = read_kinds(recipe)
+    check_kinds(recipe, served)
+    # Without these two no model's code is imported: it would take a server seconds more to start.
     # Weights in a bucket are not brought to whoever starts the server: its replicas compare them as they load.
     is_here = not any(uri_of(folder) for folder in (recipe.fdm, recipe.idm, recipe.base or ""))
     if is_here and (recipe.base_sharing == "shared" or recipe.adapters):
@@ -69,7 +61,7 @@ def check_models(recipe: ServeRecipe) -> str:
         from wm.dynamics import check_draft_length
 
         check_draft_length(recipe.num_draft_tokens, models.load_codec(recipe.base or recipe.fdm).tokens_per_image)
-    return codecs[FDM]
+    return served.codecs[FDM]
 
 
 def _look_up(key: str, folder: str) -> None:
@@ -84,10 +76,3 @@ def _look_up(key: str, folder: str) -> None:
     except InputError as error:
         raise InputError(f"{key} = {shown(error)}") from error
 
-
-def is_toy(codec_id: str) -> bool:
-    """Return whether a model's image codec is that of the toy world, whose base is installed with the package."""
-    from wm.models import read_manifest
-
-    manifest = read_manifest(SHIPPED / "base")
-    return manifest is not None and manifest.codec_id == codec_id
