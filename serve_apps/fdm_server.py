@@ -33,6 +33,7 @@ from serve_apps.results import (
     verification_of,
 )
 from wm.dynamics import (
+    Observation,
     Prediction,
     RolloutState,
     Sampling,
@@ -41,6 +42,7 @@ from wm.dynamics import (
     SearchState,
     Start,
     check_draft_length,
+    observe_codes,
     speculate_observations,
 )
 from wm.dynamics.fdm import forward_prefix
@@ -125,7 +127,7 @@ class FDMServer(ModelServer):
         model = await self._model(request.model)
         (source,) = await self._encode(source_HWC[None])
         search, sampling = request.to_search(self._recipe), request.to_sampling(self._recipe)
-        state = RolloutState(tuple(source), request.actions, request.seed, search)
+        state = RolloutState(self._observe(source), request.actions, request.seed, search)
         counts: list[int] = []
         deadline_s = asyncio.get_running_loop().time() + self._recipe.timeout_s
         while not state.is_done:
@@ -172,7 +174,7 @@ class FDMServer(ModelServer):
     async def _predict(
         self, model: ServedModel, request: EditRequest, source: Codes, on_tokens: OnTokens | None = None
     ) -> EditResult:
-        start = Start(tuple(source), request.prompt, request.seed)
+        start = Start(self._observe(source), request.prompt, request.seed)
         sampling = request.to_sampling(self._recipe)
         # 1. Sample, and rank unless the request leaves the candidates as they come.
         if request.verify:
@@ -212,12 +214,13 @@ class FDMServer(ModelServer):
         while state.candidates:
             # Only the first round holds the first candidate, whose progress is reported.
             on_first = on_tokens if state.candidates.start == 0 else None
-            state.add_samples((await self._sample(model, start, state.candidates, sampling, on_first)).tolist())
-            unscored = state.unscored()
+            codes_KN = (await self._sample(model, start, state.candidates, sampling, on_first)).tolist()
+            state.add_samples(observe_codes(codes_KN, model.vlm.codec_id))
+            unscored = [image.codes for image in state.unscored()]
             scores: Sequence[Score] = []
             if unscored:
                 with metrics.stage("score"):
-                    scores = await self._score(verifier, start.source, start.action, unscored)
+                    scores = await self._score(verifier, start.source.codes, start.action, unscored)
             state.add_scores([ScoredAction(start.action, logprob, count) for logprob, count in scores])
         prediction = state.prediction()
         _record_prediction(prediction)
@@ -228,6 +231,9 @@ class FDMServer(ModelServer):
             self._idm, "score_candidates", verifier, source, action, candidates, model=verifier
         )
         return scores
+
+    def _observe(self, codes: Codes) -> Observation:
+        return Observation.from_codes(codes, self._codec.codec_id)
 
     async def _sample(
         self, model: ServedModel, start: Start, candidates: range, sampling: Sampling, on_tokens: OnTokens | None
@@ -244,7 +250,7 @@ class FDMServer(ModelServer):
                 )
             else:
                 # Else its images join those of other requests.
-                prefix = forward_prefix(model.vlm, start.source, start.action)
+                prefix = forward_prefix(model.vlm, start.source.codes, start.action)
                 request = ImageRequest(prefix, len(candidates), sampling, start.seed, candidates.start)
 
                 def report(grown: StepOutput) -> None:
@@ -286,7 +292,7 @@ def _speculate(
 ) -> Tensor:
     speculation = speculate_observations(
         model.vlm,
-        [start.source],
+        [start.source.codes],
         [start.action],
         num_draft_tokens=num_draft_tokens,
         num_candidates=len(candidates),

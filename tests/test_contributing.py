@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.helpers.code_calls import verify
 from tests.helpers.models_families import CODES, seeded, tiny_codec, word_tokenizer
-from wm.dynamics import Sampling, propose_actions, sample_observations, verify
+from wm.dynamics import Sampling, propose_actions, sample_observations
 from wm.models import FAMILIES, flatten, load_codec, load_model, save_model
 from wm.models.folder_writing import write_codec_folder
 

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from wm.dynamics import Prediction, Search, load_role, predict_observations
+from wm.dynamics import (
+    CodeForward,
+    CodeInverse,
+    Prediction,
+    Search,
+    load_role,
+    observe_codes,
+    predict_observations,
+)
 from wm.errors import InputError
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import load_codec
@@ -67,9 +75,10 @@ class Library:
     """Give a server's answer in this process: from an encoded image to another."""
 
     def __init__(self, fdm: str, idm: str, base: str | None) -> None:
-        self._fdm, self._idm = load_role(fdm, base=base), load_role(idm, base=base)
         self.codec = load_codec(base or fdm)
-        self.tokens_per_image = self._fdm.model.tokens_per_image
+        self._fdm = CodeForward(load_role(fdm, base=base), self.codec)
+        self._idm = CodeInverse(load_role(idm, base=base), self.codec)
+        self.tokens_per_image = self.codec.tokens_per_image
 
     def answer(self, image: bytes, action: str, seed: int, best_of: int) -> tuple[bytes, Prediction]:
         """Predict the image after an action.
@@ -84,14 +93,8 @@ class Library:
             The best candidate as PNG, and the prediction.
         """
         pixels_HWC = fit_square(decode_image(image, "image", MAX_PIXELS), self.codec.side_px)
+        sources = observe_codes(self.codec.encode(pixels_HWC[None]).tolist(), self.codec)
         (prediction,) = predict_observations(
-            self._fdm.model,
-            self._idm.model,
-            self.codec.encode(pixels_HWC[None]),
-            [action],
-            search=Search(num_candidates=best_of),
-            seed=seed,
-            fdm_runner=self._fdm.runner,
-            idm_runner=self._idm.runner,
+            self._fdm, self._idm, sources, [action], search=Search(num_candidates=best_of), seed=seed
         )
         return encode_png(self.codec.decode(np.array([prediction.best.codes]))[0]), prediction

@@ -17,7 +17,7 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import count_changes
-from wm.dynamics import Roles, check_draft_length, predict_observations
+from wm.dynamics import CodeForward, CodeInverse, Roles, check_draft_length, observe_codes, predict_observations
 from wm.errors import InputError
 from wm.files.mirror import shown
 from wm.images import decode_image, fit_square
@@ -102,9 +102,9 @@ def _predict(recipe: ImagineRecipe, attempts: list[Try], codec: ImageCodec, role
         return []
     source_BN = _load_or_encode(codec, attempts)
     predictions = predict_observations(
-        roles.fdm.model, roles.idm.model, source_BN, [attempt.action for attempt in attempts],
-        search=recipe.search, sampling=recipe.sampling, seed=[attempt.seed for attempt in attempts],
-        batch_size=recipe.resources.batch_size, fdm_runner=roles.fdm.runner, idm_runner=roles.idm.runner,
+        CodeForward(roles.fdm, codec), CodeInverse(roles.idm, codec), observe_codes(source_BN.tolist(), codec),
+        [attempt.action for attempt in attempts], search=recipe.search, sampling=recipe.sampling,
+        seed=[attempt.seed for attempt in attempts], batch_size=recipe.resources.batch_size,
     )  # fmt: skip
     return [
         Outcome(attempt, source_codes, prediction.best)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jobs.predict.rollout_image import ImageWriter
 from wm.dynamics import Branch
-from wm.dynamics.search import CodesRow
+from wm.dynamics.observation import CodesRow
 from wm.evaluation.paper.drawing import save_png
 from wm.evaluation.paper.figures.action_tree import TREE_FILE, build_action_tree, load_action_tree
 from wm.images import Pixels, encode_png

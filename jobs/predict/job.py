@@ -21,7 +21,17 @@ from jobs.predict.triplets import count_parts, parts_of, predict_triplets
 from jobs.shared.roles import check_actions, check_roles, load_recipe_roles
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
-from wm.dynamics import Roles, StepDone, check_draft_length, grow_tree, roll_out
+from wm.dynamics import (
+    CodeForward,
+    CodeInverse,
+    Observation,
+    Roles,
+    StepDone,
+    check_draft_length,
+    grow_tree,
+    observe_codes,
+    roll_out,
+)
 from wm.errors import InputError
 from wm.evaluation.heldout import HeldOut, read_held_out
 from wm.files.mirror import fetch, shown
@@ -88,9 +98,9 @@ def _predict_image(recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec:
 
         with torch.inference_mode():
             rollout = roll_out(
-                roles.fdm.model, roles.idm.model, source_1N, [recipe.actions], search=recipe.search,
-                sampling=recipe.sampling, seed=recipe.seed, batch_size=recipe.resources.batch_size,
-                on_step=report_step, fdm_runner=roles.fdm.runner, idm_runner=roles.idm.runner,
+                CodeForward(roles.fdm, codec), CodeInverse(roles.idm, codec), observe_codes(source_1N.tolist(), codec),
+                [recipe.actions], search=recipe.search, sampling=recipe.sampling, seed=recipe.seed,
+                batch_size=recipe.resources.batch_size, on_step=report_step,
             )[0]  # fmt: skip
     with stage.timed("write"):
         counts = write_rollout(rollout, source_HWC, codec, stage.out, num_return=recipe.search.num_return)
@@ -106,9 +116,10 @@ def _predict_tree(recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec: 
     stage.start()
     with stage.timed("predict"), progress_bar(recipe.num_branches, "image", "predict") as bar, torch.inference_mode():
         tree = grow_tree(
-            roles.fdm.model, roles.idm.model, source_1N, levels, search=recipe.search,
+            CodeForward(roles.fdm, codec), CodeInverse(roles.idm, codec),
+            Observation.from_codes(source_1N[0].tolist(), codec), levels, search=recipe.search,
             sampling=recipe.sampling, seed=recipe.seed, batch_size=recipe.resources.batch_size,
-            fdm_runner=roles.fdm.runner, idm_runner=roles.idm.runner, on_level=lambda level: bar.update(len(level)),
+            on_level=lambda level: bar.update(len(level)),
         )  # fmt: skip
     with stage.timed("write"):
         counts = write_tree(tree, tuple(source_1N[0].tolist()), source_HWC, codec, stage.out)

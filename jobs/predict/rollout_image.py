@@ -67,12 +67,12 @@ def write_rollout(
     writer = ImageWriter(codec, out)
     (out / "source.png").write_bytes(encode_png(source_HWC))
     # As the models see it: what the codec loses is no mistake of theirs.
-    writer.write(rollout.source, "source-codes.png")
+    writer.write(rollout.source.codes, "source-codes.png")
     best = rollout.best.candidates
     images = [writer.write(candidate.codes, f"step-{number}.png") for number, candidate in enumerate(best, 1)]
     steps = [_describe_step(step, number, rollout, writer, num_return) for number, step in enumerate(rollout.steps)]
     record = {
-        "source": {"image": "source.png", "decoded": "source-codes.png", "codes": list(rollout.source)},
+        "source": {"image": "source.png", "decoded": "source-codes.png", "codes": list(rollout.source.codes)},
         "actions": [step.action for step in rollout.steps],
         "images": images,
         "sequences": [
@@ -98,7 +98,9 @@ def _describe_step(
 ) -> dict[str, object]:
     # What was expanded: the source at first, then every sequence of the beam before.
     before = (
-        [rollout.source] if number == 0 else [entry.candidates[-1].codes for entry in rollout.steps[number - 1].beam]
+        [rollout.source.codes]
+        if number == 0
+        else [entry.candidates[-1].codes for entry in rollout.steps[number - 1].beam]
     )
     expansions = []
     for parent, (source_N, prediction) in enumerate(zip(before, step.predictions, strict=True)):
@@ -152,7 +154,9 @@ def _describe_candidate(candidate: Candidate, prediction: Prediction) -> dict[st
 
 
 def _build_columns(rollout: Rollout, source_HWC: Pixels, writer: ImageWriter) -> list[Column]:
-    columns = [Column("source", [Shot(source_HWC, ["as given"]), Shot(writer.decode(rollout.source), ["as tokens"])])]
+    columns = [
+        Column("source", [Shot(source_HWC, ["as given"]), Shot(writer.decode(rollout.source.codes), ["as tokens"])])
+    ]
     for number, step in enumerate(rollout.steps):
         way = rollout.best.candidates[: number + 1]
         shots = []

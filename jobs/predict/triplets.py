@@ -7,7 +7,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wm.dynamics import Prediction, Roles, Sampling, Search, predict_observations
+from wm.dynamics import (
+    CodeForward,
+    CodeInverse,
+    Prediction,
+    Roles,
+    Sampling,
+    Search,
+    observe_codes,
+    predict_observations,
+)
 from wm.evaluation.heldout import HeldOut
 from wm.tables import write_table
 
@@ -81,10 +90,11 @@ def predict_triplets(
         # Parts are written in one rename: an existing one is complete.
         if not path.exists():
             actions = [held_out.actions[row] for row in rows]
+            codec_id = roles.fdm.model.codec_id
+            sources = observe_codes(held_out.source_codes[rows.start : rows.stop].tolist(), codec_id)
             predictions = predict_observations(
-                roles.fdm.model, roles.idm.model, held_out.source_codes[rows.start : rows.stop], actions,
+                CodeForward(roles.fdm), CodeInverse(roles.idm), sources, actions,
                 search=search, sampling=sampling, seed=seeds[rows.start : rows.stop], batch_size=batch_size,
-                fdm_runner=roles.fdm.runner, idm_runner=roles.idm.runner,
             )  # fmt: skip
             # A row a triplet and rank.
             table_rows = [

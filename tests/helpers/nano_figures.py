@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from wm.dynamics import Sampling, Search, load_role, predict_observations, propose_actions
+from tests.helpers.code_calls import predict_observations
+from wm.dynamics import Sampling, Search, load_role, propose_actions
 from wm.models import load_codec
 from wm.nano.world.oracle import action_is_right, judge_states, read_states
 from wm.nano.world.triplets import sample_triplet

@@ -16,8 +16,10 @@ from jobs.predict import job as predict
 from jobs.predict import triplets as predict_triplets
 from jobs.predict.job import main
 from jobs.predict.recipe import PredictRecipe
+from tests.helpers.code_calls import predict_observations, roll_out
 from tests.helpers.training_data import random_rows, write_triplets
-from wm.dynamics import Search, predict_observations, roll_out
+from wm import dynamics
+from wm.dynamics import Search
 from wm.errors import InputError, OtherRunError
 from wm.evaluation.report.storyboard import CHOSEN, OTHER, Column, draw_storyboard
 from wm.images import decode_image, encode_png
@@ -113,7 +115,7 @@ def test_triplets_are_predicted_in_parts_and_gone_on_with(tiny_base, tmp_path, t
         if done:
             raise KeyboardInterrupt
         done.append(1)
-        return predict_observations(*arguments, **settings)
+        return dynamics.predict_observations(*arguments, **settings)
 
     monkeypatch.setattr(predict_triplets, "predict_observations", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -122,7 +124,7 @@ def test_triplets_are_predicted_in_parts_and_gone_on_with(tiny_base, tmp_path, t
     assert [path.name for path in parts.iterdir()] == ["part-00000.parquet"]
     assert not (tmp_path / "out" / "run.json").exists()
     kept = (parts / "part-00000.parquet").stat().st_mtime_ns
-    monkeypatch.setattr(predict_triplets, "predict_observations", predict_observations)
+    monkeypatch.setattr(predict_triplets, "predict_observations", dynamics.predict_observations)
     record = predict.run(recipe)
     assert (parts / "part-00000.parquet").stat().st_mtime_ns == kept
     rows = pq.read_table(parts).to_pylist()

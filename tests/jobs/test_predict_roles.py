@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from jobs.predict import job as predict
 from jobs.predict.recipe import PredictRecipe
 from jobs.shared import roles as shared_roles
+from tests.helpers.code_calls import predict_observations
 from tests.helpers.models_roles import write_roles
 from tests.helpers.training_data import random_rows, write_triplets
-from wm.dynamics import Search, predict_observations
+from wm.dynamics import Search
 from wm.errors import InputError
 from wm.images import encode_png
 from wm.models import load_model

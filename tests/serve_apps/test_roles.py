@@ -16,18 +16,11 @@ from serve_apps.__main__ import main as serve_main
 from serve_apps.names import FDM, IDM
 from serve_apps.openai.edits import EditRequest
 from serve_apps.recipe import ServeRecipe
+from tests.helpers.code_calls import verify
 from tests.helpers.models_families import write_emu3
 from tests.helpers.models_roles import add_adapter, write_roles
 from tests.helpers.serve_local import HALF_A_CORE, local_servers
-from wm.dynamics import (
-    Sampling,
-    load_role,
-    load_roles,
-    propose_actions,
-    sample_observations,
-    score_actions,
-    verify,
-)
+from wm.dynamics import Sampling, load_role, load_roles, propose_actions, sample_observations, score_actions
 from wm.errors import InputError
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import load_codec, load_model, save_model

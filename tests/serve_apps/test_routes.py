@@ -14,8 +14,9 @@ from jobs.benchmark.serving_load import server_timing
 from serve_apps import metrics
 from serve_apps.recipe import ServeRecipe
 from serve_apps.results import place_previews
+from tests.helpers.code_calls import predict_observations, roll_out
 from tests.helpers.serve_local import local_app
-from wm.dynamics import Sampling, Search, predict_observations, roll_out, sample_observations
+from wm.dynamics import Sampling, Search, sample_observations
 from wm.images import decode_image, encode_png
 from wm.models import load_codec, load_model
 

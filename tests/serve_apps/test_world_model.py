@@ -13,9 +13,10 @@ import psutil
 import pytest
 from PIL import Image
 
+from tests.helpers.code_calls import verify
 from tests.helpers.serve_local import HALF_A_CORE
 from tests.helpers.serve_process import serve_process
-from wm.dynamics import Sampling, propose_actions, sample_observations, score_actions, verify
+from wm.dynamics import Sampling, propose_actions, sample_observations, score_actions
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import load_codec, load_model
 

@@ -1,8 +1,12 @@
 """Propose and score actions, sample and score observations, verify, search, roll out."""
 
+from wm.dynamics.code_models import CodeForward, CodeInverse
 from wm.dynamics.fdm import sample_observations, score_observations, speculate_observations
 from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
+from wm.dynamics.loading import kind_of, load_forward_model, load_inverse_model
+from wm.dynamics.observation import Observation, codes_of, observe_codes, pixels_of
 from wm.dynamics.predicted_images import ImagePrediction, ImageRollout, PredictedImage
+from wm.dynamics.protocols import ForwardModel, InverseModel, ModelKind, SampleFailure, Samples
 from wm.dynamics.roles import BaseSharing, Role, Roles, find_shared_base, load_role, load_roles
 from wm.dynamics.rollout import Rollout, RolloutState, Start, Step, StepDone, Trajectory, roll_out
 from wm.dynamics.search import Prediction, SearchState, predict_observations
@@ -16,14 +20,22 @@ __all__ = [
     "BaseSharing",
     "Branch",
     "Candidate",
+    "CodeForward",
+    "CodeInverse",
+    "ForwardModel",
     "ImagePrediction",
     "ImageRollout",
+    "InverseModel",
+    "ModelKind",
+    "Observation",
     "PredictedImage",
     "Prediction",
     "Role",
     "Roles",
     "Rollout",
     "RolloutState",
+    "SampleFailure",
+    "Samples",
     "Sampling",
     "ScoredAction",
     "Search",
@@ -35,10 +47,16 @@ __all__ = [
     "WorldModel",
     "check_draft_length",
     "check_search",
+    "codes_of",
     "find_shared_base",
     "grow_tree",
+    "kind_of",
+    "load_forward_model",
+    "load_inverse_model",
     "load_role",
     "load_roles",
+    "observe_codes",
+    "pixels_of",
     "predict_observations",
     "propose_actions",
     "roll_out",

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from wm.dynamics.fdm import sample_observations, speculate_observations
 from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
-from wm.dynamics.observation import CodesRow, Observation, codes_of
+from wm.dynamics.observation import CodesRow, Observation, codes_of, observe_codes
 from wm.dynamics.protocols import ModelKind, OnSamples, Samples
 from wm.dynamics.roles import Role
 from wm.dynamics.settings import Search, check_search
@@ -141,7 +141,4 @@ class CodeForward(_CodeModel):
                 on_progress=report if on_progress is not None else None,
             )  # fmt: skip
         codec = self.codec if self.codec is not None else fdm.codec_id
-        return Samples(
-            [[Observation.from_codes(codes_N, codec) for codes_N in codes_KN] for codes_KN in codes_BKN.tolist()],
-            passes_B,
-        )
+        return Samples([[*observe_codes(codes_KN, codec)] for codes_KN in codes_BKN.tolist()], passes_B)

@@ -6,7 +6,7 @@ missing is computed when it is asked for, in one batch for many images, and kept
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Self, TypeAlias
 
 import numpy as np
@@ -70,7 +70,7 @@ class Observation:
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
             raise InputError(f"image: expected uint8 pixels (H, W, 3), got {array.dtype} {array.shape}")
         # A digest: candidates are compared and looked up, and an image may have millions of pixels.
-        digest = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+        digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
         return cls(("pixels", array.shape, digest), {}, None, array)
 
     def __eq__(self, other: object) -> bool:
@@ -113,6 +113,16 @@ class Observation:
         if self.is_of_pixels:
             return ",".join(map(str, self._key)) if isinstance(self._key, tuple) else ""
         return ",".join(map(str, self.codes))
+
+
+def observe_codes(codes_BN: Iterable[Sequence[int]], codec: ImageCodec | str) -> list[Observation]:
+    """Make an observation of each row of codes.
+
+    Args:
+        codes_BN: Codebook ids; tensors and arrays are given as lists.
+        codec: Theirs, or its id.
+    """
+    return [Observation.from_codes(codes_N, codec) for codes_N in codes_BN]
 
 
 def codes_of(observations: Sequence[Observation], codec: ImageCodec) -> list[CodesRow]:

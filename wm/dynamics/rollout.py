@@ -14,16 +14,14 @@ from functools import partial
 from itertools import islice
 from typing import TypeAlias
 
-from wm.dynamics.idm import Codes
-from wm.dynamics.scoring import check_equal_lengths, code_lists
-from wm.dynamics.search import CodesRow, OnRound, Prediction, predict_observations
+from wm.dynamics.observation import Observation
+from wm.dynamics.protocols import ForwardModel, InverseModel
+from wm.dynamics.scoring import check_equal_lengths
+from wm.dynamics.search import OnRound, Prediction, predict_observations
 from wm.dynamics.settings import Search
 from wm.dynamics.verify import Candidate
 from wm.errors import InputError
-from wm.models.vlm import UnifiedVLM
-from wm.sampling.model_runner import ModelRunner
 from wm.sampling.noise import Sampling, expand_seeds
-from wm.sampling.runners import build_model_runner
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Rollout:
-    """``source``: codes of the first observation."""
+    """``source``: the first observation."""
 
-    source: CodesRow
+    source: Observation
     steps: tuple[Step, ...]
 
     @property
@@ -86,9 +84,9 @@ OnStep: TypeAlias = Callable[[StepDone], None]
 _START = Trajectory((), 0.0, 0)
 
 
-def step_seed(seed: int, step: int, source: Sequence[int]) -> int:
-    """Derive the seed of a step: ``seed`` itself at step 0, later a 48-bit hash of (seed, step, codes of the
-    observation that the step starts from).
+def step_seed(seed: int, step: int, source: Observation) -> int:
+    """Derive the seed of a step: ``seed`` itself at step 0, later a 48-bit hash of (seed, step, the observation that
+    the step starts from).
 
     So candidates depend neither on the batch nor on the beam's width or order, a rollout of one action is a plain
     prediction, and a number of this size survives JSON.
@@ -96,27 +94,25 @@ def step_seed(seed: int, step: int, source: Sequence[int]) -> int:
     Args:
         seed: The rollout's seed.
         step: Number of the step, from 0.
-        source: Codebook ids of the observation that the step starts from.
+        source: The observation that the step starts from.
     """
     if step == 0:
         return seed
     # The observation itself, not its rank: beams of any width then agree.
-    text = ",".join(map(str, (seed, step, *source)))
+    text = f"{seed},{step},{source.text}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
 def roll_out(
-    fdm: UnifiedVLM,
-    idm: UnifiedVLM,
-    source_BN: Codes,
+    fdm: ForwardModel,
+    idm: InverseModel,
+    sources: Sequence[Observation],
     actions_BT: Sequence[Sequence[str]],
     *,
     search: Search,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
-    fdm_runner: ModelRunner | None = None,
-    idm_runner: ModelRunner | None = None,
     on_step: OnStep | None = None,
     on_round: OnRound | None = None,
 ) -> list[Rollout]:
@@ -129,37 +125,35 @@ def roll_out(
     Args:
         fdm: The forward model.
         idm: The inverse model.
-        source_BN: Codebook ids of the first observations.
+        sources: The first observations.
         actions_BT: One action or more for each source.
         search: Number of candidates, adaptive N, beam, copy guard.
-        sampling: How a code is sampled.
+        sampling: How candidates are sampled.
         seed: One for all rollouts, or one each.
         batch_size: Bound on the candidate rows of a pass; what memory holds without it.
-        fdm_runner: Runs ``fdm`` as it is now; built here without it.
-        idm_runner: Runs ``idm`` as it is now; built here without it.
         on_step: Called after each step.
         on_round: Called after each round of candidates.
 
     Raises:
-        InputError: For codes, actions or settings that do not fit the models, before any work.
+        InputError: For images, actions or settings that do not fit the models, before any work; and where the forward
+            model gave no image for any candidate of a step.
     """
-    sources = [tuple(codes) for codes in code_lists("source", source_BN)]
     # 1. An action that no model can read fails now, not at its step, when others are computed.
     _check_rollouts(fdm, idm, sources, actions_BT)
+    fdm.check_search(search, sampling or Sampling())
     seeds = expand_seeds(seed, len(sources))
     if not sources:
         return []
     predict = partial(
-        predict_observations, fdm, idm, search=search, sampling=sampling, batch_size=batch_size, on_round=on_round,
-        fdm_runner=fdm_runner or build_model_runner(fdm), idm_runner=idm_runner or build_model_runner(idm),
-    )  # fmt: skip
+        predict_observations, fdm, idm, search=search, sampling=sampling, batch_size=batch_size, on_round=on_round
+    )
     states = [RolloutState(*row, search) for row in zip(sources, actions_BT, seeds, strict=True)]
     # 2. All rollouts step by step: the beams of all that have this step are one batch.
     for step in range(max(map(len, actions_BT))):
         live = [row for row, state in enumerate(states) if not state.is_done]
         starts = [start for row in live for start in states[row].starts()]
-        codes, actions, step_seeds = zip(*((item.source, item.action, item.seed) for item in starts), strict=True)
-        predictions = iter(predict(codes, actions, seed=step_seeds))
+        images, actions, step_seeds = zip(*((item.source, item.action, item.seed) for item in starts), strict=True)
+        predictions = iter(predict(images, actions, seed=step_seeds))
         # Each takes back as many predictions as it has sequences.
         steps = [states[row].add(list(islice(predictions, len(states[row].starts())))) for row in live]
         if on_step is not None:
@@ -168,25 +162,23 @@ def roll_out(
 
 
 def _check_rollouts(
-    fdm: UnifiedVLM, idm: UnifiedVLM, sources: Sequence[CodesRow], actions_BT: Sequence[Sequence[str]]
+    fdm: ForwardModel, idm: InverseModel, sources: Sequence[Observation], actions_BT: Sequence[Sequence[str]]
 ) -> None:
     """Raise :class:`InputError` unless each source has actions, and both models can read all of them."""
     check_equal_lengths(sources=len(sources), rollouts=len(actions_BT))
     for row, actions in enumerate(actions_BT):
         if isinstance(actions, str) or not actions:
             raise InputError(f"actions of rollout {row} = {actions!r:.80}: expected a list of one action or more")
-    # Any images will do for the inverse model: its prompts have one length.
-    for source, actions in zip(sources, actions_BT, strict=True):
-        for action in dict.fromkeys(actions):
-            fdm.layout("fdm", source=source, action=action)
-            idm.layout("idm", source=source, target=source, action=action)
+    for action in dict.fromkeys(action for actions in actions_BT for action in actions):
+        fdm.check_action(action)
+        idm.check_action(action)
 
 
 @dataclass(frozen=True)
 class Start:
-    """The input of a prediction: codes of an observation, the action, the seed of its candidates."""
+    """The input of a prediction: an observation, the action, the seed of its candidates."""
 
-    source: CodesRow
+    source: Observation
     action: str
     seed: int
 
@@ -195,7 +187,7 @@ class RolloutState:
     """One rollout, apart from who predicts: predict from each of :meth:`starts`, pass the result to :meth:`add`, until
     :attr:`is_done`."""
 
-    def __init__(self, source: CodesRow, actions: Sequence[str], seed: int, search: Search) -> None:
+    def __init__(self, source: Observation, actions: Sequence[str], seed: int, search: Search) -> None:
         self._source, self._actions, self._seed, self._search = source, actions, seed, search
         self._steps: list[Step] = []
 
@@ -208,8 +200,8 @@ class RolloutState:
         """List the inputs of the next step, one for each sequence of the beam."""
         step = len(self._steps)
         # Each sequence continues from the observation that it ends in; the first has only the source.
-        sources = [entry.candidates[-1].codes if entry.candidates else self._source for entry in self._beam]
-        return [Start(codes, self._actions[step], step_seed(self._seed, step, codes)) for codes in sources]
+        sources = [entry.candidates[-1].observation if entry.candidates else self._source for entry in self._beam]
+        return [Start(source, self._actions[step], step_seed(self._seed, step, source)) for source in sources]
 
     def add(self, predictions: Sequence[Prediction]) -> Step:
         """Append the step of these predictions, one for each of :meth:`starts`."""
@@ -234,12 +226,15 @@ def _build_step(action: str, beam: Sequence[Trajectory], predictions: tuple[Pred
         for parent, (entry, prediction) in enumerate(zip(beam, predictions, strict=True))
         for candidate in prediction.distinct
     ]
+    # No sequence has an image to continue with: the first one's reasons are the error's.
+    if not grown:
+        _ = predictions[0].best
     # Ties go to the better parent, then to the lower index, so that the same input gives the same beam.
     grown.sort(key=lambda item: (item[0].guarded, -item[0].logprob, item[1], item[0].candidates[-1].index))
     # Sorted by rank, so the first with an end is the best with it.
-    by_end: dict[CodesRow, tuple[Trajectory, int]] = {}
+    by_end: dict[Observation, tuple[Trajectory, int]] = {}
     for trajectory, parent in grown:
-        by_end.setdefault(trajectory.candidates[-1].codes, (trajectory, parent))
+        by_end.setdefault(trajectory.candidates[-1].observation, (trajectory, parent))
     best = list(by_end.values())[: search.num_beams]
     return Step(action, predictions, tuple(item for item, _ in best), tuple(parent for _, parent in best))
 

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from wm.dynamics.idm import Codes
+from wm.dynamics.observation import Observation
+from wm.dynamics.protocols import ForwardModel, InverseModel
 from wm.dynamics.rollout import step_seed
-from wm.dynamics.scoring import code_lists
-from wm.dynamics.search import CodesRow, Prediction, predict_observations
+from wm.dynamics.search import Prediction, predict_observations
 from wm.dynamics.settings import Search
 from wm.errors import InputError
-from wm.models.vlm import UnifiedVLM
-from wm.sampling.model_runner import ModelRunner
 from wm.sampling.noise import Sampling
 
 
@@ -33,17 +31,15 @@ OnLevel: TypeAlias = Callable[[Sequence[Branch]], None]
 
 
 def grow_tree(
-    fdm: UnifiedVLM,
-    idm: UnifiedVLM,
-    source_1N: Codes,
+    fdm: ForwardModel,
+    idm: InverseModel,
+    source: Observation,
     levels: Sequence[Sequence[str]],
     *,
     search: Search,
     sampling: Sampling | None = None,
     seed: int = 0,
     batch_size: int | None = None,
-    fdm_runner: ModelRunner | None = None,
-    idm_runner: ModelRunner | None = None,
     on_level: OnLevel | None = None,
 ) -> list[list[Branch]]:
     """Predict all paths through the levels; the next level starts from the best candidate of each branch.
@@ -51,14 +47,12 @@ def grow_tree(
     Args:
         fdm: The forward model.
         idm: The inverse model.
-        source_1N: Codebook ids of the first observation.
+        source: The first observation.
         levels: Actions of each level, all different.
         search: Number of candidates, adaptive N, copy guard; one sequence.
-        sampling: How a code is sampled.
+        sampling: How candidates are sampled.
         seed: Of the samples.
         batch_size: Bound on the candidate rows of a pass; what memory holds without it.
-        fdm_runner: Runs ``fdm`` as it is now; built for each level without it.
-        idm_runner: Runs ``idm`` as it is now; built for each level without it.
         on_level: Called after each level.
 
     Returns:
@@ -69,17 +63,14 @@ def grow_tree(
             not fit the models.
     """
     _check_levels(levels, search)
-    sources: list[CodesRow] = [tuple(codes) for codes in code_lists("source", source_1N)]
-    predict = partial(
-        predict_observations, fdm, idm, search=search, sampling=sampling, batch_size=batch_size,
-        fdm_runner=fdm_runner, idm_runner=idm_runner,
-    )  # fmt: skip
+    sources = [source]
+    predict = partial(predict_observations, fdm, idm, search=search, sampling=sampling, batch_size=batch_size)
     tree: list[list[Branch]] = []
     for depth, actions in enumerate(levels):
         level = _predict_level(predict, sources, actions, partial(step_seed, seed, depth))
         tree.append(level)
         # The best candidate alone goes further: a path is one sequence.
-        sources = [branch.prediction.best.codes for branch in level]
+        sources = [branch.prediction.best.observation for branch in level]
         if on_level is not None:
             on_level(level)
     return tree
@@ -87,18 +78,18 @@ def grow_tree(
 
 def _predict_level(
     predict: Callable[..., list[Prediction]],
-    sources: Sequence[CodesRow],
+    sources: Sequence[Observation],
     actions: Sequence[str],
-    seed_of: Callable[[CodesRow], int],
+    seed_of: Callable[[Observation], int],
 ) -> list[Branch]:
     # 1. Two paths that lead to one observation have one future.
-    starts = list(dict.fromkeys((codes, action) for codes in sources for action in actions))
-    seeds = [seed_of(codes) for codes, _ in starts]
-    predictions = predict([codes for codes, _ in starts], [action for _, action in starts], seed=seeds)
+    starts = list(dict.fromkeys((source, action) for source in sources for action in actions))
+    seeds = [seed_of(source) for source, _ in starts]
+    predictions = predict([source for source, _ in starts], [action for _, action in starts], seed=seeds)
     by_start = dict(zip(starts, predictions, strict=True))
     # 2. A branch for each path, whether or not it shares its prediction.
     return [
-        Branch(parent, action, by_start[codes, action]) for parent, codes in enumerate(sources) for action in actions
+        Branch(parent, action, by_start[source, action]) for parent, source in enumerate(sources) for action in actions
     ]
 
 

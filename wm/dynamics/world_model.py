@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from wm.dynamics.code_models import CodeForward, CodeInverse
 from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
+from wm.dynamics.observation import CodesRow, observe_codes
 from wm.dynamics.predicted_images import ImagePrediction, ImageRollout, PredictedImage, to_png
 from wm.dynamics.roles import BaseSharing, Roles, load_roles
 from wm.dynamics.rollout import roll_out
-from wm.dynamics.search import CodesRow, predict_observations
+from wm.dynamics.search import predict_observations
 from wm.dynamics.settings import Search
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
@@ -52,6 +54,7 @@ class WorldModel:
             raise InputError(f"the models' image codec is {roles.fdm.model.codec_id}, this one {codec.codec_id}")
         self.roles = roles
         self.codec = codec
+        self._forward, self._inverse = CodeForward(roles.fdm, codec), CodeInverse(roles.idm, codec)
 
     @classmethod
     def load(
@@ -116,8 +119,8 @@ class WorldModel:
         source_N = self.encode(image)
         with torch.inference_mode():
             prediction = predict_observations(
-                self.roles.fdm.model, self.roles.idm.model, [source_N], [action], search=search, sampling=sampling,
-                seed=seed, fdm_runner=self.roles.fdm.runner, idm_runner=self.roles.idm.runner,
+                self._forward, self._inverse, observe_codes([source_N], self.codec), [action], search=search,
+                sampling=sampling, seed=seed,
             )[0]  # fmt: skip
         # One batch: the codec pads every batch to one size.
         source, *images = self.decode([source_N, *(candidate.codes for candidate in prediction.distinct)])
@@ -151,8 +154,8 @@ class WorldModel:
         source_N = self.encode(image)
         with torch.inference_mode():
             rollout = roll_out(
-                self.roles.fdm.model, self.roles.idm.model, [source_N], [list(actions)], search=search,
-                sampling=sampling, seed=seed, fdm_runner=self.roles.fdm.runner, idm_runner=self.roles.idm.runner,
+                self._forward, self._inverse, observe_codes([source_N], self.codec), [list(actions)], search=search,
+                sampling=sampling, seed=seed,
             )[0]  # fmt: skip
         # The best sequence alone: the others can be decoded from their codes.
         source, *images = self.decode([source_N, *(candidate.codes for candidate in rollout.best.candidates)])

@@ -7,7 +7,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from wm.dynamics import Role, Sampling, sample_observations, speculate_observations, verify_batch
+from wm.dynamics import (
+    CodeInverse,
+    Role,
+    Sampling,
+    observe_codes,
+    sample_observations,
+    speculate_observations,
+    verify_batch,
+)
 from wm.dynamics.verify import NO_GUARD
 from wm.evaluation.heldout import HeldOut
 from wm.evaluation.metrics.images import Codes, JudgeMany, image_metrics
@@ -112,10 +120,11 @@ def sample_bank(
 
 def _score_candidates(verifier: Role, held_out: HeldOut, codes_BKN: Codes, batch_size: int) -> tuple[Floats, Floats]:
     """Compute log p(action | source, candidate) in nats, (B, K), and the number of tokens of each action, (B,)."""
+    codec_id = verifier.model.codec_id
     with torch.inference_mode():
         ranked = verify_batch(
-            verifier.model, held_out.source_codes, held_out.actions, torch.from_numpy(codes_BKN),
-            batch_size=batch_size, runner=verifier.runner,
+            CodeInverse(verifier), observe_codes(held_out.source_codes.tolist(), codec_id), held_out.actions,
+            [observe_codes(codes_KN, codec_id) for codes_KN in codes_BKN.tolist()], batch_size=batch_size,
         )  # fmt: skip
     score_BK = np.zeros(codes_BKN.shape[:2])
     # Verification returns candidates by rank; the bank keeps the order of sampling.

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from jobs import evaluate
+from tests.helpers.code_calls import verify
 from tests.helpers.evaluate_data import ITEMS, recipe_of
-from wm.dynamics import Sampling, sample_observations, verify
+from wm.dynamics import Sampling, sample_observations
 from wm.evaluation.heldout import read_held_out
 from wm.evaluation.units import Unit, build_bank, load_part
 from wm.models import load_codec, load_model

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.code_calls import verify
 from tests.helpers.models_reference import lively
 from tests.helpers.models_roles import RANK, add_adapter, write_roles
-from wm.dynamics import load_role, load_roles, sample_observations, score_actions, verify
+from wm.dynamics import load_role, load_roles, sample_observations, score_actions
 from wm.errors import InputError
 from wm.models import base_id_of, load_model, save_model
 from wm.models.sharing import held_bytes, twin_of

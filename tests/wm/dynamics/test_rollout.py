@@ -5,8 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
+from tests.helpers.code_calls import predict_observations, roll_out, verify
 from tests.helpers.models_reference import lively
-from wm.dynamics import Sampling, Search, predict_observations, roll_out, sample_observations, verify
+from wm.dynamics import Observation, Sampling, Search, sample_observations
 from wm.dynamics.rollout import step_seed
 from wm.errors import InputError
 from wm.models import load_model
@@ -128,7 +129,7 @@ def test_guarded_candidates_continue_only_where_no_other_does(vlm, sources):
     counts = []
     for rollout in guarded:
         for entry in rollout.trajectories:
-            sources = [rollout.source, *(item.codes for item in entry.candidates[:-1])]
+            sources = [rollout.source.codes, *(item.codes for item in entry.candidates[:-1])]
             shares = [np.mean(np.array(a) == np.array(b.codes)) for a, b in zip(sources, entry.candidates, strict=True)]
             assert [item.unchanged_share for item in entry.candidates] == shares
             assert entry.guarded == sum(share > 0.2 for share in shares)
@@ -151,10 +152,15 @@ def test_steps_are_reported(vlm, sources):
 
 
 def test_seeds_of_steps():
-    assert step_seed(9, 0, (1, 2)) == 9
-    seeds = {step_seed(seed, step, codes) for seed in (1, 2) for step in (1, 2) for codes in ((1, 2), (2, 1), (12,))}
+    assert step_seed(9, 0, Observation.from_codes((1, 2), "codec")) == 9
+    seeds = {
+        step_seed(seed, step, Observation.from_codes(codes, "codec"))
+        for seed in (1, 2)
+        for step in (1, 2)
+        for codes in ((1, 2), (2, 1), (12,))
+    }
     assert len(seeds) == 12 and max(seeds) < 2**48
-    assert step_seed(9, 1, (1, 2)) == seed_of(9, 1, (1, 2))
+    assert step_seed(9, 1, Observation.from_codes((1, 2), "codec")) == seed_of(9, 1, (1, 2))
 
 
 def test_bad_input_is_named(vlm, sources):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.code_calls import predict_observations, verify
 from tests.helpers.models_reference import lively
-from wm.dynamics import Sampling, Search, predict_observations, sample_observations, speculate_observations, verify
+from wm.dynamics import Sampling, Search, sample_observations, speculate_observations
 from wm.dynamics.stopping import expected_gain, is_enough, rounds
 from wm.errors import InputError
 from wm.models import load_model

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.helpers.code_calls import grow_tree, roll_out
 from tests.helpers.models_reference import lively
-from wm.dynamics import Sampling, Search, grow_tree, roll_out
+from wm.dynamics import Observation, Sampling, Search
 from wm.errors import InputError
 from wm.models import load_model
 
@@ -48,10 +49,13 @@ def test_equal_starts_are_predicted_once(vlm, monkeypatch):
     batches = []
 
     def predict(_fdm, _idm, sources, actions, **_options):
-        batches.append(list(zip(sources, actions, strict=True)))
+        batches.append([(source.codes, action) for source, action in zip(sources, actions, strict=True)])
         # Every action but "up" leads to one observation.
         ends = [(1, 1, 1, int(action == "up")) for action in actions]
-        return [SimpleNamespace(best=SimpleNamespace(codes=codes)) for codes in ends]
+        return [
+            SimpleNamespace(best=SimpleNamespace(observation=Observation.from_codes(codes, vlm.codec_id)))
+            for codes in ends
+        ]
 
     monkeypatch.setattr("wm.dynamics.tree.predict_observations", predict)
     tree = grow_tree(vlm, vlm, [[1, 2, 3, 4]], [["put", "up", "down"], ["take"]], search=Search(num_candidates=1))

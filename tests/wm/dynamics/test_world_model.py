@@ -8,16 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from wm.dynamics import (
-    Sampling,
-    Search,
-    WorldModel,
-    load_roles,
-    predict_observations,
-    propose_actions,
-    roll_out,
-    score_actions,
-)
+from tests.helpers.code_calls import predict_observations, roll_out
+from wm.dynamics import Sampling, Search, WorldModel, load_roles, propose_actions, score_actions
 from wm.errors import InputError
 from wm.models import load_codec
 from wm.packaged import resolve_packaged

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from tests.helpers.code_calls import predict_observations
 from tests.helpers.models_families import ACTION, CODES, SOURCE, TARGET, liquid_tokenizer
 from tests.helpers.sampling_decoders import (
     DECODERS,
@@ -18,7 +19,7 @@ from tests.helpers.sampling_decoders import (
     sample_slowly,
     source_of,
 )
-from wm.dynamics import Role, Roles, Search, predict_observations, propose_actions, sample_observations, score_actions
+from wm.dynamics import Role, Roles, Search, propose_actions, sample_observations, score_actions
 from wm.dynamics.idm import ProposalStream
 from wm.errors import InputError
 from wm.models import flatten

@@ -5,8 +5,9 @@ import pytest
 import torch
 from transformers import Emu3ForConditionalGeneration
 
+from tests.helpers.code_calls import verify
 from tests.helpers.models_families import ACTION, GRID, OTHER, greedy_by_hand, write_emu3
-from wm.dynamics import Sampling, propose_actions, sample_observations, score_observations, verify
+from wm.dynamics import Sampling, propose_actions, sample_observations, score_observations
 from wm.errors import InputError
 from wm.models import flatten, load_codec, load_model, pack
 from wm.sampling import sample_images

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GemmaForCausalLM
 
+from tests.helpers.code_calls import verify
 from tests.helpers.models_families import (
     ACTION,
     SOURCE,
@@ -18,7 +19,7 @@ from tests.helpers.models_families import (
     write_liquid,
 )
 from tests.helpers.models_release import random_model, write_release
-from wm.dynamics import Sampling, propose_actions, sample_observations, score_actions, score_observations, verify
+from wm.dynamics import Sampling, propose_actions, sample_observations, score_actions, score_observations
 from wm.errors import InputError
 from wm.models import flatten, load_codec, load_model, pack, save_model
 
