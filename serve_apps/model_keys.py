@@ -27,11 +27,15 @@ class EditorTable(Recipe):
     scheduler: str = ""
     """Class of diffusers that replaces the folder's scheduler, such as EulerAncestralDiscreteScheduler; empty: the
     folder's own."""
-    resolution: int = Field(512, ge=0, le=2048)
-    """Side of the squares that clients' images are fitted to, rounded up to a multiple of 64; 0: 1024, for pipelines
-    that scale by themselves."""
-    batch_size: int = Field(1, ge=1)
-    """Images of a call; others have their turn between two calls."""
+    resolution: int | None = Field(None, ge=0, le=2048)
+    """Side of the squares that the pipeline is given, rounded up to a multiple of 64; 0: those that clients' images are
+    fitted to, of side_px; left out: 512 for InstructPix2Pix, as its authors do, and 0 for others, which scale by
+    themselves."""
+    side_px: int = Field(0, ge=0, le=2048)
+    """Side of the squares that clients' images are fitted to and predictions have; 0: resolution, or 1024 without."""
+    batch_size: int | None = Field(None, ge=1)
+    """Images of a call, between two of which other requests have their turn; left out: 8 where the pipeline makes
+    several, else 1."""
     safety_checker: bool = True
     """Load the folder's safety checker, if it has one; an image that it withholds is a failure of its candidate."""
     device: str = ""
