@@ -19,12 +19,12 @@ from wm.nano.preset import TINY_WORDS
 WORDS = {*TINY_WORDS, *PROMPT.lower().split(), "user:", "assistant:"}
 _ROLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 _IMAGE = "{% if part.type == 'image' %} IMAGE {% else %}{{ part.text }}{% endif %}"
-_TEMPLATE = (
+TEMPLATE = (
     "{% for message in messages %}user: {% for part in message.content %}"
     + _IMAGE
     + "{% endfor %} {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
-_TEXT = {
+TEXT = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -38,7 +38,7 @@ _TEXT = {
 _MROPE = {"rope_type": "default", "type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
 
 
-def _tokenizer(*more, **roles):
+def make_tokenizer(*more, **roles):
     return word_tokenizer(["<pad>", "<s>", "</s>", "<unk>", *more], WORDS, **_ROLES, **roles)
 
 
@@ -61,9 +61,9 @@ def _vision_2_5() -> dict:
 
 
 def _qwen(folder: Path, name: str, vision: dict, processor_class: str) -> None:
-    tokenizer = _tokenizer("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    tokenizer = make_tokenizer("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     config = getattr(transformers, f"{name}Config")(
-        text_config={**_TEXT, "vocab_size": len(tokenizer), "rope_parameters": _MROPE},
+        text_config={**TEXT, "vocab_size": len(tokenizer), "rope_parameters": _MROPE},
         vision_config={"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, **vision},
         image_token_id=4,
         video_token_id=5,
@@ -72,14 +72,14 @@ def _qwen(folder: Path, name: str, vision: dict, processor_class: str) -> None:
         tie_word_embeddings=False,
     )
     seeded(lambda: getattr(transformers, f"{name}ForConditionalGeneration")(config)).save_pretrained(folder)
-    _qwen_processor(folder, tokenizer, processor_class)
+    write_qwen_processor(folder, tokenizer, processor_class)
 
 
-def _qwen_processor(folder: Path, tokenizer, processor_class: str) -> None:
+def write_qwen_processor(folder: Path, tokenizer, processor_class: str) -> None:
     """Saved in parts: the whole one has a video half that needs torchvision."""
     size = {"shortest_edge": 64, "longest_edge": 1024}
     Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size=size).save_pretrained(folder)
-    tokenizer.chat_template = _TEMPLATE.replace("IMAGE", "<|vision_start|> <|image_pad|> <|vision_end|>")
+    tokenizer.chat_template = TEMPLATE.replace("IMAGE", "<|vision_start|> <|image_pad|> <|vision_end|>")
     tokenizer.save_pretrained(folder)
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": processor_class}))
 
@@ -95,9 +95,9 @@ def write_qwen2_5_omni(folder: Path) -> None:
         "audio_bos_token": "<|audio_start|>",
         "audio_eos_token": "<|audio_end|>",
     }
-    tokenizer = _tokenizer(*names.values(), **names)
+    tokenizer = make_tokenizer(*names.values(), **names)
     thinker = transformers.Qwen2_5OmniThinkerConfig(
-        text_config={**_TEXT, "vocab_size": len(tokenizer), "rope_parameters": _MROPE},
+        text_config={**TEXT, "vocab_size": len(tokenizer), "rope_parameters": _MROPE},
         vision_config={"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, **_vision_2_5()},
         audio_config={
             "d_model": 16,
@@ -122,7 +122,7 @@ def write_qwen2_5_omni(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = transformers.Qwen2_5OmniConfig(thinker_config=thinker.to_dict())
     config.save_pretrained(folder)
-    _qwen_processor(folder, tokenizer, "Qwen2_5OmniProcessor")
+    write_qwen_processor(folder, tokenizer, "Qwen2_5OmniProcessor")
 
 
 def _released_name(name: str) -> str:
@@ -134,10 +134,10 @@ def _released_name(name: str) -> str:
 
 
 def write_llava_next(folder: Path) -> None:
-    tokenizer = _tokenizer("<image>")
+    tokenizer = make_tokenizer("<image>")
     grid = [[16, 16], [16, 32], [32, 16]]
     config = transformers.LlavaNextConfig(
-        text_config={**_TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
+        text_config={**TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
         vision_config=_clip(),
         image_token_index=4,
         image_grid_pinpoints=grid,
@@ -151,7 +151,7 @@ def write_llava_next(folder: Path) -> None:
         patch_size=4,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=_TEMPLATE.replace("IMAGE", "<image>"),
+        chat_template=TEMPLATE.replace("IMAGE", "<image>"),
     ).save_pretrained(folder)
 
 
@@ -170,9 +170,9 @@ def _clip() -> dict:
 
 def write_llava_interleave(folder: Path) -> None:
     """LLaVA-Interleave: the LLaVA class with SigLIP and Qwen2."""
-    tokenizer = _tokenizer("<image>")
+    tokenizer = make_tokenizer("<image>")
     config = transformers.LlavaConfig(
-        text_config={**_TEXT, "model_type": "qwen2", "vocab_size": len(tokenizer)},
+        text_config={**TEXT, "model_type": "qwen2", "vocab_size": len(tokenizer)},
         vision_config={**_clip(), "model_type": "siglip_vision_model"},
         image_token_index=4,
         vision_feature_layer=-1,
@@ -184,15 +184,15 @@ def write_llava_interleave(folder: Path) -> None:
         tokenizer=tokenizer,
         patch_size=4,
         vision_feature_select_strategy="full",
-        chat_template=_TEMPLATE.replace("IMAGE", "<image>"),
+        chat_template=TEMPLATE.replace("IMAGE", "<image>"),
     ).save_pretrained(folder)
 
 
 def write_llava(folder: Path) -> None:
     """LLaVA 1.5: CLIP without its class token, and Llama."""
-    tokenizer = _tokenizer("<image>")
+    tokenizer = make_tokenizer("<image>")
     config = transformers.LlavaConfig(
-        text_config={**_TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
+        text_config={**TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
         vision_config=_clip(),
         image_token_index=4,
     )
@@ -203,16 +203,16 @@ def write_llava(folder: Path) -> None:
         patch_size=4,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=_TEMPLATE.replace("IMAGE", "<image>"),
+        chat_template=TEMPLATE.replace("IMAGE", "<image>"),
     ).save_pretrained(folder)
 
 
 def write_janus(folder: Path) -> None:
     """Janus-Pro's understanding half, as transformers ships it for text."""
     names = {"boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_placeholder>"}
-    tokenizer = _tokenizer(*names.values(), **names)
+    tokenizer = make_tokenizer(*names.values(), **names)
     config = transformers.JanusConfig(
-        text_config={**_TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
+        text_config={**TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
         vision_config={
             "hidden_size": 16,
             "num_hidden_layers": 1,
@@ -230,7 +230,7 @@ def write_janus(folder: Path) -> None:
         image_processor=JanusImageProcessorPil(size={"height": 8, "width": 8}, min_size=4),
         tokenizer=tokenizer,
         num_image_tokens=16,
-        chat_template=_TEMPLATE.replace("IMAGE", "<image_placeholder>"),
+        chat_template=TEMPLATE.replace("IMAGE", "<image_placeholder>"),
     ).save_pretrained(folder)
 
 

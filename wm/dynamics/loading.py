@@ -38,6 +38,9 @@ def kind_of(path: str | Path, base: str | Path | None = None) -> ModelKind:
         # What was trained here says it; without codec there are no codes.
         if manifest is not None and manifest.reads_pixels:
             return "pixels"
+        # Adapters of other programs say nothing of their base.
+        if manifest is None and base is not None:
+            return kind_of(base)
         return kind_of(base_of(folder, base)[0])
     # Original releases of Chameleon and others, which are told what to do by what loads codes.
     if not (folder / "config.json").is_file():

@@ -3,18 +3,26 @@
 One row is a chat with its images and an answer. Not known here: what is asked, and folders.
 """
 
-from collections.abc import Iterator, Sequence
-from inspect import signature
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from wm.dynamics.idm import ScoredAction
-from wm.errors import InputError
 from wm.images import Pixels
 from wm.models.folders import quiet_transformers
+from wm.models.pixels.chats import check_no_special, check_pixels, count_common, count_tokens, prepare_inputs
+from wm.models.pixels.logits import keeps_logits, log_softmax, logits_at
+
+__all__ = [
+    "Row",
+    "check_no_special",
+    "check_pixels",
+    "generate_answers",
+    "prepare_inputs",
+    "score_answers",
+    "score_rows",
+]
 
 
 class Row(NamedTuple):
@@ -45,7 +53,7 @@ def score_rows(model: Any, processor: Any, rows: Sequence[Row], *, kind: str = "
         InputError: An answer is empty, or holds a special token.
     """
     tokenizer = processor.tokenizer
-    counts = [_count_tokens(tokenizer, row, kind) for row in rows]
+    counts = [count_tokens(tokenizer, row.prefix, row.answer, kind) for row in rows]
     inputs = prepare_inputs(
         model,
         processor,
@@ -59,12 +67,12 @@ def score_rows(model: Any, processor: Any, rows: Sequence[Row], *, kind: str = "
         {end - 1 - back for end, count in zip(end_B.tolist(), counts, strict=True) for back in range(1, count + 1)}
     )
     position_P = torch.tensor(positions, device=model.device)
-    logits_BPV = _logits(model, inputs, position_P)
+    logits_BPV = logits_at(model, inputs, position_P)
     scores = []
     for number, (row, count) in enumerate(zip(rows, counts, strict=True)):
         end = int(end_B[number])
         is_answer_P = (position_P >= end - 1 - count) & (position_P < end - 1)
-        logprobs_NV = _log_softmax(logits_BPV[number, is_answer_P])
+        logprobs_NV = log_softmax(logits_BPV[number, is_answer_P])
         logprob_N = logprobs_NV.gather(1, ids_BT[number, end - count : end, None])[:, 0].double()
         scores.append(ScoredAction(row.answer, float(logprob_N.sum()), count))
     return scores
@@ -94,11 +102,11 @@ def score_answers(
     prompt_ids = tokenizer(prefix, add_special_tokens=False)["input_ids"]
     # 1. What follows the chat. A tokenizer may join its last characters with an answer's first ones: those tokens are
     # taken from the chat, where one answer needs it, and read again with all.
-    counts = [_count_tokens(tokenizer, Row(prefix, images, answer), kind) for answer in answers]
+    counts = [count_tokens(tokenizer, prefix, answer, kind) for answer in answers]
     full = [
         tokenizer(f"{prefix}{text}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"] for text in answers
     ]
-    shared = min(_count_common(prompt_ids, ids) for ids in full)
+    shared = min(count_common(prompt_ids, ids) for ids in full)
     # At least one token each: the end.
     tails = [ids[shared:] for ids in full]
     # 2. The chat, once.
@@ -106,7 +114,7 @@ def score_answers(
     length = inputs["input_ids"].shape[1] - (len(prompt_ids) - shared)
     dropped = inputs["input_ids"].shape[1] - length
     # Logits of the last position that is kept: those of all would be larger than the model.
-    only = {"logits_to_keep": dropped + 1} if _keeps_logits(model) else {}
+    only = {"logits_to_keep": dropped + 1} if keeps_logits(model) else {}
     output = model(**inputs, use_cache=True, **only)
     cache, last_1V = output.past_key_values, output.logits[:, -1 - dropped]
     if dropped:
@@ -121,7 +129,7 @@ def score_answers(
     scores = []
     for row, (answer, ids, count) in enumerate(zip(answers, tails, counts, strict=True)):
         # The first token is predicted by the chat's last one.
-        logprobs_SV = _log_softmax(torch.cat((last_1V, logits_RSV[row, : len(ids) - 1])))
+        logprobs_SV = log_softmax(torch.cat((last_1V, logits_RSV[row, : len(ids) - 1])))
         logprob_S = logprobs_SV.gather(1, ids_RS[row, : len(ids), None])[:, 0].double()
         # Tokens that were taken from the chat are no part of the answer.
         scores.append(ScoredAction(answer, float(logprob_S[len(ids) - count :].sum()), count))
@@ -172,104 +180,8 @@ def generate_answers(
         # Rows that ended early are filled up to the longest.
         count = next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
         logprob = sum(
-            float(_log_softmax(output.logits[at][number])[token].double()) for at, token in enumerate(ids[:count])
+            float(log_softmax(output.logits[at][number])[token].double()) for at, token in enumerate(ids[:count])
         )
         text = tokenizer.decode(ids[:count], skip_special_tokens=True).strip()
         answers.append(ScoredAction(text, logprob, count))
     return answers
-
-
-def prepare_inputs(
-    model: Any, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Pixels]], *, padding_side: str
-) -> dict[str, Any]:
-    """Prepare the inputs of a batch on the model's device, in its type.
-
-    Args:
-        model: The model.
-        processor: Its processor.
-        texts: Chats, all written by one template.
-        images: Of each chat.
-        padding_side: ``left`` or ``right``.
-    """
-    inputs = processor(
-        text=list(texts),
-        images=[list(of) for of in images],
-        padding=True,
-        padding_side=padding_side,
-        # The template may have written the beginning, which must not come twice.
-        add_special_tokens=not _begins(texts[0], processor.tokenizer.bos_token),
-        return_tensors="pt",
-    )
-    # Integers are ids and masks, which have no other type.
-    return {name: _move_to(value, model.device, model.dtype) for name, value in inputs.items()}
-
-
-def check_pixels(name: str, image: Any) -> None:
-    """Raise :class:`InputError` unless an image is uint8 RGB.
-
-    Args:
-        name: Of the image, for errors.
-        image: Any array.
-    """
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise InputError(f"{name} image: expected uint8 pixels (H, W, 3), got {array.dtype} {array.shape}")
-
-
-def _logits(model: Any, inputs: dict[str, Any], position_P: Tensor) -> Tensor:
-    """Compute logits (B, P, V) at these positions of every row."""
-    # Logits of all positions would be larger than the model; older classes have no choice.
-    if _keeps_logits(model):
-        return model(**inputs, use_cache=False, logits_to_keep=position_P).logits  # type: ignore[no-any-return]
-    return model(**inputs, use_cache=False).logits[:, position_P]  # type: ignore[no-any-return]
-
-
-def _keeps_logits(model: Any) -> bool:
-    return "logits_to_keep" in signature(model.forward).parameters
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
-
-
-def _count_tokens(tokenizer: Any, row: Row, kind: str) -> int:
-    """Count the tokens of an answer and the end: those after the part that the chat alone has in common."""
-    if not row.answer.strip():
-        raise InputError(f"{kind} {row.answer!r} is empty; expected some words")
-    # A client's text must not end the answer or open another image.
-    check_no_special(tokenizer, row.answer, kind)
-    # A tokenizer may join the prompt's last characters with the answer's first: only the common part is prompt.
-    prompt_ids = tokenizer(row.prefix, add_special_tokens=False)["input_ids"]
-    full_ids = tokenizer(f"{row.prefix}{row.answer}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
-    return len(full_ids) - _count_common(prompt_ids, full_ids)
-
-
-def check_no_special(tokenizer: Any, text: str, kind: str) -> None:
-    """Raise :class:`InputError` if a text holds a special token of the model.
-
-    Args:
-        tokenizer: The model's.
-        text: Of anybody.
-        kind: What it is, for errors.
-    """
-    # Placeholders of images are added tokens, which not every folder lists among its special ones.
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    if any(token in text for token in {*tokenizer.all_special_tokens, *added}):
-        raise InputError(f"{kind} {text!r:.80} holds a special token of the model")
-
-
-def _move_to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    # Processors also return lists, such as sizes of images.
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(device, dtype) if value.is_floating_point() else value.to(device)
-
-
-def _begins(text: str, bos: str | None) -> bool:
-    """Return whether the template has written the beginning-of-sequence token."""
-    return bool(bos) and text.startswith(str(bos))
-
-
-def _count_common(first: Sequence[int], second: Sequence[int]) -> int:
-    pairs: Iterator[tuple[int, int]] = zip(first, second, strict=False)
-    return next((index for index, (token, other) in enumerate(pairs) if token != other), min(len(first), len(second)))

@@ -43,22 +43,40 @@ def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> "PeftModel":
         The module as PEFT wraps it, in evaluation mode.
 
     Raises:
-        InputError: The codec is another one, a file is absent or cut short, or tensors are missing, misshapen or extra
-            (they are listed).
+        InputError: The codec is another one, or as :func:`attach_module`.
+    """
+    check_same_codec(vlm.codec_id, manifest.codec_id, folder)
+    adapted = attach_module(vlm.inner, folder)
+    # The adapter was trained with its own prompt layout, not with the base's.
+    vlm.action_slot_tokens = manifest.action_slot_tokens
+    return adapted
+
+
+def attach_module(module: "PreTrainedModel", folder: Path) -> "PeftModel":
+    """Attach the adapter of a folder to a model of transformers.
+
+    Args:
+        module: The bare base, which PEFT wraps.
+        folder: The adapter's folder.
+
+    Returns:
+        The module as PEFT wraps it, in evaluation mode.
+
+    Raises:
+        InputError: A file is absent or cut short, or tensors are missing, misshapen or extra (they are listed).
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    check_same_codec(vlm.codec_id, manifest.codec_id, folder)
     file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
         raise InputError(f"no {ADAPTER_WEIGHTS} in {folder} (pickled weights are never read)")
     stored_shapes = {name: location.shape for name, location in read_header(file).items()}
     # Checked before PEFT builds anything: ranks take memory, and expressions time.
     config = read_adapter_config(folder, stored_shapes)
-    check_patterns(config, [name for name, _ in vlm.module.named_modules()], folder / ADAPTER_CONFIG)
+    check_patterns(config, [name for name, _ in module.named_modules()], folder / ADAPTER_CONFIG)
     try:
         with quiet_peft():
-            adapted = PeftModel.from_pretrained(vlm.module, str(folder), config=config, local_files_only=True).eval()
+            adapted = PeftModel.from_pretrained(module, str(folder), config=config, local_files_only=True).eval()
     except KeyError as error:
         raise InputError(f"{file}: tensors do not fit the adapter's configuration; missing: {error}") from error
     except torch.OutOfMemoryError:
@@ -74,8 +92,6 @@ def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> "PeftModel":
         {name: shape for name, shape in stored_shapes.items() if name not in beside},
         str(file),
     )
-    # The adapter was trained with its own prompt layout, not with the base's.
-    vlm.action_slot_tokens = manifest.action_slot_tokens
     return adapted
 
 

@@ -1,0 +1,138 @@
+"""Try a pixel-reading model before it is used: whether it takes two images, and which shortcuts give the same scores.
+
+A shortcut that fails or gives another score is not taken, with a line in the log: a class of transformers that nobody
+has tried here is read the plain way, never wrongly.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wm.dynamics.observation import Observation, pixels_of
+from wm.dynamics.vlm_images import FeatureStore
+from wm.dynamics.vlm_pairs import PairReader
+from wm.dynamics.vlm_scorer import VLMScorer
+from wm.dynamics.vlm_scoring import score_pairs
+from wm.errors import InputError
+from wm.images import Pixels
+from wm.models.folder_checks import one_line, refusing
+from wm.models.pixels.chats import write_chat
+
+logger = logging.getLogger(__name__)
+
+_SIZES = ((64, 96), (96, 64), (64, 64))
+_ACTION = "move the object to the left"
+_TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
+"""Relative difference of two sums of log-probabilities that is rounding; ours, as the next."""
+_COARSE_TOLERANCE = 0.03
+"""The same of bfloat16 and float16, which have 8 and 11 bits."""
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What of a model's work is not done twice.
+
+    Attributes:
+        reader: Reads images from features that are kept; None: the processor and the model read pixels every time.
+        shares_prefix: What several rows begin with is read once.
+    """
+
+    reader: PairReader | None = None
+    shares_prefix: bool = False
+
+
+def check_device(device: str | torch.device, dtype: torch.dtype) -> None:
+    """Check that weights can go to a device in a type.
+
+    Args:
+        device: Where they shall go.
+        dtype: Their type.
+
+    Raises:
+        InputError: There is no such device here, or the type is none of weights.
+    """
+    with refusing(f"device = {str(device)!r:.60}"):
+        kind = torch.device(device).type
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device = {str(device)!r}: there is no GPU here; expected cpu")
+    if not dtype.is_floating_point:
+        raise InputError(f"dtype = {dtype}: expected float32, bfloat16 or float16")
+
+
+def check_two_images(processor: Any, prompt: str, folder: Path) -> None:
+    """Check that a processor and its chat template take two images.
+
+    Args:
+        processor: The model's.
+        prompt: The question.
+        folder: Named in errors.
+
+    Raises:
+        InputError: The template leaves an image out, or the processor takes one alone.
+    """
+    prefix, token = write_chat(processor, prompt), getattr(processor, "image_token", None)
+    if token is not None and prefix.count(token) != 2:
+        raise InputError(
+            f"{folder}: the chat template writes {prefix.count(token)} of the two images (as {token!r}); expected a "
+            "model that takes two images"
+        )
+    with refusing(f"{folder}: the processor does not take two images"):
+        processor(text=[prefix], images=[_noise()[:2]], return_tensors="pt")
+
+
+def find_shortcuts(scorer: VLMScorer, folder: Path, image_cache_bytes: int) -> Shortcuts:
+    """Try a model on noise, and find the shortcuts that give the same scores as the plain way.
+
+    Args:
+        scorer: The plain way.
+        folder: Named in errors and in the log.
+        image_cache_bytes: Bound on the features that are kept between calls.
+
+    Raises:
+        InputError: The model cannot read what its processor makes of two images.
+    """
+    if scorer.model.config.is_encoder_decoder:
+        raise InputError(f"{folder}: {type(scorer.model).__name__} has an encoder for text; expected a decoder alone")
+    first, *others = (Observation.from_pixels(image) for image in _noise())
+    sources, actions = [first, first], [_ACTION, _ACTION.split()[0]]
+    # Another processor makes patches of another size, or writes too few tokens for them.
+    with refusing(f"{folder}: the model cannot read what its processor makes of two images (is it another model's?)"):
+        plain = scorer.score_actions(pixels_of(sources), pixels_of(others), actions)
+    expected = [score.logprob for score in plain]
+    if not np.isfinite(expected).all():
+        raise InputError(f"{folder}: log-probabilities are nan or infinite; its weights are damaged")
+    name = type(scorer.model).__name__
+    try:
+        store = FeatureStore(scorer.model, scorer.processor, scorer.prefix, image_cache_bytes)
+        reader = PairReader(scorer.model, scorer.processor, scorer.prefix, store)
+        _compare(score_pairs(reader, sources, others, actions, is_shared=False), expected, scorer)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a class makes of arguments that it does not know
+        logger.warning("%s: features of images are computed anew each time: %s", name, one_line(error))
+        return Shortcuts()
+    try:
+        _compare(score_pairs(reader, sources, others, actions), expected, scorer)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # as above
+        logger.warning("%s: a source is read anew for each of its candidates: %s", name, one_line(error))
+        return Shortcuts(reader)
+    return Shortcuts(reader, shares_prefix=True)
+
+
+def _compare(scores: Sequence[Any], expected: Sequence[float], scorer: VLMScorer) -> None:
+    tolerance = _TOLERANCES.get(scorer.model.dtype, _COARSE_TOLERANCE)
+    for score, value in zip(scores, expected, strict=True):
+        if not abs(score.logprob - value) <= tolerance * max(1.0, abs(value)):
+            raise ValueError(f"scores differ from the plain way ({score.logprob:.6g} for {value:.6g})")
+
+
+def _noise() -> list[Pixels]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _SIZES]

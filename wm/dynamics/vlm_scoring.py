@@ -1,0 +1,100 @@
+"""Score actions between images by a pixel-reading model: what rows share is read once.
+
+The candidates of one source share everything up to the second image; the actions of one pair everything up to the
+answer.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from wm.dynamics.idm import ScoredAction
+from wm.dynamics.observation import Observation
+from wm.dynamics.vlm_pairs import Chat, PairReader
+from wm.models.pixels.chats import count_tokens
+from wm.sampling.batches import POSITIONS_AT_ONCE, halving, rows_at_once
+
+
+@torch.no_grad()
+def score_pairs(
+    reader: PairReader,
+    sources: Sequence[Observation],
+    targets: Sequence[Observation],
+    actions: Sequence[str],
+    *,
+    batch_size: int | None = None,
+    is_shared: bool = True,
+) -> list[ScoredAction]:
+    """Score each action and the end token after both images and the prompt.
+
+    Neither order nor batch changes a score, up to rounding.
+
+    Args:
+        reader: Reads chats about two images.
+        sources: Images before.
+        targets: Images after, as many.
+        actions: As many.
+        batch_size: Bound on the rows of a pass; what memory holds without it.
+        is_shared: Read what rows share once.
+
+    Raises:
+        InputError: An action is empty or holds a special token.
+    """
+    tokenizer = reader.processor.tokenizer
+    # Before the first pass: the last action may be the wrong one.
+    counts = {action: count_tokens(tokenizer, reader.prefix, action, "action") for action in dict.fromkeys(actions)}
+    scores: dict[int, ScoredAction] = {}
+
+    def write(rows: Sequence[int]) -> list[Chat]:
+        images = reader.store.read([*(sources[row] for row in rows), *(targets[row] for row in rows)])
+        answers = [f"{actions[row]}{tokenizer.eos_token}" for row in rows]
+        pairs = list(zip(images[: len(rows)], images[len(rows) :], strict=True))
+        return reader.write(pairs, answers, [counts[actions[row]] for row in rows])
+
+    def keep(rows: Sequence[int], sums: Sequence[float]) -> None:
+        for row, logprob in zip(rows, sums, strict=True):
+            scores[row] = ScoredAction(actions[row], logprob, counts[actions[row]])
+
+    alone: list[int] = []
+    for group in _group(sources, targets) if is_shared else [[row] for row in range(len(actions))]:
+        if len(group) == 1:
+            alone += group
+        else:
+            chats = write(group)
+            keep(group, _score_group(reader, chats, batch_size))
+    # Rows that share nothing, in batches: their images are read when their turn comes.
+    if alone:
+        longest = len(write(alone[:1])[0].ids)
+
+        def score(start: int, stop: int) -> None:
+            keep(alone[start:stop], reader.score(write(alone[start:stop])))
+
+        halving(score, len(alone), rows_at_once(longest, batch_size))
+    return [scores[row] for row in range(len(actions))]
+
+
+def _group(sources: Sequence[Observation], targets: Sequence[Observation]) -> Iterator[list[int]]:
+    """Group rows by what they share: both images where a pair comes twice, else the source."""
+    by_source: dict[Observation, dict[Observation, list[int]]] = {}
+    for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        by_source.setdefault(source, {}).setdefault(target, []).append(row)
+    for by_target in by_source.values():
+        is_pair_shared = any(len(rows) > 1 for rows in by_target.values())
+        if is_pair_shared:
+            yield from by_target.values()
+        else:
+            yield [row for rows in by_target.values() for row in rows]
+
+
+def _score_group(reader: PairReader, chats: Sequence[Chat], batch_size: int | None) -> list[float]:
+    """Score chats of one source: what they share is read once."""
+    shared = reader.find_shared(chats)
+    cache = reader.read_shared(chats[0], shared)
+    sums: list[float] = []
+
+    def score(start: int, stop: int) -> None:
+        sums.extend(reader.score(chats[start:stop], shared, cache))
+
+    # Every row has a copy of the cache beside its own tokens.
+    halving(score, len(chats), rows_at_once(max(len(chat.ids) for chat in chats), batch_size, POSITIONS_AT_ONCE))
+    return sums

@@ -1,0 +1,1 @@
+"""Vision-language models that read pixels: their chat and its tokens, logits, and folders."""
