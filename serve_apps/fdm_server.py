@@ -5,7 +5,6 @@ All of it runs in the event loop; the models work in their thread.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from serve_apps import metrics
 from serve_apps.calls import call
+from serve_apps.candidates import no_image, record_candidates, record_prediction
 from serve_apps.idm_server import IDMServer
 from serve_apps.model_server import ModelServer
 from serve_apps.names import BASELINE, FDM, IDM
@@ -203,7 +203,7 @@ class FDMServer(ModelServer):
             samples = dict(enumerate(await self._sample(model, start, range(request.best_of), sampling, on_tokens)))
             images = {index: item for index, item in samples.items() if isinstance(item, Observation)}
             failures = tuple((index, item) for index, item in samples.items() if isinstance(item, SampleFailure))
-            _record_candidates(len(images), len(set(images.values())))
+            record_candidates(len(images), len(set(images.values())))
             verifications = [
                 UNVERIFIED | {"seed": request.seed, "index": index, "unchanged_share": unchanged_share(source, image)}
                 for index, image in images.items()
@@ -245,7 +245,7 @@ class FDMServer(ModelServer):
                     scores = await self._score(verifier, start.source, start.action, unscored)
             state.add_scores([ScoredAction(start.action, logprob, count) for logprob, count in scores])
         prediction = state.prediction()
-        _record_prediction(prediction)
+        record_prediction(prediction)
         return prediction
 
     async def _score(
@@ -295,41 +295,6 @@ class WorldModelServer(FDMServer, IDMServer):
         return await self.score_observations(verifier, source, action, candidates)
 
 
-def no_image(failures: Sequence[tuple[int, SampleFailure]], what: str) -> ApiError:
-    """Build the answer where none of the candidates has an image, as OpenAI answers what its safety system withholds.
-
-    Args:
-        failures: Of all candidates.
-        what: What has none, for the message.
-    """
-    reasons = Counter(failure.reason for _, failure in failures)
-    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-    details = "; ".join(dict.fromkeys(failure.detail for _, failure in failures))
-    is_withheld = set(reasons) == {"safety_checker"}
-    return ApiError(
-        f"{what} has no image: of {len(failures)} candidates {counts}: {details}; another seed may do better",
-        kind="image_generation_user_error",
-        code="moderation_blocked" if is_withheld else "no_image",
-    )
-
-
 def _count_tokens(model: CodeModel | EditorModel, actions: Sequence[str]) -> int | None:
     """Count the tokens of actions; None of an editor, whose parts read them each in its own way."""
     return sum(map(model.count_tokens, actions)) if isinstance(model, CodeModel) else None
-
-
-def _record_prediction(prediction: Prediction) -> None:
-    distinct = prediction.distinct
-    _record_candidates(len(prediction.candidates), len(distinct))
-    if distinct:
-        metrics.record(metrics.UNCHANGED, prediction.best.unchanged_share)
-    if len(distinct) > 1:
-        best, second = (candidate.score.mean_logprob for candidate in distinct[:2])
-        # How sure the verifier is: near 0 it has no opinion.
-        metrics.record(metrics.MARGIN, best - second)
-
-
-def _record_candidates(num_sampled: int, num_distinct: int) -> None:
-    metrics.record(metrics.CANDIDATES, num_sampled)
-    if num_sampled:
-        metrics.record(metrics.DISTINCT, num_distinct / num_sampled)

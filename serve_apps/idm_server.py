@@ -205,9 +205,9 @@ def _advance(model: CodeModel, requests: Sequence[tuple[TextBatch, int]]) -> lis
 
 def _start_proposals(model: PixelModel, request: ChatRequest, images_BHWC: Pixels) -> PixelProposals:
     return PixelProposals(
-        model.inverse.scorer,
-        images_BHWC[0],
-        images_BHWC[1],
+        model.inverse,
+        Observation.from_pixels(images_BHWC[0]),
+        Observation.from_pixels(images_BHWC[1]),
         num_candidates=request.n,
         sampling=request.to_sampling(),
         seed=request.seed,
