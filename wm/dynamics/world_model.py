@@ -14,7 +14,7 @@ from PIL import Image
 
 from wm.dynamics.code_models import CodeForward, CodeInverse
 from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
-from wm.dynamics.observation import CodesRow, observe_codes
+from wm.dynamics.observation import CodesRow, Observation
 from wm.dynamics.predicted_images import ImagePrediction, ImageRollout, PredictedImage, to_png
 from wm.dynamics.roles import BaseSharing, Roles, load_roles
 from wm.dynamics.rollout import roll_out
@@ -54,7 +54,7 @@ class WorldModel:
             raise InputError(f"the models' image codec is {roles.fdm.model.codec_id}, this one {codec.codec_id}")
         self.roles = roles
         self.codec = codec
-        self._forward, self._inverse = CodeForward(roles.fdm, codec), CodeInverse(roles.idm, codec)
+        self.forward, self.inverse = CodeForward(roles.fdm, codec), CodeInverse(roles.idm, codec)
 
     @classmethod
     def load(
@@ -119,7 +119,7 @@ class WorldModel:
         source_N = self.encode(image)
         with torch.inference_mode():
             prediction = predict_observations(
-                self._forward, self._inverse, observe_codes([source_N], self.codec), [action], search=search,
+                self.forward, self.inverse, [Observation.from_codes(source_N, self.codec)], [action], search=search,
                 sampling=sampling, seed=seed,
             )[0]  # fmt: skip
         # One batch: the codec pads every batch to one size.
@@ -154,7 +154,7 @@ class WorldModel:
         source_N = self.encode(image)
         with torch.inference_mode():
             rollout = roll_out(
-                self._forward, self._inverse, observe_codes([source_N], self.codec), [list(actions)], search=search,
+                self.forward, self.inverse, [Observation.from_codes(source_N, self.codec)], [list(actions)], search=search,
                 sampling=sampling, seed=seed,
             )[0]  # fmt: skip
         # The best sequence alone: the others can be decoded from their codes.
@@ -188,6 +188,10 @@ class WorldModel:
                 self.roles.idm.model, [self.encode(source)] * count, [self.encode(target)] * count, actions,
                 runner=self.roles.idm.runner,
             )  # fmt: skip
+
+    def observe(self, image: ImageLike) -> Observation:
+        """Read an image as the functions of :mod:`wm.dynamics` take it."""
+        return Observation.from_codes(self.encode(image), self.codec)
 
     def encode(self, image: ImageLike) -> CodesRow:
         """Encode the middle square of an image as codebook ids."""
