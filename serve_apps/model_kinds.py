@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from serve_apps.model_keys import EditorTable
 from serve_apps.names import BASELINE, FDM, IDM
 from serve_apps.recipe import OTHER_CODEC, ServeRecipe
 from wm.errors import InputError
@@ -90,6 +89,17 @@ def check_kinds(recipe: ServeRecipe, served: ServedKinds) -> None:
         _check_editor(recipe)
 
 
+def list_notices(recipe: ServeRecipe) -> list[str]:
+    """List what whoever starts a server may want to know of how its models exchange images.
+
+    Args:
+        recipe: What is to be served.
+    """
+    if read_kinds(recipe).exchanges_codes:
+        return []
+    return ["candidates go to the verifier as pixels: the two models have no image codec in common"]
+
+
 def _check_tasks(recipe: ServeRecipe) -> None:
     from wm.models import read_manifest
 
@@ -122,7 +132,7 @@ def _check_baseline(recipe: ServeRecipe, served: ServedKinds) -> None:
 
 
 def _check_editor(recipe: ServeRecipe) -> None:
-    """Refuse what samples codes; check the pipeline's class and settings."""
+    """Refuse keys that say how codes are sampled."""
     if recipe.num_draft_tokens:
         raise InputError(
             f"num_draft_tokens = {recipe.num_draft_tokens}: {_name(recipe, FDM)} is an image editor, which has no "
@@ -133,13 +143,6 @@ def _check_editor(recipe: ServeRecipe) -> None:
         if value != neutral:
             hint = f"say editor.settings.{key}" if "guidance" in key else "leave it out"
             raise InputError(f"{key} = {value:g}: {_name(recipe, FDM)} is an image editor and samples no codes; {hint}")
-    from wm.dynamics.editor_forward import check_editor
-
-    table = recipe.editor or EditorTable()
-    check_editor(
-        recipe.fdm, pipeline=table.pipeline, settings=table.settings, scheduler=table.scheduler,
-        safety_checker=table.safety_checker,
-    )  # fmt: skip
 
 
 def is_toy(codec_id: str) -> bool:
