@@ -76,7 +76,8 @@ class Catalog:
         # A model that reads pixels of any size is given those of the size that it verifies.
         side_px = described[list(folders).index(FDM)].get("side_px")
         if side_px is None:
-            raise ApiError.unavailable("the forward model's replica is another recipe's; try again", "models_do_not_match")
+            message = "the forward model's replica is another recipe's; try again"
+            raise ApiError.unavailable(message, "models_do_not_match")
         changed_s = await asyncio.gather(*(asyncio.to_thread(_changed_s, folder) for folder in folders.values()))
         self._own = {
             name: _entry(name, changed, {"side_px": side_px, **entry})

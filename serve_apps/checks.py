@@ -95,7 +95,7 @@ def _check_processor(folder: str, table: PixelsTable) -> None:
 
     path = model_folder(folder)
     if table.base and not is_adapter(path):
-        raise InputError(f"pixels.base = {shown(table.base)!r}, and idm = {shown(folder)!r} is no adapter; leave it out")
+        raise InputError(f"pixels.base = {shown(table.base)!r}: idm = {shown(folder)!r} is no adapter; leave it out")
     if table.base:
         path = model_folder(table.base)
     elif is_adapter(path):
@@ -116,4 +116,3 @@ def _look_up(key: str, folder: str) -> None:
             models.model_folder(folder)
     except InputError as error:
         raise InputError(f"{key} = {shown(error)}") from error
-

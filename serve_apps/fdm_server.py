@@ -1,7 +1,7 @@
-"""The deployment of the forward model: it drives the search and rollout states of ``wm.dynamics`` with the models of
-its process, and holds no method of its own.
+"""The deployment of the forward model: predictions and rollouts, as requests ask for them.
 
-All of it runs in the event loop; the models work in their thread.
+It drives the states of ``wm.dynamics`` with the models of its process, and holds no method of its own. All of it runs
+in the event loop; the models work in their thread.
 """
 
 import asyncio
@@ -10,19 +10,14 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
-from ray.serve.handle import DeploymentHandle
 from torch import Tensor
 
 from serve_apps import metrics
-from serve_apps.calls import call
-from serve_apps.candidates import no_image, record_candidates, record_prediction
+from serve_apps.candidates import no_image, record_candidates
 from serve_apps.idm_server import IDMServer
-from serve_apps.model_server import ModelServer
-from serve_apps.names import BASELINE, FDM, IDM
+from serve_apps.names import FDM, IDM
 from serve_apps.openai.edits import EditRequest
-from serve_apps.openai.errors import ApiError
 from serve_apps.openai.rollouts import RolloutRequest
-from serve_apps.recipe import ServeRecipe
 from serve_apps.results import (
     UNVERIFIED,
     BeamEnd,
@@ -35,45 +30,16 @@ from serve_apps.results import (
     place_previews,
     verification_of,
 )
+from serve_apps.search_server import SearchServer
 from serve_apps.served_editor import EditorModel
-from serve_apps.served_models import CodeModel, OnTokens, Samples
-from wm.dynamics import (
-    Observation,
-    Prediction,
-    RolloutState,
-    SampleFailure,
-    Sampling,
-    ScoredAction,
-    Search,
-    SearchState,
-    Start,
-    check_draft_length,
-)
-from wm.dynamics.observation import pixels_of, unchanged_share
+from serve_apps.served_models import CodeModel, OnTokens
+from wm.dynamics import Observation, RolloutState, SampleFailure, Start
+from wm.dynamics.observation import unchanged_share
 from wm.images import Pixels
 
 
-class FDMServer(ModelServer):
-    """Turn source images and actions into verified predictions.
-
-    Args:
-        recipe: What is served.
-        idm: Where candidates are scored; None: in this process (:class:`WorldModelServer`).
-    """
-
-    TASKS: ClassVar[tuple[str, ...]] = (FDM,)
-
-    def __init__(self, recipe: ServeRecipe, idm: DeploymentHandle | None = None) -> None:
-        super().__init__(recipe)
-        self._idm = idm
-        # What the recipe asks for and the model cannot do fails now, not with the first request.
-        for model in (self._own[name] for name in (FDM, BASELINE) if name in self._own):
-            if not isinstance(model, CodeModel):
-                continue
-            if (recipe.guidance_scale, recipe.image_guidance_scale) != (1.0, 1.0):
-                model.vlm.check_guidance()
-            check_draft_length(recipe.num_draft_tokens, model.vlm.tokens_per_image)
-            model.codec.check_decoder()
+class FDMServer(SearchServer):
+    """Turn source images and actions into verified predictions, and sequences of them."""
 
     async def predict(self, request: EditRequest, source_HWC: Pixels) -> EditResult:
         """Predict the source image after the request's action.
@@ -84,6 +50,7 @@ class FDMServer(ModelServer):
         """
         with metrics.stages_s() as stages_s:
             model = await self._forward_model(request.model)
+            await self._check_actions(model, [request.prompt], request.verifier if request.verify else None)
             (source,) = await self._observe(model, [source_HWC])
             result = await self._predict(model, request, source)
         return replace(result, stages_s=stages_s)
@@ -98,6 +65,7 @@ class FDMServer(ModelServer):
             source_HWC: As for :meth:`predict`.
         """
         model = await self._forward_model(request.model)
+        await self._check_actions(model, [request.prompt], request.verifier if request.verify else None)
         (source,) = await self._observe(model, [source_HWC])
         if not isinstance(model, CodeModel):
             yield await self._predict(model, request, source)
@@ -131,6 +99,7 @@ class FDMServer(ModelServer):
             source_HWC: As for :meth:`predict`.
         """
         model = await self._forward_model(request.model)
+        await self._check_actions(model, request.actions, request.verifier)
         (source,) = await self._observe(model, [source_HWC])
         search, sampling = request.to_search(self._recipe), request.to_sampling(self._recipe)
         state = RolloutState(source, request.actions, request.seed, search)
@@ -220,69 +189,6 @@ class FDMServer(ModelServer):
             failures=failures_of(failures),
         )  # fmt: skip
 
-    async def _search(
-        self,
-        model: CodeModel | EditorModel,
-        verifier: str,
-        start: Start,
-        search: Search,
-        sampling: Sampling,
-        *,
-        on_tokens: OnTokens | None = None,
-    ) -> Prediction:
-        state = SearchState(start.source, start.action, start.seed, search, sampling)
-        while state.candidates:
-            # Only the first round holds the first candidate, whose progress is reported.
-            on_first = on_tokens if state.candidates.start == 0 else None
-            state.add_samples(await self._sample(model, start, state.candidates, sampling, on_first))
-            unscored = state.unscored()
-            scores: Sequence[Score] = []
-            if unscored:
-                # The verifier, and what tells an unchanged image, need pixels where there is no common codec.
-                if not self._kinds.exchanges_codes:
-                    await self._decode(unscored)
-                with metrics.stage("score"):
-                    scores = await self._score(verifier, start.source, start.action, unscored)
-            state.add_scores([ScoredAction(start.action, logprob, count) for logprob, count in scores])
-        prediction = state.prediction()
-        record_prediction(prediction)
-        return prediction
-
-    async def _score(
-        self, verifier: str, source: Observation, action: str, candidates: Sequence[Observation]
-    ) -> Sequence[Score]:
-        # Codes are a thousandth of the pixels, and need no decoding there and back.
-        codec_id = self._kinds.codecs[FDM] if self._kinds.exchanges_codes else ""
-        sent = [item.codes for item in (source, *candidates)] if codec_id else pixels_of([source, *candidates])
-        scores: list[Score] = await call(
-            self._idm, "score_candidates", verifier, sent[0], action, sent[1:], codec_id, model=verifier
-        )
-        return scores
-
-    async def _forward_model(self, name: str) -> CodeModel | EditorModel:
-        model = await self._model(name)
-        # The ingress looks tasks up: only one that does not know this replica's recipe asks for another.
-        if not isinstance(model, CodeModel | EditorModel):
-            raise ApiError(f"model {name!r:.80} predicts no images", param="model")
-        return model
-
-    async def _sample(
-        self,
-        model: CodeModel | EditorModel,
-        start: Start,
-        candidates: range,
-        sampling: Sampling,
-        on_tokens: OnTokens | None,
-    ) -> Samples:
-        """Sample candidates; ``on_tokens`` is given the first one's codes while it grows, where it does."""
-        with metrics.stage("sample"):
-            if isinstance(model, EditorModel):
-                return await model.sample(self._thread, start, candidates)
-            return await model.sample(
-                self._thread, start, candidates, sampling, num_draft_tokens=self._recipe.num_draft_tokens,
-                on_tokens=on_tokens,
-            )  # fmt: skip
-
 
 class WorldModelServer(FDMServer, IDMServer):
     """Both models in one process."""
@@ -293,6 +199,9 @@ class WorldModelServer(FDMServer, IDMServer):
         self, verifier: str, source: Observation, action: str, candidates: Sequence[Observation]
     ) -> Sequence[Score]:
         return await self.score_observations(verifier, source, action, candidates)
+
+    async def _check_by(self, verifier: str, actions: Sequence[str]) -> None:
+        await self.check_actions(verifier, actions)
 
 
 def _count_tokens(model: CodeModel | EditorModel, actions: Sequence[str]) -> int | None:

@@ -19,8 +19,8 @@ from serve_apps.catalog import Catalog, CatalogEntry
 from serve_apps.fair import FairThreads, PixelBudget
 from serve_apps.keys import Key
 from serve_apps.names import FDM, IDM, REPLICA_WAIT
-from serve_apps.openai.edits import EditRequest
 from serve_apps.openai.editors import check_no_codes
+from serve_apps.openai.edits import EditRequest
 from serve_apps.openai.errors import ApiError, Limits
 from serve_apps.openai.images import NamedImage, count_pixels_of, encode_image, prepare_image
 from serve_apps.openai.requests import PredictionRequest

@@ -66,6 +66,17 @@ class IDMServer(ModelServer):
         """
         return await self._thread.batch(_score, await self._inverse_model(model), (source, action, candidates))
 
+    async def check_actions(self, model: str, actions: Sequence[str]) -> None:
+        """Raise :class:`wm.errors.InputError` if an inverse model cannot read an action, before images are made for it.
+
+        Args:
+            model: Its name.
+            actions: In words.
+        """
+        inverse = await self._inverse_model(model)
+        for action in actions:
+            inverse.check_action(action)
+
     async def score(self, request: ScoreRequest, images_BHWC: Pixels) -> list[list[Score]]:
         """Score every action of the request for every target.
 
@@ -170,7 +181,8 @@ def _to_observation(model: InverseServed, image: SentImage, codec_id: str) -> Ob
         return Observation.from_pixels(np.asarray(image))
     # While an application is replaced, replicas of the recipe before ask too: numbers of another codebook.
     if not isinstance(model, CodeModel) or model.vlm.codec_id != codec_id:
-        raise ApiError.unavailable(f"codes of codec {codec_id} are not this verifier's; try again", "models_do_not_match")
+        message = f"codes of codec {codec_id} are not this verifier's; try again"
+        raise ApiError.unavailable(message, "models_do_not_match")
     return Observation.from_codes(image, model.codec)
 
 

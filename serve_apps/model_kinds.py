@@ -63,7 +63,8 @@ def check_kinds(recipe: ServeRecipe, served: ServedKinds) -> None:
     kinds = served.kinds
     # 1. Each model by itself.
     if kinds[IDM] == "editor":
-        raise InputError(f"{_name(recipe, IDM)} is an image editor: it makes images and says no action; expected an IDM")
+        name = _name(recipe, IDM)
+        raise InputError(f"{name} is an image editor: it makes images and says no action; expected an IDM")
     for name in (FDM, BASELINE):
         if kinds.get(name) == "pixels":
             raise InputError(f"{_name(recipe, name)} reads images and makes none; expected an FDM")

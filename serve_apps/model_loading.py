@@ -70,9 +70,7 @@ def load_models(recipe: ServeRecipe, served: ServedKinds, tasks: Sequence[str]) 
     return Loaded(models, base, next(iter(codecs.values()), None))
 
 
-def _load_roles(
-    recipe: ServeRecipe, served: ServedKinds, tasks: Sequence[str]
-) -> tuple[Role | None, dict[str, Role]]:
+def _load_roles(recipe: ServeRecipe, served: ServedKinds, tasks: Sequence[str]) -> tuple[Role | None, dict[str, Role]]:
     """Load models with image codes, and the bare base that they are adapters of, where they share it."""
     dtype, folders = DTYPES[recipe.dtype], recipe.model_folders()
     # Adapters are applied as they run over the bare base, the recipe's two as well.
@@ -96,9 +94,7 @@ def _load_baseline(recipe: ServeRecipe, folder: str, base: Role | None) -> Role:
         return load_role(folder, base=recipe.base, over=base)
     if is_of_base and base is not None and manifest is not None and manifest.kind == "base":
         return base
-    return load_role(
-        folder, base=_base_for(folder, recipe.base), device=recipe.device, dtype=DTYPES[recipe.dtype]
-    )
+    return load_role(folder, base=_base_for(folder, recipe.base), device=recipe.device, dtype=DTYPES[recipe.dtype])
 
 
 def _load_pixels(recipe: ServeRecipe) -> PixelModel:

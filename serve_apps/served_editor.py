@@ -69,6 +69,10 @@ class EditorModel:
         if heard_s is not None and time.monotonic() - heard_s > self._max_silence_s:
             raise TimeoutError(f"the pipeline has made no denoising step for {self._max_silence_s:g} s")
 
+    def check_action(self, action: str) -> None:
+        """Raise :class:`InputError` if the pipeline cannot read an action, or would cut it."""
+        self.forward.check_action(action)
+
     async def sample(self, thread: ModelThread, start: Start, candidates: range) -> Samples:
         """Edit the source once a candidate, in calls between which others have their turn.
 

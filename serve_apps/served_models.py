@@ -4,7 +4,7 @@ Each describes itself, says that it is well, and does its part of a request in t
 :mod:`serve_apps.served_editor`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
@@ -92,6 +92,10 @@ class CodeModel:
         """
         await thread.call(_decode_token, self)
 
+    def check_action(self, action: str) -> None:
+        """Raise :class:`wm.errors.InputError` if the model cannot read an action."""
+        self.inverse.check_action(action)
+
     def count_tokens(self, action: str) -> int:
         """Count the tokens of an action."""
         return len(self.vlm.tokenize_action(action))
@@ -116,12 +120,12 @@ class CodeModel:
             num_draft_tokens: Codes drafted a pass; 0: one code a pass, and images join those of other requests.
             on_tokens: Given the first one's codes while it grows, where images grow token by token.
         """
-        (source,) = self.inverse.codes_of([start.source])
         if num_draft_tokens:
             # Drafts are checked a request at a time: no scheduler, and no progress to report.
-            codes_KN = await thread.call(_speculate, self, source, start, candidates, sampling, num_draft_tokens)
+            codes_KN = await thread.call(_speculate, self, start, candidates, sampling, num_draft_tokens)
         else:
             # Else its images join those of other requests.
+            (source,) = self.inverse.codes_of([start.source])
             request = ImageRequest(
                 forward_prefix(self.vlm, source, start.action), len(candidates), sampling, start.seed, candidates.start
             )
@@ -151,6 +155,10 @@ class PixelModel:
         family = str(self.inverse.scorer.model.config.model_type)
         return {"task": task, "kind": self.kind, "family": family, "base": self.inverse.model_id}
 
+    def check_action(self, action: str) -> None:
+        """Raise :class:`wm.errors.InputError` if the model cannot read an action."""
+        self.inverse.check_action(action)
+
     async def check_health(self, thread: ModelThread) -> None:
         """Read a token, in its turn; raise what that raises.
 
@@ -174,17 +182,10 @@ def _read_token(model: PixelModel) -> None:
     network(input_ids=ids_11, use_cache=False).logits.sum().item()
 
 
-def _speculate(
-    model: CodeModel,
-    source: Sequence[int],
-    start: Start,
-    candidates: range,
-    sampling: Sampling,
-    num_draft_tokens: int,
-) -> Tensor:
+def _speculate(model: CodeModel, start: Start, candidates: range, sampling: Sampling, num_draft_tokens: int) -> Tensor:
     speculation = speculate_observations(
         model.vlm,
-        [source],
+        model.inverse.codes_of([start.source]),
         [start.action],
         num_draft_tokens=num_draft_tokens,
         num_candidates=len(candidates),

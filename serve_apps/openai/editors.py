@@ -27,8 +27,8 @@ def check_no_codes(request: PredictionRequest) -> None:
         value = getattr(request, name)
         if value is not None and value not in allowed:
             raise ApiError(
-                f"{name} = {value:g}: model {request.model!r:.80} is an image editor and samples no codes; its settings "
-                "are its server's; leave it out",
+                f"{name} = {value:g}: model {request.model!r:.80} is an image editor and samples no codes; its server "
+                "has its settings; leave it out",
                 param=name,
                 code="unsupported_value",
             )

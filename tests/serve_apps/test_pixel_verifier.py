@@ -13,7 +13,6 @@ from serve_apps import idm_server
 from serve_apps.openai.edits import EditRequest
 from serve_apps.openai.errors import ApiError
 from serve_apps.recipe import ServeRecipe
-from tests.helpers.models_vlms import write_qwen2_vl
 from tests.helpers.serve_local import local_app, local_servers
 from wm.dynamics import (
     Observation,
@@ -42,10 +41,8 @@ QUESTION = [
 
 
 @pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("qwen") / "qwen"
-    write_qwen2_vl(folder)
-    return folder
+def qwen(folders_by_kind):
+    return folders_by_kind["pixels"]
 
 
 @pytest.fixture(scope="module")
