@@ -24,6 +24,7 @@ with exit_on_interrupt():
     from serve_apps.exposure import is_loopback
     from serve_apps.interrupts import Interrupts
     from serve_apps.middleware.proxy import IMPORT_PATH, has_middlewares, set_environment
+    from serve_apps.model_kinds import list_notices
     from serve_apps.ports import check_port
     from serve_apps.quiet import quiet_end, without_ray_threads
     from serve_apps.recipe import ServeRecipe
@@ -206,8 +207,8 @@ def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
             leave_cluster()
         if recipe.traces:
             check_exporter()
-        is_of_toy = is_toy(check_models(recipe))
-        print(f"would serve {models} at {_url(recipe)}" + (f"\n{TOY_NOTICE}" if is_of_toy else ""))
+        notices = [TOY_NOTICE] if is_toy(check_models(recipe)) else []
+        print(f"would serve {models} at {_url(recipe)}", *notices, *list_notices(recipe), sep="\n")
         return
     print(f"starting {models}", flush=True)
     if recipe.open and not recipe.keys and not is_loopback(recipe.host):
