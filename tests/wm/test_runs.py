@@ -68,7 +68,7 @@ sys.stdin.read()
 """
 
 
-def test_a_second_writer_of_a_folder_is_refused_and_a_killed_one_resumed(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_and_a_killed_one_resumed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _WRITER, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
         try:
