@@ -200,6 +200,7 @@ def test_digest_of_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "in" / "a.txt").write_text("1")
     (tmp_path / "in" / "deep" / "b.txt").write_text("22")
     first = digest_of(tmp_path / "in")
+    (tmp_path / "in" / "deep" / ".lock").write_text("of a killed writer")
     assert first == digest_of(str(tmp_path / "in"))
     seen = {first, digest_of(tmp_path / "in" / "a.txt")}
     facts = (tmp_path / "in" / "deep" / "b.txt").stat()
