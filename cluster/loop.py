@@ -92,6 +92,7 @@ def run(recipe: LoopRecipe, *, dry_run: bool = False) -> dict[str, object]:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
     # Python's clients of a local cluster know that it has a token; `serve` does not.
     os.environ["RAY_AUTH_MODE"] = "token"
+    # The bucket first: the nodes' processes inherit its address and keys.
     record: dict[str, object] = {"nodes": recipe.nodes, "overrides": recipe.overrides}
     with (
         served_bucket(out, is_wanted=True) as bucket,
@@ -118,6 +119,7 @@ def _run_job(client: "JobSubmissionClient", command: Sequence[str], log: Path, l
     """Submit a command and wait for its end; returns the seconds that it took."""
     begin_s = time.monotonic()
     job = client.submit_job(entrypoint=shlex.join(command))
+    # Asked for again and again: a connection for its log would break with every busy moment of the head.
     while not (status := client.get_job_status(job)).is_terminal():
         if time.monotonic() - begin_s > limit_s:
             client.stop_job(job)
@@ -136,6 +138,7 @@ def _run_job(client: "JobSubmissionClient", command: Sequence[str], log: Path, l
 def _check_stages(root: str) -> dict[str, object]:
     """Read the records of the stages from the bucket; returns counts of the annotation and seconds by stage."""
     records: dict[str, RunRecord] = {}
+    # From the bucket, not from a node's copies: what was not published does not count.
     for name in STAGES:
         record = read_run(_path_of(f"{root}/{name}"))
         if record is None:
@@ -171,6 +174,7 @@ def _serve(root: str, dashboard: str, out: Path, limit_s: float) -> dict[str, ob
     # 1. The key file and the application, as a user would write them.
     keys = out / "keys.toml"
     token = _make_key(keys)
+    # Two replicas of half a core, so that ingress and both models fit on two nodes.
     arguments = {
         "fdm": f"{root}/fdm/model", "idm": f"{root}/idm/model", "device": "cpu", "keys": str(keys),
         "fdm_server": _REPLICA, "idm_server": _REPLICA, "num_candidates": 4,
@@ -183,6 +187,7 @@ def _serve(root: str, dashboard: str, out: Path, limit_s: float) -> dict[str, ob
     (out / "serve.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     # 2. Deploy, and wait until it runs.
     _run_serve(dashboard, "deploy", str(out / "serve.yaml"))
+    # A replica downloads its model first, which counts as starting.
     while (state := _state_of(dashboard)).get("status") != "RUNNING":
         if state.get("status") == "DEPLOY_FAILED" or time.monotonic() - begin_s > limit_s:
             raise InputError(f"the deployment is {state.get('status')}: {state.get('message', '')!r:.1000}")
