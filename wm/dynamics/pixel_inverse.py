@@ -64,7 +64,14 @@ class PixelInverse:
         return self.vocabulary.decode(ids)
 
     def check_action(self, action: str) -> None:
-        """Raise :class:`InputError` if the action is empty or holds a special token of the model."""
+        """Check that the model can read an action; to be called before any work.
+
+        Args:
+            action: Of anybody.
+
+        Raises:
+            InputError: It is empty or holds a special token of the model.
+        """
         if not action.strip():
             raise InputError(f"action {action!r} is empty; expected some words")
         check_no_special(self.scorer.processor.tokenizer, action, "action")
@@ -79,9 +86,21 @@ class PixelInverse:
         max_new_tokens: int = 32,
         batch_size: int | None = None,
     ) -> list[ScoredAction]:
-        """Propose one action a pair; see :meth:`wm.dynamics.protocols.InverseModel.propose`.
+        """Propose one action a pair; neither order nor batch changes one, up to rounding.
 
-        An answer without words is returned as it is.
+        Args:
+            sources: Images before.
+            targets: Images after, as many.
+            sampling: How a token is sampled.
+            seeds: One a pair.
+            max_new_tokens: Tokens after which an action is ended.
+            batch_size: Bound on the rows of a pass; what memory holds without it.
+
+        Returns:
+            Actions with the log-probability of their tokens and the end; one without words is returned as it is.
+
+        Raises:
+            InputError: For settings that cannot be used, and for a model that gives non-finite numbers.
         """
         check_equal_lengths(sources=len(sources), targets=len(targets))
         check_max_new_tokens(max_new_tokens)
@@ -152,7 +171,17 @@ class PixelInverse:
         *,
         batch_size: int | None = None,
     ) -> list[ScoredAction]:
-        """Score each action; see :meth:`wm.dynamics.protocols.InverseModel.score`."""
+        """Score log p(actions[b] | sources[b], targets[b]) in nats; what rows share is read once.
+
+        Args:
+            sources: Images before.
+            targets: Images after, as many.
+            actions: As many.
+            batch_size: Bound on the rows of a pass; what memory holds without it.
+
+        Raises:
+            InputError: An action is empty or holds a special token.
+        """
         check_equal_lengths(sources=len(sources), targets=len(targets), actions=len(actions))
         reader = self.shortcuts.reader
         if reader is None:
