@@ -1,4 +1,4 @@
-"""The measurement of pixel-reading inverse models: both ways give the same, ratios are of medians, the record is whole."""
+"""The measurement of pixel-reading models: both ways give the same, ratios are of medians, the record has all parts."""
 
 import json
 
