@@ -24,6 +24,7 @@ FILES = {
     "gpu": "On a GPU",
     "pixels": "Inverse models that read pixels",
     "scale": "The driver of a very long annotation",
+    "probe": "The probe on three nodes of one machine",
 }
 """Name of the file in ``jobs/measured`` and its heading; further files get their name as heading."""
 

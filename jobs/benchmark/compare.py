@@ -47,8 +47,6 @@ class Row(NamedTuple):
     verdict: Verdict
 
 
-
-
 def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> dict[str, list[Row]]:
     """Compare, and print a table a record.
 

@@ -6,7 +6,8 @@ from itertools import groupby
 from pathlib import Path
 
 from jobs.edit.recipe import EditRecipe
-from wm.dynamics.editor import EditFailure, ImageEditor, candidate_seed
+from wm.dynamics.editor import ImageEditor, candidate_seed
+from wm.dynamics.protocols import SampleFailure
 from wm.errors import InputError
 from wm.evaluation.bench_rows import BenchRow
 from wm.evaluation.predictions import PredictionRow, prediction_row, read_image_bytes, write_predictions
@@ -79,7 +80,7 @@ def write_shard(shard: Shard, recipe: EditRecipe, editor: ImageEditor, on_images
             [candidate_seed(request.seed, request.row.triplet_id, request.candidate) for request in batch],
         )
         for request, result in zip(batch, results, strict=True):
-            if isinstance(result, EditFailure):
+            if isinstance(result, SampleFailure):
                 rejects.append(_build_reject(request.row, result.reason, f"{_describe(request)}: {result.detail}"))
             else:
                 _add_prediction(predictions, request, result, recipe.system_name())

@@ -6,41 +6,25 @@ The pipeline may be any whose call takes ``image``, ``prompt`` and ``generator``
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from inspect import Parameter, signature
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
+from wm.dynamics.editor_calls import BATCHED, SEEDS_BATCHED, Setting, StepMeter, call_pipeline, list_call_settings
+from wm.dynamics.protocols import OnSamples, SampleFailure
 from wm.errors import InputError
 from wm.images import Pixels
-from wm.models.folder_checks import refusing
+from wm.sampling.batches import halving
 
-Setting: TypeAlias = bool | int | float | str
-"""An argument of a pipeline's call."""
 Fit: TypeAlias = Literal["crop", "stretch"]
 
-BATCHED = ("StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline")
-"""Pipelines that take an image for each prompt; others read a list of images as several references of one prompt."""
-_OURS = ("image", "prompt", "generator", "num_images_per_prompt", "output_type", "return_dict", "latents", "kwargs")
-"""Arguments that are not settings: they decide which images there are, and in which form."""
 _SIDE_STEP_PX = 64
-
-
-@dataclass(frozen=True)
-class EditFailure:
-    """Why there is no edited image.
-
-    Attributes:
-        reason: ``safety_checker`` or ``black_image``.
-        detail: The same in words.
-    """
-
-    reason: str
-    detail: str
+ASPECT_TOLERANCE = 0.1
+"""How much wider or higher than its source an image may be, relative to it; ours. FLUX Kontext makes the nearest of the
+sizes that it was trained with, whose aspect is up to 8 % off; a square of a 4:3 source is 25 % off."""
 
 
 def candidate_seed(seed: int, triplet_id: str, candidate: int) -> int:
@@ -84,6 +68,51 @@ def fit_resolution(image: Image.Image, resolution: int, fit: Fit = "crop") -> Im
     return ImageOps.fit(image, (width_px, height_px), method=Image.Resampling.LANCZOS)
 
 
+def fit_to_source(image: Pixels, source: Pixels, shown: Image.Image, fit: Fit) -> Pixels:
+    """Scale an edited image to the frame of its source, so that the next edit begins with the frame of this one.
+
+    With ``crop``, what was cropped away stays as it is in the source: the editor saw nothing of it.
+
+    Args:
+        image: uint8 RGB, as the pipeline gave it.
+        source: uint8 RGB (H, W, 3).
+        shown: What the pipeline was given.
+        fit: How that was made of the source.
+
+    Returns:
+        uint8 RGB (H, W, 3).
+
+    Raises:
+        InputError: The image has another aspect than what the pipeline was given.
+    """
+    height, width = source.shape[:2]
+    ratio = image.shape[1] / image.shape[0] / (shown.width / shown.height)
+    if not 1 / (1 + ASPECT_TOLERANCE) <= ratio <= 1 + ASPECT_TOLERANCE:
+        raise InputError(
+            f"the editor made an image of {image.shape[1]} x {image.shape[0]} pixels of one of {shown.width} x "
+            f"{shown.height}: another aspect, which would not be the source's frame; give settings.width and "
+            "settings.height, or sources of an aspect that it makes"
+        )
+    left, top, right, bottom = _find_crop(source, shown) if fit == "crop" else (0, 0, width, height)
+    if image.shape[:2] != (bottom - top, right - left):
+        size = right - left, bottom - top
+        image = np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    if image.shape == source.shape:
+        return image
+    frame = source.copy()
+    frame[top:bottom, left:right] = image
+    return frame
+
+
+def _find_crop(source: Pixels, shown: Image.Image) -> tuple[int, int, int, int]:
+    """Find the centre of the source that has the aspect of what was shown, as ``PIL.ImageOps.fit`` does."""
+    height, width = source.shape[:2]
+    aspect = shown.width / shown.height
+    crop_width, crop_height = (aspect * height, height) if width / height >= aspect else (width, width / aspect)
+    left, top = (width - crop_width) / 2, (height - crop_height) / 2
+    return round(left), round(top), round(left + crop_width), round(top + crop_height)
+
+
 @dataclass(frozen=True)
 class ImageEditor:
     """A pipeline with its settings."""
@@ -101,32 +130,45 @@ class ImageEditor:
             InputError: A setting is no argument of the pipeline's call, or it takes one image a call and
                 ``batch_size`` is more.
         """
-        name, allowed = type(self.pipeline).__name__, _list_settings(self.pipeline)
+        name, allowed = type(self.pipeline).__name__, list_call_settings(self.pipeline)
         if unknown := [key for key in self.settings if key not in allowed]:
             raise InputError(
                 f"settings.{unknown[0]}: {name} takes no such argument; expected one of {', '.join(sorted(allowed))}"
             )
-        if self.batch_size > 1 and name not in BATCHED:
+        if self.batch_size > 1 and not self.takes_batches:
             raise InputError(f"batch_size = {self.batch_size}: {name} takes one image a call; expected 1")
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether the pipeline makes several images a call: of any rows, or of one source and action."""
+        return type(self.pipeline).__name__ in (*BATCHED, *SEEDS_BATCHED)
 
     def list_settings(self) -> dict[str, object]:
         """Return all settings, the pipeline's own defaults among them."""
         defaults: dict[str, object] = {
             name: default
-            for name, default in _list_settings(self.pipeline).items()
+            for name, default in list_call_settings(self.pipeline).items()
             if default is None or isinstance(default, bool | int | float | str)
         }
         return defaults | dict(self.settings)
 
     def edit(
-        self, sources: Sequence[Pixels], actions: Sequence[str], seeds: Sequence[int]
-    ) -> list[Pixels | EditFailure]:
+        self,
+        sources: Sequence[Pixels],
+        actions: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        batch_size: int | None = None,
+        on_progress: OnSamples | None = None,
+    ) -> list[Pixels | SampleFailure]:
         """Edit images; the order of the images changes nothing but rounding.
 
         Args:
             sources: uint8 RGB of any size.
             actions: An instruction for each.
             seeds: Of the noise of each.
+            batch_size: Images of a call at most; that of the editor without it. Fewer where memory does not suffice.
+            on_progress: Called with the denoising steps that are done, of all images, and their number.
 
         Returns:
             An image for each, of the pipeline's size, or why there is none.
@@ -134,60 +176,42 @@ class ImageEditor:
         Raises:
             InputError: The pipeline cannot be called with these settings.
         """
-        # 1. Prepare sources one by one: their sizes differ.
-        images = [fit_resolution(Image.fromarray(source), self.resolution, self.fit) for source in sources]
-        # 2. A batch has images of one size: a pipeline would stretch the others to that of the first.
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for row, image in enumerate(images):
-            groups[image.size].append(row)
-        # 3. Results go back to the places of their sources.
-        results: dict[int, Pixels | EditFailure] = {}
+        # 1. Prepare sources one by one: their sizes differ. Rows of one source share its array.
+        fitted = {id(source): self.fit_source(source) for source in sources}
+        images = [fitted[id(source)] for source in sources]
+        keys = [self._batch_key(row, id(sources[row]), images[row], actions[row]) for row in range(len(sources))]
+        groups: dict[object, list[int]] = defaultdict(list)
+        for row, key in enumerate(keys):
+            groups[key].append(row)
+        # 2. Results go back to the rows of their sources.
+        results: dict[int, Pixels | SampleFailure] = {}
+        meter = StepMeter(on_progress, len(sources))
         for rows in groups.values():
-            for begin in range(0, len(rows), self.batch_size):
-                batch = rows[begin : begin + self.batch_size]
-                edited = self._call(
-                    [images[row] for row in batch], [actions[row] for row in batch], [seeds[row] for row in batch]
-                )
-                results |= zip(batch, edited, strict=True)
+
+            def work(begin: int, stop: int, rows: list[int] = rows) -> None:
+                batch = rows[begin:stop]
+                meter.begin(len(results), len(batch))
+                edited = call_pipeline(
+                    self.pipeline, self.settings, [images[row] for row in batch], [actions[row] for row in batch],
+                    [seeds[row] for row in batch], meter=meter,
+                )  # fmt: skip
+                results.update(zip(batch, edited, strict=True))
+
+            halving(work, len(rows), (batch_size or self.batch_size) if self.takes_batches else 1)
         return [results[row] for row in range(len(sources))]
 
-    def _call(self, images: list[Image.Image], actions: list[str], seeds: list[int]) -> Iterator[Pixels | EditFailure]:
-        # On the CPU: the noise is the same on every device.
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        # Not as a list of one: most editors take lists as several references.
-        single = len(images) == 1
-        arguments: dict[str, Any] = {
-            "image": images[0] if single else images,
-            "prompt": actions[0] if single else actions,
-            "generator": generators[0] if single else generators,
-        }
+    def fit_source(self, source: Pixels) -> Image.Image:
+        """Scale a source to what the pipeline is given; see :func:`fit_resolution`.
+
+        Args:
+            source: uint8 RGB of any size.
+        """
+        return fit_resolution(Image.fromarray(source), self.resolution, self.fit)
+
+    def _batch_key(self, row: int, source: int, image: Image.Image, action: str) -> object:
+        """Return what rows of one call have in common."""
         name = type(self.pipeline).__name__
-        with refusing(f"{name} with settings {dict(self.settings)}"), torch.inference_mode():
-            output = self.pipeline(**arguments, output_type="pil", **self.settings)
-            flags = getattr(output, "nsfw_content_detected", None) or [False] * len(images)
-            edited = [np.array(image.convert("RGB")) for image in output.images]
-        if len(edited) != len(images):
-            raise InputError(f"{name} gave {len(edited)} images for {len(images)}; give settings that make one each")
-        return (_check_image(image, bool(flag)) for image, flag in zip(edited, flags, strict=True))
-
-
-def _check_image(image: Pixels, is_flagged: bool) -> Pixels | EditFailure:
-    # The checker hands out a black image, which would be scored as a prediction.
-    if is_flagged:
-        return EditFailure("safety_checker", "the pipeline's safety checker withheld the image")
-    if not image.any():
-        return EditFailure("black_image", "every pixel is black, as after NaN in half precision")
-    return image
-
-
-def _list_settings(pipeline: Any) -> dict[str, object]:
-    """Return the arguments of a pipeline's call that are settings, with their defaults."""
-    parameters = signature(pipeline.__call__).parameters
-    return {
-        name: parameter.default
-        for name, parameter in parameters.items()
-        if name not in _OURS
-        and parameter.default is not Parameter.empty
-        and not name.startswith("callback")
-        and not name.endswith(("_embeds", "_embeds_mask", "_kwargs", "ip_adapter_image", "sigmas", "timesteps"))
-    }
+        # A batch has images of one size: a pipeline would stretch the others to that of the first.
+        if name in BATCHED:
+            return image.size
+        return (source, action) if name in SEEDS_BATCHED else row

@@ -16,7 +16,6 @@ import torch
 from wm.dynamics.idm import ScoredAction
 from wm.dynamics.observation import Observation, pixels_of
 from wm.dynamics.pixel_check import Shortcuts, check_device, check_two_images, find_shortcuts
-from wm.dynamics.protocols import ModelKind
 from wm.dynamics.scoring import check_equal_lengths
 from wm.dynamics.vlm_pairs import read_prompts
 from wm.dynamics.vlm_proposals import AnswerBatch, AnswerVocabulary, Prompts
@@ -27,6 +26,7 @@ from wm.errors import InputError
 from wm.models.adapters import ADAPTER_WEIGHTS, attach_module, merge_adapter
 from wm.models.checkpoints import base_of
 from wm.models.identity import base_id_of
+from wm.models.kinds import ModelKind
 from wm.models.manifest import ADAPTER_CONFIG, fetch_model, is_adapter, read_manifest
 from wm.models.pixels.folders import check_pixel_folder, load_pixel_model, load_pixel_processor
 from wm.models.remote import fetch_all

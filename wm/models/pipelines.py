@@ -84,7 +84,30 @@ def load_pipeline(
         if scheduler:
             pipeline.scheduler = _find_scheduler(diffusers, scheduler).from_config(pipeline.scheduler.config)
         pipeline.set_progress_bar_config(disable=True)
+        match_libraries(pipeline)
         return pipeline.to(device)
+
+
+def match_libraries(pipeline: Any) -> None:
+    """Let GLM-Image's pipeline read source images.
+
+    diffusers 0.42 joins the features of all source images to one tensor, while transformers 5.23 takes a list of them,
+    (channels, height, width) each, and reads the channels as so many images. Of one source the joined tensor is that
+    image's own, so that it is what belongs into the list.
+
+    Args:
+        pipeline: Of any class; others are left as they are.
+    """
+    if type(pipeline).__name__ != "GlmImagePipeline":
+        return
+    encoder = pipeline.vision_language_encoder
+    tokens_of_list = encoder.get_image_tokens
+
+    def get_image_tokens(features: Any, image_grid_thw: Any = None) -> Any:
+        is_one_image = getattr(features, "ndim", 0) == 3
+        return tokens_of_list([features] if is_one_image else features, image_grid_thw)
+
+    encoder.get_image_tokens = get_image_tokens
 
 
 def read_parts(folder: Path, class_name: str, without: Collection[str] = ()) -> dict[str, tuple[str, str]]:
@@ -130,7 +153,8 @@ def _check_part(folder: Path, name: str, library: str) -> None:
     if not (folder / name).is_dir():
         raise InputError(f"{folder / INDEX} names {name}, and there is no folder {folder / name}")
     check_no_code(folder / name)
-    for file in sorted((folder / name).glob("*config.json")):
+    # Tokenizers write 10^30 where they bound no length, and no model is built of their settings.
+    for file in sorted(set((folder / name).glob("*config.json")) - {folder / name / "tokenizer_config.json"}):
         check_config(read_json(file), file)
 
 

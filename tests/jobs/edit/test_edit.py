@@ -15,7 +15,8 @@ from jobs.edit import job as edit_job
 from jobs.score import ScoreRecipe
 from tests.helpers.bench_files import TASKS, bench_pair, write_bench
 from tests.helpers.models_editors import PIPELINE, write_pix2pix
-from wm.dynamics.editor import EditFailure, ImageEditor, candidate_seed
+from wm.dynamics.editor import ImageEditor, candidate_seed
+from wm.dynamics.protocols import SampleFailure
 from wm.errors import InputError
 from wm.evaluation.bench_rows import read_bench_rows
 from wm.evaluation.predictions import PREDICTION_SCHEMA, list_predictions
@@ -103,7 +104,7 @@ class FakeEditor(ImageEditor):
             if self.left[0] < 0:
                 raise KeyboardInterrupt
         return [
-            EditFailure("safety_checker", "withheld") if action in self.fail else source + np.uint8(seed % 3)
+            SampleFailure("safety_checker", "withheld") if action in self.fail else source + np.uint8(seed % 3)
             for source, action, seed in zip(sources, actions, seeds, strict=True)
         ]
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from wm.dynamics.editor import EditFailure, ImageEditor, candidate_seed, fit_resolution
+from wm.dynamics.editor import ImageEditor, candidate_seed, fit_resolution
+from wm.dynamics.editor_calls import StepMeter, call_pipeline
+from wm.dynamics.protocols import SampleFailure
 from wm.errors import InputError
 
 
-class QwenImageEditPipeline:
+class ReferencesEditPipeline:
     """Adds noise of the generator to the image; withholds what it is told to, and turns black where asked for gold."""
 
     def __init__(self):
@@ -32,7 +34,7 @@ class QwenImageEditPipeline:
         return SimpleNamespace(images=edited, nsfw_content_detected=["secret" in text for text in prompts])
 
 
-class StableDiffusionInstructPix2PixPipeline(QwenImageEditPipeline):
+class StableDiffusionInstructPix2PixPipeline(ReferencesEditPipeline):
     pass
 
 
@@ -68,24 +70,24 @@ def test_batches_and_order_change_nothing():
 
 
 def test_withheld_and_black_images_are_named():
-    editor = ImageEditor(QwenImageEditPipeline(), {}, 0)
+    editor = ImageEditor(ReferencesEditPipeline(), {}, 0)
     images = editor.edit([image_of(8, 8)] * 3, ["secret", "black", "red"], [0, 1, 2])
     assert [getattr(image, "reason", None) for image in images] == ["safety_checker", "black_image", None]
-    assert isinstance(images[0], EditFailure) and "withheld" in images[0].detail
+    assert isinstance(images[0], SampleFailure) and "withheld" in images[0].detail
 
 
 def test_settings_are_those_of_the_call():
-    editor = ImageEditor(QwenImageEditPipeline(), {"true_cfg_scale": 2.5}, 0)
+    editor = ImageEditor(ReferencesEditPipeline(), {"true_cfg_scale": 2.5}, 0)
     assert editor.list_settings() == {"num_inference_steps": 50, "true_cfg_scale": 2.5, "height": None}
     for settings, batch_size, message in (
-        ({"strength": 1}, 1, "settings.strength: QwenImage.*expected one of height, num_inference_steps, true_cfg"),
-        ({"prompt": "a"}, 1, "settings.prompt: Qwen.* takes no such argument"),
-        ({}, 2, "batch_size = 2: QwenImageEditPipeline takes one image a call"),
+        ({"strength": 1}, 1, "settings.strength: References.*expected one of height, num_inference_steps, true_cfg"),
+        ({"prompt": "a"}, 1, "settings.prompt: Ref.* takes no such argument"),
+        ({}, 2, "batch_size = 2: ReferencesEditPipeline takes one image a call"),
     ):
         with pytest.raises(InputError, match=message):
-            ImageEditor(QwenImageEditPipeline(), settings, 0, batch_size)
-    with pytest.raises(InputError, match=r"QwenImageEditPipeline with settings \{\}: .*no attribute"):
-        ImageEditor(QwenImageEditPipeline(), {}, 0)._call([object()], ["a"], [0])
+            ImageEditor(ReferencesEditPipeline(), settings, 0, batch_size)
+    with pytest.raises(InputError, match=r"ReferencesEditPipeline with settings \{\}: .*no attribute"):
+        call_pipeline(ReferencesEditPipeline(), {}, [object()], ["a"], [0], meter=StepMeter(None, 1))
 
 
 def test_every_image_has_a_seed_of_its_own():

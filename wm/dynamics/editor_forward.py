@@ -1,0 +1,268 @@
+"""Image editors of diffusers as forward models: the image before and an action in, K images after it out.
+
+What they make has the frame of their source, whatever size a pipeline works in: see
+:func:`wm.dynamics.editor.fit_to_source`.
+Not known here: how a pipeline is called, and what verifies its images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+
+from wm.dynamics.editor import Fit, ImageEditor, candidate_seed, fit_to_source
+from wm.dynamics.editor_calls import BATCHED, Setting
+from wm.dynamics.observation import Observation, pixels_of
+from wm.dynamics.protocols import ModelKind, OnSamples, SampleFailure, Samples
+from wm.dynamics.scoring import check_equal_lengths
+from wm.dynamics.settings import Search
+from wm.errors import InputError
+from wm.images import Pixels
+from wm.models.folder_checks import read_json
+from wm.models.identity import fingerprint_of
+from wm.models.manifest import model_folder
+from wm.models.pipelines import INDEX, Precision, find_editor_class, load_pipeline, read_parts
+from wm.models.weights import read_header
+from wm.sampling.noise import Sampling
+
+BATCH_SIZE = 8
+"""Images of a call where the pipeline makes several and nothing else was asked for: the default number of candidates.
+Fewer where memory does not suffice."""
+AUTHORS_RESOLUTION = 512
+"""Pixels of the long side that InstructPix2Pix's authors scale to; other editors scale by themselves."""
+_CLIP_ONLY = BATCHED
+"""Pipelines whose one reader of the action is CLIP, which cuts long texts without an error."""
+
+
+class EditorArguments(TypedDict):
+    """What :func:`load_editor_forward` is told of an editor beside its folder."""
+
+    pipeline: str
+    settings: Mapping[str, Setting]
+    scheduler: str
+    resolution: int | None
+    fit: Fit
+    safety_checker: bool
+
+
+@dataclass(frozen=True)
+class EditorForward:
+    """An image editor as :class:`wm.dynamics.protocols.ForwardModel`.
+
+    Attributes:
+        editor: Its pipeline and settings.
+        model_id: Name for records.
+        kind: ``editor``.
+    """
+
+    editor: ImageEditor
+    model_id: str = ""
+    kind: ModelKind = "editor"
+
+    def check_action(self, action: str) -> None:
+        """Raise :class:`InputError` for an action without words, or one that the pipeline would cut."""
+        if not action.strip():
+            raise InputError(f"action = {action!r}: expected some words, without which an editor edits nothing")
+        name = type(self.editor.pipeline).__name__
+        if name in _CLIP_ONLY:
+            tokenizer = self.editor.pipeline.tokenizer
+            count = len(tokenizer(action, truncation=False).input_ids)
+            if count > tokenizer.model_max_length:
+                raise InputError(
+                    f"action {action!r:.60} has {count} tokens with their ends; {name} reads "
+                    f"{tokenizer.model_max_length} at most"
+                )
+
+    def check_search(self, search: Search, sampling: Sampling) -> None:
+        """Raise :class:`InputError` for drafts and any way of sampling codes: editors have settings of their own."""
+        check_editor_search(search, sampling)
+
+    def sample(
+        self,
+        sources: Sequence[Observation],
+        actions: Sequence[str],
+        *,
+        candidates: range,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        num_draft_tokens: int = 0,
+        batch_size: int | None = None,
+        on_progress: OnSamples | None = None,
+    ) -> Samples:
+        """Edit each source, once a candidate. Neither batch nor order changes one, up to rounding.
+
+        Args:
+            sources: Images before.
+            actions: As many.
+            candidates: Numbers of the candidates.
+            sampling: Its defaults; see :meth:`check_search`.
+            seeds: One a row.
+            num_draft_tokens: 0.
+            batch_size: Images of a call at most; :data:`BATCH_SIZE` or that of the editor without it. A pipeline that
+                makes one a call makes one.
+            on_progress: Called with the denoising steps that are done, of all images, and their number.
+
+        Returns:
+            Images of their sources' size, or why there is none.
+
+        Raises:
+            InputError: A setting is none of an editor, the pipeline cannot be called, or gives fewer images or images
+                of another aspect.
+        """
+        check_editor_search(Search(num_draft_tokens=num_draft_tokens), sampling)
+        check_equal_lengths(sources=len(sources), actions=len(actions), seeds=len(seeds))
+        images = pixels_of(sources)
+        rows = [(row, candidate) for row in range(len(sources)) for candidate in candidates]
+        results = self.editor.edit(
+            [images[row] for row, _ in rows],
+            [actions[row] for row, _ in rows],
+            [candidate_seed(seeds[row], "", candidate) for row, candidate in rows],
+            batch_size=batch_size,
+            on_progress=on_progress,
+        )
+        samples: list[list[Observation | SampleFailure]] = [[] for _ in sources]
+        for (row, _), result in zip(rows, results, strict=True):
+            samples[row].append(result if isinstance(result, SampleFailure) else self._observe(result, images[row]))
+        return Samples(samples)
+
+    def _observe(self, image: Pixels, source: Pixels) -> Observation:
+        shown = self.editor.fit_source(source)
+        return Observation.from_pixels(fit_to_source(image, source, shown, self.editor.fit))
+
+
+def check_editor_search(search: Search, sampling: Sampling) -> None:
+    """Raise :class:`InputError` for settings that editors do not have.
+
+    Args:
+        search: How a prediction is searched for.
+        sampling: How codes would be sampled.
+    """
+    if search.num_draft_tokens:
+        raise InputError(
+            f"search.num_draft_tokens = {search.num_draft_tokens}: an image editor has no tokens to draft; expected 0"
+        )
+    defaults = Sampling()
+    for name in Sampling.model_fields:
+        if getattr(sampling, name) != getattr(defaults, name):
+            raise InputError(
+                f"sampling.{name} = {getattr(sampling, name)}: it is for models of image codes; an image editor has "
+                "settings of its own, such as editor.settings.guidance_scale"
+            )
+
+
+def load_editor_forward(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    pipeline: str = "",
+    settings: Mapping[str, Setting] | None = None,
+    resolution: int | None = None,
+    fit: Fit = "crop",
+    scheduler: str = "",
+    safety_checker: bool = True,
+    batch_size: int | None = None,
+) -> EditorForward:
+    """Load an image editor as a forward model.
+
+    Args:
+        path: A folder in the form of diffusers.
+        device: Where the weights go.
+        dtype: Their type.
+        pipeline: Class of diffusers, which the folder must name too; empty: the one that it names.
+        settings: Arguments of the pipeline's call by their own names; its defaults without.
+        resolution: Pixels of the long side that sources are scaled to, both sides to multiples of 64; 0: as they are;
+            :data:`AUTHORS_RESOLUTION` for InstructPix2Pix and 0 for others without it.
+        fit: How what multiples of 64 leave over is treated, see :func:`wm.dynamics.editor.fit_resolution`.
+        scheduler: Class of diffusers that replaces the folder's scheduler; empty: the folder's own.
+        safety_checker: Load the folder's safety checker, if it has one.
+        batch_size: Images of a call at most; :data:`BATCH_SIZE` without it.
+
+    Returns:
+        The forward model.
+
+    Raises:
+        InputError: As :func:`wm.models.pipelines.load_pipeline`; or a setting is none of the pipeline's call.
+    """
+    folder = model_folder(path)
+    class_name = pipeline or name_pipeline(folder)
+    loaded = load_pipeline(
+        folder, class_name, dtype=name_precision(dtype), device=str(device), scheduler=scheduler,
+        safety_checker=safety_checker,
+    )  # fmt: skip
+    if resolution is None:
+        resolution = AUTHORS_RESOLUTION if class_name in BATCHED else 0
+    editor = ImageEditor(loaded, settings or {}, resolution, fit=fit)
+    if editor.takes_batches or batch_size is not None:
+        # Another number than 1 of a pipeline that makes one a call is an error, which says so.
+        editor = ImageEditor(loaded, settings or {}, resolution, batch_size or BATCH_SIZE, fit)
+    return EditorForward(editor, f"{class_name}-{_fingerprint(folder, class_name)}")
+
+
+def check_editor_folder(path: str | Path, pipeline: str = "", *, safety_checker: bool = True) -> None:
+    """Check all of an editor that needs no weights: they take minutes to load.
+
+    Args:
+        path: A folder in the form of diffusers.
+        pipeline: Class of diffusers; empty: the one that the folder names.
+        safety_checker: Whether the folder's safety checker will be loaded.
+
+    Raises:
+        InputError: diffusers is not installed, or the folder is damaged, names code or no editor.
+    """
+    folder = model_folder(path)
+    class_name = pipeline or name_pipeline(folder)
+    read_parts(folder, class_name, [] if safety_checker else ["safety_checker"])
+    find_editor_class(class_name)
+
+
+def name_pipeline(folder: Path) -> str:
+    """Return the class that a pipeline's folder names.
+
+    Args:
+        folder: With an index of diffusers.
+
+    Raises:
+        InputError: There is no index, or it names no class.
+    """
+    if not (folder / INDEX).is_file():
+        raise InputError(f"no {INDEX} in {folder}; expected an image editor in the form of diffusers")
+    name = read_json(folder / INDEX).get("_class_name")
+    if not isinstance(name, str) or not name.isidentifier():
+        raise InputError(f"{folder / INDEX} names the pipeline {name!r:.80}; expected a class of diffusers")
+    return name
+
+
+def name_precision(dtype: torch.dtype) -> Precision:
+    """Return the name of a type that pipelines have.
+
+    Args:
+        dtype: Of weights.
+
+    Raises:
+        InputError: It is another one.
+    """
+    names: dict[torch.dtype, Precision] = {
+        torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16",
+    }  # fmt: skip
+    if dtype not in names:
+        raise InputError(f"dtype = {dtype}: expected one of {', '.join(names.values())}")
+    return names[dtype]
+
+
+def _fingerprint(folder: Path, class_name: str) -> str:
+    """Hash the configurations and weights of all parts, large tensors by samples."""
+    files = [folder / INDEX, *(folder / part / "config.json" for part in read_parts(folder, class_name))]
+    configs = {
+        str(file.relative_to(folder)): {name: value for name, value in read_json(file).items() if name[0] != "_"}
+        for file in files
+        if file.is_file()
+    }
+    tensors = {
+        f"{file.parent.name}/{name}": tensor
+        for file in sorted(folder.glob("*/*.safetensors"))
+        for name, tensor in read_header(file).items()
+    }
+    return fingerprint_of(configs, tensors)
