@@ -79,6 +79,7 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
         trial = Trial(recipe, load_pixel_inverse(Path(name) / "model"))
         seconds = turns(trial.work(), recipe.rounds)
     spreads = {name: spread(values) for name, values in seconds.items()}
+    # Medians: one turn may fall into another process's burst.
     medians = {name: figures["median"] for name, figures in spreads.items()}
     ratios, num_pairs = compute_ratios(medians), recipe.frames - 1
     record = write_record(
@@ -130,15 +131,18 @@ class Trial:
         # A photograph beside the smaller images that editors make.
         large = Observation.from_pixels(made_image(1000, 2 * side_px))
         frames = [Observation.from_pixels(made_image(2000 + seed, side_px)) for seed in range(self.recipe.frames)]
+        # Without shortcuts: what a script over transformers does.
         plain = PixelInverse(self.inverse.scorer)
 
         def verify(inverse: PixelInverse, source: Observation, candidates: list[Observation]) -> object:
+            # A new source and new candidates, as every request has.
             self._forget()
             rows = len(candidates)
             return inverse.score([source] * rows, candidates, [ACTIONS[0]] * rows, batch_size=rows)
 
         def annotate(inverse: PixelInverse) -> object:
             self._forget()
+            # All pairs of the clip in one batch, as the annotator does.
             pairs = len(frames) - 1
             return inverse.propose(
                 frames[:-1], frames[1:], sampling=GREEDY, seeds=[0] * pairs, batch_size=pairs,
@@ -172,5 +176,6 @@ class Trial:
     def _forget(self) -> None:
         """Drop all kept features: every turn begins with images that nobody has seen."""
         reader = self.inverse.shortcuts.reader
+        # The plain way keeps nothing.
         if reader is not None:
             reader.store.clear()

@@ -156,9 +156,11 @@ class PixelInverse:
     @torch.no_grad()
     def _read_prompts(self, sources: Sequence[Observation], targets: Sequence[Observation]) -> Prompts:
         reader = self.shortcuts.reader
+        # The plain way: the processor and the model read pixels every time.
         if reader is None:
             pairs = list(zip(pixels_of(sources), pixels_of(targets), strict=True))
             return read_prompts(self.scorer.model, self.scorer.processor, self.scorer.prefix, pairs)
+        # Sources and targets at once: the end of one pair is often the start of the next.
         images = reader.store.read([*sources, *targets])
         features = list(zip(images[: len(sources)], images[len(sources) :], strict=True))
         return reader.to_prompts(reader.write(features, [""] * len(features), [0] * len(features)))
@@ -229,6 +231,7 @@ def load_pixel_inverse(
     processor = load_pixel_processor(base_folder, prompt)
     check_two_images(processor, prompt, base_folder)
     model = load_pixel_model(base_folder, device=device, dtype=dtype)
+    # Merged: a pass then costs what the base's costs.
     if base_folder != folder:
         model = merge_adapter(attach_module(model, folder), folder).eval()
     scorer = VLMScorer(model, processor, prompt)
@@ -242,6 +245,7 @@ def _base_of(folder: Path, base: str | Path | None) -> tuple[Path, str]:
         return fetch_all(base_folder), base_id
     if base is None:
         raise InputError(f"adapter {folder} does not say where its base is; give base=")
+    # PEFT's own name of the base may be a path of another machine, or one of the hub.
     base_folder = fetch_model(base)
     if is_adapter(base_folder):
         raise InputError(f"adapter {folder}: its base {base_folder} is an adapter itself, expected a full model folder")
@@ -256,5 +260,6 @@ def _name(folder: Path, base_id: str) -> str:
         return f"{manifest.base_id}/{manifest.recipe_digest}" if manifest.recipe_digest else manifest.base_id
     if not is_adapter(folder):
         return base_id_of(folder)
+    # Two adapters of one base are two models.
     with (folder / ADAPTER_WEIGHTS).open("rb") as file:
         return f"{base_id}/{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
