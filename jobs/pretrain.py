@@ -80,10 +80,10 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> RunRecord:
     stage = Run(recipe.out, "pretrain", recipe)
     is_complete = stage.is_complete()
     if dry_run or is_complete:
-        codec = f"codec {recipe.encoder_steps} + {recipe.decoder_steps} steps, " if recipe.reads == "codes" else ""
+        of_codec = f"codec {recipe.encoder_steps} + {recipe.decoder_steps} steps, " if recipe.reads == "codes" else ""
         print(
             f"pretrain: {'already complete in' if is_complete else 'would train into'} {shown(recipe.out)}/model: "
-            f"{codec}language model {recipe.max_steps} steps"
+            f"{of_codec}language model {recipe.max_steps} steps"
         )
         for line in [] if is_complete else schedule_warnings(recipe):
             print(f"warning: {line}")

@@ -48,5 +48,7 @@ def save_trained(
         recipe_digest: Digest of the recipe.
         state_dict: Replaces the module's own tensors.
     """
-    save = save_pixel_model if isinstance(model, PixelModel) else save_model
-    save(model, path, task=task, recipe_digest=recipe_digest, state_dict=state_dict)  # type: ignore[operator]
+    if isinstance(model, PixelModel):
+        save_pixel_model(model, path, task=task, recipe_digest=recipe_digest, state_dict=state_dict)
+    else:
+        save_model(model, path, task=task, recipe_digest=recipe_digest, state_dict=state_dict)

@@ -59,7 +59,8 @@ class PixelModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.inner.device
+        device: torch.device = self.inner.device
+        return device
 
     @property
     def max_positions(self) -> int:

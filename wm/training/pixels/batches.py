@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.pixels.chats import complete_chat, measure_answers, process, special_tokens
+from wm.models.pixels.chats import AnswerLength, complete_chat, measure_answers, process, special_tokens
 from wm.models.pixels.model import PixelModel
 from wm.training.data.batches import NUM_QUANTILES, TOO_LONG, TokenSet
 from wm.training.data.order import Indices
@@ -158,7 +158,7 @@ def measure_rows(store: PairStore | PairSurvey, model: PixelModel) -> MeasuredRo
     special = special_tokens(tokenizer)
     texts = list(dict.fromkeys(store.actions))
     is_usable = {text: bool(text.strip()) and not any(token in text for token in special) for text in texts}
-    measured = {}
+    measured: dict[str, AnswerLength] = {}
     usable = [text for text in texts if is_usable[text]]
     for begin in range(0, len(usable), _TEXTS_AT_ONCE):
         batch = usable[begin : begin + _TEXTS_AT_ONCE]

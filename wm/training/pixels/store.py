@@ -193,7 +193,7 @@ def _write_files(folder: Path, source: Source, selection: RowSelection) -> None:
                 rows.append((before.number, after.number, change, name, action))
     # 2. Rows in the order of their ids.
     rows = [rows[at] for at in np.argsort(np.array(ranks)).tolist()]
-    arrays = {
+    arrays: dict[str, npt.NDArray[np.generic]] = {
         "image_ends": np.array(writer.ends, np.int64),
         "sizes": np.array([image.size for image in writer.images.values()], np.int32).reshape(-1, 2),
         "pairs": np.array([row[:2] for row in rows], np.int64).reshape(-1, 2),
