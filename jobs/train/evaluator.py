@@ -47,6 +47,12 @@ def check_evaluation(recipe: TrainRecipe) -> None:
         raise InputError(
             f"eval.triplets = {settings.triplets!r} has one triplet: the preference probe compares several"
         )
+    # Hours of training would end without a value to choose by.
+    if settings.metric_for_best_model == "sensitivity.shuffled" and not held_out.has_other_actions:
+        raise InputError(
+            f"eval.metric_for_best_model = 'sensitivity.shuffled': no subset of {settings.triplets} has two different "
+            "actions"
+        )
     if settings.sample_every_steps and not codec.has_decoder:
         raise InputError(
             f"eval.sample_every_steps = {settings.sample_every_steps}: the codec of {recipe.base} has no decoder for "
@@ -81,9 +87,10 @@ class HeldOutEvaluator:
             self._codec = load_codec(self._recipe.base, vlm.device)
 
     def evaluate(self, vlm: UnifiedVLM) -> EvaluationResult:
-        """Compute the figures of :func:`wm.evaluation.gates.gate`, and whether the model has collapsed into copying."""
+        """Compute the figures of :func:`wm.evaluation.gates.gate`, and whether the model has collapsed into copying or
+        ignores its action."""
         result = gate(vlm, self._recipe.task, self._triplets)
-        return EvaluationResult(result.figures(), result.has_collapsed)
+        return EvaluationResult(result.figures(), result.has_collapsed, result.ignores_action)
 
     def sample(self, vlm: UnifiedVLM) -> Sample:
         """Predict for a few triplets: images between source and target for an FDM, or an IDM's actions."""

@@ -78,7 +78,7 @@ def progress(
 
 
 def evaluation_lines(evaluation: EvaluationLine) -> list[str]:
-    """Format an evaluation, with a warning if the model has collapsed."""
+    """Format an evaluation, with a warning if the model has collapsed or ignores its action."""
     parts = [
         f"evaluation at step {evaluation['step']:,}: {evaluation['nats']:.4f} nats a token",
         f"prefers the truth {evaluation['preference']:.0%}",
@@ -93,7 +93,15 @@ def evaluation_lines(evaluation: EvaluationLine) -> list[str]:
             f"leaves {evaluation['unchanged_share']:.0%} of the tokens "
             f"(the truth {evaluation['true_unchanged_share']:.0%})"
         )
+    if "sensitivity.shuffled" in evaluation:
+        parts.append(f"true action {evaluation['sensitivity.shuffled']:+.4f} nats an image token over a shuffled one")
     lines = [", ".join(parts)]
+    # Lines of a run that an earlier version began have no such flag.
+    if evaluation.get("ignores_action"):
+        lines.append(
+            f"warning: at step {evaluation['step']:,} the model ignores its action: the true image is no likelier "
+            "under the true action than under another triplet's"
+        )
     if evaluation["has_collapsed"]:
         lines.append(
             f"warning: at step {evaluation['step']:,} the model returns {evaluation['copies']:.0%} of the held-out "
@@ -192,10 +200,13 @@ def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float
     )
     # The last evaluation, and the best one.
     if "evaluation" in summary:
-        print(f"  {evaluation_lines(summary['evaluation'] | {'has_collapsed': False})[0]}")
+        print(f"  {evaluation_lines(summary['evaluation'])[0]}")
     if "collapsed_at" in summary:
         steps = ", ".join(f"{step:,}" for step in summary["collapsed_at"])
         print(f"  warning: collapsed into copying at the evaluations of steps {steps}")
+    # At the first steps every model does: what counts is the last evaluation.
+    if summary.get("evaluation", {}).get("ignores_action"):
+        print(f"  warning: {recipe.task} ignores its action at the last evaluation: see sensitivity.shuffled")
     if "best" in summary:
         step, metric = summary["best"]["step"], recipe.eval.metric_for_best_model
         print(f"  best by {metric}: step {step:,} ({summary['best'][metric]:.4f}); the last: {shown(out / LAST)}")

@@ -56,6 +56,8 @@ class FitSummary:
     """Step and figure of the evaluation whose model is ``out/model``, with ``eval.metric_for_best_model``."""
     collapsed_at: tuple[int, ...] = ()
     """Steps at whose evaluation the model returned its source."""
+    ignored_action_at: tuple[int, ...] = ()
+    """Steps at whose evaluation a forward model ignored its action."""
     checkpoints: dict[str, float | str] = field(default_factory=dict)
     """Fields of :class:`wm.training.checkpoint.manager.CheckpointStats`."""
     zero_stage: int = 0
@@ -65,7 +67,7 @@ class FitSummary:
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values, for ``run.json``, without those of evaluations where there were none."""
-        optional = ("evaluation", "best", "collapsed_at")
+        optional = ("evaluation", "best", "collapsed_at", "ignored_action_at")
         return {name: value for name, value in asdict(self).items() if name not in optional or value}
 
 
@@ -249,6 +251,8 @@ class _Run:
             evaluation=lines[-1] if lines else None,
             best={"step": best.step, metric: best.value} if best else None,
             collapsed_at=tuple(int(line["step"]) for line in lines if line["has_collapsed"]),
+            # Lines of a run that an earlier version began have no such flag.
+            ignored_action_at=tuple(int(line["step"]) for line in lines if line.get("ignores_action")),
             checkpoints=self.checkpoints.stats.as_dict(),
             zero_stage=int(self.recipe.resources.zero_stage),
             recomputes=bool(self.recipe.resources.gradient_checkpointing),

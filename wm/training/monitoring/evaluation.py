@@ -34,7 +34,7 @@ BEST_FOLDER = ".best-"
 """Beginning of the names of folders with the best model so far."""
 
 EvaluationLine = dict[str, float]
-"""``step``, ``has_collapsed``, ``wall_s``, and figures by name."""
+"""``step``, ``has_collapsed``, ``ignores_action``, ``wall_s``, and figures by name."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class EvaluationResult:
     figures: dict[str, float]
     has_collapsed: bool
     """Whether the model returns its source instead of a prediction."""
+    ignores_action: bool = False
+    """Whether the target of a forward model is no likelier under the true action than under another one."""
 
 
 @dataclass(frozen=True)
@@ -178,13 +180,16 @@ class PeriodicEvaluation:
         begin = time.perf_counter()
         result = evaluator.evaluate(vlm)
         wall_s = round(time.perf_counter() - begin, 3)
-        line = {"step": num_steps, **result.figures, "has_collapsed": result.has_collapsed, "wall_s": wall_s}
+        flags = {"has_collapsed": result.has_collapsed, "ignores_action": result.ignores_action}
+        line = {"step": num_steps, **result.figures, **flags, "wall_s": wall_s}
         with (self._out / EVALUATIONS).open("a") as file:
             file.write(json.dumps(line) + "\n")
         # In the file first, which is the record of the run.
         self._trackers.log(num_steps, {f"eval/{name}": value for name, value in result.figures.items()})
         if result.has_collapsed:
             self._trackers.log(num_steps, {"eval/collapse": f"step {num_steps}: the model returns its source"})
+        if result.ignores_action:
+            self._trackers.log(num_steps, {"eval/action": f"step {num_steps}: the model ignores its action"})
         if metric := self._recipe.eval.metric_for_best_model:
             self._keep_if_best(vlm, num_steps, result.figures[metric])
         return line
