@@ -4,7 +4,6 @@ Qwen3-VL that reads pixels, on the same pairs.
 It stands in for the pre-trained checkpoint (Anole-7B and the like) that a laptop cannot hold.
 """
 
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,8 +130,9 @@ def _describe(recipe: PretrainRecipe, figures: Mapping[str, float]) -> "CardFact
 
     return CardFacts(
         title=name_of(Path(recipe.out) / "model"),
-        data_note=f"Everything is rendered by wm.nano.world: {recipe.num_images:,} images for the codec, "
-        f"{recipe.num_documents:,} captioned pairs for the language model; no other data.",
+        data_note="Everything is rendered by wm.nano.world: "
+        + (f"{recipe.num_images:,} images for the codec, " if recipe.reads == "codes" else "")
+        + f"{recipe.num_documents:,} captioned pairs for the language model; no other data.",
         recipe=recipe.model_dump(mode="json"),
         figures=[
             CardFigure("loss of the language model, nats a token", f"{figures['loss']:.4f}", None, "its last steps")
@@ -254,30 +254,14 @@ def _train_language_model(recipe: PretrainRecipe, vlm: "ChameleonVLM", ids_MT: "
 
 def _pretrain_pixels(recipe: PretrainRecipe, stage: Run) -> RunRecord:
     """Train the base that reads pixels and write ``out/model``."""
-    import numpy as np
-    import torch
-
-    from wm.models.pixels.folders import load_pixel_processor
-    from wm.models.pixels.model import PixelModel
-    from wm.nano.pixel_preset import build_pixel_nano, write_pixel_base, write_pixel_processor
-    from wm.nano.train_pixel_model import Document, pretrain_pixels
+    from wm.models.card import write_card
+    from wm.nano.pixel_preset import write_pixel_base
+    from wm.nano.train_pixel_model import build_untrained, pretrain_pixels, sample_captioned_pairs
     from wm.nano.world.actions import vocabulary
-    from wm.nano.world.documents import sample_document
 
-    folder = Path(recipe.out) / "processor"
-    with stage.timed("documents_s"):
-        rng = np.random.default_rng([recipe.seed, 22])
-        documents: list[Document] = []
-        # Those that end with a caption: a model that reads pixels makes no image.
-        with progress_bar(recipe.num_documents, "doc", "documents") as bar:
-            while len(documents) < recipe.num_documents:
-                reading, first, text, second = sample_document(rng)
-                if reading == "understand":
-                    documents.append((first, second, text))
-                    bar.update()
-    write_pixel_processor(folder, vocabulary())
-    torch.manual_seed(recipe.seed)
-    model = PixelModel(build_pixel_nano(vocabulary()), load_pixel_processor(folder), "", folder)
+    with stage.timed("documents_s"), progress_bar(recipe.num_documents, "doc", "documents") as bar:
+        documents = sample_captioned_pairs(recipe.num_documents, recipe.seed, bar.update)
+    model = build_untrained(recipe.seed, Path(recipe.out))
     with stage.timed("language_model_s"), progress_bar(recipe.max_steps, "step", "language model") as bar:
 
         def report(_step: int, loss: float) -> None:
@@ -287,7 +271,7 @@ def _pretrain_pixels(recipe: PretrainRecipe, stage: Run) -> RunRecord:
         figures = pretrain_pixels(model, documents, _pretrain_settings(recipe), report)
     out = Path(recipe.out) / "model"
     write_pixel_base(model.inner, out, words=vocabulary(), recipe_digest=recipe.digest())
-    shutil.rmtree(folder)
+    write_card(out, _describe(recipe, figures))
     size = sum(parameter.numel() for parameter in model.module.parameters())
     record = stage.finish({"parameters": size, "documents": recipe.num_documents}, figures={"language_model": figures})
     print(

@@ -3,8 +3,6 @@
 Not known here: when it is evaluated, and where the figures go.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -19,7 +17,7 @@ from wm.models.kinds import reads_pixels
 from wm.records import row_seeds
 from wm.sampling import Sampling, build_model_runner
 from wm.training import TrainRecipe
-from wm.training.monitoring.evaluation import EvaluationResult, Evaluator, Sample
+from wm.training.monitoring.evaluation import AnyEvaluator, EvaluationResult, Sample
 from wm.training.monitoring.trackers import check_trackers
 
 _NUM_SAMPLES = 2
@@ -60,7 +58,7 @@ def check_evaluation(recipe: TrainRecipe) -> None:
         )
 
 
-def build_evaluator(recipe: TrainRecipe) -> Evaluator[Any]:
+def build_evaluator(recipe: TrainRecipe) -> AnyEvaluator:
     """Build the evaluator of a recipe, by how its base reads images.
 
     Args:

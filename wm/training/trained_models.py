@@ -16,17 +16,19 @@ from wm.models.vlm import UnifiedVLM
 TrainedModel: TypeAlias = UnifiedVLM | PixelModel
 
 
-def load_base(path: str | Path, *, device: torch.device, dtype: torch.dtype) -> TrainedModel:
+def load_base(path: str | Path, *, device: torch.device, is_half: bool) -> TrainedModel:
     """Load the base of a run.
 
     Args:
         path: A full model folder.
         device: Where the weights go.
-        dtype: Their type.
+        is_half: Whether they are bfloat16, and not float32.
 
     Raises:
         InputError: The folder is no model.
     """
+    # The optimiser has fp32 copies of its own of what is trained.
+    dtype = torch.bfloat16 if is_half else torch.float32
     load = load_pixel_base if reads_pixels(path) else load_model
     return load(path, device=device, dtype=dtype)
 

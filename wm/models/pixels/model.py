@@ -103,6 +103,7 @@ def load_pixel_base(
         InputError: As :func:`wm.models.pixels.folders.load_pixel_folder`, and for an adapter.
     """
     folder = _full_folder(path)
+    # First, as it costs seconds and says what is wrong with the files.
     base_id = base_id_of(folder)
     model, processor = load_pixel_folder(folder, device=device, dtype=dtype)
     return PixelModel(model, processor, base_id, folder)
@@ -145,9 +146,11 @@ def save_pixel_model(
         The manifest that was written.
     """
     is_adapted = model.module is not model.inner
+    # Written beside its place and renamed: a process that is killed leaves no half of a model.
     out = to_local(path)
     with replace_folder(out) as folder:
         model.module.save_pretrained(folder, state_dict=state_dict)
+        # An adapter's processor is that of its base.
         if not is_adapted:
             copy_processor(model.folder, folder)
         manifest = Manifest(
@@ -173,6 +176,7 @@ def copy_processor(source: Path, folder: Path) -> None:
         source: A complete folder.
         folder: Where they go; files that are there stay.
     """
+    # By their endings: classes of processors differ in the names of their files.
     for file in sorted(source.iterdir()):
         is_index = file.name.endswith(".index.json")
         if not file.is_file() or file.suffix not in _PROCESSOR_SUFFIXES or file.name in _OWN_FILES or is_index:
