@@ -119,8 +119,8 @@ def test_evaluations_change_nothing_of_the_training(data: Path, tmp_path: Path) 
 def test_what_cannot_be_trained_on_is_refused_in_one_line(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], values: dict[str, Any], message: str
 ) -> None:
-    none = {"bytes": None, "path": None}
-    write_triplets(pixel_rows(2, source_image=none), tmp_path / "bare")
+    rows = [{**row, "source_image": {"bytes": None, "path": None}} for row in pixel_rows(2)]
+    write_triplets(rows, tmp_path / "bare")
     values = json.loads(json.dumps(values).replace('"bare"', json.dumps(str(tmp_path / "bare"))))
     common = recipe_of(data, tmp_path / "out").model_dump(include={"base", "out", "max_steps", "global_batch_size"})
     common |= {"task": "idm", "triplets": str(data / "triplets"), "resources": {"num_workers": 0}}
