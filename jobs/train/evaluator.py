@@ -19,6 +19,7 @@ from wm.sampling import Sampling, build_model_runner
 from wm.training import TrainRecipe
 from wm.training.monitoring.evaluation import AnyEvaluator, EvaluationResult, Sample
 from wm.training.monitoring.trackers import check_trackers
+from wm.training.pixels.checks import check_pixel_recipe
 
 _NUM_SAMPLES = 2
 """Samples beside the greedy prediction."""
@@ -31,6 +32,9 @@ def check_evaluation(recipe: TrainRecipe) -> None:
         InputError: A package of ``logging.trackers`` is missing, or the held-out set or the codec cannot be used.
     """
     check_trackers(recipe.logging.trackers)
+    # Before any image is read.
+    if reads_pixels(recipe.base):
+        check_pixel_recipe(recipe)
     settings = recipe.eval
     if not settings.is_on:
         return
