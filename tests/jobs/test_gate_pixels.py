@@ -34,7 +34,7 @@ def test_the_likelier_of_two_replaces_the_other(tiny_base: Path, tmp_path: Path)
     for update, message in (
         (
             {"challenger": str(tiny_base)},
-            "metric = 'nats': champion reads pixels, challenger codes, whose tokens differ",
+            "champion reads pixels, challenger codes, whose tokens differ",
         ),
         ({"role": "fdm"}, "reads images and makes none: it has no likelihoods as fdm"),
     ):

@@ -19,6 +19,8 @@ from wm.models.pixels.chats import write_chat
 from wm.models.pixels.folders import build_skeleton, check_pixel_folder, load_pixel_folder, load_pixel_processor
 from wm.models.prompts import Task
 from wm.models.remote import to_local
+from wm.models.tensor_checks import check_amount, count_numbers
+from wm.models.weights import list_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -122,6 +124,9 @@ def load_pixel_skeleton(path: str | Path) -> PixelModel:
     check_pixel_folder(folder)
     with refusing(f"{folder} is no model that reads images and text"):
         skeleton = build_skeleton(folder)
+        # Of a dry run weights need not be there.
+        if any(folder.glob("*.safetensors")):
+            check_amount(skeleton, count_numbers(list_tensors(folder)), str(folder))
     return PixelModel(skeleton, load_pixel_processor(folder), "", folder)
 
 
