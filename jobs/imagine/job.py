@@ -16,7 +16,7 @@ from jobs.shared.roles import check_roles, load_forward_codec, load_recipe_roles
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
-from wm.datasets.changes import count_changes
+from wm.datasets.changes import Changes, count_changes
 from wm.dynamics import Observation, predict_observations
 from wm.dynamics.pairs import ModelPair
 from wm.errors import InputError
@@ -133,10 +133,17 @@ def _count(out: Path, num_tries: int) -> report.Counts:
     return {
         "tries": num_tries,
         "triplets": changes.rows,
-        "unchanged_codes": changes.unchanged,
+        **_count_codes(changes),
         "rejects": reasons.total(),
         "by_reason": dict(sorted(reasons.items())),
     }
+
+
+def _count_codes(changes: Changes) -> report.CodeCounts:
+    # An editor's images have no codes where the inverse model has none: no number would be true.
+    if not changes.without_codes:
+        return {"unchanged_codes": changes.unchanged}
+    return {"without_codes": changes.without_codes}
 
 
 def main() -> int:

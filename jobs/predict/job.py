@@ -16,9 +16,9 @@ from jobs.predict import report
 from jobs.predict.action_tree import write_tree
 from jobs.predict.recipe import PredictRecipe
 from jobs.predict.rollout_image import write_rollout
+from jobs.predict.sources import TripletSources, read_sources
 from jobs.predict.triplet_storyboard import STORYBOARD, write_triplet_storyboard
 from jobs.predict.triplets import count_parts, parts_of, predict_triplets
-from jobs.predict.sources import TripletSources, read_sources
 from jobs.shared.roles import check_roles, load_forward_codec, load_recipe_roles
 from wm.cli import main as cli_main
 from wm.cli import progress_bar

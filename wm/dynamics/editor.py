@@ -13,7 +13,15 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from wm.dynamics.editor_calls import BATCHED, SEEDS_BATCHED, Setting, StepMeter, call_pipeline, list_call_settings
+from wm.dynamics.editor_calls import (
+    BATCHED,
+    SEEDS_BATCHED,
+    Setting,
+    StepMeter,
+    call_pipeline,
+    check_call_settings,
+    list_call_settings,
+)
 from wm.dynamics.protocols import OnSamples, SampleFailure
 from wm.errors import InputError
 from wm.images import Pixels
@@ -130,11 +138,8 @@ class ImageEditor:
             InputError: A setting is no argument of the pipeline's call, or it takes one image a call and
                 ``batch_size`` is more.
         """
-        name, allowed = type(self.pipeline).__name__, list_call_settings(self.pipeline)
-        if unknown := [key for key in self.settings if key not in allowed]:
-            raise InputError(
-                f"settings.{unknown[0]}: {name} takes no such argument; expected one of {', '.join(sorted(allowed))}"
-            )
+        name = type(self.pipeline).__name__
+        check_call_settings(self.pipeline, name, self.settings)
         if self.batch_size > 1 and not self.takes_batches:
             raise InputError(f"batch_size = {self.batch_size}: {name} takes one image a call; expected 1")
 

@@ -2,7 +2,7 @@
 the noise of each image, progress, and images that are none. Which rows share a call is not decided here.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import Parameter, signature
 from typing import Any, TypeAlias
@@ -38,7 +38,7 @@ def list_call_settings(pipeline: Any) -> dict[str, object]:
     """List the arguments of a pipeline's call that are settings, with their defaults.
 
     Args:
-        pipeline: Of diffusers.
+        pipeline: Of diffusers, or its class.
     """
     parameters = signature(pipeline.__call__).parameters
     return {
@@ -49,6 +49,24 @@ def list_call_settings(pipeline: Any) -> dict[str, object]:
         and not name.startswith("callback")
         and not name.endswith(("_embeds", "_embeds_mask", "_kwargs", "ip_adapter_image", "sigmas", "timesteps"))
     }
+
+
+def check_call_settings(pipeline: Any, name: str, settings: Collection[str]) -> None:
+    """Check that a pipeline's call takes settings.
+
+    Args:
+        pipeline: Of diffusers, or its class.
+        name: That of the class.
+        settings: Names.
+
+    Raises:
+        InputError: One is no argument of the call, or one that is not a setting.
+    """
+    allowed = list_call_settings(pipeline)
+    if unknown := [key for key in settings if key not in allowed]:
+        raise InputError(
+            f"settings.{unknown[0]}: {name} takes no such argument; expected one of {', '.join(sorted(allowed))}"
+        )
 
 
 class StepMeter:

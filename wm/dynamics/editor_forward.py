@@ -5,7 +5,7 @@ What they make has the frame of their source, whatever size a pipeline works in:
 Not known here: how a pipeline is called, and what verifies its images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -13,7 +13,7 @@ from typing import TypedDict
 import torch
 
 from wm.dynamics.editor import Fit, ImageEditor, candidate_seed, fit_to_source
-from wm.dynamics.editor_calls import BATCHED, Setting
+from wm.dynamics.editor_calls import BATCHED, Setting, check_call_settings
 from wm.dynamics.observation import Observation, pixels_of
 from wm.dynamics.protocols import ModelKind, OnSamples, SampleFailure, Samples
 from wm.dynamics.scoring import check_equal_lengths
@@ -23,7 +23,14 @@ from wm.images import Pixels
 from wm.models.folder_checks import read_json
 from wm.models.identity import fingerprint_of
 from wm.models.manifest import model_folder
-from wm.models.pipelines import INDEX, Precision, find_editor_class, load_pipeline, read_parts
+from wm.models.pipelines import (
+    INDEX,
+    Precision,
+    find_editor_class,
+    find_scheduler_class,
+    load_pipeline,
+    read_parts,
+)
 from wm.models.weights import read_header
 from wm.sampling.noise import Sampling
 
@@ -201,21 +208,33 @@ def load_editor_forward(
     return EditorForward(editor, f"{class_name}-{_fingerprint(folder, class_name)}")
 
 
-def check_editor_folder(path: str | Path, pipeline: str = "", *, safety_checker: bool = True) -> None:
+def check_editor_folder(
+    path: str | Path,
+    pipeline: str = "",
+    *,
+    safety_checker: bool = True,
+    settings: Collection[str] = (),
+    scheduler: str = "",
+) -> None:
     """Check all of an editor that needs no weights: they take minutes to load.
 
     Args:
         path: A folder in the form of diffusers.
         pipeline: Class of diffusers; empty: the one that the folder names.
         safety_checker: Whether the folder's safety checker will be loaded.
+        settings: Names of the arguments that its call will be given.
+        scheduler: Class of diffusers that will replace the folder's scheduler; empty: none.
 
     Raises:
-        InputError: diffusers is not installed, or the folder is damaged, names code or no editor.
+        InputError: diffusers is not installed; the folder is damaged, names code or no editor; a setting is none of its
+            call; or there is no such scheduler.
     """
     folder = model_folder(path)
     class_name = pipeline or name_pipeline(folder)
     read_parts(folder, class_name, [] if safety_checker else ["safety_checker"])
-    find_editor_class(class_name)
+    check_call_settings(find_editor_class(class_name), class_name, settings)
+    if scheduler:
+        find_scheduler_class(scheduler)
 
 
 def name_pipeline(folder: Path) -> str:

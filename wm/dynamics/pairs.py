@@ -21,7 +21,9 @@ from wm.errors import InputError
 from wm.images import Pixels, fit_square
 from wm.models.checkpoints import load_codec
 from wm.models.codec.codec import ImageCodec
-from wm.models.manifest import is_adapter, read_adapter_manifest, read_manifest
+from wm.models.families import FORWARD_ONLY
+from wm.models.folder_checks import read_json
+from wm.models.manifest import adapter_base, is_adapter, model_folder, read_adapter_manifest, read_manifest
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,16 @@ class PairFolders:
             # The other way round both would load, and predict noise.
             if manifest is not None and manifest.task not in (None, role):
                 raise InputError(f"{role} = {folder!r} was trained as {manifest.task}")
+        if idm_kind == "codes":
+            self._check_reads_codes()
         self._check_sharing(fdm_kind, idm_kind)
         # Settings of a model that there is none of would be without effect.
         if fdm_kind == "editor":
-            check_editor_folder(self.fdm, self.editor.pipeline, safety_checker=self.editor.safety_checker)
+            editor = self.editor
+            check_editor_folder(
+                self.fdm, editor.pipeline, safety_checker=editor.safety_checker, settings=editor.settings,
+                scheduler=editor.scheduler,
+            )  # fmt: skip
         else:
             self.editor.check_unused(self.fdm)
         if idm_kind != "pixels":
@@ -214,6 +222,16 @@ class PairFolders:
         manifest = read_manifest(folder)
         reads_pixels = manifest is not None and manifest.reads_pixels
         return (self.pixels.base if reads_pixels else self.base) or None
+
+    def _check_reads_codes(self) -> None:
+        folder = model_folder(self.idm)
+        if is_adapter(folder):
+            folder = adapter_base(folder, self.base)
+        # An original release has no configuration: what loads it says what to do.
+        config = folder / "config.json"
+        model_type = read_json(config).get("model_type") if config.is_file() else None
+        if isinstance(model_type, str) and model_type in FORWARD_ONLY:
+            raise InputError(f"idm = {self.idm!r}: {FORWARD_ONLY[model_type]}")
 
     def _check_sharing(self, fdm_kind: ModelKind, idm_kind: ModelKind) -> None:
         if self.base_sharing == "merged":
