@@ -12,7 +12,7 @@ from wm.dynamics.observation import codes_of, pixels_of
 from wm.dynamics.pairs import ModelPair
 from wm.images import encode_png, fit_square
 from wm.models import ImageCodec, change_map
-from wm.records import RejectRow, TripletRow, reject_row, stable_id, triplet_row
+from wm.records import CodeColumns, RejectRow, TripletRow, reject_row, stable_id, triplet_row
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def build_triplets(recipe: ImagineRecipe, pair: ModelPair, accepted: list[Outcom
     ]
 
 
-def _list_codes(pair: ModelPair, accepted: list[Outcome]) -> list[TripletRow]:
+def _list_codes(pair: ModelPair, accepted: list[Outcome]) -> list[CodeColumns]:
     """List the columns of codes of each row: those of the pair's stored codec, or none."""
     codec = pair.stored_codec
     if codec is None:

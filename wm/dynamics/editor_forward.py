@@ -15,13 +15,14 @@ import torch
 from wm.dynamics.editor import Fit, ImageEditor, candidate_seed, fit_to_source
 from wm.dynamics.editor_calls import BATCHED, Setting, check_call_settings
 from wm.dynamics.observation import Observation, pixels_of
-from wm.dynamics.protocols import ModelKind, OnSamples, SampleFailure, Samples
+from wm.dynamics.protocols import OnSamples, SampleFailure, Samples
 from wm.dynamics.scoring import check_equal_lengths
 from wm.dynamics.settings import Search
 from wm.errors import InputError
 from wm.images import Pixels
 from wm.models.folder_checks import read_json
 from wm.models.identity import fingerprint_of
+from wm.models.kinds import ModelKind
 from wm.models.manifest import model_folder
 from wm.models.pipelines import (
     INDEX,

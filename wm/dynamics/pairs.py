@@ -15,7 +15,7 @@ from wm.dynamics.loading import kind_of, name_model
 from wm.dynamics.observation import Observation
 from wm.dynamics.pixel_inverse import load_pixel_inverse
 from wm.dynamics.pixel_settings import PixelsSettings
-from wm.dynamics.protocols import ForwardModel, InverseModel, ModelKind
+from wm.dynamics.protocols import ForwardModel, InverseModel
 from wm.dynamics.roles import BaseSharing, find_shared_base, load_role, load_roles
 from wm.errors import InputError
 from wm.images import Pixels, fit_square
@@ -23,6 +23,7 @@ from wm.models.checkpoints import load_codec
 from wm.models.codec.codec import ImageCodec
 from wm.models.families import FORWARD_ONLY
 from wm.models.folder_checks import read_json
+from wm.models.kinds import ModelKind
 from wm.models.manifest import adapter_base, is_adapter, model_folder, read_adapter_manifest, read_manifest
 
 
