@@ -76,7 +76,7 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> RunRecord:
     fill_empty_tables(recipe.out, STAGE_TABLES, "part-00000.parquet")  # before the card, which names every table
     title = f"{recipe.dataset}: triplets imagined by a forward and verified by an inverse model"
     write_dataset_card(recipe.out, title=title, license="", split=recipe.split)
-    record = stage.finish(counts)
+    record = stage.finish(counts, **pair.describe())
     report.print_result(recipe, counts)
     return record
 

@@ -96,7 +96,7 @@ def _predict_image(recipe: PredictRecipe, stage: Run, image_HWC: Pixels, pair: M
             )[0]  # fmt: skip
     with stage.timed("write"):
         counts = write_rollout(rollout, source_HWC, stage.out, num_return=recipe.search.num_return)
-    record = stage.finish(counts)
+    record = stage.finish(counts, **pair.describe())
     report.print_rollout(rollout, counts, stage.out)
     return record
 
@@ -114,7 +114,7 @@ def _predict_tree(recipe: PredictRecipe, stage: Run, image_HWC: Pixels, pair: Mo
         )  # fmt: skip
     with stage.timed("write"):
         counts = write_tree(tree, source, source_HWC, stage.out)
-    record = stage.finish(counts)
+    record = stage.finish(counts, **pair.describe())
     report.print_tree(tree, counts, stage.out)
     return record
 
@@ -136,7 +136,7 @@ def _predict_triplets(
     counts = count_parts(files, len(sources))
     if recipe.storyboard_triplets:
         write_triplet_storyboard(sources, files, codec, stage.out, recipe.storyboard_triplets)
-    record = stage.finish(counts)
+    record = stage.finish(counts, **pair.describe())
     report.print_triplets(counts, stage.out, "blocks" if codec is None else "tokens")
     if recipe.storyboard_triplets:
         print(f"  storyboard: {shown(stage.out / STORYBOARD)}")

@@ -24,6 +24,7 @@ class RolesRecipe(Recipe):
     """The two models and where they run."""
 
     RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources.batch_size"})
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"editor", "pixels"})
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
         "device": "resources.device",
         "dtype": "resources.dtype",
@@ -70,6 +71,7 @@ def check_roles(recipe: RolesRecipe, search: Search) -> None:
             for another kind of model, or weights cannot be shared although ``resources.base_sharing = shared``.
     """
     check_device(recipe.resources.device)
+    # 1. The folders are there: what a name of the hub or of a bucket means is said at once.
     for role in ("fdm", "idm"):
         if not _is_folder(folder := getattr(recipe, role)):
             raise InputError(f"{role} = {folder!r}: no such model folder{hub_hint(folder)}")
@@ -77,6 +79,7 @@ def check_roles(recipe: RolesRecipe, search: Search) -> None:
         raise InputError(f"base = {recipe.base!r}: no such model folder{hub_hint(recipe.base)}")
     if recipe.base and not (is_adapter(recipe.fdm) or is_adapter(recipe.idm)):
         raise InputError(f"base = {recipe.base!r}, but neither fdm nor idm is an adapter")
+    # 2. Each model fits its role, and the settings fit the models.
     fdm_kind, _ = recipe.folders().check()
     if fdm_kind == "editor":
         check_editor_search(search, recipe.sampling)
@@ -102,6 +105,7 @@ def load_forward_codec(recipe: RolesRecipe, search: Search) -> ImageCodec | None
         return None
     codec = load_codec(folders.codec_folder("fdm"), recipe.resources.device)
     check_draft_length(search.num_draft_tokens, codec.tokens_per_image)
+    # What the inverse model reads is decoded, unless it speaks the same codec.
     if idm_kind == "pixels" or folders.find_other_codec(codec):
         codec.check_decoder()
     return codec
@@ -126,5 +130,6 @@ def load_recipe_roles(recipe: RolesRecipe, search: Search, codec: ImageCodec | N
     pair = recipe.folders().load(
         device=recipe.resources.device, dtype=getattr(torch, recipe.resources.dtype), codec=codec
     )
+    # Guidance is known of a family alone once its model is there.
     pair.forward.check_search(search, recipe.sampling)
     return pair

@@ -74,6 +74,7 @@ class EditorForward:
         if not action.strip():
             raise InputError(f"action = {action!r}: expected some words, without which an editor edits nothing")
         name = type(self.editor.pipeline).__name__
+        # Others read long texts, or have a second reader that does.
         if name in _CLIP_ONLY:
             tokenizer = self.editor.pipeline.tokenizer
             count = len(tokenizer(action, truncation=False).input_ids)
@@ -121,6 +122,7 @@ class EditorForward:
         """
         check_editor_search(Search(num_draft_tokens=num_draft_tokens), sampling)
         check_equal_lengths(sources=len(sources), actions=len(actions), seeds=len(seeds))
+        # Each source as one array: rows that share it go into one call.
         images = pixels_of(sources)
         rows = [(row, candidate) for row in range(len(sources)) for candidate in candidates]
         results = self.editor.edit(
@@ -130,14 +132,15 @@ class EditorForward:
             batch_size=batch_size,
             on_progress=on_progress,
         )
+        # Failures stay in their places: a candidate's number is its seed's.
         samples: list[list[Observation | SampleFailure]] = [[] for _ in sources]
         for (row, _), result in zip(rows, results, strict=True):
             samples[row].append(result if isinstance(result, SampleFailure) else self._observe(result, images[row]))
         return Samples(samples)
 
     def _observe(self, image: Pixels, source: Pixels) -> Observation:
-        shown = self.editor.fit_source(source)
-        return Observation.from_pixels(fit_to_source(image, source, shown, self.editor.fit))
+        editor_input = self.editor.fit_source(source)
+        return Observation.from_pixels(fit_to_source(image, source, editor_input, self.editor.fit))
 
 
 def check_editor_search(search: Search, sampling: Sampling) -> None:
@@ -151,6 +154,7 @@ def check_editor_search(search: Search, sampling: Sampling) -> None:
         raise InputError(
             f"search.num_draft_tokens = {search.num_draft_tokens}: an image editor has no tokens to draft; expected 0"
         )
+    # Not ignored in silence: a temperature would be believed to have an effect.
     defaults = Sampling()
     for name in Sampling.model_fields:
         if getattr(sampling, name) != getattr(defaults, name):
@@ -195,6 +199,7 @@ def load_editor_forward(
         InputError: As :func:`wm.models.pipelines.load_pipeline`; or a setting is none of the pipeline's call.
     """
     folder = model_folder(path)
+    # The folder's word alone is enough: what it names must be an editor of diffusers.
     class_name = pipeline or name_pipeline(folder)
     loaded = load_pipeline(
         folder, class_name, dtype=name_precision(dtype), device=str(device), scheduler=scheduler,
@@ -275,6 +280,7 @@ def name_precision(dtype: torch.dtype) -> Precision:
 def _fingerprint(folder: Path, class_name: str) -> str:
     """Hash the configurations and weights of all parts, large tensors by samples."""
     files = [folder / INDEX, *(folder / part / "config.json" for part in read_parts(folder, class_name))]
+    # What a mere saving by another version writes begins with an underscore.
     configs = {
         str(file.relative_to(folder)): {name: value for name, value in read_json(file).items() if name[0] != "_"}
         for file in files

@@ -10,6 +10,8 @@ import pytest
 
 from tests.helpers import models_families, models_vlms
 from tests.helpers.models_editors import write_pix2pix
+from tests.helpers.models_emu3_5 import write_emu3_5
+from tests.helpers.models_lumina import write_lumina
 from wm.dynamics import (
     CodeForward,
     CodeInverse,
@@ -30,8 +32,9 @@ from wm.images import fit_square
 ROOT = Path(__file__).resolve().parents[3]
 ACTION = "move the red cup"
 EDITOR = EditorSettings(settings={"num_inference_steps": 1}, resolution=64)
-FORWARD = ("chameleon", "liquid", "emu3", "janus", "editor")
-INVERSE = ("chameleon", "liquid", "emu3", "qwen2_5_vl", "llava_interleave")
+CODES = ("chameleon", "liquid", "emu3", "lumina", "emu3_5")
+FORWARD = (*CODES, "janus", "editor")
+INVERSE = (*CODES, "qwen2_5_vl", "llava_interleave")
 SEARCH, SAMPLING = Search(num_candidates=2), Sampling()
 
 
@@ -43,6 +46,8 @@ def folders(tiny_base, tmp_path_factory):
         getattr(models_families, f"write_{name}")(out / name)
     for name in ("qwen2_5_vl", "llava_interleave"):
         models_vlms.WRITERS[name](out / name)
+    write_lumina(out / "lumina")
+    write_emu3_5(out / "emu3_5")
     write_pix2pix(out / "editor")
     return {path.name: str(path) for path in out.iterdir()} | {"chameleon": str(tiny_base)}
 
@@ -99,7 +104,7 @@ def test_the_table_of_the_docs_is_what_was_tried():
     table = page.split("## What works with what", 1)[1]
     lines = takewhile(lambda line: line[:1] == "|", dropwhile(lambda line: line[:1] != "|", table.splitlines()))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    names = {"Chameleon": "chameleon", "Liquid": "liquid", "Emu3": "emu3"}
+    names = dict(zip(("Chameleon", "Liquid", "Emu3", "Lumina-mGPT 2.0", "Emu3.5"), CODES, strict=True))
     forward = {**names, "Janus-Pro": "janus", "image editors of diffusers": "editor"}
     inverse = {**names, "Qwen-VL": "qwen2_5_vl", "LLaVA-Interleave": "llava_interleave"}
     assert tuple(inverse[name] for name in rows[0][1:]) == INVERSE
