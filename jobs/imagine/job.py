@@ -12,7 +12,7 @@ from jobs.imagine import report
 from jobs.imagine.recipe import ImagineRecipe
 from jobs.imagine.rows import Outcome, build_reject, build_triplets
 from jobs.imagine.tries import Try, pair_tries
-from jobs.shared.roles import check_roles, load_forward_codec, load_recipe_roles
+from jobs.shared.roles import check_roles, load_forward_codec, load_recipe_roles, show_steps
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
@@ -69,7 +69,7 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> RunRecord:
     # 3. Predict and verify, part by part.
     stage.start()
     with stage.timed("imagine"), torch.inference_mode(), progress_bar(len(tries), "source", "imagine") as bar:
-        for num_sources in _write_parts(recipe, tries, pair):
+        for num_sources in _write_parts(recipe, tries, show_steps(pair, bar)):
             bar.update(num_sources)
     # 4. Count from the files, parts of an earlier attempt included.
     counts = _count(stage.out, num_tries)

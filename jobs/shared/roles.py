@@ -1,8 +1,10 @@
 """Load the forward and the inverse model of a job, after checking their folders. Knows nothing of what they predict."""
 
+import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import torch
 
@@ -18,6 +20,9 @@ from wm.errors import InputError
 from wm.files.mirror import uri_of
 from wm.models import ImageCodec, hub_hint, is_adapter, load_codec, model_folder
 from wm.paths import ModelPath
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class RolesRecipe(Recipe):
@@ -133,3 +138,26 @@ def load_recipe_roles(recipe: RolesRecipe, search: Search, codec: ImageCodec | N
     # Guidance is known of a family alone once its model is there.
     pair.forward.check_search(search, recipe.sampling)
     return pair
+
+
+def show_steps(pair: ModelPair, bar: "tqdm[NoReturn]") -> ModelPair:
+    """Let an editor show its denoising steps beside a progress bar, one unit of which may take it minutes.
+
+    Args:
+        pair: Any; of others than editors nothing changes.
+        bar: Of :func:`wm.cli.progress_bar`.
+
+    Returns:
+        The pair to be used.
+    """
+    last_s = -math.inf
+
+    def show(num_done: int, count: int) -> None:
+        nonlocal last_s
+        bar.set_postfix_str(f"{num_done}/{count} denoising steps", refresh=False)
+        # As often as the bar itself: a log would get a line a step.
+        if time.monotonic() - last_s >= bar.mininterval:
+            last_s = time.monotonic()
+            bar.refresh()
+
+    return pair.listen(show)

@@ -63,11 +63,14 @@ class EditorForward:
         editor: Its pipeline and settings.
         model_id: Name for records.
         kind: ``editor``.
+        on_progress: Called with the denoising steps that are done of a call of :meth:`sample`, and their number, where
+            the caller has no other listener.
     """
 
     editor: ImageEditor
     model_id: str = ""
     kind: ModelKind = "editor"
+    on_progress: OnSamples | None = None
 
     def check_action(self, action: str) -> None:
         """Raise :class:`InputError` for an action without words, or one that the pipeline would cut."""
@@ -130,7 +133,7 @@ class EditorForward:
             [actions[row] for row, _ in rows],
             [candidate_seed(seeds[row], "", candidate) for row, candidate in rows],
             batch_size=batch_size,
-            on_progress=on_progress,
+            on_progress=on_progress or self.on_progress,
         )
         # Failures stay in their places: a candidate's number is its seed's.
         samples: list[list[Observation | SampleFailure]] = [[] for _ in sources]

@@ -4,7 +4,7 @@ Two unified models of one codec exchange codes, and nothing is decoded between t
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -16,7 +16,7 @@ from wm.dynamics.observation import Observation
 from wm.dynamics.pixel_check import check_two_images
 from wm.dynamics.pixel_inverse import load_pixel_inverse
 from wm.dynamics.pixel_settings import PixelsSettings
-from wm.dynamics.protocols import ForwardModel, InverseModel
+from wm.dynamics.protocols import ForwardModel, InverseModel, OnSamples
 from wm.dynamics.roles import BaseSharing, find_shared_base, load_role, load_roles
 from wm.errors import InputError
 from wm.images import Pixels, fit_square
@@ -86,6 +86,16 @@ class ModelPair:
         shares_codec = self.codec is not None and self.codec is self.inverse_codec
         # Another codec would lose what the inverse model could have seen.
         return self.observe(pixels_HWC) if shares_codec else Observation.from_pixels(self.frame(pixels_HWC))
+
+    def listen(self, on_progress: OnSamples) -> "ModelPair":
+        """Return the same models, an editor of which reports its denoising steps: one step of a rollout takes minutes.
+
+        Args:
+            on_progress: Called with the steps that are done and their number.
+        """
+        if not isinstance(self.forward, EditorForward):
+            return self
+        return replace(self, forward=replace(self.forward, on_progress=on_progress))
 
     def describe(self) -> dict[str, object]:
         """Describe how images are made, for records.

@@ -126,6 +126,11 @@ def test_two_steps_and_failures_of_an_editor(models):
         [first], ["put"], candidates=range(2), sampling=SAMPLING, seeds=[rollout.steps[1].predictions[0].best.seed]
     ).candidates[0]
     assert second in again
+    steps = []
+    listening = pair.listen(lambda *step: steps.append(step))
+    listening.forward.sample([first], ["put"], candidates=range(2), sampling=SAMPLING, seeds=[0])
+    codes = ModelPair(models.forward["chameleon"], pair.inverse)
+    assert steps == [(2, 2), (2, 2)] and codes.listen(steps.append) is codes
     world = WorldModel(pair)
     assert world.roll_out(image, [ACTION, "put"], num_candidates=2, seed=1).rollout == rollout
     proposal = world.propose(image, image)
