@@ -86,6 +86,7 @@ def run(recipe: EncodeRecipe, *, dry_run: bool = False) -> RunRecord:
     codec = load_codec(recipe.codec, recipe.resources.device)
     files = checked_files(triplets_folder(recipe.triplets))
     num_rows = sum(open_parquet(file).metadata.num_rows for file in files)
+    # A card without a row would say nothing of the codec.
     if not num_rows:
         raise InputError(f"no triplet in {recipe.triplets}")
     if dry_run:
@@ -137,6 +138,7 @@ def _encode_rows(rows: list[TripletRow], codec: ImageCodec, rejects: list[Reject
             source = decode_image((row["source_image"] or {}).get("bytes") or b"", f"source_image of {name}")
             target = decode_image((row["target_image"] or {}).get("bytes") or b"", f"target_image of {name}")
         except InputError as error:
+            # A row of its own, so that no row is lost in silence.
             rejects.append(_build_reject(row, str(error)))
             continue
         readable.append((row, source, target))
@@ -159,6 +161,7 @@ def _build_reject(row: TripletRow, detail: str) -> RejectRow:
 
 
 def _count_rows(out: Path, num_rows: int) -> dict[str, Any]:
+    # Of the files, so that a resumed run counts what an earlier command wrote.
     changes = count_changes(out / "triplets")
     reasons = Counter[str]()
     if has_files(out / "rejects"):

@@ -108,6 +108,7 @@ class EndpointProposer:
             self.build_body([uris[source], uris[target]], sampling, seed, max_new_tokens)
             for source, target, seed in zip(sources, targets, seeds, strict=True)
         ]
+        # No queue of its own at the server: what waits there longer than timeout_s would be asked again.
         limit = min(self._settings.concurrency, batch_size or self._settings.concurrency)
         with ThreadPoolExecutor(limit, thread_name_prefix="endpoint") as pool:
             try:
@@ -162,6 +163,7 @@ class EndpointProposer:
                 f"{where} gave no answer after {self._settings.max_retries} repeats: {error}; what is written is kept, "
                 "the same command resumes"
             ) from error
+        # The next pairs would be refused alike.
         if reply.refusal:
             raise InputError(f"{where} refuses a request about two images: {reply.refusal}")
         return _to_action(reply, where)

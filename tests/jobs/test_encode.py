@@ -47,7 +47,7 @@ def test_codes_are_those_of_the_codec_and_the_rest_stays(tiny_base, tmp_path):
     assert rows_of(tmp_path / "back" / "triplets") == rows
 
 
-def test_an_image_that_cannot_be_read_is_a_reject_and_a_killed_run_resumes(tiny_base, tmp_path, monkeypatch, capsys):
+def test_a_damaged_image_is_a_reject_and_a_killed_run_resumes(tiny_base, tmp_path, monkeypatch, capsys):
     triplets = write_triplets(tmp_path / "set", noise_pair, ACTIONS[:3])
     broken = read_table(triplets, TRIPLET_SCHEMA).to_pylist()
     broken[1]["triplet_id"], broken[1]["target_image"] = "broken", {"bytes": b"no image", "path": None}

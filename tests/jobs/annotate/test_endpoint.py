@@ -140,13 +140,13 @@ def test_an_endpoint_that_cannot_serve_is_named_before_any_work(videos, tmp_path
     ("changes", "message"),
     [
         ({"idm": "nano:idm"}, r"both idm and endpoint\.base_url are given; expected one"),
-        ({"endpoint": {"base_url": "", "model": ""}}, r"neither idm nor endpoint\.base_url is given"),
+        ({"endpoint": {"base_url": "", "model": ""}}, r"idm is missing; expected a model folder, or endp"),
         ({"endpoint": {"model": ""}}, "base_url and model belong together"),
     ],
 )
 def test_one_model_is_expected(videos, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        endpoint_recipe(videos, tmp_path / "out", "http://127.0.0.1:1/v1", **changes)
+        run(endpoint_recipe(videos, tmp_path / "out", "http://127.0.0.1:1/v1", **changes))
 
 
 def test_codes_and_bases_of_an_endpoint_are_refused(videos, tiny_base, tmp_path):

@@ -147,7 +147,7 @@ def test_an_editors_images_are_in_the_prediction_set(run):
     assert sum(candidate["times"] for candidate in shown[0]["candidates"]) == 2
 
 
-def test_what_was_found_of_folders_is_recorded_and_old_recipes_are_the_same_run(run, tiny_base, folders, triplets):
+def test_what_folders_are_is_recorded_as_it_always_was(run, tiny_base, folders, triplets):
     recipe = any_recipe(tiny_base, folders, triplets, run)
     reads = {
         name: model["reads"] for name, model in json.loads((run / "run.json").read_text())["recipe"]["models"].items()

@@ -86,11 +86,13 @@ def edit_metrics(
         stay as they were (see :func:`wm.dynamics.observation.unchanged_share`).
     """
     side_px = held_out.target_pixels.shape[1]
+    # As the codec's images are: an editor may work at another size.
     squares_MHWC = np.stack([fit_square(image, side_px) for image in predicted])
     pairs = [
         (Observation.from_pixels(held_out.source_pixels[item]), Observation.from_pixels(square))
         for item, square in zip(items_M.tolist(), squares_MHWC, strict=True)
     ]
+    # Without codes blocks of pixels are what can stay as it was.
     unchanged_M: Floats = np.array([unchanged_share(source, square) for source, square in pairs])
     return pixel_metrics(held_out, judge_many, items_M, squares_MHWC) | {"unchanged_tokens": unchanged_M}
 
