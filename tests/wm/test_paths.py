@@ -68,6 +68,8 @@ NO_PATHS = {
     *("AnnotateRecipe.prompt", "ModelEntry.prompt"),
     # A format, a name below another key's folder, a text.
     *("AskRecipe.benchmark", "AskRecipe.file", "AskRecipe.prompt"),
+    # Repositories of the hub, licences, a commit's message.
+    *("PushRecipe.repo", "PushRecipe.allow_license", "PushRecipe.message", "CardRecipe.base_model"),
     # FOLDER:LABEL, or a label; names of metrics.
     *("CompareRecipe.first", "CompareRecipe.second", "CompareRecipe.metrics"),
     # Of tables and systems.

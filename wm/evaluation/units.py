@@ -23,6 +23,7 @@ from wm.evaluation.metrics.images import ceiling_metrics, copy_metrics
 from wm.evaluation.probe import Preference, ProbeScores, compare_all, score_probe
 from wm.evaluation.probe_arrays import from_arrays, to_arrays
 from wm.evaluation.rows import CEILING, COPY
+from wm.evaluation.sensitivity import EMPTY_ARRAY, list_gaps, read_empty, score_without_action
 from wm.evaluation.tables import Collected
 from wm.sampling.texts import GREEDY
 
@@ -141,7 +142,14 @@ def _probe(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
     )  # fmt: skip
     # Here, not when the tables are made: of a likelihood that is NaN each comparison would be a silent "no".
     _check_finite(scores, held_out.ids, bench.entries[unit.entry].path)
-    return {kind: asdict(preference) for kind, preference in compare_all(scores).items()}, to_arrays(scores)
+    arrays = to_arrays(scores)
+    if bench.entries[unit.entry].role == "fdm":
+        role = bench.load_role(unit.entry)
+        arrays[EMPTY_ARRAY] = score_without_action(
+            role.model, held_out.source_codes, held_out.actions, held_out.target_codes,
+            batch_size=bench.batch_size, runner=role.runner,
+        )  # fmt: skip
+    return {kind: asdict(preference) for kind, preference in compare_all(scores).items()}, arrays
 
 
 def _check_finite(scores: ProbeScores, ids: Sequence[str], path: str) -> None:
@@ -202,6 +210,8 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
             scores = from_arrays(arrays)
             if scores is not None:
                 collected.probe_scores[entry.role, entry.label, entry.run] = scores
+            if scores is not None and entry.role == "fdm":
+                collected.gaps[entry.label, entry.run] = list_gaps(scores, read_empty(arrays))
         elif unit.ask == "propose":
             report = report_text(facts["texts"], held_out.actions)
             figures = {**report.figures, "mean_logprob": float(arrays["mean_logprob"].mean())}
