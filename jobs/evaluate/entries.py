@@ -6,10 +6,10 @@ from dataclasses import replace
 from jobs.evaluate.recipe import EvaluateRecipe
 from wm.dynamics.editor_forward import check_editor_folder
 from wm.dynamics.loading import kind_of
-from wm.dynamics.protocols import ModelKind
 from wm.errors import InputError
 from wm.evaluation.bench import Entry
 from wm.models import ImageCodec, hub_hint, model_folder, read_manifest
+from wm.models.kinds import ModelKind
 
 
 def build_entries(recipe: EvaluateRecipe) -> dict[str, Entry]:
