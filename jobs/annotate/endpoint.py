@@ -64,6 +64,7 @@ class EndpointProposer:
         """
         from wm.models.pixels.chats import PROMPT
 
+        # The same question as a model that is loaded here gets.
         self._settings, self._prompt = settings, prompt or PROMPT
         self._client = ChatClient(settings, settings.base_url)
 
@@ -102,6 +103,7 @@ class EndpointProposer:
         from wm.dynamics.observation import pixels_of
 
         # Each image once: a key-frame is usually in two pairs.
+        # In the order in which they come, so that bodies are the same in every run.
         images = list(dict.fromkeys([*sources, *targets]))
         uris = {image: to_data_uri(pixels) for image, pixels in zip(images, pixels_of(images), strict=True)}
         bodies = [

@@ -98,5 +98,6 @@ class Observer:
                     observations[key] = Observation.from_pixels(decode_image(pair.video["images"][key[1]], "key-frame"))
         # Older ones go, with whatever pixels and codes were kept beside them.
         self._recent = observations
+        # Two lists, as models take them.
         keys = [frame_keys(pair) for pair in pairs]
         return [observations[source] for source, _ in keys], [observations[target] for _, target in keys]

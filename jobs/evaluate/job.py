@@ -88,7 +88,7 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     counts["examples"] = len(examples)
     counts |= _count_editor_failures(entries, units, parts)
     counts |= _finish_predictions(job.out, images, list_unit_actions(entries, bench.held_out.ids, units, parts))
-    record = job.finish(counts)
+    record = job.finish(counts, **_list_decodings(entries, units, parts))
     report.print_tables(tables, counts, job.out / "tables.json")
     return record
 
@@ -111,6 +111,16 @@ def _print_notices(recipe: EvaluateRecipe, bench: Bench, is_auto: bool) -> None:
         report.print_choice(recipe, _list_classes(recipe))
     if recipe.probe:
         report.print_counterfactuals(bench.counterfactuals)
+
+
+def _list_decodings(entries: Mapping[str, Entry], units: Sequence[Unit], parts: Path) -> dict[str, Any]:
+    """List how the codes of each forward model were decoded, by its entry; nothing where there is none of codes."""
+    decodings: dict[str, Any] = {}
+    for unit in units:
+        # Files of earlier versions do not say it.
+        if unit.ask == "sample" and entries[unit.entry].kind == "codes":
+            decodings |= {unit.entry: value} if (value := load_part(unit.file(parts))[0].get("decoding")) else {}
+    return {"decoding": decodings} if decodings else {}
 
 
 def _count_editor_failures(entries: Mapping[str, Entry], units: Sequence[Unit], parts: Path) -> dict[str, int]:

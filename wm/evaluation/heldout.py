@@ -50,6 +50,7 @@ class HeldOut:
         Args:
             rows: Their numbers.
         """
+        # As a list: a range indexes neither a tensor nor an array as it should.
         index = list(rows)
         ids, actions, subsets = ([values[row] for row in index] for values in (self.ids, self.actions, self.subsets))
         return HeldOut(
@@ -165,6 +166,7 @@ def _stack_codes(
 
 def _digest(pixels_BHWC: Pixels) -> torch.Tensor:
     """Hash each image to a whole number of 63 bits, (B, 1), which stands for its codes."""
+    # As codes are, of int64: 63 bits of the hash are enough for any set.
     digests = [hashlib.sha256(pixels_HWC.tobytes()).digest() for pixels_HWC in pixels_BHWC]
     return torch.tensor([[int.from_bytes(digest[:8], "big") >> 1] for digest in digests])
 

@@ -38,6 +38,7 @@ def image_metrics(
     Returns:
         Metric → (M,): those of :func:`pixel_metrics`, and ``unchanged_tokens``, a share.
     """
+    # Against the source's own codes, position by position.
     source_MN = held_out.source_codes.numpy()[items_M]
     unchanged_M: Floats = (codes_MN == source_MN).mean(axis=1)
     return pixel_metrics(held_out, judge_many, items_M, codec.decode(codes_MN)) | {"unchanged_tokens": unchanged_M}
@@ -63,6 +64,7 @@ def pixel_metrics(
         for item, predicted in zip(items_M.tolist(), predicted_MHWC, strict=True)
     ]
     metrics = {"l1": np.array(gaps, dtype=np.float64)}
+    # A judge gives one score an image, in the order of the items.
     if judge_many is not None:
         scores = judge_many(items_M, predicted_MHWC)
         for name in JUDGE_METRICS:
@@ -107,6 +109,7 @@ def copy_metrics(held_out: HeldOut, judge_many: JudgeMany | None) -> dict[str, F
     Returns:
         Metric → (B,).
     """
+    # A copy changes no token, by definition and not by measurement.
     items = np.arange(len(held_out))
     return pixel_metrics(held_out, judge_many, items, held_out.source_pixels) | {
         "unchanged_tokens": np.ones(len(held_out))
