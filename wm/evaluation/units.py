@@ -32,8 +32,8 @@ Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose"]
 Arrays: TypeAlias = dict[str, npt.NDArray[np.generic]]
 Facts: TypeAlias = dict[str, Any]
 """What a unit's file holds beside arrays: ``texts`` of ``propose``; kind of negative → figures of ``probe``; of
-``sample`` ``decoding``, how codes were decoded, or of an editor images ``withheld`` by reason, and ``cut_actions``, how many
-actions it did not read to their end."""
+``sample`` ``decoding``, how codes were decoded, or of an editor images ``withheld`` by reason and ``cut_actions``, the
+number of actions that it did not read to their end."""
 
 
 class Unit(NamedTuple):
