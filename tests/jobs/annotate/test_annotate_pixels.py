@@ -4,6 +4,9 @@ import json
 import shutil
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Qwen2VLForConditionalGeneration
 
 import jobs.annotate.job
 from jobs.annotate.annotator import Annotator
@@ -16,7 +19,7 @@ from wm.dynamics.pixel_inverse import load_pixel_inverse
 from wm.dynamics.vlm_images import FeatureStore
 from wm.errors import InputError
 from wm.images import decode_image
-from wm.models import load_codec
+from wm.models import Manifest, base_id_of, load_codec
 from wm.packaged import resolve_packaged
 from wm.records import TRIPLET_SCHEMA, derive_seed
 from wm.tables import read_table
@@ -186,3 +189,28 @@ def test_vision_features_of_a_key_frame_are_computed_once(videos, clips, qwen, t
     assert len(annotator.annotate(clips)["pairs"]) > len(clips)
     num_keyframes = sum(len(row["keyframes"]) for row in clips)
     assert len(observed) == len(computed) == num_keyframes
+
+
+def test_adapters_annotate_over_their_base(videos, clips, qwen, tmp_path):
+    """As training writes one, and as another program does, which says nothing of its base."""
+    model = Qwen2VLForConditionalGeneration.from_pretrained(qwen)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        get_peft_model(model, settings).save_pretrained(tmp_path / "foreign")
+    shutil.copytree(tmp_path / "foreign", tmp_path / "own")
+    manifest = {"family": "qwen2_vl", "kind": "adapter", "base_id": base_id_of(qwen), "codec_id": "", "task": "idm"}
+    Manifest(**manifest, recipe_digest="abc", base_path=str(qwen)).write(tmp_path / "own")
+    own = pixel_recipe(videos, tmp_path / "own", tmp_path / "out")
+    foreign = pixel_recipe(videos, tmp_path / "foreign", tmp_path / "out", base=str(qwen))
+    bare = annotated(clips, pixel_recipe(videos, qwen, tmp_path / "out"))
+    tables = [annotated(clips, one) for one in (own, foreign) if run(one, dry_run=True)["videos"] == 2]
+    first, second = ({row["triplet_id"]: (row["action"], row["action_logprob"]) for row in rows} for rows in tables)
+    assert first == second != {row["triplet_id"]: (row["action"], row["action_logprob"]) for row in bare}
+    names = [{row["annotator"] for row in rows} for rows in (*tables, bare)]
+    assert names[0] == {f"{base_id_of(qwen)}/abc"} and names[2] == {base_id_of(qwen)} and names[1] not in names[::2]
+    with pytest.raises(InputError, match=r"has no wm_model\.json"):
+        run(pixel_recipe(videos, tmp_path / "foreign", tmp_path / "out"), dry_run=True)
+    Manifest(**manifest | {"task": "fdm"}, base_path=str(qwen)).write(tmp_path / "own")
+    with pytest.raises(InputError, match="was trained as fdm; expected an inverse model"):
+        run(own, dry_run=True)
