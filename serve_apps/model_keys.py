@@ -27,13 +27,13 @@ class EditorTable(Recipe):
     scheduler: str = ""
     """Class of diffusers that replaces the folder's scheduler, such as EulerAncestralDiscreteScheduler; empty: the
     folder's own."""
-    resolution: int | None = Field(None, ge=0, le=2048)
+    resolution: int | None = Field(default=None, ge=0, le=2048)
     """Side of the squares that the pipeline is given, rounded up to a multiple of 64; 0: those that clients' images are
     fitted to, of side_px; left out: 512 for InstructPix2Pix, as its authors do, and 0 for others, which scale by
     themselves."""
-    side_px: int = Field(0, ge=0, le=2048)
+    side_px: int = Field(default=0, ge=0, le=2048)
     """Side of the squares that clients' images are fitted to and predictions have; 0: resolution, or 1024 without."""
-    batch_size: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
     """Images of a call, between two of which other requests have their turn; left out: 8 where the pipeline makes
     several, else 1."""
     safety_checker: bool = True
@@ -53,7 +53,7 @@ class PixelsTable(Recipe):
     """Folder of the base, where idm is an adapter; the one that its manifest names if left out."""
     prompt: str = ""
     """The question after both images; empty: that of wm train."""
-    image_cache_mb: int = Field(1024, ge=0)
+    image_cache_mb: int = Field(default=1024, ge=0)
     """MB of vision features that are kept between requests; 0: none."""
     device: str = ""
     """cpu or cuda; empty: as the recipe's device."""
@@ -81,7 +81,7 @@ class ModelKeys(Recipe):
     """Folder with more adapters of the same base, one a folder: each is served as base:NAME, read when it is first
     asked for. fdm and idm are then adapters of that base too, applied as they run; not with base_sharing = merged, and
     only where both have image codes."""
-    max_adapters: int = Field(4, ge=1)
+    max_adapters: int = Field(default=4, ge=1)
     """Of them in the memory of a replica at a time; the one that was asked for longest ago makes room."""
     baseline: OptionalModelPath = None
     """Folder of a second forward model with the same image codec, full or an adapter, served as baseline: to compare
