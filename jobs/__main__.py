@@ -28,6 +28,8 @@ GROUPS: dict[str, dict[str, str]] = {
     "models": {
         "train": "fine-tune an inverse or forward model on triplets",
         "convert": "bring an original release or a foreign adapter into this project's form",
+        "card": "a model's card again: licences, data, recipe, and figures of an evaluation",
+        "push": "a model or a data set to the Hugging Face hub",
         "gate": "compare two models on the same triplets; keep the better one",
         "imagine": "verified predictions as further triplets",
     },

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from jobs.shared.ray_session import num_logical_cpus
 from jobs.shared.tasks import each
+from wm.cards import MANY_LICENSES, license_sentence
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
-from wm.datasets.card import MANY_LICENSES, license_sentence
 from wm.datasets.export import (
     FORMATS,
     Context,

@@ -18,6 +18,7 @@ from wm.config import Recipe
 from wm.errors import InputError
 from wm.evaluation.gates import Gate, GateMetric, Role, gate, read_gate_set
 from wm.evaluation.heldout import SubsetColumn
+from wm.evaluation.sensitivity import SHUFFLED
 from wm.files.mirror import shown, uri_of
 from wm.models import copy_model, load_model, read_manifest
 from wm.paths import ModelPath, OutputPath, TablePath
@@ -46,7 +47,8 @@ class GateRecipe(Recipe):
     """Output folder; out/model leads to the promoted model: a link, or a copy if one of them is in a bucket."""
     metric: GateMetric = "nats"
     """nats: negative log-likelihood of the truth a token; preference: mean share of the truth preferred, over the
-    probe's four kinds of negatives."""
+    probe's four kinds of negatives; sensitivity.shuffled: of a forward model, by how many nats an image token the true
+    action makes the target likelier than another triplet's action does."""
     min_gain: float = Field(default=0.0, ge=0)
     """By how much the challenger must be better, in the metric's unit."""
     limit: int = Field(default=0, ge=0)
@@ -85,6 +87,8 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
             raise InputError(f"{name} = {path} was trained as {manifest.task}, not as {recipe.role}")
         if manifest is not None and not is_complete:
             _check_codes(recipe, name, manifest.codec_id)
+    if recipe.metric == "sensitivity.shuffled" and recipe.role != "fdm":
+        raise InputError(f"metric = {recipe.metric!r} is of a forward model; role = {recipe.role!r}")
     if dry_run or is_complete:
         print(f"gate: {'already complete in' if is_complete else 'would decide in'} {shown(recipe.out)}")
         return (read_run(recipe.out) or {}) if is_complete else {}
@@ -107,6 +111,10 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
     if gates["challenger"].has_collapsed:
         print(f"  the challenger copies its source in {gates['challenger'].copies:.0%} of the triplets: not promoted")
     spread = "" if error is None else f" ± {error:.4f} (standard error over triplets)"
+    for name, result in gates.items():
+        if result.ignores_action:
+            shuffled = result.sensitivity[SHUFFLED].describe("nats an image token")
+            print(f"  the {name} ignores its action: true over shuffled {shuffled}")
     # A gain of less than nothing is a loss.
     gap = f"{'better' if gain > 0 else 'worse'} by {abs(gain):.4f}{spread}" if gain else "equal"
     print(f"gate: by {recipe.metric} the challenger is {gap}: the {winner} is used, {shown(stage.out / 'model')}")
@@ -138,13 +146,13 @@ def gain_of(champion: Gate, challenger: Gate, metric: GateMetric) -> tuple[float
     Args:
         champion: Figures of the model in use.
         challenger: Figures of the new model, on the same triplets in the same order.
-        metric: ``nats`` (nats a token) or ``preference`` (a share).
+        metric: ``nats`` (nats a token), ``preference`` (a share) or ``sensitivity.shuffled`` (nats an image token).
 
     Returns:
         The gain in the metric's unit, and for ``nats`` the standard error of its mean over triplets, else None.
     """
-    # A preference is a share over pairs: a triplet has no value of its own.
-    if metric == "preference":
+    # A preference is a share over pairs: a triplet has no value of its own. A triplet may have no other action.
+    if metric != "nats":
         return challenger.value(metric) - champion.value(metric), None
     gain_B = champion.nats_B - challenger.nats_B
     error = float(gain_B.std(ddof=1) / np.sqrt(len(gain_B))) if len(gain_B) > 1 else None
@@ -157,6 +165,8 @@ def _evaluate(recipe: GateRecipe, path: str) -> Gate:
     is_adapter = manifest is not None and manifest.kind == "adapter"
     vlm = load_model(path, base=(recipe.base or None) if is_adapter else None, device=recipe.resources.device)
     held_out = read_gate_set(recipe.triplets, vlm, limit=recipe.limit, subset=recipe.subset)
+    if recipe.metric == "sensitivity.shuffled" and not held_out.has_other_actions:
+        raise InputError(f"metric = {recipe.metric!r}: no subset of {recipe.triplets} has two different actions")
     return gate(vlm, recipe.role, held_out, batch_size=recipe.resources.batch_size)
 
 

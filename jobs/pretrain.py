@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wm.models import ImageCodec
+    from wm.models.card import CardFacts
     from wm.models.families.chameleon import ChameleonVLM
     from wm.nano.preset import NanoPreset
     from wm.nano.train_codec import CodecSettings
@@ -87,6 +88,7 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> RunRecord:
     import torch
 
     from wm.models import save_model
+    from wm.models.card import write_card
 
     # Bootstrap runs the stages that follow in this process: its threads are set back.
     threads = torch.get_num_threads()
@@ -102,6 +104,7 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> RunRecord:
         torch.set_num_threads(threads)
     save_model(vlm, Path(recipe.out) / "model", kind="base", codec=codec, recipe_digest=recipe.digest())
     size = sum(parameter.numel() for parameter in vlm.module.parameters())
+    write_card(Path(recipe.out) / "model", _describe(recipe, figures))
     record = stage.finish(
         {"parameters": size, "documents": recipe.num_documents, "codes_used": int(codec_figures["codes_used"])},
         figures={"codec": codec_figures, "language_model": figures},
@@ -111,6 +114,23 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> RunRecord:
         f"(codes in use {codec_figures['codes_used']:.0f}, loss {figures['loss']:.3f} nats a token)"
     )
     return record
+
+
+def _describe(recipe: PretrainRecipe, figures: Mapping[str, float]) -> "CardFacts":
+    """Describe the base for its card."""
+    from wm.models.card import CardFacts, CardFigure, name_of
+
+    return CardFacts(
+        title=name_of(Path(recipe.out) / "model"),
+        data_note=f"Everything is rendered by wm.nano.world: {recipe.num_images:,} images for the codec, "
+        f"{recipe.num_documents:,} captioned pairs for the language model; no other data.",
+        recipe=recipe.model_dump(mode="json"),
+        figures=[
+            CardFigure("loss of the language model, nats a token", f"{figures['loss']:.4f}", None, "its last steps")
+        ],
+        failures=["It knows one toy world and its words: of any other image or wording its answers mean nothing."],
+        unknown=["How good it is on images that it was not trained on."],
+    )
 
 
 def schedule_warnings(recipe: PretrainRecipe) -> list[str]:

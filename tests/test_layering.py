@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BASE = {
     "wm",
     "buckets",
+    "cards",
     "cli",
     "collector",
     "config",

@@ -139,6 +139,15 @@ class TripletRow(TypedDict, total=False):
     reader: str | None
 
 
+class CodeColumns(TypedDict, total=False):
+    """Columns of :data:`TRIPLET_SCHEMA` that a codec fills: all of them, or without one none."""
+
+    codec: str
+    source_codes: list[int]
+    target_codes: list[int]
+    change: list[float]
+
+
 class RejectRow(TypedDict):
     """A row of :data:`REJECT_SCHEMA`."""
 

@@ -53,6 +53,7 @@ EXAMPLES = {
     "benchmark gpu": "wm benchmark gpu out=gpu.json",
     "benchmark keyframes": "wm benchmark keyframes out=keyframes.json",
     "benchmark probe": "wm benchmark probe videos=VIDEOS idm=IDM minutes=10 out=probe.json",
+    "benchmark compare": "wm benchmark compare new='[\"sampling.json\"]'",
     "benchmark sampling": "wm benchmark sampling out=sampling.json",
     "benchmark scale": "wm benchmark scale out=scale.json",
     "benchmark score": "wm benchmark score out=score.json",

@@ -7,16 +7,17 @@ import itertools
 import json
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypedDict
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 
 from jobs.annotate.counts import ShardRows
 from jobs.annotate.filtering import filter_codes, filter_images
+from jobs.annotate.frames import Frames, encode_frames, frame_keys
 from jobs.annotate.metrics import Metrics
+from jobs.annotate.models import load_annotator_models
 from jobs.annotate.pairs import Pair, Seconds, even_chunks, halve_when_full, propose_pairs
 from jobs.annotate.settings import AnnotatorSettings
 from jobs.annotate.shards import shard_name, write_shard
@@ -24,28 +25,15 @@ from jobs.annotate.tables import DECODE_STAGES, DecodedVideo, report_problem, st
 from jobs.shared.ray_session import find_node_id
 from wm.datasets.filters import action_findings, reason_of
 from wm.errors import InputError
-from wm.images import Pixels, decode_image, fit_square
 from wm.logs import bind
-from wm.records import Outcome, RejectRow, TripletRow, derive_seed, reject_row, stable_id, triplet_row
+from wm.records import CodeColumns, Outcome, RejectRow, TripletRow, derive_seed, reject_row, stable_id, triplet_row
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from wm.dynamics import ScoredAction
+    from wm.dynamics.observation import Observation
 
 
 logger = logging.getLogger(__name__)
-
-
-class EncodedFrame(TypedDict):
-    """One key-frame after the codec: its codes, and its features before they are quantised, float32 (N, D)."""
-
-    codes: list[int]
-    features: "Tensor"
-
-
-Frames: TypeAlias = dict[tuple[str, int], EncodedFrame]
-"""Encoded key-frames by their video's key and their row in its lists."""
 
 
 class Annotator:
@@ -54,9 +42,6 @@ class Annotator:
     def __init__(self, settings: AnnotatorSettings) -> None:
         """Load the models. A folder that is no model is reported by the first call."""
         import torch
-
-        from wm.dynamics import load_role
-        from wm.models import load_codec
 
         torch.set_num_threads(settings.threads)
         # Kept for the first call: Ray shows the error of a failed constructor as a dead actor's.
@@ -67,13 +52,7 @@ class Annotator:
         try:
             # Models of a bucket come here once a node.
             self.settings = settings = settings.on_this_node()
-            # The codec stays in float32: its codes must not depend on the precision of the IDM.
-            dtype = getattr(torch, settings.dtype)
-            where = {"base": settings.base, "device": settings.device, "dtype": dtype}
-            role = load_role(settings.idm, **where, rows=settings.idm_batch_size)  # once: it packs the weights
-            self.idm, self.runner = role.model, role.runner
-            self.codec = load_codec(settings.base or settings.idm, device=settings.device)
-            self.name = annotator_name(settings.idm, self.idm.base_id)
+            self.idm, self.codec, self._observer = load_annotator_models(settings)
         except InputError as error:
             self.problem = f"on node {socket.gethostname()}: {error}"  # others may have the model
 
@@ -102,8 +81,8 @@ class Annotator:
             raise RuntimeError(f"shard {number} came in {len(videos)} rows of {expected}: a block was split")
         bind(shard=shard_name(number))
         seconds = Seconds({stage: sum(stage_seconds(video, stage) for video in videos) for stage in DECODE_STAGES})
-        rows = self.annotate(videos, seconds)
         try:
+            rows = self.annotate(videos, seconds)
             counts = write_shard(Path(self.settings.out), number, videos, rows, seconds.by_stage)
         except InputError as error:
             return report_problem(str(error))
@@ -148,11 +127,15 @@ class Annotator:
         filters = self.settings.filters
         filter_images(pairs, filters, self.settings.min_motion_px)
         candidates = [pair for pair in pairs if not pair.reason]
-        frames = self._encode_frames(candidates, seconds)
-        for pair in candidates:
-            source, target = _frames_of(pair, frames)
-            filter_codes(pair, source["codes"], target["codes"], filters)
-        candidates = [pair for pair in candidates if not pair.reason]
+        frames: Frames = {}
+        # Without a codec nothing is known of codes, and no filter asks for them.
+        if self.codec is not None:
+            with seconds.of("encode"):
+                frames = encode_frames(self.codec, candidates, self.settings.codec_batch_size)
+            for pair in candidates:
+                source, target = (frames[key]["codes"] for key in frame_keys(pair))
+                filter_codes(pair, source, target, filters)
+            candidates = [pair for pair in candidates if not pair.reason]
         with seconds.of("idm"):
             self._propose(candidates, frames)
         triplets = [self._triplet(pair, frames) for pair in pairs if not pair.reason]
@@ -160,58 +143,30 @@ class Annotator:
         name = self.settings.dataset
         return {"triplets": triplets, "rejects": rejects, "pairs": [pair.row(name, filters) for pair in pairs]}
 
-    def _encode_frames(self, pairs: list[Pair], seconds: Seconds) -> Frames:
-        """Encode each key-frame once, though it may be in two pairs."""
-        images = {
-            (pair.video["key"], row): pair.video["images"][row] for pair in pairs for row in (pair.source, pair.target)
-        }
-        with seconds.of("encode"):
-            return dict(zip(images, self._encode(list(images.values())), strict=True))
-
-    def _encode(self, pngs: list[bytes]) -> Iterator[EncodedFrame]:
-        for chunk in even_chunks(pngs, self.settings.codec_batch_size):
-            # Bound as a default: the loop's next chunk must not replace it.
-            pixels_BHWC = np.stack([self._square(png) for png in chunk])
-
-            def encode(start: int, stop: int, pixels_BHWC: Pixels = pixels_BHWC) -> "tuple[Tensor, Tensor]":
-                return self.codec.encode_with_features(pixels_BHWC[start:stop])
-
-            for codes_BN, features_BND in halve_when_full(encode, len(chunk)):
-                for codes, features_ND in zip(codes_BN.tolist(), features_BND, strict=True):
-                    yield {"codes": codes, "features": features_ND}
-
-    def _square(self, png: bytes) -> Pixels:
-        return fit_square(decode_image(png, "key-frame"), self.codec.side_px)
-
     def _propose(self, pairs: list[Pair], frames: Frames) -> None:
         """Set each pair's action, and the reason where the action is filtered."""
-        from wm.dynamics import propose_actions
-
         filters, max_new_tokens = self.settings.filters, self.settings.max_new_tokens
         sampling = self.settings.sampling.to_sampling()
-        # All prompts have one length (two images), so that chunks of one size are equal work.
+        # Prompts of codes have one length (two images), so that chunks of one size are equal work.
         for chunk in even_chunks(pairs, self.settings.idm_batch_size):
-            encoded = [_frames_of(pair, frames) for pair in chunk]
-            sources, targets = ([pair[side]["codes"] for pair in encoded] for side in (0, 1))
+            sources, targets = self._observer.observe(chunk, frames)
             # By the pair's own id: its neighbours in the batch must not change what is sampled.
             seeds = [derive_seed(self.settings.sampling.seed, self._triplet_id(pair)) for pair in chunk]
 
             def propose(
                 start: int,
                 stop: int,
-                sources: list[list[int]] = sources,
-                targets: list[list[int]] = targets,
-                seeds: list[int] = seeds,
+                sources: "Sequence[Observation]" = sources,
+                targets: "Sequence[Observation]" = targets,
+                seeds: Sequence[int] = seeds,
             ) -> "list[ScoredAction]":
-                return propose_actions(
-                    self.idm,
+                return self.idm.propose(
                     sources[start:stop],
                     targets[start:stop],
                     sampling=sampling,
-                    seed=seeds[start:stop],
+                    seeds=seeds[start:stop],
                     max_new_tokens=max_new_tokens,
                     batch_size=stop - start,
-                    runner=self.runner,
                 )
 
             actions = itertools.chain.from_iterable(halve_when_full(propose, len(chunk)))
@@ -227,13 +182,9 @@ class Annotator:
         return stable_id(self.settings.dataset, *pair.id_parts())
 
     def _triplet(self, pair: Pair, frames: Frames) -> TripletRow:
-        from wm.models import change_map
-
         # Ids are made of data set, key and frames alone, so that every run gives the same.
         video, settings = pair.video, self.settings
-        source, target = _frames_of(pair, frames)
         assert pair.action is not None
-        change_N = change_map(source["features"][None], target["features"][None])[0]
         positions, times_s = video["keyframes"], video["times_s"]
         return triplet_row(
             triplet_id=self._triplet_id(pair),
@@ -248,18 +199,30 @@ class Annotator:
             motion=video["motion"][positions[pair.target]],
             source_image={"bytes": video["images"][pair.source], "path": None},
             target_image={"bytes": video["images"][pair.target], "path": None},
-            codec=self.codec.codec_id,
-            source_codes=source["codes"],
-            target_codes=target["codes"],
-            change=change_N.tolist(),
             action=pair.action.text,
             action_logprob=pair.action.logprob,
             action_tokens=pair.action.num_tokens,
             origin="idm",
-            annotator=self.name,
+            annotator=self.idm.model_id,
             license=video["license"] or settings.license,
             reader=video["reader"],
+            **self._code_columns(pair, frames),
         )
+
+    def _code_columns(self, pair: Pair, frames: Frames) -> CodeColumns:
+        """Build the columns that the codec fills; none without one."""
+        if self.codec is None:
+            return {}
+        from wm.models import change_map
+
+        source, target = (frames[key] for key in frame_keys(pair))
+        change_N = change_map(source["features"][None], target["features"][None])[0]
+        return {
+            "codec": self.codec.codec_id,
+            "source_codes": source["codes"],
+            "target_codes": target["codes"],
+            "change": change_N.tolist(),
+        }
 
     def _reject(self, video: DecodedVideo, outcome: Outcome, reason: str, detail: str) -> RejectRow:
         # By key, not by URI: segments of one file are rejects of their own.
@@ -280,21 +243,3 @@ class Annotator:
         where = f"frames {frames[pair.source]} to {frames[pair.target]}: {pair.detail}"
         row = self._reject(pair.video, "filtered", pair.reason, where)
         return row | {"reject_id": stable_id(self.settings.dataset, *pair.id_parts("annotate", pair.reason))}
-
-
-def annotator_name(folder: str, base_id: str) -> str:
-    """Name the annotator: the base's fingerprint and the digest of the recipe that fine-tuned it.
-
-    Args:
-        folder: Model folder of the IDM.
-        base_id: Fingerprint of its base.
-    """
-    from wm.models import read_manifest
-
-    manifest = read_manifest(folder)
-    return f"{base_id}/{manifest.recipe_digest}" if manifest is not None and manifest.recipe_digest else base_id
-
-
-def _frames_of(pair: Pair, frames: Frames) -> tuple[EncodedFrame, EncodedFrame]:
-    key = pair.video["key"]
-    return frames[key, pair.source], frames[key, pair.target]

@@ -16,6 +16,8 @@ from jobs.annotate.annotator import Annotator
 from jobs.annotate.budget import report_of, take_budget
 from jobs.annotate.counts import summarise
 from jobs.annotate.decoder import Decoder
+from jobs.annotate.endpoint import check_endpoint
+from jobs.annotate.models import check_base, check_contents, check_models, settle_filters
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.annotate.report import print_passed_over, print_plan, print_result
 from jobs.annotate.shards import (
@@ -24,7 +26,6 @@ from jobs.annotate.shards import (
     load_listing,
     shard_name,
     shards_with,
-    sole_writer,
     store_listing,
     tidy,
 )
@@ -60,15 +61,19 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """
     recipe = fit_to_cluster(recipe)
     # Models first: a budget of hours opens files to list them.
-    _check_model("idm", recipe.idm)
-    _check_manifest(recipe.idm)
+    check_models(recipe)
     listing, videos_digest = _list_or_resume(recipe)
-    inputs = {"videos": videos_digest, "idm": digest_of(recipe.idm)}
+    inputs = {"videos": videos_digest}
+    # Nobody here has seen the weights behind an endpoint: its model's name is in the recipe.
+    if recipe.idm:
+        inputs["idm"] = digest_of(recipe.idm)
     # The base decides what the codes mean: it is an input like the videos.
+    check_base(recipe)
     if recipe.base:
-        _check_model("base", recipe.base)
-        _check_fit(recipe.idm, recipe.base)
         inputs["base"] = digest_of(recipe.base)
+    if recipe.codec:
+        inputs["codec"] = digest_of(recipe.codec)
+    recipe = settle_filters(recipe)
     stage = Run(recipe.out, "annotate", recipe, inputs)
     is_complete = stage.is_complete()
     retried = shards_with(Path(recipe.out), recipe.retry) if recipe.retry else []
@@ -79,13 +84,14 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     # A finished run is reported even where its models are gone by now.
     if not is_complete:
         _check_machine(recipe, len(shards))
-        _check_codec(recipe)
+        check_contents(recipe)
     if dry_run or is_complete:
         return print_plan(recipe, listing, is_complete)
+    if recipe.endpoint.base_url:
+        check_endpoint(recipe.endpoint, recipe.prompt)
     stage.start(leave=["*.parquet"])  # marks alone say what is left to do
-    with sole_writer(Path(recipe.out)):
-        store_listing(Path(recipe.out), listing, videos_digest)
-        return _annotate_missing(recipe, stage, listing, shards, retried)
+    store_listing(Path(recipe.out), listing, videos_digest)
+    return _annotate_missing(recipe, stage, listing, shards, retried)
 
 
 def _list_or_resume(recipe: AnnotateRecipe) -> tuple[pa.Table, str]:
@@ -231,54 +237,6 @@ def _check_machine(recipe: AnnotateRecipe, num_shards: int) -> None:
     cpus = decoders * resources.cpus_per_decoder + annotators * resources.cpus_per_annotator
     keys = f"num_decoders = {resources.num_decoders}, resources.num_annotators = {resources.num_annotators}"
     check_available(cpus, annotators * resources.gpus_per_annotator, f"resources.{keys}")
-
-
-def _check_model(key: str, folder: str) -> None:
-    from wm.models import explain_unreadable, hub_hint, is_model_folder, model_folder
-
-    # Before Ray starts: an actor's error would come late and as a trace.
-    if not model_folder(folder).is_dir():
-        raise InputError(f"{key} = {folder!r}: no such model folder{hub_hint(folder)}")
-    if not is_model_folder(folder):
-        explain_unreadable(model_folder(folder))
-        raise InputError(f"{key} = {folder!r} is no model folder: it has neither config.json nor adapter_config.json")
-
-
-def _check_manifest(idm: str) -> None:
-    """Refuse a forward model, and an adapter without a manifest: with ``base`` given, only annotators would read it."""
-    from wm.models import is_adapter, read_adapter_manifest, read_manifest
-
-    manifest = read_adapter_manifest(idm) if is_adapter(idm) else read_manifest(idm)
-    # A base has no task: without fine-tuning it is nobody's role yet, but may annotate.
-    if manifest is not None and manifest.task not in (None, "idm"):
-        raise InputError(f"idm = {idm!r} was trained as {manifest.task}; expected an inverse model (idm)")
-
-
-def _check_codec(recipe: AnnotateRecipe) -> None:
-    """Load the codec here too, so that a damaged folder, an adapter without its base, or a threshold that no pair can
-    reach is reported before anything starts."""
-    from wm.models import load_codec
-
-    # The codec alone is small; the IDM is loaded by the annotators only.
-    num_codes = load_codec(recipe.base or recipe.idm).tokens_per_image
-    filters = recipe.filters
-    if filters.unchanged == "on" and filters.min_changed_codes > num_codes:
-        raise InputError(
-            f"filters.min_changed_codes = {filters.min_changed_codes}, but an image has {num_codes} codes: every pair "
-            f"would be filtered; expected 1 to {num_codes}"
-        )
-
-
-def _check_fit(idm: str, base: str) -> None:
-    """Refuse a base that the adapter's manifest does not name, before anything is decoded."""
-    from wm.models import read_manifest
-
-    # Models of others have no manifest: nothing is known of their bases.
-    adapter, full = read_manifest(idm), read_manifest(base)
-    if adapter is not None and adapter.kind != "adapter":
-        raise InputError(f"idm = {idm!r} is a full model and no adapter; leave base out")
-    if adapter is not None and full is not None and adapter.base_id != full.base_id:
-        raise InputError(f"adapter {idm} was trained on base {adapter.base_id}, but {base} is {full.base_id}")
 
 
 def main() -> int:

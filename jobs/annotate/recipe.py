@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from jobs.annotate.decoder import DownloadSettings
+from jobs.annotate.endpoint import EndpointSettings
 from jobs.annotate.settings import ActionSampling, AnnotatorSettings
 from wm.config import Recipe
 from wm.datasets.filters import Filters
@@ -120,8 +121,13 @@ class AnnotateResources(Recipe):
 class AnnotateRecipe(Recipe):
     """Which videos, which IDM, how key-frames are chosen."""
 
-    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources", "retry"})
-    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"budget", "sampling"})
+    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("resources", "retry", "endpoint.base_url", "endpoint.api_key_variable", "endpoint.concurrency"),
+            *("endpoint.max_retries", "endpoint.timeout_s"),
+        }
+    )
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"budget", "sampling", "prompt", "endpoint"})
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
         "layout": "dataset_layout",
         "max_keyframes": "keyframes.max_keyframes",
@@ -147,10 +153,13 @@ class AnnotateRecipe(Recipe):
     videos: SourcePath
     """Folder, glob, one file, or list (.txt .csv .tsv .jsonl .parquet with uri and optional class_label, start_s,
     end_s, license); local, s3://, gs:// or https://."""
-    idm: ModelPath
-    """Model folder of the inverse dynamics model: full, or a PEFT adapter."""
+    idm: ModelPath = ""
+    """Model folder of the inverse dynamics model, full or a PEFT adapter: one with image codes, or a vision-language
+    model of transformers that reads pixels (Qwen3-VL, LLaVA, …). Needed unless an endpoint proposes."""
     out: OutputPath
     """Folder for out/triplets, out/rejects, out/clips, out/pairs and out/run.json."""
+    endpoint: EndpointSettings = EndpointSettings()
+    """Instead of idm, a model that a server has: endpoint.base_url=http://HOST:8000/v1 endpoint.model=NAME."""
     dataset_layout: DatasetLayout = "auto"
     """How class labels follow from names and annotations: auto, folder, ucf101, kinetics, moments, epic, something."""
     annotations: OptionalInputPath = None
@@ -158,6 +167,11 @@ class AnnotateRecipe(Recipe):
     Something-Something v2)."""
     base: OptionalModelPath = None
     """Base folder of an adapter; without it the one that the adapter's manifest names."""
+    codec: OptionalModelPath = None
+    """Model folder whose image codec makes source_codes, target_codes and change; without it the idm's own, where it
+    has one. With neither (the idm reads pixels) these columns are null, and no filter looks at codes."""
+    prompt: str = ""
+    """Question that an idm that reads pixels is asked after the two images; empty: the one of this package."""
     dataset: str = Field(default="videos", min_length=1)
     """Name for the dataset column."""
     split: str = Field(default="train", min_length=1)
@@ -179,7 +193,7 @@ class AnnotateRecipe(Recipe):
     image_side_px: int = Field(default=512, ge=0)
     """Short side of stored images at most; 0 = as large as the video."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the IDM's weights; the codec stays in float32."""
+    """Precision of the IDM's weights; the codec whose codes are stored stays in float32."""
     videos_per_shard: int = Field(default=32, ge=1)
     """Videos annotated together and written as one file; a killed run loses at most those under way."""
     sampling: ActionSampling = ActionSampling()
@@ -197,6 +211,18 @@ class AnnotateRecipe(Recipe):
         if unknown := sorted(set(reasons) - set(REASONS)):
             raise ValueError(f"{unknown[0]!r} is no reason for which a video fails; those are {', '.join(REASONS)}")
         return reasons
+
+    @model_validator(mode="after")
+    def _check_model(self) -> Self:
+        if bool(self.idm) == bool(self.endpoint.base_url):
+            state = "both idm and endpoint.base_url are" if self.idm else "neither idm nor endpoint.base_url is"
+            raise ValueError(f"{state} given; expected one: a model folder, or an endpoint that serves a model")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """Return who proposes the actions, for messages."""
+        return self.idm or f"{self.endpoint.model} at {self.endpoint.base_url}"
 
     @property
     def is_sized(self) -> bool:
@@ -228,8 +254,11 @@ class AnnotateRecipe(Recipe):
         # Absolute: a worker's folder is not the driver's.
         return AnnotatorSettings(
             out=str(Path(self.out).absolute()),
-            idm=str(Path(self.idm).absolute()),
+            idm=str(Path(self.idm).absolute()) if self.idm else "",
             base=str(Path(self.base).absolute()) if self.base else None,
+            codec=str(Path(self.codec).absolute()) if self.codec else None,
+            prompt=self.prompt,
+            endpoint=self.endpoint,
             dataset=self.dataset,
             split=self.split,
             license=self.license,

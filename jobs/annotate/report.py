@@ -30,7 +30,7 @@ def print_plan(recipe: AnnotateRecipe, listing: pa.Table, is_complete: bool) -> 
     classes = pc.count_distinct(listing.column("class_label")).as_py()
     print(
         f"annotate: {'already complete in' if is_complete else 'would write'} {recipe.out}: "
-        f"{listing.num_rows:,} videos of {classes:,} classes from {recipe.videos}, IDM {recipe.idm}"
+        f"{listing.num_rows:,} videos of {classes:,} classes from {recipe.videos}, IDM {recipe.model_name}"
     )
     print_passed_over(listing)
     if is_complete:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
+from jobs.annotate.endpoint import EndpointSettings
 from wm.config import Recipe
 from wm.datasets.filters import Filters
 from wm.files.mirror import on_this_node
@@ -47,11 +48,15 @@ class ActionSampling(Recipe):
 
 @dataclass(frozen=True)
 class AnnotatorSettings:
-    """Settings of an annotator; paths are absolute, because a worker's folder is not the driver's."""
+    """Settings of an annotator; paths are absolute, because a worker's folder is not the driver's. ``idm`` is empty
+    where an endpoint proposes."""
 
     out: str
     idm: str
     base: str | None
+    codec: str | None
+    prompt: str
+    endpoint: EndpointSettings
     dataset: str
     split: str
     license: str
@@ -67,5 +72,6 @@ class AnnotatorSettings:
 
     def on_this_node(self) -> "AnnotatorSettings":
         """Return the settings with this node's paths; who loads a model of a bucket fetches what it needs."""
-        base = None if self.base is None else str(on_this_node(self.base))
-        return replace(self, out=str(on_this_node(self.out)), idm=str(on_this_node(self.idm)), base=base)
+        base, codec = (None if path is None else str(on_this_node(path)) for path in (self.base, self.codec))
+        idm = str(on_this_node(self.idm)) if self.idm else ""
+        return replace(self, out=str(on_this_node(self.out)), idm=idm, base=base, codec=codec)

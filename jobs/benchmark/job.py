@@ -8,9 +8,11 @@ from wm.cli import main as cli_main
 
 BENCHMARKS = {
     "annotate": "jobs.benchmark.annotate",
+    "compare": "jobs.benchmark.compare",
     "demo": "jobs.benchmark.demo",
     "gpu": "jobs.benchmark.gpu",
     "keyframes": "jobs.benchmark.keyframes",
+    "pixels": "jobs.benchmark.pixels",
     "probe": "jobs.benchmark.probe",
     "sampling": "jobs.benchmark.sampling",
     "scale": "jobs.benchmark.scale",
@@ -18,7 +20,8 @@ BENCHMARKS = {
     "serve": "jobs.benchmark.serving",
     "training": "jobs.benchmark.training",
 }
-"""Name → module with a class ``BenchmarkRecipe``, a function ``run`` and a docstring that says what is measured."""
+"""Name → module with a class ``BenchmarkRecipe``, a function ``run`` and a docstring that says what is measured, or, of
+``compare``, held against earlier records."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

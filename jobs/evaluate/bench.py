@@ -6,7 +6,6 @@ from jobs.evaluate.entries import build_entries, check_codec_and_base
 from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.shared.devices import check_device
 from wm.dynamics import check_draft_length
-from wm.errors import InputError
 from wm.evaluation.bench import Bench
 from wm.evaluation.counterfactuals import (
     Counterfactuals,
@@ -27,23 +26,25 @@ def build_bench(recipe: EvaluateRecipe) -> Bench:
     """
     resources, entries = recipe.resources, build_entries(recipe)
     check_device(resources.device)
-    # 1. The codec: a model of pixels has none, and the images must be compared through that of another.
-    with_codes = [entry.path for entry in entries.values() if entry.reads == "codes"]
+    # 1. The codec: models of pixels have none; beside others they are shown the images of that of the others.
+    with_codes = [entry.path for entry in entries.values() if entry.kind == "codes"]
     codec_path = recipe.codec or recipe.base or next(iter(with_codes), "")
-    if not codec_path:
-        raise InputError("every model reads pixels: give codec, a model folder whose codes distinguish the images")
-    codec = load_codec(codec_path, resources.device)
+    codec = load_codec(codec_path, resources.device) if codec_path else None
     # 2. What must fit it, before images are read.
     for entry in entries.values():
-        check_codec_and_base(entry, codec)
-        if resources.base_sharing == "shared" and is_adapter(entry.path):
-            check_shareable(model_folder(entry.path))
-    check_draft_length(recipe.search.num_draft_tokens, codec.tokens_per_image)
-    # Predictions are compared as images.
-    codec.check_decoder()
+        if entry.kind == "codes" and codec is not None:
+            check_codec_and_base(entry, codec)
+            if resources.base_sharing == "shared" and is_adapter(entry.path):
+                check_shareable(model_folder(entry.path))
+    if codec is not None:
+        check_draft_length(recipe.search.num_draft_tokens, codec.tokens_per_image)
+        # Predictions are compared as images.
+        codec.check_decoder()
     # 3. The triplets and their judge.
     subset = choose_subset(recipe.triplets) if recipe.subset == "auto" else recipe.subset
-    held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=subset)
+    held_out = read_held_out(
+        recipe.triplets, codec, limit=recipe.limit or None, subset=subset, side_px=recipe.image_side_px
+    )
     judge_many, action_is_right, opposites = None, None, None
     if recipe.judge == "oracle":
         from jobs.evaluate.oracle import build_oracle

@@ -4,6 +4,9 @@ import re
 from dataclasses import replace
 
 from jobs.evaluate.recipe import EvaluateRecipe
+from wm.dynamics.editor_forward import check_editor_folder
+from wm.dynamics.loading import kind_of
+from wm.dynamics.protocols import ModelKind
 from wm.errors import InputError
 from wm.evaluation.bench import Entry
 from wm.models import ImageCodec, hub_hint, model_folder, read_manifest
@@ -28,40 +31,81 @@ def build_entries(recipe: EvaluateRecipe) -> dict[str, Entry]:
     for name, model in recipe.models.items():
         if name in entries:
             raise InputError(f"models.{name}: this name is the base's; choose another")
-        entries[name] = Entry(name, model.path, model.role, model.label, model.seed, model.idm, model.base, model.reads)
+        entries[name] = Entry(
+            name, model.path, model.role, model.label, model.seed, model.idm, model.base,
+            prompt=model.prompt or "", editor=model.editor.arguments() if model.editor else {},
+        )  # fmt: skip
     if not entries:
         raise InputError("nothing to evaluate: give base, or models as tables [models.NAME]")
     return {name: _check_entry(entry, entries, recipe) for name, entry in entries.items()}
 
 
+def record_kinds(recipe: EvaluateRecipe, entries: dict[str, Entry]) -> EvaluateRecipe:
+    """Return the recipe with what was found of each model's folder, so that a run is of just that.
+
+    Args:
+        recipe: As it was given.
+        entries: Its models.
+    """
+    models = {
+        name: model.model_copy(update={"reads": "codes" if entries[name].kind == "codes" else "pixels"})
+        for name, model in recipe.models.items()
+    }
+    return recipe.model_copy(update={"models": models})
+
+
 def _check_entry(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe) -> Entry:
-    """Check a model by its name, folder and manifest; return it with its verifier and its base."""
+    """Check a model by its name, folder and manifest; return it with its kind, its verifier and its base."""
     key = f"models.{entry.name}"
     # 1. The model itself, whose name becomes part of file names.
     if not re.fullmatch(r"[\w-]+", entry.name):
         raise InputError(f"{key}: a name holds letters, digits, - and _ only")
     if not model_folder(entry.path).is_dir():
         raise InputError(f"{key}.path: no such model folder: {entry.path}{hub_hint(entry.path)}")
-    if entry.reads == "pixels" and (entry.role != "idm" or not recipe.probe):
-        raise InputError(f"{key}.reads = 'pixels': such a model is an idm, and only the probe (probe = true) asks it")
     manifest = read_manifest(entry.path)
     if manifest is not None and manifest.task not in (None, entry.role):
         raise InputError(f"{key}.role = {entry.role!r}, but {entry.path} was trained as {manifest.task}")
+    kind = _find_kind(entry, recipe)
     # 2. Its verifier.
     verifier = (entry.verifier or recipe.idm) if entry.role == "fdm" else ""
     if entry.verifier and entry.role == "idm":
         raise InputError(f"{key}.idm = {entry.verifier!r}: an IDM is not verified; leave it out")
-    if verifier and (verifier not in entries or not entries[verifier].can_verify):
-        idms = ", ".join(name for name, other in entries.items() if other.can_verify) or "none"
+    if verifier and (verifier not in entries or not entries[verifier].is_verifier):
+        idms = ", ".join(name for name, other in entries.items() if other.is_verifier) or "none"
         raise InputError(f"{key}: verifier {verifier!r} is no IDM of this recipe; those are {idms}")
     # 3. Its label: entries that share it and the seed would be averaged as one run in the tables.
     for other in entries.values():
         twin = (other.label, other.role, other.run) == (entry.label, entry.role, entry.run)
         if twin and other.name != entry.name:
             raise InputError(f"{key} and models.{other.name} share label {entry.label!r} and seed {entry.run}")
-    # Complete models need no base; an adapter may name its own.
-    is_adapter = manifest is not None and manifest.kind == "adapter"
-    return replace(entry, verifier=verifier, base=entry.base or (recipe.base if is_adapter else ""))
+    # Complete models need no base; an adapter may name its own, and the recipe's base has image codes.
+    is_adapter = manifest is not None and manifest.kind == "adapter" and kind == "codes"
+    return replace(entry, kind=kind, verifier=verifier, base=entry.base or (recipe.base if is_adapter else ""))
+
+
+def _find_kind(entry: Entry, recipe: EvaluateRecipe) -> ModelKind:
+    """Find how a model exchanges images, and check that its role and its keys fit."""
+    key, model = f"models.{entry.name}", recipe.models.get(entry.name)
+    wish = model.reads if model is not None else "codes"
+    kind = kind_of(entry.path, entry.base or None)
+    # Some families have both (Janus): told so, the half that reads pixels is taken.
+    if kind == "codes" and wish == "pixels":
+        kind = "pixels"
+    if kind != "codes" and wish == "codes":
+        where = f"{key}.reads = 'codes', but {entry.path}" if model is not None else f"base = {entry.path!r}"
+        what = "is an image editor" if kind == "editor" else "reads pixels"
+        raise InputError(f"{where} {what}; expected a model with image codes")
+    if kind == "pixels" and entry.role == "fdm":
+        raise InputError(f"{key}.role = 'fdm', but {entry.path} reads pixels and makes none: such a model is an idm")
+    if kind == "editor":
+        if entry.role == "idm":
+            raise InputError(f"{key}.role = 'idm', but {entry.path} is an image editor: it says no action")
+        check_editor_folder(entry.path, str(entry.editor.get("pipeline", "")))
+    elif model is not None and model.editor is not None:
+        raise InputError(f"{key}.editor: {entry.path} is no image editor; leave it out")
+    if entry.prompt and kind != "pixels":
+        raise InputError(f"{key}.prompt: {entry.path} reads no pixels, and is asked no question; leave it out")
+    return kind
 
 
 def check_codec_and_base(entry: Entry, codec: ImageCodec) -> None:
@@ -76,7 +120,7 @@ def check_codec_and_base(entry: Entry, codec: ImageCodec) -> None:
     """
     manifest = read_manifest(entry.path)
     # Without a manifest there is nothing to compare: such a model is checked when it is loaded.
-    if manifest is None or entry.reads == "pixels":
+    if manifest is None or entry.kind != "codes":
         return
     if manifest.codec_id != codec.codec_id:
         raise InputError(

@@ -1,12 +1,14 @@
 """Evaluate models on held-out triplets: text metrics, preference probe, verification at several K,
 examples."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs.evaluate import report
 from jobs.evaluate.bench import build_bench
-from jobs.evaluate.entries import build_entries
+from jobs.evaluate.entries import build_entries, record_kinds
 from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.evaluate.workers import parts_folder, run_units
 from jobs.shared.cluster_size import fit_to_cluster
@@ -14,7 +16,7 @@ from wm import cli
 from wm.datasets.card import write_dataset_card
 from wm.evaluation.adaptive import adaptive_rows
 from wm.evaluation.aurora_bench import order_subsets
-from wm.evaluation.bench import Bench
+from wm.evaluation.bench import Bench, Entry
 from wm.evaluation.gallery import write_gallery
 from wm.evaluation.heldout import choose_subset
 from wm.evaluation.predicted_actions import ACTION_SCHEMA, ActionRow, actions_folder
@@ -22,7 +24,7 @@ from wm.evaluation.predictions import predictions_folder
 from wm.evaluation.rows import Tables
 from wm.evaluation.tables import Collected, build_tables
 from wm.evaluation.unit_predictions import list_unit_actions
-from wm.evaluation.units import collect, list_units
+from wm.evaluation.units import Unit, collect, list_units, load_part
 from wm.records import SEED_SCHEME
 from wm.runs import Run, digest_of, read_run, write_json
 from wm.tables import open_parquet, read_table, table_files, triplets_folder, write_table
@@ -50,6 +52,8 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     entries = build_entries(recipe := fit_to_cluster(recipe))
     units = list_units(entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe)
     inputs = {"triplets": digest_of(recipe.triplets)}
+    # What was found of each folder is recorded, as the column of subsets is.
+    recipe = record_kinds(recipe, entries)
     # The column itself is recorded: an earlier run under another one keeps its figures, and is not resumed.
     if is_auto := recipe.subset == "auto":
         recipe = recipe.model_copy(update={"subset": choose_subset(recipe.triplets)})
@@ -87,6 +91,7 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         examples = write_gallery(bench, units, parts, job.out, recipe.examples)
         write_json(job.out / "examples.json", examples)
     counts["examples"] = len(examples)
+    counts |= _count_editor_failures(entries, units, parts)
     counts |= _finish_predictions(job.out, images, list_unit_actions(entries, bench.held_out.ids, units, parts))
     record = job.finish(counts)
     report.print_tables(tables, counts, job.out / "tables.json")
@@ -101,6 +106,19 @@ def _print_notices(recipe: EvaluateRecipe, bench: Bench, is_auto: bool) -> None:
         report.print_choice(recipe, _list_classes(recipe))
     if recipe.probe:
         report.print_counterfactuals(bench.counterfactuals)
+
+
+def _count_editor_failures(entries: Mapping[str, Entry], units: Sequence[Unit], parts: Path) -> dict[str, int]:
+    """Count and print the images that editors withheld, and the actions that they cut; return the counts above 0."""
+    counts: Counter[str] = Counter()
+    for unit in units:
+        if entries[unit.entry].kind == "editor":
+            facts = load_part(unit.file(parts))[0]
+            report.print_editor_failures(unit.entry, facts.get("withheld", {}), facts.get("cut_actions", 0))
+            counts.update(
+                {"withheld": sum(facts.get("withheld", {}).values()), "cut_actions": facts.get("cut_actions", 0)}
+            )
+    return {name: count for name, count in counts.items() if count}
 
 
 def _finish_predictions(out: Path, images: Path | None, actions: list[ActionRow]) -> dict[str, int]:

@@ -5,9 +5,10 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.shared.devices import DType
+from jobs.shared.model_resources import ModelResources
 from wm.config import Recipe
-from wm.dynamics import BaseSharing, Sampling
+from wm.dynamics import Sampling
+from wm.dynamics.editor_settings import EditorSettings
 from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.rows import check_label
 from wm.paths import InputPath, ModelPath, OptionalInputPath, OutputPath
@@ -20,8 +21,9 @@ class ModelEntry(Recipe):
     """Model folder: full weights or a PEFT adapter."""
     role: Literal["idm", "fdm"]
     """Inverse (idm) or forward (fdm) dynamics."""
-    reads: Literal["codes", "pixels"] = "codes"
-    """pixels: a vision-language model of transformers (Qwen2-VL, LLaVA, …), an idm for the probe alone."""
+    reads: Literal["auto", "codes", "pixels"] = "auto"
+    """How it exchanges images. auto: found from the folder, and recorded. codes: those of an image codec. pixels: an
+    idm is a vision-language model of transformers (Qwen3-VL, LLaVA, …), an fdm an image editor of diffusers."""
     label: str
     """Name in the tables. Entries with the same label are runs of other training seeds and share a row."""
     seed: int = 0
@@ -29,7 +31,12 @@ class ModelEntry(Recipe):
     idm: str = ""
     """Of an FDM: name of the entry that verifies it; empty: the recipe's idm."""
     base: ModelPath = ""
-    """Of an adapter: its base folder; empty: the recipe's base, else what its manifest says."""
+    """Of an adapter: its base folder; empty: the recipe's base where the model has image codes, else what its manifest
+    says."""
+    prompt: str | None = None
+    """Of an idm that reads pixels: the question, asked after the two images; left out: the one of this package."""
+    editor: EditorSettings | None = None
+    """Of an fdm that is an image editor: editor.settings.num_inference_steps=20, …"""
 
     _check_label = field_validator("label")(check_label)
 
@@ -77,27 +84,15 @@ class CandidateSearch(Recipe):
         return self
 
 
-class EvaluateResources(Recipe):
+class EvaluateResources(ModelResources):
     """Where the models run, and how many rows and units at a time."""
-
-    num_workers: int = Field(default=0, ge=0)
-    """Ray tasks at a time; 0: in this process, without Ray. Left out, a cluster that is joined gives one a CPU, unless
-    device names another."""
-    device: str = "cpu"
-    """Device of torch, such as cpu or cuda:1."""
-    dtype: DType = "float32"
-    """Type of the models' weights; bfloat16 halves the memory."""
-    batch_size: int = Field(default=64, ge=1)
-    """Rows in a forward pass."""
-    base_sharing: BaseSharing = "merged"
-    """merged: every model has weights of its own while it is loaded. shared: adapters of one base are applied beside
-    one copy of its weights: less memory and loading, a little slower, the same up to rounding."""
 
 
 class EvaluateRecipe(Recipe):
     """Which models, on which triplets, and what is measured."""
 
     RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources.num_workers"})
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"image_side_px"})
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
         "k": "search.num_candidates",
         "block": "search.num_draft_tokens",
@@ -116,7 +111,10 @@ class EvaluateRecipe(Recipe):
     out: OutputPath
     """Output folder."""
     codec: ModelPath = ""
-    """Model folder whose image codec decodes predictions; empty: the base, else the first model."""
+    """Model folder whose image codec decodes predictions; empty: the base, else the first model that has one. Needed by
+    no model that reads pixels or edits them."""
+    image_side_px: int = Field(default=512, ge=16, le=4096)
+    """Side of the squares that images are shown and compared as where no model has a codec, which else decides it."""
     base: ModelPath = ""
     """Pre-trained model: base of the adapters, and with zero_shot evaluated as it is, as FDM and as IDM."""
     zero_shot: bool = True
@@ -134,11 +132,11 @@ class EvaluateRecipe(Recipe):
     search: CandidateSearch = CandidateSearch()
     """How many candidates are sampled, and how one is chosen."""
     sampling: Sampling = Sampling()
-    """How candidates are sampled, guidance included."""
+    """How candidates of image codes are sampled, guidance included; an editor has settings of its own."""
     greedy: bool = True
-    """Evaluate the greedy prediction too."""
+    """Evaluate the greedy prediction too, of models with image codes."""
     probe: bool = True
-    """Run the preference probe."""
+    """Run the preference probe; an editor gives no likelihoods, and is not asked."""
     counterfactuals: OptionalInputPath = None
     """Of the probe: file with lines {"triplet_id": …, "action": …}, or output folder of wm contradict; triplets without
     a line are left out of that comparison and counted. Left out: the bench's column counterfactual_action where it has

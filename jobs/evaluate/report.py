@@ -1,6 +1,6 @@
 """Print what ``evaluate`` would do and has done. Knows nothing of how it is done."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.evaluate.recipe import EvaluateRecipe
@@ -79,3 +79,21 @@ def print_tables(tables: Tables, counts: dict[str, int], path: Path) -> None:
     """
     print(format_tables(tables))
     print(f"evaluated {counts['models']} models on {counts['triplets']} triplets: {path}")
+
+
+def print_editor_failures(name: str, withheld: Mapping[str, int], cut_actions: int) -> None:
+    """Print what an image editor did not give, or did not read.
+
+    Args:
+        name: Of its entry.
+        withheld: Images by reason.
+        cut_actions: Triplets whose action is longer than it reads.
+    """
+    if withheld:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(withheld.items()))
+        print(f"models.{name} withheld images ({reasons}); further candidates took their places")
+    if cut_actions:
+        print(
+            f"warning: models.{name} does not read {cut_actions:,} actions to their end: they are longer than its text "
+            "model reads"
+        )

@@ -26,6 +26,7 @@ from wm.records import (
     REJECT_SCHEMA,
     STAGE_TABLES,
     TRIPLET_SCHEMA,
+    CodeColumns,
     RejectRow,
     TripletRow,
     reject_row,
@@ -55,15 +56,6 @@ class ShardReport(TypedDict):
 
     rows: int
     problem: str
-
-
-class CodeColumns(TypedDict, total=False):
-    """Columns of a triplet that a codec fills."""
-
-    codec: str
-    source_codes: list[int]
-    target_codes: list[int]
-    change: list[float]
 
 
 class Ingestor:

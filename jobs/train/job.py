@@ -19,7 +19,7 @@ from typing import Any
 
 from jobs.shared import ray_session
 from jobs.shared.cluster_size import fit_to_cluster
-from jobs.train.evaluator import HeldOutEvaluator, check_evaluation
+from jobs.train.evaluator import build_evaluator, check_evaluation
 from jobs.train.report import print_plan, print_summary, progress
 from jobs.train.watch import POLL_S, watch
 from jobs.train.worker import fit_worker
@@ -28,11 +28,13 @@ from wm.cli import main as command_line
 from wm.errors import InputError
 from wm.files.mirror import shown, uri_of
 from wm.models import hub_hint, model_folder
+from wm.models.card import write_card
 from wm.runs import Run, digest_of, read_run
 from wm.training import MODEL, DivergedError, RankInfo, TrainRecipe, fit
+from wm.training.card import describe_training
 from wm.training.checkpoint.identity import check_newest, check_writable
 from wm.training.checkpoint.retention import prune
-from wm.training.monitoring.evaluation import BEST
+from wm.training.monitoring.evaluation import BEST, LAST
 from wm.training.monitoring.mirrored_out import MirroredOut
 from wm.training.planning.plan import Plan, check_data, order_of, plan
 from wm.training.planning.schedule import schedule_warnings
@@ -96,6 +98,7 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         "skipped": sum(part.num_skipped + sum(part.left_out.values()) for part in tokens.facts),
         "steps": num_steps,
     }
+    _write_model_card(recipe, {"recipe": recipe.model_dump(mode="json"), "counts": counts, "summary": summary})
     record = stage.finish(counts, summary=summary)
     # Only a complete run gives up what a resumed one would need.
     prune(recipe)
@@ -105,6 +108,16 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     mirrored.clean_up(recipe)
     print_summary(recipe, summary, record["wall_s"])
     return record
+
+
+def _write_model_card(recipe: TrainRecipe, record: dict[str, Any]) -> None:
+    """Write the card of ``out/model``, and of ``out/last`` where the best model is kept beside it."""
+    for name in (MODEL, LAST):
+        folder = Path(recipe.out) / name
+        # In a bucket the model may be another node's: what is published of it is enough for a card.
+        if folder.is_dir():
+            own = record if name == MODEL else {**record, "summary": {**record["summary"], "best": None}}
+            write_card(folder, describe_training(folder, own))
 
 
 @contextmanager
@@ -143,7 +156,7 @@ def _fit_here(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
     import torch
 
     device = torch.device("cuda" if recipe.resources.use_gpu else "cpu")
-    return fit(recipe, RankInfo(0, 1, device), digest=digest, evaluator=HeldOutEvaluator(recipe)).as_dict()
+    return fit(recipe, RankInfo(0, 1, device), digest=digest, evaluator=build_evaluator(recipe)).as_dict()
 
 
 def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:

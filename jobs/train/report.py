@@ -17,6 +17,7 @@ from wm.training import METRICS, MODEL, TrainRecipe
 from wm.training.checkpoint.retention import FAILED
 from wm.training.monitoring.evaluation import EVALUATIONS, LAST, EvaluationLine
 from wm.training.monitoring.records import StepLine
+from wm.training.planning.memory import StateMemory
 from wm.training.planning.plan import Plan
 
 _POLL_S = 0.5
@@ -77,7 +78,7 @@ def progress(
 
 
 def evaluation_lines(evaluation: EvaluationLine) -> list[str]:
-    """Format an evaluation, with a warning if the model has collapsed."""
+    """Format an evaluation, with a warning if the model has collapsed or ignores its action."""
     parts = [
         f"evaluation at step {evaluation['step']:,}: {evaluation['nats']:.4f} nats a token",
         f"prefers the truth {evaluation['preference']:.0%}",
@@ -92,7 +93,15 @@ def evaluation_lines(evaluation: EvaluationLine) -> list[str]:
             f"leaves {evaluation['unchanged_share']:.0%} of the tokens "
             f"(the truth {evaluation['true_unchanged_share']:.0%})"
         )
+    if "sensitivity.shuffled" in evaluation:
+        parts.append(f"true action {evaluation['sensitivity.shuffled']:+.4f} nats an image token over a shuffled one")
     lines = [", ".join(parts)]
+    # Lines of a run that an earlier version began have no such flag.
+    if evaluation.get("ignores_action"):
+        lines.append(
+            f"warning: at step {evaluation['step']:,} the model ignores its action: the true image is no likelier "
+            "under the true action than under another triplet's"
+        )
     if evaluation["has_collapsed"]:
         lines.append(
             f"warning: at step {evaluation['step']:,} the model returns {evaluation['copies']:.0%} of the held-out "
@@ -135,8 +144,14 @@ def print_plan(recipe: TrainRecipe, plan: Plan) -> None:
         f"passes, {recipe.precision}, ZeRO-{plan.zero_stage}"
         + (", layers computed again in the backward pass" if plan.recomputes else "")
     )
-    parts = {name: count for name, count in plan.memory.as_dict().items() if name != "peak" and count}
-    print(f"  {_bytes(plan.memory.peak):>11} of memory a worker at most, when its rows are the longest:")
+    parts = {name: count for name, count in plan.memory.as_dict().items() if name not in ("peak", "least") and count}
+    if isinstance(plan.memory, StateMemory):
+        print(
+            f"  {_bytes(plan.memory.least):>11} of memory a worker at least; what the layers keep for the backward "
+            "pass is not estimated: a vision tower's passes depend on the images"
+        )
+    else:
+        print(f"  {_bytes(plan.memory.peak):>11} of memory a worker at most, when its rows are the longest:")
     for name, count in parts.items():
         print(f"  {_bytes(count):>11} {_PARTS[name]}")
     # 4. What is wrong with it.
@@ -185,10 +200,13 @@ def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float
     )
     # The last evaluation, and the best one.
     if "evaluation" in summary:
-        print(f"  {evaluation_lines(summary['evaluation'] | {'has_collapsed': False})[0]}")
+        print(f"  {evaluation_lines(summary['evaluation'])[0]}")
     if "collapsed_at" in summary:
         steps = ", ".join(f"{step:,}" for step in summary["collapsed_at"])
         print(f"  warning: collapsed into copying at the evaluations of steps {steps}")
+    # At the first steps every model does: what counts is the last evaluation.
+    if summary.get("evaluation", {}).get("ignores_action"):
+        print(f"  warning: {recipe.task} ignores its action at the last evaluation: see sensitivity.shuffled")
     if "best" in summary:
         step, metric = summary["best"]["step"], recipe.eval.metric_for_best_model
         print(f"  best by {metric}: step {step:,} ({summary['best'][metric]:.4f}); the last: {shown(out / LAST)}")

@@ -18,7 +18,10 @@ from wm.dynamics import (
     observe_codes,
 )
 from wm.dynamics.scoring import as_codes, code_lists
-from wm.models import UnifiedVLM
+from wm.evaluation import bank
+from wm.evaluation.bank import Bank
+from wm.evaluation.heldout import HeldOut
+from wm.models import ImageCodec, UnifiedVLM
 from wm.sampling import ModelRunner, build_model_runner
 
 
@@ -89,3 +92,11 @@ def grow_tree(
     """Grow a tree from a source."""
     (source,) = observe(np.asarray(source_1N), fdm)
     return dynamics.grow_tree(forward(fdm), inverse(idm), source, levels, **options)
+
+
+def sample_bank(
+    fdm: Role, verifier: Role | None, held_out: HeldOut, codec: ImageCodec, *more: Any, **options: Any
+) -> Bank:
+    """Sample the bank of a forward model of codes."""
+    idm = CodeInverse(verifier, codec) if verifier is not None else None
+    return bank.sample_bank(CodeForward(fdm, codec), idm, held_out, codec, *more, **options)

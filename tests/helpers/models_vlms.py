@@ -35,6 +35,16 @@ TEXT = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+CLIP = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+    "projection_dim": 32,
+}
 _MROPE = {"rope_type": "default", "type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
 
 
@@ -138,7 +148,7 @@ def write_llava_next(folder: Path) -> None:
     grid = [[16, 16], [16, 32], [32, 16]]
     config = transformers.LlavaNextConfig(
         text_config={**TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
-        vision_config=_clip(),
+        vision_config=CLIP,
         image_token_index=4,
         image_grid_pinpoints=grid,
     )
@@ -155,25 +165,12 @@ def write_llava_next(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _clip() -> dict:
-    return {
-        "model_type": "clip_vision_model",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "image_size": 16,
-        "patch_size": 4,
-        "projection_dim": 32,
-    }
-
-
 def write_llava_interleave(folder: Path) -> None:
     """LLaVA-Interleave: the LLaVA class with SigLIP and Qwen2."""
     tokenizer = make_tokenizer("<image>")
     config = transformers.LlavaConfig(
         text_config={**TEXT, "model_type": "qwen2", "vocab_size": len(tokenizer)},
-        vision_config={**_clip(), "model_type": "siglip_vision_model"},
+        vision_config={**CLIP, "model_type": "siglip_vision_model"},
         image_token_index=4,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -193,7 +190,7 @@ def write_llava(folder: Path) -> None:
     tokenizer = make_tokenizer("<image>")
     config = transformers.LlavaConfig(
         text_config={**TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
-        vision_config=_clip(),
+        vision_config=CLIP,
         image_token_index=4,
     )
     seeded(lambda: transformers.LlavaForConditionalGeneration(config)).save_pretrained(folder)

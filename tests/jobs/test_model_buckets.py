@@ -172,7 +172,7 @@ def test_of_a_run_its_model_alone_is_fetched(data: Path, client: Any, tmp_path: 
     # 2. Who annotates with it has them.
     annotator = Annotator(annotation.annotator_settings())
     expected = load_model(data / "runs/idm", merge=True)
-    assert annotator.problem == "" and torch.equal(logits(annotator.idm), logits(expected))
+    assert annotator.problem == "" and torch.equal(logits(annotator.idm.role.model), logits(expected))
     assert (node / inner).is_file() and not (node / "runs/idm/checkpoints").exists()
 
 

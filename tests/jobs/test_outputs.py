@@ -16,7 +16,8 @@ from PIL import Image
 from jobs.shared import ray_session as shared_ray_session
 from tests.helpers.doc_pages import PAGES, tab_python
 from tests.helpers.triplet_files import LABELS, picture, triplet, write_output
-from wm.datasets.card import license_lines, license_sentence, write_dataset_card
+from wm.cards import license_lines, license_sentence
+from wm.datasets.card import write_dataset_card
 from wm.errors import InputError
 from wm.tables import read_table
 

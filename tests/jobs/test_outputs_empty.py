@@ -82,7 +82,7 @@ def test_annotations_of_every_outcome_open(
         decoder = Decoder(recipe.clip_settings(), recipe.download_settings(), recipe.dataset)
         annotator = Annotator(recipe.annotator_settings())
         if not rejects:
-            annotator.idm.detokenize = lambda ids: "push it"
+            annotator.idm.role.model.detokenize = lambda ids: "push it"
         for number, rows in pending.items():
             annotator(decoder(shard_table(listing, number, *rows)))
         decoder.reader.close()

@@ -65,6 +65,8 @@ NO_PATHS = {
     *("CollectRecipe.pattern", "JudgeRecipe.model", "JudgeRecipe.base_url", "JudgeRecipe.api_key_variable"),
     # A format, a name below another key's folder, a text.
     *("AskRecipe.benchmark", "AskRecipe.file", "AskRecipe.prompt"),
+    # Repositories of the hub, licences, a commit's message.
+    *("PushRecipe.repo", "PushRecipe.allow_license", "PushRecipe.message", "CardRecipe.base_model"),
     # FOLDER:LABEL, or a label; names of metrics.
     *("CompareRecipe.first", "CompareRecipe.second", "CompareRecipe.metrics"),
     # Of tables and systems.

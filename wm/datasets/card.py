@@ -3,11 +3,11 @@
 It says what the set holds; by its YAML head ``load_dataset(folder)`` finds the tables.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from wm.cards import license_lines
 from wm.errors import InputError
 from wm.runs import write_text
 from wm.tables import has_files, read_footers, table_files
@@ -24,23 +24,6 @@ TABLES: dict[str, str] = {
     "selection": "ids of the chosen triplets, with score and rank; no images",
 }
 """Folders of a data set's output that become configurations, the default first."""
-
-KNOWN_LICENSES = {
-    "apache-2.0",
-    "bsd-3-clause",
-    "cc-by-4.0",
-    "cc-by-nc-4.0",
-    "cc-by-nc-nd-4.0",
-    "cc-by-nc-sa-4.0",
-    "cc-by-sa-4.0",
-    "cc0-1.0",
-    "mit",
-    "openrail",
-}
-"""Identifiers that the Hugging Face hub takes for ``license``; of any other text it is the name."""
-
-MANY_LICENSES = 20
-"""A card names so many at most: where each row has its own (an attribution, say) there may be millions."""
 
 _SPLIT = re.compile(r"\w+(\.\w+)*")
 
@@ -109,26 +92,6 @@ def split_names(splits: Sequence[str]) -> list[str]:
             name, number = f"{plain}_{number}", number + 1
         names.append(name)
     return names
-
-
-def license_lines(licenses: Sequence[str]) -> list[str]:
-    """Build the YAML lines of the hub's ``license`` for the different licences of a data set; none if none is given."""
-    names = sorted({text.strip() for text in licenses if text.strip()})
-    if not names:
-        return []
-    if len(names) == 1 and names[0].lower() in KNOWN_LICENSES:
-        return [f"license: {names[0].lower()}"]
-    name = ", ".join(names) if len(names) <= MANY_LICENSES else f"{len(names)} licences, one in each row"
-    # JSON's strings are YAML's.
-    return ["license: other", f"license_name: {json.dumps(name, ensure_ascii=False)}"]
-
-
-def license_sentence(counts: Mapping[str, int]) -> str:
-    """Describe the licences of a data set with their rows, the commonest first."""
-    commonest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    texts = [f"{' '.join(name.split()) or 'not given'} ({count:,})" for name, count in commonest[:MANY_LICENSES]]
-    more = [f"and {len(commonest) - len(texts):,} more"] if len(commonest) > len(texts) else []
-    return f"Licences: {', '.join([*texts, *more])}."
 
 
 def _body(

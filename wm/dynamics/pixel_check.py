@@ -99,7 +99,7 @@ def find_shortcuts(scorer: VLMScorer, folder: Path, image_cache_bytes: int) -> S
     if scorer.model.config.is_encoder_decoder:
         raise InputError(f"{folder}: {type(scorer.model).__name__} has an encoder for text; expected a decoder alone")
     first, *others = (Observation.from_pixels(image) for image in _noise())
-    sources, actions = [first, first], [_ACTION, _ACTION.split()[0]]
+    sources, actions = [first, first], [_ACTION, _ACTION.split(maxsplit=1)[0]]
     # Another processor makes patches of another size, or writes too few tokens for them.
     with refusing(f"{folder}: the model cannot read what its processor makes of two images (is it another model's?)"):
         plain = scorer.score_actions(pixels_of(sources), pixels_of(others), actions)

@@ -31,20 +31,20 @@ class ImageFeatures:
 
     Attributes:
         placeholder: The text that stands for it in a chat.
-        features_NH: A vector for each of its tokens.
-        deep_NH: The same for each layer that adds features of its own (DeepStack of Qwen3-VL).
+        features: A vector for each of its tokens, (N, H).
+        deep_features: The same for each layer that adds features of its own (DeepStack of Qwen3-VL).
         grid_thw: Patches in time, height and width, where positions depend on them.
     """
 
     placeholder: str
-    features_NH: Tensor
-    deep_NH: tuple[Tensor, ...] = ()
+    features: Tensor
+    deep_features: tuple[Tensor, ...] = ()
     grid_thw: tuple[int, ...] | None = None
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all vectors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.features_NH, *self.deep_NH))
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.features, *self.deep_features))
 
 
 class FeatureStore:
@@ -102,6 +102,11 @@ class FeatureStore:
             self._keep(key, features[key])
         return [features[key] for key in keys]
 
+    def clear(self) -> None:
+        """Drop everything that is kept."""
+        self._kept.clear()
+        self._num_bytes = 0
+
     def to_inputs(self, images: Sequence[ImageFeatures]) -> dict[str, Any]:
         """Build the argument by which the model takes features in place of pixels.
 
@@ -112,11 +117,13 @@ class FeatureStore:
             return {}
         if self._output_class is None:
             raise RuntimeError("read() computes features first")
-        features = [image.features_NH for image in images]
-        output = self._output_class(pooler_output=torch.cat(features) if self._is_tensor else features)
-        if images[0].deep_NH:
+        vectors = [image.features for image in images]
+        output = self._output_class(pooler_output=torch.cat(vectors) if self._is_tensor else vectors)
+        if images[0].deep_features:
             # By layer, then by image.
-            output.deepstack_features = [list(layer) for layer in zip(*(image.deep_NH for image in images), strict=True)]
+            output.deepstack_features = [
+                list(layer) for layer in zip(*(image.deep_features for image in images), strict=True)
+            ]
         return {"mm_encoder_outputs": {"image": output}}
 
     def _keep(self, key: tuple[str, str], image: ImageFeatures) -> None:
@@ -170,4 +177,4 @@ def _split(vectors: Any, counts: Sequence[int]) -> list[Tensor]:
     if len(flat_TH) != sum(counts):
         raise UnsupportedModelError(f"it makes {len(flat_TH)} features for {sum(counts)} tokens")
     # Copies: a view would keep the vectors of all images alive.
-    return [part.clone() for part in flat_TH.split(list(counts))]
+    return [part.clone() for part in torch.split(flat_TH, list(counts))]

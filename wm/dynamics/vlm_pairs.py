@@ -26,7 +26,7 @@ class Chat(NamedTuple):
     images: tuple[ImageFeatures, ImageFeatures]
     num_answer: int
     """Tokens at the end that are the answer's."""
-    positions_3T: Tensor | None
+    positions: Tensor | None
     """Positions in time, height and width, where the class has such."""
     types: list[int] | None
     """Kind of each token, where the class asks for it."""
@@ -68,13 +68,13 @@ class PairReader:
         types = self.processor.create_mm_token_type_ids(rows) if needs_types else [None] * len(rows)
         chats = []
         for ids, pair, count, of in zip(rows, pairs, counts, types, strict=True):
-            positions_3T = None
+            positions = None
             if self._finder.has_axes:
                 ids_1T = torch.tensor([ids])
                 types_1T = torch.tensor([of]) if of is not None else None
                 grids = [image.grid_thw for image in pair]
-                positions_3T = self._finder.find(ids_1T, torch.ones_like(ids_1T), types_1T, grids)[:, 0]
-            chats.append(Chat(ids, pair, count, positions_3T, of if self._needs_types else None))
+                positions = self._finder.find(ids_1T, torch.ones_like(ids_1T), types_1T, grids)[:, 0]
+            chats.append(Chat(ids, pair, count, positions, of if self._needs_types else None))
         return chats
 
     def find_shared(self, chats: Sequence[Chat]) -> int:
@@ -88,7 +88,7 @@ class PairReader:
         # Equal tokens stand for different images from the second one on.
         if any(chat.images[1] is not first.images[1] for chat in chats):
             is_image = [token == self.store.image_token_id for token in first.ids]
-            before = [index for index, flag in enumerate(is_image) if flag][len(first.images[0].features_NH)]
+            before = [index for index, flag in enumerate(is_image) if flag][len(first.images[0].features)]
             shared = min(shared, before)
         # The last token before an answer predicts its first one.
         return min(shared, *(len(chat.ids) - chat.num_answer - 1 for chat in chats))
@@ -155,8 +155,8 @@ class PairReader:
         if self._finder.has_axes:
             positions = torch.zeros(3, len(chats), longest, dtype=torch.int64)
             for row, (gap, chat) in enumerate(zip(gaps, chats, strict=True)):
-                if chat.positions_3T is not None:
-                    positions[:, row, gap:] = chat.positions_3T
+                if chat.positions is not None:
+                    positions[:, row, gap:] = chat.positions
             next_B = positions.amax((0, 2)) + 1
         else:
             positions = (mask_BT.cumsum(1) - 1).clamp(min=0)
@@ -175,13 +175,13 @@ class PairReader:
         inputs: dict[str, Any] = {
             "input_ids": torch.tensor([[*ids, *[pad_id] * (longest - len(ids))] for ids in tails], device=device)
         }
-        images = [image for chat, ids in zip(chats, tails, strict=True) for image in self._find_images(chat, ids, start)]
-        inputs |= self.store.to_inputs(images)
+        images = [self._find_images(chat, ids, start) for chat, ids in zip(chats, tails, strict=True)]
+        inputs |= self.store.to_inputs([image for of in images for image in of])
         if self._finder.has_axes:
             positions_3RT = torch.zeros(3, len(chats), longest, dtype=torch.int64)
             for row, (chat, ids) in enumerate(zip(chats, tails, strict=True)):
-                if chat.positions_3T is not None:
-                    positions_3RT[:, row, : len(ids)] = chat.positions_3T[:, start : start + len(ids)]
+                if chat.positions is not None:
+                    positions_3RT[:, row, : len(ids)] = chat.positions[:, start : start + len(ids)]
             inputs["position_ids"] = positions_3RT.to(device)
         if self._needs_types:
             rows = [[*(chat.types or [])[start : start + len(ids)], *[0] * (longest - len(ids))]
@@ -189,15 +189,14 @@ class PairReader:
             inputs["token_type_ids"] = torch.tensor(rows, device=device)
         return inputs
 
-
     def _find_images(self, chat: Chat, ids: Sequence[int], start: int) -> list[ImageFeatures]:
         """Find the images whose tokens are among ``ids``: those before them are in the cache."""
         count = ids.count(self.store.image_token_id)
         images = []
         for image in chat.images[::-1] if start else chat.images:
-            if count < len(image.features_NH):
+            if count < len(image.features):
                 break
-            count -= len(image.features_NH)
+            count -= len(image.features)
             images.append(image)
         return images[::-1] if start else images
 

@@ -26,14 +26,14 @@ class Prompts:
 
     Attributes:
         inputs: Arguments of the model: ids, images in any form, positions.
-        mask_BT: 1 for tokens, 0 for padding.
-        next_B: Position of the first token after each prompt.
+        mask: 1 for tokens, 0 for padding, (B, T).
+        next_positions: Position of the first token after each prompt, (B,).
         has_axes: Whether positions are in time, height and width.
     """
 
     inputs: dict[str, Any]
-    mask_BT: Tensor
-    next_B: Tensor
+    mask: Tensor
+    next_positions: Tensor
     has_axes: bool
 
 
@@ -114,14 +114,14 @@ class AnswerBatch:
         self._model, self._prompts, self._vocabulary = model, prompts, vocabulary
         self._num_samples, self._sampling, self._num_top = num_candidates, sampling, num_top
         self.max_new_tokens = max_new_tokens
-        num_prompts = len(prompts.mask_BT)
+        num_prompts = len(prompts.mask)
         self._noise_RS = stack_noise(expand_seeds(seeds, num_prompts), range(num_candidates), max_new_tokens + 1)
         self.is_open = [True] * (num_prompts * num_candidates)
         """Whether each answer has no end yet."""
         self._position = 0
         self._cache: Any = None
-        self._mask_RT = prompts.mask_BT.repeat_interleave(num_candidates, 0)
-        self._next_R = prompts.next_B.repeat_interleave(num_candidates, 0)
+        self._mask_RT = prompts.mask.repeat_interleave(num_candidates, 0)
+        self._next_R = prompts.next_positions.repeat_interleave(num_candidates, 0)
         self._token_R = torch.zeros(0)
 
     @property
@@ -176,9 +176,7 @@ class AnswerBatch:
         only = {"logits_to_keep": 1} if keeps_logits(self._model) else {}
         if self._cache is None:
             # 1. Each prompt once: its answers share its keys and values.
-            output = self._model(
-                **self._prompts.inputs, attention_mask=self._prompts.mask_BT, use_cache=True, **only
-            )
+            output = self._model(**self._prompts.inputs, attention_mask=self._prompts.mask, use_cache=True, **only)
             self._cache = output.past_key_values
             logits_BV: Tensor = output.logits[:, -1]
             if self._num_samples == 1:

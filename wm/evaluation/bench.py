@@ -1,14 +1,20 @@
 """Hold what all units of an evaluation share, and load the models that they ask. Knows nothing of what is asked."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from wm.dynamics import BaseSharing, Role, Sampling, load_role
+from wm.dynamics.code_models import CodeForward, CodeInverse
+from wm.dynamics.loading import load_forward_model
+from wm.dynamics.pixel_inverse import load_pixel_inverse
+from wm.dynamics.protocols import ForwardModel, InverseModel, ModelKind
 from wm.dynamics.verify import NO_GUARD
-from wm.dynamics.vlm_scorer import VLMScorer, load_vlm_scorer
+from wm.dynamics.vlm_scorer import PROMPT, VLMScorer, load_vlm_scorer
 from wm.errors import InputError
 from wm.evaluation.counterfactuals import Counterfactuals
 from wm.evaluation.heldout import HeldOut
@@ -32,12 +38,19 @@ class Entry:
     run: int = 0  # training seed
     verifier: str = ""  # name of the entry whose IDM verifies this FDM; empty: none
     base: str = ""  # base folder of an adapter
-    reads: Literal["codes", "pixels"] = "codes"  # pixels: a model of transformers, an IDM for the probe alone
+    kind: ModelKind = "codes"  # pixels: an IDM of transformers; editor: an FDM of diffusers
+    prompt: str = ""  # question of an IDM that reads pixels; empty: that of this package
+    editor: Mapping[str, Any] = field(default_factory=dict)  # of an editor: arguments of load_editor_forward
 
     @property
-    def can_verify(self) -> bool:
+    def is_verifier(self) -> bool:
         """Return whether it can score the candidates of a forward model."""
-        return self.role == "idm" and self.reads == "codes"
+        return self.role == "idm"
+
+    @property
+    def has_likelihoods(self) -> bool:
+        """Return whether it can be probed: an editor gives images, and no likelihood of one."""
+        return self.kind != "editor"
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ class Bench:
     """The held-out set, the codec, the judge, the entries and the settings of an evaluation."""
 
     held_out: HeldOut
-    codec: ImageCodec
+    codec: ImageCodec | None  # None: no model has image codes
     judge_many: JudgeMany | None
     action_is_right: ActionCheck | None
     entries: dict[str, Entry]
@@ -61,25 +74,56 @@ class Bench:
     counterfactuals: Counterfactuals | None = None  # of each triplet an action that contradicts its own
 
     def load_role(self, name: str) -> Role:
-        """Load the model of an entry with its runner; the last few stay loaded.
+        """Load the model of an entry with image codes and its runner; the last few stay loaded.
+
+        Args:
+            name: Of the entry.
 
         Raises:
             InputError: The model has another codec than the bench.
         """
         entry = self.entries[name]
         role = load_cached_role(entry.path, entry.base, self.device, self.dtype, self.base_sharing)
-        if role.model.codec_id != self.codec.codec_id:
+        if self.codec is None or role.model.codec_id != self.codec.codec_id:
             raise InputError(
-                f"{entry.path} speaks codec {role.model.codec_id}, the evaluation's codec is {self.codec.codec_id}"
+                f"{entry.path} speaks codec {role.model.codec_id}, the evaluation's codec is "
+                f"{self.codec.codec_id if self.codec else 'none'}"
             )
         return role
+
+    def load_inverse(self, name: str) -> InverseModel:
+        """Load the inverse model of an entry, which reads codes or pixels; the last few stay loaded.
+
+        Args:
+            name: Of the entry.
+
+        Raises:
+            InputError: It cannot be loaded, or has another codec than the bench.
+        """
+        entry = self.entries[name]
+        if entry.kind == "pixels":
+            return load_cached_pixels(entry.path, entry.base, self.device, self.dtype, entry.prompt)
+        return CodeInverse(self.load_role(name), self.codec)
+
+    def load_forward(self, name: str) -> ForwardModel:
+        """Load the forward model of an entry, which makes codes or is an image editor; the last few stay loaded.
+
+        Args:
+            name: Of the entry.
+
+        Raises:
+            InputError: As :meth:`load_inverse`.
+        """
+        entry = self.entries[name]
+        if entry.kind == "editor":
+            return _load_cached_editor(entry.path, self.device, self.dtype, json.dumps(dict(entry.editor)))
+        return CodeForward(self.load_role(name), self.codec)
 
     def load_scorer(self, name: str) -> Scorer:
         """Load the model of an entry as a scorer of the probe."""
         entry = self.entries[name]
-        if entry.reads == "pixels":
-            vlm = load_cached_scorer(entry.path, self.device, self.dtype)
-            return pixel_scorer(vlm, self.held_out, batch_size=self.batch_size)
+        if entry.kind == "pixels":
+            return pixel_scorer(self.load_inverse(name), self.held_out, batch_size=self.batch_size)
         role = self.load_role(name)
         build_scorer = idm_scorer if entry.role == "idm" else fdm_scorer
         return build_scorer(role.model, batch_size=self.batch_size, runner=role.runner)
@@ -87,7 +131,7 @@ class Bench:
 
 @lru_cache(maxsize=1)
 def load_cached_scorer(path: str, device: str, dtype: torch.dtype) -> VLMScorer:
-    """Load a model that reads pixels; the last one stays loaded.
+    """Load a model that reads pixels, to be asked questions; the last one stays loaded.
 
     Args:
         path: Its folder.
@@ -95,6 +139,26 @@ def load_cached_scorer(path: str, device: str, dtype: torch.dtype) -> VLMScorer:
         dtype: Their type.
     """
     return load_vlm_scorer(fetch_model(path), device=device, dtype=dtype)
+
+
+@lru_cache(maxsize=1)
+def load_cached_pixels(path: str, base: str, device: str, dtype: torch.dtype, prompt: str) -> InverseModel:
+    """Load a model that reads pixels as an inverse model; the last one stays loaded.
+
+    Args:
+        path: Its folder, full or an adapter.
+        base: Base folder of an adapter; empty: the one that its manifest names.
+        device: Where its weights go.
+        dtype: Their type.
+        prompt: The question; empty: that of this package.
+    """
+    return load_pixel_inverse(path, base=base or None, device=device, dtype=dtype, prompt=prompt or PROMPT)
+
+
+@lru_cache(maxsize=1)
+def _load_cached_editor(path: str, device: str, dtype: torch.dtype, settings: str) -> ForwardModel:
+    """Load an image editor; ``settings`` is JSON, so that it can be looked up."""
+    return load_forward_model(path, device=device, dtype=dtype, **json.loads(settings))
 
 
 def load_entry_role(path: str, base: str, device: str, dtype: torch.dtype, base_sharing: BaseSharing) -> Role:

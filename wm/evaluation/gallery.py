@@ -8,7 +8,7 @@ import numpy as np
 from wm.evaluation.bank import Bank
 from wm.evaluation.bench import Bench, Entry
 from wm.evaluation.rows import CandidateDict, Example
-from wm.evaluation.units import Unit, build_bank, load_part
+from wm.evaluation.units import Unit, load_bank, load_part
 from wm.images import Pixels, encode_png
 
 
@@ -67,12 +67,12 @@ def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, c
     for unit in _choose_units(bench.entries, units):
         entry = bench.entries[unit.entry]
         facts, arrays = load_part(unit.file(parts))
+        bank = load_bank(unit.file(parts), bench.max_unchanged) if unit.ask == "sample" else None
         for item, example in zip(items, examples, strict=True):
-            if unit.ask == "propose":
+            if bank is None:
                 right = bool(arrays["right"][item]) if "right" in arrays else None
                 example["proposed"].append({"label": entry.label, "text": facts["texts"][item], "right": right})
             else:
-                bank = build_bank(arrays, bench.max_unchanged)
                 candidates = _write_candidates(bench, bank, item, folder, f"{item:05d}-{unit.entry}")
                 chosen_index = None if bank.verifier is None else 0
                 example["models"].append(
@@ -101,7 +101,7 @@ def _write_candidates(bench: Bench, bank: Bank, item: int, folder: Path, stem: s
         range(len(distinct)),
         key=lambda index: (0.0 if ranking_K is None else -ranking_K[first[index]], int(first[index])),
     )
-    images = bench.codec.decode(distinct)
+    images = bank.decode(distinct, bench.codec)
     candidates: list[CandidateDict] = []
     for rank, index in enumerate(order):
         position = int(first[index])

@@ -1,12 +1,15 @@
 """Read the held-out triplets of an evaluation: pixels at the codec's size, codes, actions, change weights."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
+from wm.dynamics.observation import Observation, observe_codes
 from wm.errors import InputError
 from wm.evaluation.metrics.stats import Floats
 from wm.evaluation.subsets import SubsetColumn, spread_rows
@@ -22,7 +25,8 @@ _COLUMNS = ("triplet_id", "source_image", "target_image", "codec", "source_codes
 
 @dataclass(frozen=True)
 class HeldOut:
-    """B triplets with their images."""
+    """B triplets with their images. Without a codec an image's only code is a digest of its pixels, and ``change`` has
+    no column: the code tells images apart, and nothing else."""
 
     ids: list[str]
     actions: list[str]
@@ -40,17 +44,56 @@ class HeldOut:
         """Derive the sampling seed of each triplet from that of the run, see :func:`wm.records.row_seeds`."""
         return row_seeds(seed, self.ids)
 
+    def take(self, rows: Sequence[int]) -> "HeldOut":
+        """Return some of the triplets.
+
+        Args:
+            rows: Their numbers.
+        """
+        index = list(rows)
+        ids, actions, subsets = ([values[row] for row in index] for values in (self.ids, self.actions, self.subsets))
+        return HeldOut(
+            ids=ids,
+            actions=actions,
+            subsets=subsets,
+            source_pixels=self.source_pixels[index],
+            target_pixels=self.target_pixels[index],
+            source_codes=self.source_codes[index],
+            target_codes=self.target_codes[index],
+            change=self.change[index],
+        )
+
+    def observe(self, side: Literal["source", "target"], codec: ImageCodec | None) -> list[Observation]:
+        """Return the images of a side as a model is shown them.
+
+        Args:
+            side: Which of the two.
+            codec: Of a model that reads codes, which are then those of this set; None: the true pixels.
+        """
+        codes_BN, pixels_BHWC = (
+            (self.source_codes, self.source_pixels) if side == "source" else (self.target_codes, self.target_pixels)
+        )
+        if codec is not None:
+            return observe_codes(codes_BN.tolist(), codec)
+        return [Observation.from_pixels(pixels_HWC) for pixels_HWC in pixels_BHWC]
+
 
 def read_held_out(
-    folder: str | Path, codec: ImageCodec, *, limit: int | None = None, subset: SubsetColumn = "dataset"
+    folder: str | Path,
+    codec: ImageCodec | None,
+    *,
+    limit: int | None = None,
+    subset: SubsetColumn = "dataset",
+    side_px: int = 512,
 ) -> HeldOut:
     """Read triplets below ``folder``. Codes and change weights stored by this very codec are used, others computed.
 
     Args:
         folder: Folder of triplets, or of a stage that has them below ``triplets``.
-        codec: Encodes the images; its side is the size of the pixels.
+        codec: Encodes the images; its side is the size of the pixels. None: no model has image codes.
         limit: That many rows, spread evenly over the set; None: all.
         subset: Column that separates subsets.
+        side_px: Size of the pixels without a codec.
 
     Returns:
         The triplets.
@@ -68,10 +111,15 @@ def read_held_out(
         images = [
             decode_image(row[name]["bytes"], f"{name} of triplet {row['triplet_id']} in {folder}") for row in rows
         ]
-        sides.append(np.stack([fit_square(pixels, codec.side_px) for pixels in images]))
+        sides.append(np.stack([fit_square(pixels, codec.side_px if codec else side_px) for pixels in images]))
     # 2. Codes and change weights. All stored or none: those of two codecs would not compare.
-    ready = all(row["codec"] == codec.codec_id and row["change"] is not None for row in rows)
-    source_BN, target_BN, change_BN = _stack_codes(rows, codec, folder) if ready else _encode(codec, *sides)
+    if codec is None:
+        source_BN, target_BN = (_digest(pixels_BHWC) for pixels_BHWC in sides)
+        change_BN = np.zeros((len(rows), 0))
+    elif all(row["codec"] == codec.codec_id and row["change"] is not None for row in rows):
+        source_BN, target_BN, change_BN = _stack_codes(rows, codec, folder)
+    else:
+        source_BN, target_BN, change_BN = _encode(codec, *sides)
     return HeldOut(
         ids=[row["triplet_id"] for row in rows],
         actions=[row["action"] for row in rows],
@@ -111,6 +159,12 @@ def _stack_codes(
         arrays.append(np.array(values))
     source_BN, target_BN = (torch.from_numpy(array.astype(np.int64)) for array in arrays[:2])
     return source_BN, target_BN, arrays[2].astype(np.float64)
+
+
+def _digest(pixels_BHWC: Pixels) -> torch.Tensor:
+    """Hash each image to a whole number of 63 bits, (B, 1), which stands for its codes."""
+    digests = [hashlib.sha256(pixels_HWC.tobytes()).digest() for pixels_HWC in pixels_BHWC]
+    return torch.tensor([[int.from_bytes(digest[:8], "big") >> 1] for digest in digests])
 
 
 def _encode(codec: ImageCodec, source_BHWC: Pixels, target_BHWC: Pixels) -> tuple[torch.Tensor, torch.Tensor, Floats]:

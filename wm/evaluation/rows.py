@@ -85,6 +85,45 @@ class AbsentRow(TypedDict):
     reason: str
 
 
+class SubsetSensitivity(TypedDict):
+    """The true action's lead over another one, of some triplets."""
+
+    mean: float
+    low: float | None  # 95 % interval of the mean, bootstrap over triplets; None for a single one
+    high: float | None
+    share: float  # of the triplets, how many are likelier under the true action; ties count half
+    pairs: int
+
+
+class SensitivityRow(SubsetSensitivity):
+    """By how much one forward model's figure is higher under the true action than under another one."""
+
+    label: str
+    by: str  # likelihood (of the target) or verifier (of the action, between source and prediction)
+    other: str  # shuffled, opposite or empty
+    unit: str
+    verdict: str  # heeds, ignores or unclear; of shuffled alone, else empty
+    runs: dict[str, float]  # training seed → mean
+    by_subset: dict[str, SubsetSensitivity]  # empty for a single subset
+
+
+class SensitivityAbsence(TypedDict):
+    """A comparison that cannot be made, with the reason."""
+
+    label: str
+    by: str
+    other: str
+    reason: str
+
+
+class SensitivityTable(TypedDict):
+    """Whether forward models heed their actions."""
+
+    rows: list[SensitivityRow]
+    absent: list[SensitivityAbsence]
+    ignoring: list[str]  # a sentence for each model that ignores its action
+
+
 class ItemDifference(TypedDict):
     """Mean of first - second over paired items."""
 
@@ -130,6 +169,7 @@ class MeasuredTables(TypedDict):
     idm: list[InverseRow]
     probe: list[ProbeRow]
     absent: NotRequired[list[AbsentRow]]
+    sensitivity: NotRequired[SensitivityTable]
     differences: NotRequired[list[DifferenceRow]]
 
 

@@ -8,10 +8,10 @@ import torch
 from wm.dynamics import ScoredAction
 from wm.dynamics.fdm import score_observations
 from wm.dynamics.idm import score_actions
-from wm.dynamics.vlm_scorer import VLMScorer
+from wm.dynamics.observation import Observation
+from wm.dynamics.protocols import InverseModel
 from wm.evaluation.heldout import HeldOut
 from wm.evaluation.probe import Likelihoods, Scorer
-from wm.images import Pixels
 from wm.models import UnifiedVLM
 from wm.sampling import ModelRunner
 
@@ -57,11 +57,11 @@ def fdm_scorer(fdm: UnifiedVLM, *, batch_size: int | None = None, runner: ModelR
     return score
 
 
-def pixel_scorer(vlm: VLMScorer, held_out: HeldOut, *, batch_size: int = 8) -> Scorer:
+def pixel_scorer(idm: InverseModel, held_out: HeldOut, *, batch_size: int = 8) -> Scorer:
     """Build a scorer as :func:`idm_scorer` of a model that reads true images.
 
     Args:
-        vlm: The model.
+        idm: The model.
         held_out: Where the images are. The probe distinguishes them by their codes; of images with equal codes the
             first of the set is read for all.
         batch_size: Rows of a pass.
@@ -69,17 +69,17 @@ def pixel_scorer(vlm: VLMScorer, held_out: HeldOut, *, batch_size: int = 8) -> S
     Returns:
         The scorer.
     """
-    images: dict[tuple[int, ...], Pixels] = {}
-    for codes_BN, pixels_BHWC in (
-        (held_out.source_codes, held_out.source_pixels),
-        (held_out.target_codes, held_out.target_pixels),
+    images: dict[tuple[int, ...], Observation] = {}
+    for codes_BN, observations in (
+        (held_out.source_codes, held_out.observe("source", None)),
+        (held_out.target_codes, held_out.observe("target", None)),
     ):
-        for codes, pixels in zip(codes_BN.tolist(), pixels_BHWC, strict=True):
-            images.setdefault(tuple(codes), pixels)
+        for codes, observation in zip(codes_BN.tolist(), observations, strict=True):
+            images.setdefault(tuple(codes), observation)
 
     def score(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
         sources, targets = ([images[tuple(row)] for row in side.tolist()] for side in (source_BN, target_BN))
-        return _to_likelihoods(vlm.score_actions(sources, targets, actions, batch_size=batch_size))
+        return _to_likelihoods(idm.score(sources, targets, actions, batch_size=batch_size))
 
     return score
 

@@ -20,6 +20,8 @@ from wm.evaluation.rows import (
     MeasuredTables,
     ProbeRow,
 )
+from wm.evaluation.sensitivity import Gaps
+from wm.evaluation.sensitivity_table import build_sensitivity
 from wm.evaluation.subset_means import average_subsets
 from wm.evaluation.verification import verification_curve
 
@@ -62,6 +64,8 @@ class Collected:
     """(label, training seed) → how its text metrics were computed, and which could not be."""
     probes: dict[tuple[str, str, int], dict[str, Preference]] = field(default_factory=dict)
     """(role, label, training seed) → kind of negative → preference."""
+    gaps: dict[tuple[str, int], dict[str, Gaps]] = field(default_factory=dict)
+    """(label, training seed) → other action → lead of the true one, of forward models."""
     probe_scores: dict[tuple[str, str, int], ProbeScores] = field(default_factory=dict)
     """(role, label, training seed) → log-likelihoods item by item; parts of earlier versions have none."""
 
@@ -82,6 +86,7 @@ def build_tables(collected: Collected) -> MeasuredTables:
             for kind in NEGATIVES
             if not any(kind in kinds for key, kinds in collected.probes.items() if key[:2] == (role, label))
         ],
+        "sensitivity": build_sensitivity(collected.gaps, collected.subsets),
         "differences": difference_rows(collected),
     }
 

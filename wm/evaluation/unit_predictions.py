@@ -10,7 +10,7 @@ from wm.evaluation.bank import Bank, find_distinct
 from wm.evaluation.bench import Bench, Entry
 from wm.evaluation.predicted_actions import ActionRow
 from wm.evaluation.predictions import PredictionRow, prediction_row, write_predictions
-from wm.evaluation.units import Unit, build_bank, load_part
+from wm.evaluation.units import Unit, load_bank, load_part
 from wm.evaluation.verification import best_in_groups
 
 _DECODE_BATCH = 64
@@ -44,7 +44,7 @@ def write_unit_predictions(bench: Bench, unit: Unit, parts: Path, folder: Path, 
 
 def _build_rows(bench: Bench, unit: Unit, parts: Path, ks: Sequence[int]) -> Iterator[PredictionRow]:
     entry = bench.entries[unit.entry]
-    bank = build_bank(load_part(unit.file(parts))[1], bench.max_unchanged)
+    bank = load_bank(unit.file(parts), bench.max_unchanged)
     is_greedy = unit.ask == "greedy"
     # 1. Each distinct candidate once, by item and then in the order of sampling.
     items_M, codes_MN, index_BK = find_distinct(bank.codes)
@@ -54,7 +54,7 @@ def _build_rows(bench: Bench, unit: Unit, parts: Path, ks: Sequence[int]) -> Ite
     # 2. Decode a few at a time.
     for begin in range(0, len(order), _DECODE_BATCH):
         batch = order[begin : begin + _DECODE_BATCH]
-        for number, pixels in zip(batch, bench.codec.decode(codes_MN[batch]), strict=True):
+        for number, pixels in zip(batch, bank.decode(codes_MN[batch], bench.codec), strict=True):
             item, candidates = int(items_M[number]), candidates_M[number]
             yield prediction_row(
                 pixels,

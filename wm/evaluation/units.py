@@ -6,7 +6,7 @@ A unit's file appears when it is complete, so that a stopped evaluation resumes 
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -14,21 +14,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from wm.dynamics import propose_actions
 from wm.dynamics.verify import NO_GUARD
 from wm.errors import InputError
 from wm.evaluation.bank import Bank, sample_bank
 from wm.evaluation.bench import Bench, Entry
+from wm.evaluation.editor_bank import count_cut_actions, sample_editor_bank
 from wm.evaluation.metrics.images import ceiling_metrics, copy_metrics
 from wm.evaluation.probe import Preference, ProbeScores, compare_all, score_probe
 from wm.evaluation.probe_arrays import from_arrays, to_arrays
 from wm.evaluation.rows import CEILING, COPY
+from wm.evaluation.sensitivity import EMPTY_ARRAY, list_gaps, read_empty, score_without_action
 from wm.evaluation.tables import Collected
+from wm.sampling.texts import GREEDY
 
 Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose"]
 Arrays: TypeAlias = dict[str, npt.NDArray[np.generic]]
 Facts: TypeAlias = dict[str, Any]
-"""What a unit's file holds beside arrays: ``texts`` of ``propose``; kind of negative → figures of ``probe``."""
+"""What a unit's file holds beside arrays: ``texts`` of ``propose``; kind of negative → figures of ``probe``; of an
+editor's ``sample`` images ``withheld`` by reason, and ``cut_actions``, the number that it did not read to their end."""
 
 
 class Unit(NamedTuple):
@@ -60,10 +63,11 @@ def list_units(entries: Mapping[str, Entry], seeds: Sequence[int], *, greedy: bo
     for name, entry in entries.items():
         if entry.role == "fdm":
             units += [Unit(name, "sample", seed) for seed in seeds]
-            units += [Unit(name, "greedy", seeds[0])] if greedy else []
-        elif entry.reads == "codes":
+            # An editor has no likeliest image.
+            units += [Unit(name, "greedy", seeds[0])] if greedy and entry.has_likelihoods else []
+        else:
             units.append(Unit(name, "propose", seeds[0]))
-        units += [Unit(name, "probe", seeds[0])] if with_probe else []
+        units += [Unit(name, "probe", seeds[0])] if with_probe and entry.has_likelihoods else []
     return units
 
 
@@ -86,33 +90,48 @@ def run_unit(bench: Bench, unit: Unit, folder: Path) -> Path:
     elif unit.ask == "propose":
         _save(path, *_propose(bench, unit))
     else:
-        _save(path, {}, _sample(bench, unit))
+        _save(path, *_sample(bench, unit))
     return path
 
 
-def _sample(bench: Bench, unit: Unit) -> Arrays:
+def _sample(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
     # Greedy candidates are all equal: one is enough, and there is nothing to verify.
     greedy = unit.ask == "greedy"
     verifier = bench.entries[unit.entry].verifier
-    bank = sample_bank(
-        bench.load_role(unit.entry),
-        bench.load_role(verifier) if verifier and not greedy else None,
-        bench.held_out,
-        bench.codec,
-        bench.judge_many,
-        num_candidates=1 if greedy else bench.num_candidates,
-        sampling=bench.sampling.model_copy(update={"greedy": True}) if greedy else bench.sampling,
-        seed=unit.seed,
-        batch_size=bench.batch_size,
-        num_draft_tokens=bench.num_draft_tokens,
-    )
+    fdm, idm = bench.load_forward(unit.entry), bench.load_inverse(verifier) if verifier and not greedy else None
+    if fdm.kind == "editor":
+        bank = sample_editor_bank(
+            fdm, idm, bench.held_out, bench.codec, bench.judge_many, num_candidates=bench.num_candidates,
+            seed=unit.seed, batch_size=bench.batch_size,
+        )  # fmt: skip
+    else:
+        assert bench.codec is not None
+        bank = sample_bank(
+            fdm,
+            idm,
+            bench.held_out,
+            bench.codec,
+            bench.judge_many,
+            num_candidates=1 if greedy else bench.num_candidates,
+            sampling=bench.sampling.model_copy(update={"greedy": True}) if greedy else bench.sampling,
+            seed=unit.seed,
+            batch_size=bench.batch_size,
+            num_draft_tokens=bench.num_draft_tokens,
+        )
     arrays: Arrays = {f"metric.{name}": value for name, value in bank.metrics.items()}
     arrays["codes"] = bank.codes.astype(np.int32)
+    # One after the other, with where each ends: an array of files would need pickle.
+    if bank.images:
+        arrays["image.bytes"] = np.frombuffer(b"".join(bank.images), dtype=np.uint8)
+        arrays["image.ends"] = np.cumsum([len(image) for image in bank.images], dtype=np.int64)
     if bank.verifier is not None:
         arrays["verifier"] = bank.verifier
     if bank.action_tokens is not None:
         arrays["action_tokens"] = bank.action_tokens
-    return arrays
+    # Of an editor alone: what it withheld or cut is counted, and said at the end.
+    facts: Facts = {"withheld": dict(bank.withheld)} if bank.withheld else {}
+    cut = count_cut_actions(fdm, bench.held_out) if fdm.kind == "editor" else 0
+    return facts | ({"cut_actions": cut} if cut else {}), arrays
 
 
 def _probe(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
@@ -123,7 +142,14 @@ def _probe(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
     )  # fmt: skip
     # Here, not when the tables are made: of a likelihood that is NaN each comparison would be a silent "no".
     _check_finite(scores, held_out.ids, bench.entries[unit.entry].path)
-    return {kind: asdict(preference) for kind, preference in compare_all(scores).items()}, to_arrays(scores)
+    arrays = to_arrays(scores)
+    if bench.entries[unit.entry].role == "fdm":
+        role = bench.load_role(unit.entry)
+        arrays[EMPTY_ARRAY] = score_without_action(
+            role.model, held_out.source_codes, held_out.actions, held_out.target_codes,
+            batch_size=bench.batch_size, runner=role.runner,
+        )  # fmt: skip
+    return {kind: asdict(preference) for kind, preference in compare_all(scores).items()}, arrays
 
 
 def _check_finite(scores: ProbeScores, ids: Sequence[str], path: str) -> None:
@@ -138,11 +164,12 @@ def _check_finite(scores: ProbeScores, ids: Sequence[str], path: str) -> None:
 
 
 def _propose(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
-    held_out, role = bench.held_out, bench.load_role(unit.entry)
+    held_out, idm = bench.held_out, bench.load_inverse(unit.entry)
+    codec = bench.codec if idm.kind == "codes" else None
     with torch.inference_mode():
-        proposed = propose_actions(
-            role.model, held_out.source_codes, held_out.target_codes,
-            max_new_tokens=bench.max_new_tokens, batch_size=bench.batch_size, runner=role.runner,
+        proposed = idm.propose(
+            held_out.observe("source", codec), held_out.observe("target", codec), sampling=GREEDY,
+            seeds=[0] * len(held_out), max_new_tokens=bench.max_new_tokens, batch_size=bench.batch_size,
         )  # fmt: skip
     texts = [answer.text for answer in proposed]
     arrays: Arrays = {"mean_logprob": np.array([answer.mean_logprob for answer in proposed])}
@@ -172,7 +199,8 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
     collected = Collected(subsets=held_out.subsets, ks=ks)
     # Neither needs a model: they are measured here, and need no file.
     collected.references[COPY] = copy_metrics(held_out, bench.judge_many)
-    collected.references[CEILING] = ceiling_metrics(held_out, bench.codec, bench.judge_many)
+    if bench.codec is not None:
+        collected.references[CEILING] = ceiling_metrics(held_out, bench.codec, bench.judge_many)
     for unit in units:
         entry = bench.entries[unit.entry]
         facts, arrays = load_part(unit.file(folder))
@@ -182,6 +210,8 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
             scores = from_arrays(arrays)
             if scores is not None:
                 collected.probe_scores[entry.role, entry.label, entry.run] = scores
+            if scores is not None and entry.role == "fdm":
+                collected.gaps[entry.label, entry.run] = list_gaps(scores, read_empty(arrays))
         elif unit.ask == "propose":
             report = report_text(facts["texts"], held_out.actions)
             figures = {**report.figures, "mean_logprob": float(arrays["mean_logprob"].mean())}
@@ -221,6 +251,24 @@ def build_bank(arrays: Arrays, max_unchanged: float = NO_GUARD) -> Bank:
     )
 
 
+def load_bank(path: Path, max_unchanged: float = NO_GUARD) -> Bank:
+    """Load the bank of a ``sample`` or ``greedy`` unit with what its candidates are decoded by.
+
+    Args:
+        path: The unit's file.
+        max_unchanged: As :func:`build_bank`.
+
+    Returns:
+        The bank.
+    """
+    bank = build_bank(load_part(path)[1], max_unchanged)
+    with np.load(path, allow_pickle=False) as archive:
+        if "image.bytes" not in archive.files:
+            return bank
+        data, ends = archive["image.bytes"].tobytes(), archive["image.ends"].tolist()
+    return replace(bank, images=tuple(data[begin:end] for begin, end in zip([0, *ends], ends, strict=False)))
+
+
 def _save(path: Path, facts: Facts, arrays: Arrays) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -235,7 +283,7 @@ def _save(path: Path, facts: Facts, arrays: Arrays) -> None:
 
 
 def load_part(path: Path) -> tuple[Facts, Arrays]:
-    """Load a unit's file: facts and arrays."""
+    """Load a unit's file: facts and arrays, without the images of an editor (see :func:`load_bank`)."""
     with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+        arrays = {name: archive[name] for name in archive.files if not name.startswith("image.")}
     return json.loads(str(arrays.pop("facts"))), arrays

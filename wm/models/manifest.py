@@ -26,12 +26,12 @@ class Manifest(Recipe):
     """Facts about a model folder that Hugging Face's files do not hold."""
 
     family: str
-    """Name of the family: ``chameleon``, ``liquid``, ``emu3``, ``janus``, …"""
+    """Name of the family: ``chameleon``, ``liquid``, ``lumina``, ``emu3``, ``emu3_5``, ``janus``, …"""
     kind: Literal["base", "full", "adapter"]
     """``base``: pre-trained; ``full``: all weights fine-tuned; ``adapter``: a PEFT adapter alone."""
     base_id: str
     """Fingerprint of the base: this folder's own if ``base``, else of the model training started from."""
-    codec_id: str
+    codec_id: str = ""
     """Identity of the image codec whose codes the model speaks; empty for a model that reads pixels."""
     decoder_id: str = ""
     """Identity of the codec with its decoder; empty for an adapter, or where there was no decoder."""

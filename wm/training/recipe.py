@@ -141,6 +141,8 @@ class TrainRecipe(Recipe):
         # 2. Settings of several tables that exclude each other.
         if self.resources.zero_stage == 3:
             self._check_zero_3()
+        if self.task == "idm" and self.eval.metric_for_best_model == "sensitivity.shuffled":
+            raise ValueError("eval.metric_for_best_model = 'sensitivity.shuffled' is of a forward model; task = 'idm'")
         keep = self.checkpoint
         if keep.keep_best and keep.keep_best_by != "loss" and not self.eval.every_steps:
             raise ValueError(f"checkpoint.keep_best_by = {keep.keep_best_by!r} needs eval.every_steps")

@@ -66,13 +66,14 @@ class EvalSettings(Recipe):
     triplets: TablePath = ""
     """Folder of held-out triplets, which are not trained on."""
     every_steps: int = Field(default=0, ge=0)
-    """Steps between evaluations (and one at the end): likelihood, preference probe and share of copied sources on
-    held-out triplets; 0: none."""
+    """Steps between evaluations (and one at the end): likelihood, preference probe, share of copied sources and action
+    sensitivity on held-out triplets; 0: none."""
     limit: int = Field(default=100, ge=0)
     """Held-out triplets that an evaluation reads, spread evenly over the set; 0: all."""
-    metric_for_best_model: Literal["", "nats", "preference"] = ""
+    metric_for_best_model: Literal["", "nats", "preference", "sensitivity.shuffled"] = ""
     """``out/model`` is the model of the evaluation that was best by this metric, ``out/last`` that of the last step;
-    empty: ``out/model`` is the last."""
+    empty: ``out/model`` is the last. sensitivity.shuffled: of a forward model, by how much the true action makes the
+    target likelier than another triplet's action does."""
     sample_every_steps: int = Field(default=0, ge=0)
     """Steps between images of what the model predicts on held-out triplets, in ``out/samples``; 0: none."""
     sample_rows: int = Field(default=4, ge=1)

@@ -48,6 +48,8 @@ class Reply:
     model: str = ""
     input_tokens: int | None = None
     output_tokens: int | None = None
+    logprobs: tuple[float, ...] | None = None
+    """Of the answer's tokens in nats, where they were asked for."""
 
 
 class ChatClient:
@@ -155,11 +157,12 @@ def to_reply(completion: Mapping[str, Any]) -> Reply:
         completion: Its JSON; endpoints other than OpenAI's leave fields out.
 
     Returns:
-        Text, refusal, model and tokens; absent ones are None.
+        Text, refusal, model, tokens and their log-probabilities; absent ones are None.
     """
     # Endpoints of one's own leave out what OpenAI's API always has.
     choice = (completion.get("choices") or [{}])[0] or {}
     message, usage = choice.get("message") or {}, completion.get("usage") or {}
+    tokens = (choice.get("logprobs") or {}).get("content")
     return Reply(
         text=message.get("content"),
         refusal=message.get("refusal"),
@@ -167,6 +170,7 @@ def to_reply(completion: Mapping[str, Any]) -> Reply:
         model=str(completion.get("model") or ""),
         input_tokens=usage.get("prompt_tokens"),
         output_tokens=usage.get("completion_tokens"),
+        logprobs=tuple(float(token["logprob"]) for token in tokens) if tokens is not None else None,
     )
 
 

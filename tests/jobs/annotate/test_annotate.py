@@ -70,7 +70,7 @@ def test_actors_make_triplets_whose_columns_belong_together(videos, tiny_base, t
         assert torch.allclose(torch.tensor(row["change"]), change, atol=1e-5)
         assert row["target_frame"] - row["source_frame"] >= 8
         assert (row["class_label"], row["origin"], row["codec"]) == ("wave", "idm", annotator.codec.codec_id)
-        assert row["annotator"] == annotator.idm.base_id
+        assert row["annotator"] == annotator.idm.role.model.base_id
     assert len({row["triplet_id"] for row in triplets}) == len(triplets)
 
 
@@ -131,7 +131,7 @@ def test_filters_take_pairs_out_one_by_one_and_say_which(videos, tiny_base, tmp_
     one = recipe(videos / "wave", tiny_base, tmp_path / "out")
     clips = decode(one).to_pylist()
     annotator = Annotator(one.annotator_settings())
-    annotator.idm.detokenize = lambda ids: "push it"
+    annotator.idm.role.model.detokenize = lambda ids: "push it"
     everything, none, pairs = annotated(annotator, clips, filters=Filters(**CODES_ALIKE, action="score"))
     num_pairs = sum(len(row["keyframes"]) - 1 for row in clips)
     assert (len(everything), none, len(pairs)) == (num_pairs, Counter(), num_pairs)
@@ -154,7 +154,7 @@ def test_filters_take_pairs_out_one_by_one_and_say_which(videos, tiny_base, tmp_
     unmeasured = ("difference", "cut", "luma", "sharpness", "source_hash", "target_hash", "repeat_bits")
     assert all(row[name] is None for row in rows_ for name in unmeasured)
     assert annotated(annotator, clips, min_motion_px=1e9)[1] == {"too_little_motion": num_pairs}
-    annotator.idm.detokenize = lambda ids: " "
+    annotator.idm.role.model.detokenize = lambda ids: " "
     assert annotated(annotator, clips, min_motion_px=0.0)[1] == {"empty_action": num_pairs}
 
 
@@ -163,7 +163,7 @@ def test_pairs_whose_codes_do_not_change_are_filtered(videos, tiny_base, tmp_pat
     one = recipe(videos / "wave", tiny_base, tmp_path / "out", keyframes={"max_keyframes": 4, "rule": "greedy_spacing"})
     clips = [row for row in decode(one).to_pylist() if len(row["keyframes"]) == 4][:1]
     annotator = Annotator(one.annotator_settings())
-    annotator.idm.detokenize = lambda ids: "push it"
+    annotator.idm.role.model.detokenize = lambda ids: "push it"
     codes_BN = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8], [5, 9, 7, 8], [1, 6, 2, 8]])
     features_BND = torch.arange(4 * 4 * 2, dtype=torch.float32).reshape(4, 4, 2)
     annotator.codec.encode_with_features = lambda pixels_BHWC: (codes_BN, features_BND)
@@ -211,7 +211,7 @@ def test_a_cut_and_a_repeated_clip_are_found(tiny_base, tmp_path):
     on = {**CODES_ALIKE, "cut": "on", "near_duplicate": "on", "action": "score"}
     one = recipe(tmp_path / "set", tiny_base, tmp_path / "out", filters=on, keyframes={"rule": "greedy_spacing"})
     annotator = Annotator(one.annotator_settings())
-    annotator.idm.detokenize = lambda ids: "push it"
+    annotator.idm.role.model.detokenize = lambda ids: "push it"
     clips = decode(one).to_pylist()
     result = annotator.annotate(clips)
     cuts = [row for row in result["pairs"] if row["source_frame"] < 30 <= row["target_frame"]]

@@ -12,12 +12,11 @@ import torch
 
 from jobs.predict import triplets
 from jobs.predict.triplets import predict_triplets
-from tests.helpers.code_calls import predict_observations
+from tests.helpers.code_calls import predict_observations, sample_bank
 from tests.helpers.models_reference import lively
 from tests.helpers.training_data import random_rows, write_triplets
 from wm.dynamics import Search
 from wm.dynamics.roles import Role, Roles
-from wm.evaluation.bank import sample_bank
 from wm.evaluation.heldout import HeldOut
 from wm.models import load_codec, load_model
 from wm.records import derive_seed, row_seeds

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
-from wm.datasets.card import license_lines, license_sentence, split_names
+from wm.cards import license_lines, license_sentence
+from wm.datasets.card import split_names
 from wm.datasets.export.plan import Part, Plan
 from wm.datasets.export.rows import (
     IMAGES,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from wm.datasets.card import license_lines, license_sentence
+from wm.cards import license_lines, license_sentence
 from wm.datasets.export.plan import Plan
 from wm.datasets.export.rows import PROVENANCE, Context, Moments, PartFacts, count_licenses
 from wm.files.atomic import replace_file

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wm.datasets.card import license_lines, license_sentence
+from wm.cards import license_lines, license_sentence
 from wm.datasets.export.plan import Part, Plan
 from wm.datasets.export.rows import (
     IMAGES,

@@ -1,14 +1,15 @@
 """Score predicted images against the held-out targets: distances, and the figures of a judge if there is one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from wm.dynamics.observation import Observation, unchanged_share
 from wm.evaluation.heldout import HeldOut
 from wm.evaluation.metrics.stats import Floats
-from wm.images import Pixels
+from wm.images import Pixels, fit_square
 from wm.judging import JudgeScore
 from wm.models import ImageCodec
 
@@ -67,6 +68,31 @@ def pixel_metrics(
         for name in JUDGE_METRICS:
             metrics[name] = np.array([float(getattr(score, name)) for score in scores])
     return metrics
+
+
+def edit_metrics(
+    held_out: HeldOut, judge_many: JudgeMany | None, items_M: Codes, predicted: Sequence[Pixels]
+) -> dict[str, Floats]:
+    """Score predicted pixels, which have no codes.
+
+    Args:
+        held_out: The triplets.
+        judge_many: Scores the images too, if there is a judge.
+        items_M: Row of the held-out set that each image is of.
+        predicted: uint8 RGB of any size, compared at the size of the targets.
+
+    Returns:
+        Metric → (M,): those of :func:`pixel_metrics`, and ``unchanged_tokens``, here the share of blocks of pixels that
+        stay as they were (see :func:`wm.dynamics.observation.unchanged_share`).
+    """
+    side_px = held_out.target_pixels.shape[1]
+    squares_MHWC = np.stack([fit_square(image, side_px) for image in predicted])
+    pairs = [
+        (Observation.from_pixels(held_out.source_pixels[item]), Observation.from_pixels(square))
+        for item, square in zip(items_M.tolist(), squares_MHWC, strict=True)
+    ]
+    unchanged_M: Floats = np.array([unchanged_share(source, square) for source, square in pairs])
+    return pixel_metrics(held_out, judge_many, items_M, squares_MHWC) | {"unchanged_tokens": unchanged_M}
 
 
 def copy_metrics(held_out: HeldOut, judge_many: JudgeMany | None) -> dict[str, Floats]:

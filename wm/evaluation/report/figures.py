@@ -13,6 +13,7 @@ from wm.evaluation.report.findings import Findings, same_training
 from wm.evaluation.report.summary import judged_metrics, name_best, probe_notes, row_name, text_notes
 from wm.evaluation.report.templates import render
 from wm.evaluation.rows import ForwardRow, ProbeRow, Tables
+from wm.evaluation.sensitivity_table import absence_notes, table_cells
 
 _BADGES = {"shows": "yes", "does not show": "no", "within the spread": "open", "not measured": "none"}
 _ROLE_TITLES = {"idm": "Inverse: likelihood of the action", "fdm": "Forward: likelihood of the target"}
@@ -217,6 +218,19 @@ def probe_section(findings: Findings) -> Markup:
             grids.append((title, Grid(["model", *(kind.replace("_", " ") for kind in kinds)], rows)))
     notes = [line.replace("_", " ") for line in probe_notes(tables)]
     return render("probe.html", tables=grids, notes=notes)
+
+
+def sensitivity_section(findings: Findings) -> Markup:
+    """Render by how much the true action makes each forward model's target likelier than other actions do."""
+    table = None if findings.tables is None else findings.tables.get("sensitivity")
+    if table is None or not table["rows"]:
+        return Markup()
+    header, cells = table_cells(table)
+    # As everywhere, what is not of all triplets is paler.
+    kinds = ["dim" if row[0].startswith("  ") else "first" for row in cells]
+    return render(
+        "sensitivity.html", rows=Grid(header, cells, kinds), ignoring=table["ignoring"], notes=absence_notes(table)
+    )
 
 
 def _probe_cell(row: ProbeRow | None) -> Cell:

@@ -10,7 +10,13 @@ from markupsafe import Markup
 from wm.errors import InputError
 from wm.evaluation.report.claims import Labels
 from wm.evaluation.report.data import data_section, timing_section, training_section
-from wm.evaluation.report.figures import claims_section, forward_section, inverse_section, probe_section
+from wm.evaluation.report.figures import (
+    claims_section,
+    forward_section,
+    inverse_section,
+    probe_section,
+    sensitivity_section,
+)
 from wm.evaluation.report.findings import Findings, read_findings
 from wm.evaluation.report.images import heat_uri, image_uri
 from wm.evaluation.report.templates import render
@@ -43,6 +49,7 @@ def render_report(folder: str | Path, labels: Labels, notes: Mapping[str, str], 
     findings = read_findings(folder)
     sections = [
         _Section("claims", "Claims", claims_section(findings, labels, notes)),
+        _Section("sensitivity", "Action sensitivity", sensitivity_section(findings), is_optional=True),
         _Section("forward", "Forward dynamics", forward_section(findings)),
         _Section("inverse", "Inverse dynamics", inverse_section(findings)),
         _Section("probe", "Preference probe", probe_section(findings)),

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from wm.evaluation.rows import DifferenceRow, Figure, ForwardRow, InverseRow, ItemDifference, Tables
+from wm.evaluation.sensitivity_table import absence_notes, table_cells
 from wm.evaluation.verification import EVALUATED_K
 
 _MAX_PAIRS = 12
@@ -51,6 +52,7 @@ def judged_metrics(tables: Tables) -> list[str]:
 def format_tables(tables: Tables) -> str:
     """Format all tables of ``tables.json`` as aligned text."""
     blocks = [
+        _format_sensitivity(tables),
         _format_forward(tables),
         _format_differences(tables),
         _format_adaptive(tables),
@@ -58,6 +60,16 @@ def format_tables(tables: Tables) -> str:
         _format_probe(tables),
     ]
     return "\n\n".join(block for block in blocks if block)
+
+
+def _format_sensitivity(tables: Tables) -> str:
+    """Format whether forward models heed their actions; those that do not are named first."""
+    table = tables.get("sensitivity")
+    # Evaluations of earlier versions, and of inverse models alone, have none.
+    if table is None or not (table["rows"] or table["absent"]):
+        return ""
+    grid = [format_grid(*table_cells(table))] if table["rows"] else []
+    return "\n".join([*table["ignoring"], *grid, *absence_notes(table)])
 
 
 def _format_forward(tables: Tables) -> str:

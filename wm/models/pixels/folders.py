@@ -3,6 +3,7 @@
 Safetensors alone are read, nothing is downloaded, and no code of the folder is run. Adapters are not known here.
 """
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -118,22 +119,37 @@ def load_pixel_processor(path: Path, prompt: str = PROMPT) -> Any:
     return processor
 
 
-def _read_model(folder: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """Load the model; also return the names of tensors that the files do not hold."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+def build_skeleton(folder: Path) -> Any:
+    """Build the model of a folder's configuration on the ``meta`` device.
+
+    Args:
+        folder: A folder that :func:`check_pixel_folder` has passed.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(_read_config(folder), trust_remote_code=False)
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    config = neutralise(getattr(config, "thinker_config", config))  # of Qwen2.5-Omni only what reads and writes text
+    return neutralise(getattr(config, "thinker_config", config))  # of Qwen2.5-Omni only what reads and writes text
+
+
+def _read_model(folder: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """Load the model; also return the names of tensors that the files do not hold."""
+    from transformers import AutoModelForImageTextToText
+
     # Built without memory first: a config that asks for far more than the files hold is refused before it is built.
-    with torch.device("meta"):
-        skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
-    check_amount(skeleton, count_numbers(list_tensors(folder)), str(folder))
+    check_amount(build_skeleton(folder), count_numbers(list_tensors(folder)), str(folder))
     if any(folder.glob("shard-*-model-*.safetensors")):  # which transformers would prefer to what was checked
         raise InputError(f"{folder} holds shards of a distributed checkpoint, expected model.safetensors or its shards")
     with quiet_transformers():
         model, report = AutoModelForImageTextToText.from_pretrained(
             folder,
-            config=config,
+            config=_read_config(folder),
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
@@ -151,9 +167,9 @@ def _read_processor(folder: Path) -> Any:
     with quiet_transformers():
         try:
             return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except ImportError:
+        except (ImportError, ValueError) as error:
             processor_class = processor_class_from_name(_read_processor_name(folder))
-            if processor_class is None:
+            if processor_class is None or "torchvision" not in str(error).lower():
                 raise
         template = next((_read_template(file) for name in _TEMPLATES if (file := folder / name).is_file()), None)
         parts: dict[str, Any] = dict.fromkeys(processor_class.get_attributes())
@@ -163,7 +179,15 @@ def _read_processor(folder: Path) -> Any:
     images_only = type(
         processor_class.__name__, (processor_class,), {"check_argument_for_proper_class": lambda *_: None}
     )
-    return images_only(**parts, chat_template=template or parts["tokenizer"].chat_template)
+    settings = _read_processor_settings(folder, processor_class)
+    return images_only(**parts, **settings, chat_template=template or parts["tokenizer"].chat_template)
+
+
+def _read_processor_settings(folder: Path, processor_class: Any) -> dict[str, Any]:
+    """Read what a processor is made of beside its parts, such as the number of tokens of an image."""
+    file = folder / "processor_config.json"
+    names = signature(processor_class.__init__).parameters.keys() - {*processor_class.get_attributes(), "chat_template"}
+    return {key: value for key, value in read_json(file).items() if key in names} if file.is_file() else {}
 
 
 def _read_template(file: Path) -> str:

@@ -1,0 +1,353 @@
+"""Write the README.md of a model folder: a Hugging Face model card.
+
+It says what the model is, how to load it, what it was trained on under which licences, by which recipe, how good it is
+on how many triplets, how it fails, and what is not known. It names no path of the machine. Not known here: how any of
+it was measured.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from wm import __version__
+from wm.cards import (
+    CARD,
+    code_block,
+    distinct_licenses,
+    escape_markdown,
+    is_repo_id,
+    license_lines,
+    licenses_of,
+    list_forbidden,
+    quote_yaml,
+    read_head,
+)
+from wm.models.folder_checks import read_json
+from wm.models.manifest import Manifest, model_folder, named_base, read_manifest
+from wm.packaged import PREFIX, to_packaged_name
+from wm.runs import read_run, write_text
+
+FAMILY_LICENSES = {
+    "chameleon": "Chameleon Research License (non-commercial)",
+    "liquid": "Gemma Terms of Use",
+}
+"""Licences of released checkpoints by family, as their repositories stated them (docs/pages/checkpoints.md), for a base
+whose folder has no card."""
+MANY_SOURCES = 50
+"""Rows of the table of data at most."""
+_ROLES = {
+    "idm": "inverse dynamics model: two images → the action between them, in words",
+    "fdm": "forward dynamics model: an image and an action in words → the image afterwards",
+    None: "base model: text and image tokens in one sequence",
+}
+_PIPELINES = {"idm": "image-text-to-text", "fdm": "image-to-image", None: "image-text-to-text"}
+_RUN_KEYS = {"out", "resources", "logging", "checkpoint"}
+"""Keys of a recipe that say how a run went, not what the model is."""
+_HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Rows of training data that share origin and licence."""
+
+    dataset: str
+    license: str  # empty: not given
+    origin: str  # who wrote the actions: human, idm or fdm
+    rows: int
+
+
+@dataclass(frozen=True)
+class CardFigure:
+    """A measured figure."""
+
+    name: str
+    value: str
+    count: int | None  # triplets that it is of; None: not known
+    origin: str  # what measured it
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """The model that training started from, as far as its folder says."""
+
+    name: str  # for people, without a path
+    repo_id: str = ""  # ``owner/name`` on the hub, where it is known
+    licenses: Sequence[str] = ()
+    note: str = ""  # where the licence is from
+    class_name: str = ""  # transformers' class
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says beside what the model's folder holds."""
+
+    title: str
+    base: BaseFacts | None = None  # None: trained from nothing
+    sources: Sequence[DataSource] | None = None  # None: not known
+    data_note: str = ""  # a sentence on the data, or why they are not known
+    licenses: Sequence[str] = ()  # of the model itself, where its owner has chosen one
+    recipe: Mapping[str, object] | None = None
+    figures: Sequence[CardFigure] = ()
+    failures: Sequence[str] = ()
+    unknown: Sequence[str] = ()  # sentences on what is not known
+    extra: Sequence[str] = field(default_factory=tuple)  # further lines of Markdown, trusted
+
+
+def write_card(folder: Path, facts: CardFacts) -> Path:
+    """Write ``README.md`` into a model folder; one that is there is replaced.
+
+    Args:
+        folder: Holds ``wm_model.json``.
+        facts: What it does not say itself.
+
+    Returns:
+        The file.
+    """
+    manifest = read_manifest(folder) or Manifest(family="unknown", kind="full", base_id="", codec_id="")
+    path = folder / CARD
+    write_text(path, "\n".join([*_head(manifest, facts), "", *_body(manifest, facts)]).rstrip() + "\n")
+    return path
+
+
+def list_licenses(facts: CardFacts) -> list[str]:
+    """List the licences that apply to a model: the one chosen for it, its base's and those of its data."""
+    names = [*facts.licenses, *(facts.base.licenses if facts.base else ()), *(s.license for s in facts.sources or ())]
+    return distinct_licenses(names)
+
+
+def describe_base(base: str | Path, *, repo_id: str = "") -> BaseFacts:
+    """Describe a base by its own folder.
+
+    Args:
+        base: Its folder, or name.
+        repo_id: Its repository on the hub, where the caller knows it.
+
+    Returns:
+        Name, licences and class; the licence of its family's released checkpoints where its folder has no card.
+    """
+    folder = model_folder(base)
+    path = to_packaged_name(str(folder.resolve()))
+    cache = _HUB_CACHE.search(f"{path}/")
+    repo_id = repo_id or (f"{cache[1]}/{cache[2]}" if cache else "")
+    # The folder's own name, and of a run's model the run's: neither says where they are.
+    name = path if path.startswith(PREFIX) else repo_id or name_of(folder)
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    classes = config.get("architectures") if isinstance(config, dict) else None
+    class_name = str(classes[0]) if isinstance(classes, list) and classes else ""
+    class_name = class_name if class_name.isidentifier() else ""
+    if (folder / CARD).is_file():
+        licenses = licenses_of(read_head(folder))
+        note = "by the card of the base" if licenses else "the card of the base names none"
+        return BaseFacts(name, repo_id, licenses, note, class_name)
+    manifest = read_manifest(folder)
+    family = manifest.family if manifest else str(config.get("model_type", "")) if isinstance(config, dict) else ""
+    # A base of one's own is under no release's licence.
+    record = read_run(folder.parent) if folder.name == "model" else None
+    if record is not None and record.get("stage") == "pretrain":
+        return BaseFacts(name, repo_id, (), "the base was trained with wm pretrain", class_name)
+    if family in FAMILY_LICENSES:
+        note = f"the base's folder has no card; released checkpoints of the family {family} are under it"
+        return BaseFacts(name, repo_id, (FAMILY_LICENSES[family],), note, class_name)
+    return BaseFacts(name, repo_id, (), "the base's folder has no card", class_name)
+
+
+def find_base(folder: Path, recipe: Mapping[str, object] | None, *, repo_id: str = "") -> BaseFacts | None:
+    """Find and describe the base of a trained model.
+
+    Args:
+        folder: The model's.
+        recipe: Of the run that trained it, if it is known.
+        repo_id: The base's repository on the hub, where the caller knows it.
+
+    Returns:
+        The base, by its identity alone where its folder is not here; None for a model that is one itself.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.kind == "base":
+        return None
+    path = recipe.get("base") if recipe else None
+    candidates = [named_base(folder, manifest.base_path)] if manifest.base_path else []
+    candidates += [Path(path)] if isinstance(path, str) and path and not path.startswith(PREFIX) else []
+    for candidate in candidates:
+        if candidate.is_dir():
+            return describe_base(candidate, repo_id=repo_id)
+    if isinstance(path, str) and path.startswith(PREFIX):
+        return describe_base(path, repo_id=repo_id)
+    return BaseFacts(repo_id or manifest.base_id, repo_id, (), "the base's folder is not here")
+
+
+def name_of(folder: Path) -> str:
+    """Name a model folder by its last part, or by the run's for the ``model`` of one."""
+    resolved = folder.resolve()
+    return f"{resolved.parent.name}/model" if resolved.name == "model" else resolved.name
+
+
+def _head(manifest: Manifest, facts: CardFacts) -> list[str]:
+    """Build the YAML head."""
+    lines = ["---"]
+    if facts.base is not None and is_repo_id(facts.base.repo_id):
+        lines += [f"base_model: {quote_yaml(facts.base.repo_id)}"]
+        lines += ["base_model_relation: adapter" if manifest.kind == "adapter" else "base_model_relation: finetune"]
+    lines += [f"library_name: {'peft' if manifest.kind == 'adapter' else 'transformers'}"]
+    lines += license_lines(list_licenses(facts))
+    # The hub links these names: others would be no data set.
+    names = [source.dataset for source in facts.sources or () if is_repo_id(source.dataset)]
+    if names:
+        lines += ["datasets:", *(f"- {quote_yaml(name)}" for name in dict.fromkeys(names))]
+    lines += [f"pipeline_tag: {_PIPELINES[manifest.task]}", "tags:", "- world-model", "- wm"]
+    role = {"idm": "inverse-dynamics", "fdm": "forward-dynamics", None: "base-model"}[manifest.task]
+    lines += [f"- {role}", f"- {quote_yaml(manifest.family)}", *["- lora"] * (manifest.kind == "adapter")]
+    return [*lines, "---"]
+
+
+def _body(manifest: Manifest, facts: CardFacts) -> list[str]:
+    lines = [f"# {escape_markdown(facts.title)}", ""]
+    # 1. What a reader must know before anything else.
+    lines += _restriction_lines(list_licenses(facts))
+    lines += [f"**{line}**\n" for line in map(escape_sentence, facts.failures)]
+    # 2. What it is.
+    article = "An" if manifest.task == "idm" else "A"
+    lines += [f"{article} {_ROLES[manifest.task]}. Made with `wm` {__version__}.", ""]
+    lines += _identity_lines(manifest, facts)
+    lines += ["", "## Load it", "", *code_block(_wm_snippet(manifest, facts), "python"), ""]
+    if manifest.kind == "adapter":
+        lines += ["With PEFT alone:", "", *code_block(_peft_snippet(manifest, facts), "python"), ""]
+    # 3. Where it comes from.
+    lines += ["## Data and licences", "", *_data_lines(facts), ""]
+    lines += ["## Recipe", "", *_recipe_lines(manifest, facts), ""]
+    # 4. How good it is.
+    lines += ["## Figures", "", *_figure_lines(facts.figures), ""]
+    lines += ["## Known failures", ""]
+    none = "None was seen in the figures above." if facts.figures else "Not known: the model was not evaluated."
+    lines += [f"- {escape_sentence(text)}" for text in facts.failures] or [none]
+    if facts.unknown:
+        lines += ["", "## Not known", "", *(f"- {escape_sentence(text)}" for text in facts.unknown)]
+    return [*lines, *(["", *facts.extra] if facts.extra else [])]
+
+
+def _restriction_lines(licenses: Sequence[str]) -> list[str]:
+    """Name every licence that forbids something."""
+    lines = []
+    for name in licenses:
+        forbidden = list_forbidden(name)
+        if forbidden:
+            lines += [f"> **Licence: {escape_markdown(name)} forbids {' and '.join(forbidden)}.**", ">"]
+    return [*lines[:-1], ""] if lines else []
+
+
+def _identity_lines(manifest: Manifest, facts: CardFacts) -> list[str]:
+    rows = {"family": manifest.family, "weights": "a LoRA adapter" if manifest.kind == "adapter" else "complete"}
+    if facts.base is not None:
+        is_named = facts.base.name != manifest.base_id and manifest.base_id
+        rows["base"] = f"{facts.base.name} ({manifest.base_id})" if is_named else facts.base.name
+    rows["images"] = "pixels" if manifest.reads_pixels else f"codes of codec {manifest.codec_id}"
+    if manifest.action_slot_tokens:
+        rows["action slot"] = f"{manifest.action_slot_tokens} tokens"
+    lines = ["| | |", "| --- | --- |"]
+    return lines + [f"| {name} | {escape_markdown(value)} |" for name, value in rows.items()]
+
+
+def _wm_snippet(manifest: Manifest, facts: CardFacts) -> str:
+    base = ', base="BASE"' if manifest.kind == "adapter" else ""
+    lines = ["from huggingface_hub import snapshot_download"]
+    folder = 'model = snapshot_download("OWNER/NAME")  # or the path of this folder'
+    if manifest.task == "fdm":
+        lines += ["from wm.dynamics import WorldModel", "", folder]
+        lines += [f'world = WorldModel.load(fdm=model, idm="INVERSE-MODEL"{base})']
+        lines += ['prediction = world.predict("before.png", "put the cup on the plate", num_candidates=8)']
+        lines += ['prediction.image.save("after.png")']
+    elif manifest.task == "idm" and not manifest.reads_pixels:
+        lines += ["from wm.dynamics import WorldModel", "", folder]
+        lines += [f'world = WorldModel.load(fdm="FORWARD-MODEL", idm=model{base})']
+        lines += ['print(world.propose("before.png", "after.png").text)']
+    elif manifest.task == "idm":
+        lines += ["from wm.dynamics.loading import load_inverse_model", "", folder]
+        lines += [f"idm = load_inverse_model(model{base})"]
+    else:
+        lines += ["from wm.models import load_codec, load_model", "", folder]
+        lines += ["base, codec = load_model(model), load_codec(model)"]
+    return "\n".join(lines)
+
+
+def _peft_snippet(manifest: Manifest, facts: CardFacts) -> str:
+    auto_class = "AutoModelForImageTextToText"
+    name = (facts.base.class_name if facts.base else "") or auto_class
+    repo_id = facts.base.repo_id if facts.base and is_repo_id(facts.base.repo_id) else "BASE"
+    return "\n".join(
+        [
+            "from peft import PeftModel",
+            f"from transformers import {name}",
+            "",
+            f'base = {name}.from_pretrained("{repo_id}")',
+            'model = PeftModel.from_pretrained(base, "OWNER/NAME")',
+        ]
+    )
+
+
+def _data_lines(facts: CardFacts) -> list[str]:
+    lines = []
+    if facts.sources:
+        lines += ["| data set | actions by | rows | licence |", "| --- | --- | ---: | --- |"]
+        for source in list(facts.sources)[:MANY_SOURCES]:
+            cells = [source.dataset or "(no name)", source.origin or "not given"]
+            license = source.license.strip() or "not given"
+            lines.append(
+                f"| {' | '.join(map(escape_markdown, cells))} | {source.rows:,} | {escape_markdown(license)} |"
+            )
+        rest = list(facts.sources)[MANY_SOURCES:]
+        if rest:
+            lines += ["", f"And {len(rest):,} more kinds of rows, {sum(source.rows for source in rest):,} rows."]
+        lines += [""]
+    if facts.data_note:
+        lines += [escape_sentence(facts.data_note), ""]
+    if facts.base is not None:
+        names = ", ".join(escape_markdown(name) for name in facts.base.licenses) or "not known"
+        lines += [f"Licence of the base: {names} ({escape_sentence(facts.base.note)}). A fine-tuned model is a derived"]
+        lines += ["work: its base's licence applies to it too."]
+    elif not facts.licenses:
+        lines += ["The licence of the weights is not given."]
+    return lines
+
+
+def _recipe_lines(manifest: Manifest, facts: CardFacts) -> list[str]:
+    if facts.recipe is None:
+        digest = f" Its digest is `{manifest.recipe_digest}`." if manifest.recipe_digest else ""
+        return [f"The recipe is not known: there is no `run.json` beside the model.{digest}"]
+    keys = {name: strip_paths(value) for name, value in facts.recipe.items() if name not in _RUN_KEYS}
+    digest = f"Digest `{manifest.recipe_digest}`; names" if manifest.recipe_digest else "Names"
+    lines = [f"{digest} in place of paths, without output, resources, checkpoints and logging.", ""]
+    return [*lines, *code_block(json.dumps(keys, indent=1), "json")]
+
+
+def _figure_lines(figures: Sequence[CardFigure]) -> list[str]:
+    if not figures:
+        return ["None: the model was not evaluated. `wm evaluate` measures it, `wm card` adds its figures here."]
+    lines = ["| figure | value | n | by |", "| --- | ---: | ---: | --- |"]
+    for figure in figures:
+        count = "not known" if figure.count is None else f"{figure.count:,}"
+        cells = [figure.name, figure.value, count, figure.origin]
+        lines.append(f"| {' | '.join(map(escape_markdown, cells))} |")
+    return lines
+
+
+def strip_paths(value: object) -> object:
+    """Replace every path in the values of a recipe by its last name: a card says nothing of the machine.
+
+    Args:
+        value: A value of a recipe, as JSON has it.
+    """
+    if isinstance(value, Mapping):
+        return {str(name): strip_paths(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [strip_paths(entry) for entry in value]
+    # Names of the package and regular expressions are no paths.
+    if isinstance(value, str) and re.match(r"([a-z0-9]+:/)?/|~|\.{1,2}/|[A-Za-z]:\\|[\w.-]+/", value):
+        return PurePosixPath(value.replace("\\", "/")).name
+    return value
+
+
+def escape_sentence(text: str) -> str:
+    """Escape a sentence, which may hold names of strangers; longer than a cell's text."""
+    return escape_markdown(text, longest=2000)
