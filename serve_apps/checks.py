@@ -81,11 +81,10 @@ def _check_pipeline(folder: str, table: EditorTable) -> None:
     with quiet_transformers():
         check_editor_folder(folder, table.pipeline, safety_checker=table.safety_checker)
         name = table.pipeline or name_pipeline(Path(folder))
-        known = list_call_settings(find_editor_class(name))
-    if unknown := [key for key in table.settings if key not in known]:
-        raise InputError(
-            f"editor.settings.{unknown[0]}: {name} takes no such argument; expected one of {', '.join(sorted(known))}"
-        )
+        arguments = list_call_settings(find_editor_class(name))
+    if unknown := [key for key in table.settings if key not in arguments]:
+        names = ", ".join(sorted(arguments))
+        raise InputError(f"editor.settings.{unknown[0]}: {name} takes no such argument; expected one of {names}")
 
 
 def _check_processor(folder: str, table: PixelsTable) -> None:

@@ -13,9 +13,11 @@ from wm.config import Recipe
 from wm.paths import ModelPath, OptionalModelPath
 
 
+# Keys as those of wm.dynamics.editor_settings, which jobs use and which imports torch.
 class EditorTable(Recipe):
     """How an image editor of diffusers is called."""
 
+    # Values of a text table of serve run may be texts.
     model_config = ConfigDict(strict=False)
 
     pipeline: str = ""
@@ -47,6 +49,7 @@ class EditorTable(Recipe):
 class PixelsTable(Recipe):
     """How a vision-language model is asked for the action between two images."""
 
+    # As above.
     model_config = ConfigDict(strict=False)
 
     base: OptionalModelPath = None
@@ -64,6 +67,7 @@ class PixelsTable(Recipe):
 class ModelKeys(Recipe):
     """Which models are served, and where they run. Values may be text, as ``serve run`` passes them."""
 
+    # serve run passes texts alone.
     model_config = ConfigDict(strict=False)
 
     fdm: ModelPath
@@ -99,6 +103,7 @@ class ModelKeys(Recipe):
     @classmethod
     def _read_table(cls, value: object) -> object:
         """Read a table that ``serve run`` passes as text: {resolution = 512}."""
+        # A file and wm serve give tables as they are.
         if not isinstance(value, str):
             return value
         try:
@@ -108,4 +113,5 @@ class ModelKeys(Recipe):
 
     def model_folders(self) -> dict[str, str]:
         """Return the folder of each model that the recipe names itself, by the model's name."""
+        # In the order of GET /v1/models.
         return {FDM: self.fdm, IDM: self.idm} | ({BASELINE: self.baseline} if self.baseline else {})

@@ -296,7 +296,7 @@ def test_a_health_check_waits_for_no_edit(servers, monkeypatch):
         asyncio.run(check_while_editing(0.0))
 
 
-def test_a_client_that_left_ends_the_call_and_others_have_their_turn():
+def test_a_client_that_left_ends_the_call_for_others():
     thread, model = ModelThread(), EditorModel(Slow(), 64, 60.0)
 
     async def leave_and_ask():
@@ -316,7 +316,7 @@ def test_a_client_that_left_ends_the_call_and_others_have_their_turn():
     assert model.forward.calls == [range(2), range(2), range(2, 4)]
 
 
-def test_the_playground_works_with_an_editor_and_a_verifier_of_pixels(page, folders, tmp_path):
+def test_the_playground_works_with_an_editor(page, folders, tmp_path):
     with served(local_app(recipe_of(folders, num_candidates=2))) as url:
         start(page, url, tmp_path, SOURCE)
         assert PIPELINE in page.text("#models")
