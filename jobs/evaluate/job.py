@@ -50,7 +50,9 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """
     # 1. Check everything. Inputs are read before the folder is made, so that bad input leaves nothing behind.
     entries = build_entries(recipe := fit_to_cluster(recipe))
-    units = list_units(entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe)
+    units = list_units(
+        entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe, with_margins=recipe.action_margins
+    )
     inputs = {"triplets": digest_of(recipe.triplets)}
     # What was found of each folder is recorded, as the column of subsets is.
     recipe = record_kinds(recipe, entries)
@@ -58,7 +60,7 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if is_auto := recipe.subset == "auto":
         recipe = recipe.model_copy(update={"subset": choose_subset(recipe.triplets)})
     inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
-    if recipe.probe and recipe.counterfactuals:
+    if (recipe.probe or recipe.action_margins) and recipe.counterfactuals:
         inputs["counterfactuals"] = digest_of(recipe.counterfactuals)
     inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
     job = Run(recipe.out, "evaluate", recipe, inputs)

@@ -140,8 +140,6 @@ def _check_weights(folder: Path) -> None:
         shards = read_json(index).get("weight_map")
         for shard in sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []:
             if not (folder / shard).is_file():
-                raise InputError(
-                    f"{shown(folder)} is not complete: {index.name} lists {shard!r:.100}: not there"
-                )
+                raise InputError(f"{shown(folder)} is not complete: {index.name} lists {shard!r:.100}: not there")
     if not any(folder.rglob("*.safetensors")):
         raise InputError(f"{shown(folder)} holds no weights (*.safetensors): there is no model to push")

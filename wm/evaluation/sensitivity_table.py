@@ -5,10 +5,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from wm.evaluation.rows import SensitivityRow, SensitivityTable, SubsetSensitivity
-from wm.evaluation.sensitivity import NO_OTHER, OTHER_ACTIONS, SHUFFLED, Gaps, GapSummary, summarise_gaps
+from wm.evaluation.sensitivity import (
+    LIKELIHOOD,
+    NO_OTHER,
+    OTHER_ACTIONS,
+    SHUFFLED,
+    VERIFIER,
+    Gaps,
+    GapSummary,
+    summarise_gaps,
+)
 
-LIKELIHOOD, VERIFIER = "likelihood", "verifier"
-"""What a difference is of: the target's log-likelihood, or the verifier's of the action."""
 UNITS = {LIKELIHOOD: "nats an image token", VERIFIER: "nats an action token"}
 
 GapsByRun = Mapping[tuple[str, int], Mapping[str, Gaps]]

@@ -19,6 +19,7 @@ from wm.errors import InputError
 from wm.evaluation.bank import Bank, sample_bank
 from wm.evaluation.bench import Bench, Entry
 from wm.evaluation.editor_bank import count_cut_actions, sample_editor_bank
+from wm.evaluation.margins import explain_absences, list_margins, list_other_actions, score_other_predictions
 from wm.evaluation.metrics.images import ceiling_metrics, copy_metrics
 from wm.evaluation.probe import Preference, ProbeScores, compare_all, score_probe
 from wm.evaluation.probe_arrays import from_arrays, to_arrays
@@ -27,7 +28,7 @@ from wm.evaluation.sensitivity import EMPTY_ARRAY, list_gaps, read_empty, score_
 from wm.evaluation.tables import Collected
 from wm.sampling.texts import GREEDY
 
-Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose"]
+Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose", "margin"]
 Arrays: TypeAlias = dict[str, npt.NDArray[np.generic]]
 Facts: TypeAlias = dict[str, Any]
 """What a unit's file holds beside arrays: ``texts`` of ``propose``; kind of negative → figures of ``probe``; of an
@@ -46,7 +47,14 @@ class Unit(NamedTuple):
         return folder / f"{self.entry}.{self.ask}.{self.seed}.npz"
 
 
-def list_units(entries: Mapping[str, Entry], seeds: Sequence[int], *, greedy: bool, with_probe: bool) -> list[Unit]:
+def list_units(
+    entries: Mapping[str, Entry],
+    seeds: Sequence[int],
+    *,
+    greedy: bool,
+    with_probe: bool,
+    with_margins: bool | None = None,
+) -> list[Unit]:
     """List every unit, those of one entry together.
 
     Args:
@@ -54,6 +62,7 @@ def list_units(entries: Mapping[str, Entry], seeds: Sequence[int], *, greedy: bo
         seeds: Sampling seeds, at least one.
         greedy: Evaluate forward models' greedy predictions too.
         with_probe: Run the preference probe.
+        with_margins: Measure action sensitivity by the verifier; None: of models without likelihoods alone.
 
     Returns:
         The units.
@@ -63,6 +72,8 @@ def list_units(entries: Mapping[str, Entry], seeds: Sequence[int], *, greedy: bo
     for name, entry in entries.items():
         if entry.role == "fdm":
             units += [Unit(name, "sample", seed) for seed in seeds]
+            is_measured = not entry.has_likelihoods if with_margins is None else with_margins
+            units += [Unit(name, "margin", seeds[0])] if is_measured and entry.verifier else []
             # An editor has no likeliest image.
             units += [Unit(name, "greedy", seeds[0])] if greedy and entry.has_likelihoods else []
         else:
@@ -89,6 +100,8 @@ def run_unit(bench: Bench, unit: Unit, folder: Path) -> Path:
         _save(path, *_probe(bench, unit))
     elif unit.ask == "propose":
         _save(path, *_propose(bench, unit))
+    elif unit.ask == "margin":
+        _save(path, *_measure_margins(bench, unit))
     else:
         _save(path, *_sample(bench, unit))
     return path
@@ -150,6 +163,16 @@ def _probe(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
             batch_size=bench.batch_size, runner=role.runner,
         )  # fmt: skip
     return {kind: asdict(preference) for kind, preference in compare_all(scores).items()}, arrays
+
+
+def _measure_margins(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
+    counterfactuals = bench.counterfactuals.actions if bench.counterfactuals else None
+    withheld, arrays = score_other_predictions(
+        bench.load_forward(unit.entry), bench.load_inverse(bench.entries[unit.entry].verifier), bench.held_out,
+        bench.codec, list_other_actions(bench.held_out, counterfactuals, seed=unit.seed),
+        sampling=bench.sampling, seed=unit.seed, batch_size=bench.batch_size,
+    )  # fmt: skip
+    return {"withheld": withheld} if withheld else {}, arrays
 
 
 def _check_finite(scores: ProbeScores, ids: Sequence[str], path: str) -> None:
@@ -224,10 +247,15 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
                 report.absent["state_equivalent"] = "the judge reads none of the reference actions"
             collected.texts[entry.label, entry.run] = report
             collected.idm[entry.label, entry.run] = (figures, by_item)
+        elif unit.ask == "margin":
+            # Its predictions under the true action are in the unit before it.
+            bank = collected.banks[entry.label, entry.run, unit.seed]
+            collected.margins[entry.label, entry.run] = list_margins(bank, arrays)
         else:
             # Greedy predictions have one candidate: there is nothing to choose.
             banks = collected.banks if unit.ask == "sample" else collected.greedy
             banks[entry.label, entry.run, unit.seed] = build_bank(arrays, bench.max_unchanged)
+    collected.reasons = explain_absences(bench.entries, {(unit.entry, unit.ask) for unit in units})
     return collected
 
 
