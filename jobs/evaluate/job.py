@@ -22,6 +22,7 @@ from wm.evaluation.heldout import choose_subset
 from wm.evaluation.predicted_actions import ACTION_SCHEMA, ActionRow, actions_folder
 from wm.evaluation.predictions import predictions_folder
 from wm.evaluation.rows import Tables
+from wm.evaluation.sensitivity_table import write_sensitivity
 from wm.evaluation.tables import Collected, build_tables
 from wm.evaluation.unit_predictions import list_unit_actions
 from wm.evaluation.units import Unit, collect, list_units, load_part
@@ -90,6 +91,7 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     with job.timed("tables"):
         tables = _complete_tables(recipe, collect(bench, units, parts, recipe.search.num_candidates))
         write_json(job.out / "tables.json", tables)
+        write_sensitivity(job.out, tables["sensitivity"])
         examples = write_gallery(bench, units, parts, job.out, recipe.examples)
         write_json(job.out / "examples.json", examples)
     counts["examples"] = len(examples)

@@ -1,9 +1,13 @@
 """Build and format the table of action sensitivity. Knows neither models nor how the differences were measured."""
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from wm.cards import escape_markdown
 from wm.evaluation.rows import SensitivityRow, SensitivityTable, SubsetSensitivity
 from wm.evaluation.sensitivity import (
     LIKELIHOOD,
@@ -15,6 +19,7 @@ from wm.evaluation.sensitivity import (
     GapSummary,
     summarise_gaps,
 )
+from wm.runs import write_text
 
 UNITS = {LIKELIHOOD: "nats an image token", VERIFIER: "nats an action token"}
 
@@ -138,3 +143,30 @@ def table_cells(table: SensitivityTable) -> tuple[list[str], list[list[str]]]:
 def _figure_cells(figures: SubsetSensitivity) -> list[str]:
     interval = "–" if figures["low"] is None else f"[{figures['low']:+.4f}, {figures['high']:+.4f}]"
     return [f"{figures['mean']:+.4f}", interval, f"{figures['share']:.0%}", f"{figures['pairs']:,}"]
+
+
+def write_sensitivity(out: Path, table: SensitivityTable) -> None:
+    """Write ``sensitivity.csv`` and ``sensitivity.md``; neither where no model was measured.
+
+    Args:
+        out: Folder of the evaluation.
+        table: As :func:`build_sensitivity` returns it.
+    """
+    header, cells = table_cells(table)
+    if not cells:
+        return
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    names = ("mean", "low", "high", "share", "pairs")
+    rows.writerow(["label", "subset", "by", "other", "unit", *names, "verdict"])
+    for row in table["rows"]:
+        # All triplets first, then each subset; numbers as they are, not rounded.
+        for subset, figures in (("", row), *row["by_subset"].items()):
+            values = [figures["mean"], figures["low"], figures["high"], figures["share"], figures["pairs"]]
+            verdict = row["verdict"] if figures is row else ""
+            rows.writerow([row["label"], subset, row["by"], row["other"], row["unit"], *values, verdict])
+    write_text(out / "sensitivity.csv", text.getvalue())
+    lines = [*(f"**{escape_markdown(sentence, longest=2000)}.**\n" for sentence in table["ignoring"])]
+    lines += [f"| {' | '.join(map(escape_markdown, line))} |" for line in (header, ["---"] * len(header), *cells)]
+    lines += ["", *(f"{escape_markdown(note, longest=2000)}.\n" for note in absence_notes(table))]
+    write_text(out / "sensitivity.md", "\n".join(lines).rstrip() + "\n")
