@@ -84,7 +84,7 @@ EXAMPLES = {
     "predict": "wm predict fdm=runs/c-fdm/model idm=runs/c-idm/model image=table.png"
     " actions='[\"put the cup on the left\"]' search.num_candidates=16 out=prediction",
     "pretrain": "wm pretrain out=runs/base",
-    "push": "wm push runs/c-fdm/model repo=me/c-fdm --dry-run",
+    "push": "wm push folder=runs/c-fdm/model repo=me/c-fdm --dry-run",
     "relabel": "wm relabel triplets=runs/demo/annotated selection=runs/demo/selected labels=truth out=runs/controls",
     "report": "wm report run=runs/demo out=runs/demo/report",
     "score": 'wm score predictions=\'["runs/evaluate", "data/got"]\' triplets=BENCH out=runs/score',

@@ -90,8 +90,7 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     # 3. Make tables of the files alone: a resumed run gives what an uninterrupted one would.
     with job.timed("tables"):
         tables = _complete_tables(recipe, collect(bench, units, parts, recipe.search.num_candidates))
-        write_json(job.out / "tables.json", tables)
-        write_sensitivity(job.out, tables["sensitivity"])
+        _write_tables(job.out, tables)
         examples = write_gallery(bench, units, parts, job.out, recipe.examples)
         write_json(job.out / "examples.json", examples)
     counts["examples"] = len(examples)
@@ -100,6 +99,12 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     record = job.finish(counts)
     report.print_tables(tables, counts, job.out / "tables.json")
     return record
+
+
+def _write_tables(out: Path, tables: Tables) -> None:
+    """Write ``tables.json``, and action sensitivity as tables of its own."""
+    write_json(out / "tables.json", tables)
+    write_sensitivity(out, tables["sensitivity"])
 
 
 def _print_notices(recipe: EvaluateRecipe, bench: Bench, is_auto: bool) -> None:

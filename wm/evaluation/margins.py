@@ -17,11 +17,21 @@ from wm.dynamics import Sampling
 from wm.dynamics.observation import Observation
 from wm.dynamics.protocols import ForwardModel, InverseModel, SampleFailure
 from wm.evaluation.bank import Bank
-from wm.evaluation.bench import Entry
+from wm.evaluation.bench import Bench, Entry
 from wm.evaluation.heldout import HeldOut
 from wm.evaluation.metrics.stats import Floats
 from wm.evaluation.probe import pick_others
-from wm.evaluation.sensitivity import EMPTY, LIKELIHOOD, OPPOSITE, OTHER_ACTIONS, SHUFFLED, VERIFIER, Gaps
+from wm.evaluation.sensitivity import (
+    EMPTY,
+    EMPTY_ARRAY,
+    LIKELIHOOD,
+    OPPOSITE,
+    OTHER_ACTIONS,
+    SHUFFLED,
+    VERIFIER,
+    Gaps,
+    score_without_action,
+)
 from wm.models import ImageCodec
 from wm.records import derive_seed
 from wm.words import same_text
@@ -46,9 +56,11 @@ def list_other_actions(
     Returns:
         Other action → its text of each triplet, None where it has none.
     """
+    # Actions that differ in case or blanks alone are the same action.
     words = [same_text(action) for action in held_out.actions]
     picks = pick_others(words, held_out.subsets, held_out.ids, seed=derive_seed(seed, "action"))
     shuffled = [held_out.actions[pick] if pick >= 0 else None for pick in picks.tolist()]
+    # One that reads as the true action contradicts nothing.
     opposite = [
         text if text is not None and same_text(text) != word else None
         for text, word in zip(counterfactuals or [None] * len(words), words, strict=True)
@@ -87,36 +99,71 @@ def score_other_predictions(
     arrays: Arrays = {}
     seeds = held_out.sampling_seeds(seed)
     # Each is shown what it reads: a code model's source is the set's own codes.
-    before = held_out.observe("source", codec if fdm.kind == "codes" else None)
-    shown = held_out.observe("source", codec if verifier.kind == "codes" else None)
+    fdm_sources = held_out.observe("source", codec if fdm.kind == "codes" else None)
+    idm_sources = held_out.observe("source", codec if verifier.kind == "codes" else None)
     for other, actions in others.items():
-        rows: list[int] = []
-        scores: list[float] = []
-        pending = [row for row, action in enumerate(actions) if action is not None]
+        scores: dict[int, float] = {}
+        pending = [(row, action) for row, action in enumerate(actions) if action is not None]
         for begin in range(0, len(pending), ITEMS_AT_ONCE):
             part = pending[begin : begin + ITEMS_AT_ONCE]
+            # 1. Sample with the noise of the bank's first candidate, which the difference cancels.
             with torch.inference_mode():
                 samples = fdm.sample(
-                    [before[row] for row in part], [actions[row] or "" for row in part], candidates=range(1),
-                    sampling=sampling, seeds=[seeds[row] for row in part], batch_size=batch_size,
+                    [fdm_sources[row] for row, _ in part], [action for _, action in part], candidates=range(1),
+                    sampling=sampling, seeds=[seeds[row] for row, _ in part], batch_size=batch_size,
                 ).candidates  # fmt: skip
-            images: list[tuple[int, Observation]] = []
-            for row, (image,) in zip(part, samples, strict=True):
-                # Left out of this comparison, and counted.
-                if isinstance(image, SampleFailure):
-                    withheld[image.reason] += 1
-                else:
-                    images.append((row, image))
+            # 2. A withheld image leaves its triplet out of this comparison, and is counted.
+            withheld.update(image.reason for (image,) in samples if isinstance(image, SampleFailure))
+            images = {
+                row: image for (row, _), (image,) in zip(part, samples, strict=True) if isinstance(image, Observation)
+            }
+            # 3. Score the true action, whatever the image was made under.
             if images:
-                kept = [row for row, _ in images]
                 scored = verifier.score(
-                    [shown[row] for row in kept], [image for _, image in images],
-                    [held_out.actions[row] for row in kept], batch_size=batch_size,
+                    [idm_sources[row] for row in images], list(images.values()),
+                    [held_out.actions[row] for row in images], batch_size=batch_size,
                 )  # fmt: skip
-                rows += kept
-                scores += [action.logprob for action in scored]
-        arrays |= {f"rows.{other}": np.array(rows, np.int64), f"score.{other}": np.array(scores, np.float64)}
+                scores |= {row: action.logprob for row, action in zip(images, scored, strict=True)}
+        arrays[f"rows.{other}"] = np.array(list(scores), np.int64)
+        arrays[f"score.{other}"] = np.array(list(scores.values()), np.float64)
     return dict(withheld), arrays
+
+
+def measure_margins(bench: Bench, name: str, seed: int) -> tuple[dict[str, object], Arrays]:
+    """Run :func:`score_other_predictions` for an entry of an evaluation.
+
+    Args:
+        bench: The models and the held-out set.
+        name: Of the entry, which a verifier is named for.
+        seed: Sampling seed, and that of the probe's negatives.
+
+    Returns:
+        Facts and arrays of the unit's file.
+    """
+    counterfactuals = bench.counterfactuals.actions if bench.counterfactuals else None
+    withheld, arrays = score_other_predictions(
+        bench.load_forward(name), bench.load_inverse(bench.entries[name].verifier), bench.held_out,
+        bench.codec, list_other_actions(bench.held_out, counterfactuals, seed=seed),
+        sampling=bench.sampling, seed=seed, batch_size=bench.batch_size,
+    )  # fmt: skip
+    return {"withheld": withheld} if withheld else {}, arrays
+
+
+def score_empty(bench: Bench, name: str) -> Arrays:
+    """Score the targets without an action, for the file of a probe's unit; nothing for an inverse model.
+
+    Args:
+        bench: The models and the held-out set.
+        name: Of the entry.
+    """
+    if bench.entries[name].role == "idm":
+        return {}
+    held_out, role = bench.held_out, bench.load_role(name)
+    sums_B = score_without_action(
+        role.model, held_out.source_codes, held_out.actions, held_out.target_codes,
+        batch_size=bench.batch_size, runner=role.runner,
+    )  # fmt: skip
+    return {EMPTY_ARRAY: sums_B}
 
 
 def list_margins(bank: Bank, arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Gaps]:
@@ -131,6 +178,7 @@ def list_margins(bank: Bank, arrays: Mapping[str, npt.NDArray[np.generic]]) -> d
     """
     if bank.verifier is None or bank.action_tokens is None:
         return {}
+    # The first candidate alone: the others have other noise.
     true_B: Floats = bank.verifier[:, 0]
     gaps = {}
     for other in OTHER_ACTIONS:
@@ -142,12 +190,12 @@ def list_margins(bank: Bank, arrays: Mapping[str, npt.NDArray[np.generic]]) -> d
     return gaps
 
 
-def explain_absences(entries: Mapping[str, Entry], asked: Set[tuple[str, str]]) -> dict[tuple[str, str, str], str]:
+def explain_absences(entries: Mapping[str, Entry], units: Set[tuple[str, str]]) -> dict[tuple[str, str, str], str]:
     """Say of forward models why figures of their action sensitivity cannot be had.
 
     Args:
         entries: The models by name.
-        asked: (name, ask) of all units.
+        units: (name, ask) of each.
 
     Returns:
         (label, likelihood or verifier, other action) → reason.
@@ -156,7 +204,7 @@ def explain_absences(entries: Mapping[str, Entry], asked: Set[tuple[str, str]]) 
     for name, entry in entries.items():
         if entry.role != "fdm":
             continue
-        is_probed, is_measured = ((name, ask) in asked for ask in ("probe", "margin"))
+        is_probed, is_measured = ((name, ask) in units for ask in ("probe", "margin"))
         if is_measured:
             reasons[entry.label, VERIFIER, EMPTY] = NO_EMPTY_PROMPT
         # One kind of figure is enough: the other is named only where neither is there.

@@ -48,6 +48,7 @@ def build_sensitivity(
     """
     table: SensitivityTable = {"rows": [], "absent": [], "ignoring": []}
     reasons = dict(reasons or {})
+    # A model may have figures of both kinds, or of neither with a reason.
     for by, gaps in ((LIKELIHOOD, likelihood), (VERIFIER, verifier or {})):
         labels = [label for label, _ in gaps] + [label for label, of, _ in reasons if of == by]
         for label in dict.fromkeys(labels):
@@ -129,6 +130,7 @@ def table_cells(table: SensitivityTable) -> tuple[list[str], list[list[str]]]:
     Returns:
         Names of the columns, and a row a model, other action and subset.
     """
+    # Names first, numbers after them, as everywhere.
     header = ["action sensitivity", "true over", "unit", "mean", "95 % interval", "true likelier", "n"]
     cells = []
     for row in table["rows"]:
@@ -155,6 +157,7 @@ def write_sensitivity(out: Path, table: SensitivityTable) -> None:
     header, cells = table_cells(table)
     if not cells:
         return
+    # 1. Numbers as they are, for programs.
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     names = ("mean", "low", "high", "share", "pairs")
@@ -166,6 +169,7 @@ def write_sensitivity(out: Path, table: SensitivityTable) -> None:
             verdict = row["verdict"] if figures is row else ""
             rows.writerow([row["label"], subset, row["by"], row["other"], row["unit"], *values, verdict])
     write_text(out / "sensitivity.csv", text.getvalue())
+    # 2. The table as it is printed, for people; labels are users' texts.
     lines = [*(f"**{escape_markdown(sentence, longest=2000)}.**\n" for sentence in table["ignoring"])]
     lines += [f"| {' | '.join(map(escape_markdown, line))} |" for line in (header, ["---"] * len(header), *cells)]
     lines += ["", *(f"{escape_markdown(note, longest=2000)}.\n" for note in absence_notes(table))]

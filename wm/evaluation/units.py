@@ -19,12 +19,12 @@ from wm.errors import InputError
 from wm.evaluation.bank import Bank, sample_bank
 from wm.evaluation.bench import Bench, Entry
 from wm.evaluation.editor_bank import count_cut_actions, sample_editor_bank
-from wm.evaluation.margins import explain_absences, list_margins, list_other_actions, score_other_predictions
+from wm.evaluation.margins import explain_absences, list_margins, measure_margins, score_empty
 from wm.evaluation.metrics.images import ceiling_metrics, copy_metrics
 from wm.evaluation.probe import Preference, ProbeScores, compare_all, score_probe
 from wm.evaluation.probe_arrays import from_arrays, to_arrays
 from wm.evaluation.rows import CEILING, COPY
-from wm.evaluation.sensitivity import EMPTY_ARRAY, list_gaps, read_empty, score_without_action
+from wm.evaluation.sensitivity import list_gaps, read_empty
 from wm.evaluation.tables import Collected
 from wm.sampling.texts import GREEDY
 
@@ -101,7 +101,7 @@ def run_unit(bench: Bench, unit: Unit, folder: Path) -> Path:
     elif unit.ask == "propose":
         _save(path, *_propose(bench, unit))
     elif unit.ask == "margin":
-        _save(path, *_measure_margins(bench, unit))
+        _save(path, *measure_margins(bench, unit.entry, unit.seed))
     else:
         _save(path, *_sample(bench, unit))
     return path
@@ -155,24 +155,8 @@ def _probe(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
     )  # fmt: skip
     # Here, not when the tables are made: of a likelihood that is NaN each comparison would be a silent "no".
     _check_finite(scores, held_out.ids, bench.entries[unit.entry].path)
-    arrays = to_arrays(scores)
-    if bench.entries[unit.entry].role == "fdm":
-        role = bench.load_role(unit.entry)
-        arrays[EMPTY_ARRAY] = score_without_action(
-            role.model, held_out.source_codes, held_out.actions, held_out.target_codes,
-            batch_size=bench.batch_size, runner=role.runner,
-        )  # fmt: skip
-    return {kind: asdict(preference) for kind, preference in compare_all(scores).items()}, arrays
-
-
-def _measure_margins(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
-    counterfactuals = bench.counterfactuals.actions if bench.counterfactuals else None
-    withheld, arrays = score_other_predictions(
-        bench.load_forward(unit.entry), bench.load_inverse(bench.entries[unit.entry].verifier), bench.held_out,
-        bench.codec, list_other_actions(bench.held_out, counterfactuals, seed=unit.seed),
-        sampling=bench.sampling, seed=unit.seed, batch_size=bench.batch_size,
-    )  # fmt: skip
-    return {"withheld": withheld} if withheld else {}, arrays
+    preferences = {kind: asdict(preference) for kind, preference in compare_all(scores).items()}
+    return preferences, to_arrays(scores) | score_empty(bench, unit.entry)
 
 
 def _check_finite(scores: ProbeScores, ids: Sequence[str], path: str) -> None:
@@ -248,9 +232,8 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
             collected.texts[entry.label, entry.run] = report
             collected.idm[entry.label, entry.run] = (figures, by_item)
         elif unit.ask == "margin":
-            # Its predictions under the true action are in the unit before it.
-            bank = collected.banks[entry.label, entry.run, unit.seed]
-            collected.margins[entry.label, entry.run] = list_margins(bank, arrays)
+            gaps = list_margins(collected.banks[entry.label, entry.run, unit.seed], arrays)
+            collected.margins[entry.label, entry.run] = gaps
         else:
             # Greedy predictions have one candidate: there is nothing to choose.
             banks = collected.banks if unit.ask == "sample" else collected.greedy

@@ -8,7 +8,8 @@ from huggingface_hub import ModelCard
 
 from wm.cards import code_block, escape_markdown, is_repo_id, license_lines, list_forbidden, quote_yaml, read_head
 from wm.errors import InputError
-from wm.models.card import BaseFacts, CardFacts, CardFigure, DataSource, describe_base, strip_paths, write_card
+from wm.models.base_facts import BaseFacts, describe_base
+from wm.models.card import CardFacts, CardFigure, DataSource, strip_paths, write_card
 from wm.models.manifest import Manifest
 
 HOSTILE = [
