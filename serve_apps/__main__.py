@@ -24,10 +24,11 @@ with exit_on_interrupt():
     from serve_apps.exposure import is_loopback
     from serve_apps.interrupts import Interrupts
     from serve_apps.middleware.proxy import IMPORT_PATH, has_middlewares, set_environment
+    from serve_apps.model_kinds import list_notices
     from serve_apps.ports import check_port
     from serve_apps.quiet import quiet_end, without_ray_threads
     from serve_apps.recipe import ServeRecipe
-    from serve_apps.takeover import check_takeover
+    from serve_apps.takeover import check_takeover, end_application, leave_cluster
     from serve_apps.tracing import IMPORT_PATH as IMPORT_PATH_OF_TRACES
     from serve_apps.tracing import check_exporter
     from wm import cli
@@ -185,15 +186,11 @@ def find_reason(text: str) -> str | None:
 
 
 def stop() -> None:
-    """End the application, and the session if it is this process's own."""
-    import ray
-    from ray import serve
-
+    """End the application, and the session if it is this process's own; on a cluster, what others serve there stays."""
     with quiet_end():
-        if ray.is_initialized():  # else serve would start it anew
-            serve.shutdown()
+        end_application(APPLICATION, is_shared=_joins_cluster())
         # Also of a session that failed to start.
-        ray.shutdown()
+        leave_cluster()
 
 
 def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
@@ -205,11 +202,13 @@ def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
     """
     models = f"fdm {shown(to_packaged_name(recipe.fdm))} and idm {shown(to_packaged_name(recipe.idm))}"
     if dry_run:
-        check_port(recipe.host, recipe.port)
+        if (port_error := _find_port_error(recipe)) is not None:
+            _connect(recipe, port_error)  # joins the cluster, whose Ray Serve may have the port
+            leave_cluster()
         if recipe.traces:
             check_exporter()
-        is_of_toy = is_toy(check_models(recipe))
-        print(f"would serve {models} at {_url(recipe)}" + (f"\n{TOY_NOTICE}" if is_of_toy else ""))
+        notices = [TOY_NOTICE] if is_toy(check_models(recipe)) else []
+        print(f"would serve {models} at {_url(recipe)}", *notices, *list_notices(recipe), sep="\n")
         return
     print(f"starting {models}", flush=True)
     if recipe.open and not recipe.keys and not is_loopback(recipe.host):

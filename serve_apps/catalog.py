@@ -8,7 +8,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_apps.calls import call
 from serve_apps.names import FDM, IDM
 from serve_apps.openai.errors import ApiError
-from serve_apps.recipe import OTHER_CODEC, ServeRecipe
+from serve_apps.recipe import ServeRecipe
 from serve_apps.results import AdapterEntry, ModelEntry
 from wm.errors import InputError
 from wm.models.remote import changed_s, to_local
@@ -73,14 +73,14 @@ class Catalog:
         described: list[ModelEntry] = await asyncio.gather(
             *(call(self._handles[IDM if name == IDM else FDM], "describe", name, model=name) for name in folders)
         )
-        # Replicas may be of another recipe for a moment, while an application is replaced.
-        codecs = [entry["codec"] for entry in described]
-        if len(set(codecs)) > 1:
-            message = OTHER_CODEC.format(*codecs)
-            raise ApiError(message, status=503, kind="server_error", code="models_do_not_match")
+        # A model that reads pixels of any size is given those of the size that it verifies.
+        side_px = described[list(folders).index(FDM)].get("side_px")
+        if side_px is None:
+            message = "the forward model's replica is another recipe's; try again"
+            raise ApiError.unavailable(message, "models_do_not_match")
         changed_s = await asyncio.gather(*(asyncio.to_thread(_changed_s, folder) for folder in folders.values()))
         self._own = {
-            name: _entry(name, changed, entry)
+            name: _entry(name, changed, {"side_px": side_px, **entry})
             for name, changed, entry in zip(folders, changed_s, described, strict=True)
         }
 

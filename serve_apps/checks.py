@@ -4,25 +4,28 @@ from pathlib import Path
 
 from serve_apps.examples import load_examples
 from serve_apps.keys import read_keys
-from serve_apps.names import BASELINE, FDM, IDM
-from serve_apps.recipe import OTHER_CODEC, ServeRecipe
+from serve_apps.model_keys import EditorTable, PixelsTable
+from serve_apps.model_kinds import check_kinds, is_toy, read_kinds
+from serve_apps.names import FDM, IDM
+from serve_apps.recipe import ServeRecipe
 from wm.errors import InputError
 from wm.files.mirror import list_below, shown, uri_of
-from wm.packaged import SHIPPED, to_packaged_name
+
+__all__ = ["check_models", "is_toy"]
 
 
 def check_models(recipe: ServeRecipe) -> str:
-    """Check the folders and files of a recipe; the codecs are read, the language models are not.
+    """Check the folders and files of a recipe; codecs are read where no manifest names them, the models are not.
 
     Args:
         recipe: What is to be served.
 
     Returns:
-        The id of the image codec that all models speak.
+        The id of the FDM's image codec; empty for an image editor.
 
     Raises:
-        InputError: A folder is no model, the models speak of different image codecs, or the key file or an example
-            image cannot be read.
+        InputError: A folder is no model, the models do not go together, a key would have no effect, or the key file or
+            an example image cannot be read.
     """
     # torch is imported with it: a command that prints its help needs none.
     from wm import models
@@ -46,19 +49,9 @@ def check_models(recipe: ServeRecipe) -> str:
                 raise InputError(f"{key} = {folder!r}: no such folder")
             raise InputError(f"{key} = {folder!r}: no such model folder{models.hub_hint(folder)}")
     # 3. What the models say of themselves: no weights are read for it.
-    manifests = {name: (folder, models.read_manifest(folder)) for name, folder in recipe.model_folders().items()}
-    codecs = {
-        name: manifest.codec_id if manifest is not None else models.load_codec(recipe.base or folder).codec_id
-        for name, (folder, manifest) in manifests.items()
-    }
-    if codecs[FDM] != codecs[IDM]:
-        raise InputError(OTHER_CODEC.format(codecs[FDM], codecs[IDM]))
-    if codecs.get(BASELINE, codecs[FDM]) != codecs[FDM]:
-        raise InputError(
-            f"baseline = {shown(to_packaged_name(recipe.baseline or ''))!r}: its image codec is {codecs[BASELINE]}, "
-            f"the FDM's {codecs[FDM]}: their images would not be of one size and quality"
-        )
-    # With manifests, and without these two, no model's code is imported: it would take a server seconds more to start.
+    served = read_kinds(recipe)
+    check_kinds(recipe, served)
+    # Without these two no model's code is imported: it would take a server seconds more to start.
     # Weights in a bucket are not brought to whoever starts the server: its replicas compare them as they load.
     is_here = not any(uri_of(folder) for folder in (recipe.fdm, recipe.idm, recipe.base or ""))
     if is_here and (recipe.base_sharing == "shared" or recipe.adapters):
@@ -69,7 +62,47 @@ def check_models(recipe: ServeRecipe) -> str:
         from wm.dynamics import check_draft_length
 
         check_draft_length(recipe.num_draft_tokens, models.load_codec(recipe.base or recipe.fdm).tokens_per_image)
-    return codecs[FDM]
+    # 4. What of a model without codes can be known before its weights are read, which takes minutes.
+    if served.kinds[FDM] == "editor" and uri_of(recipe.fdm) is None:
+        _check_pipeline(recipe.fdm, recipe.editor or EditorTable())
+    if served.kinds[IDM] == "pixels" and uri_of(recipe.idm) is None:
+        _check_processor(recipe.idm, recipe.pixels or PixelsTable())
+    return served.codecs[FDM]
+
+
+def _check_pipeline(folder: str, table: EditorTable) -> None:
+    """Check the class of a pipeline, its folder's parts and the names of its settings."""
+    from wm.dynamics.editor_calls import list_call_settings
+    from wm.dynamics.editor_forward import check_editor_folder, name_pipeline
+    from wm.models.pipelines import find_editor_class
+
+    check_editor_folder(folder, table.pipeline, safety_checker=table.safety_checker)
+    name = table.pipeline or name_pipeline(Path(folder))
+    known = list_call_settings(find_editor_class(name))
+    if unknown := [key for key in table.settings if key not in known]:
+        raise InputError(
+            f"editor.settings.{unknown[0]}: {name} takes no such argument; expected one of {', '.join(sorted(known))}"
+        )
+
+
+def _check_processor(folder: str, table: PixelsTable) -> None:
+    """Check that a model's processor and chat template take two images."""
+    from wm.dynamics.pixel_check import check_two_images
+    from wm.models import is_adapter, model_folder
+    from wm.models.manifest import adapter_base
+    from wm.models.pixels.chats import PROMPT
+    from wm.models.pixels.folders import check_pixel_folder, load_pixel_processor
+
+    path = model_folder(folder)
+    if table.base and not is_adapter(path):
+        raise InputError(f"pixels.base = {shown(table.base)!r}: idm = {shown(folder)!r} is no adapter; leave it out")
+    if table.base:
+        path = model_folder(table.base)
+    elif is_adapter(path):
+        path = adapter_base(path)
+    check_pixel_folder(path)
+    prompt = table.prompt or PROMPT
+    check_two_images(load_pixel_processor(path, prompt), prompt, path)
 
 
 def _look_up(key: str, folder: str) -> None:
@@ -83,11 +116,3 @@ def _look_up(key: str, folder: str) -> None:
             models.model_folder(folder)
     except InputError as error:
         raise InputError(f"{key} = {shown(error)}") from error
-
-
-def is_toy(codec_id: str) -> bool:
-    """Return whether a model's image codec is that of the toy world, whose base is installed with the package."""
-    from wm.models import read_manifest
-
-    manifest = read_manifest(SHIPPED / "base")
-    return manifest is not None and manifest.codec_id == codec_id

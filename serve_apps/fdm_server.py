@@ -1,26 +1,23 @@
-"""The deployment of the forward model: it drives the search and rollout states of ``wm.dynamics`` with the models of
-its process, and holds no method of its own.
+"""The deployment of the forward model: predictions and rollouts, as requests ask for them.
 
-All of it runs in the event loop; the models work in their thread. Shape suffixes: K candidates, N image tokens.
+It drives the states of ``wm.dynamics`` with the models of its process, and holds no method of its own. All of it runs
+in the event loop; the models work in their thread.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
-from ray.serve.handle import DeploymentHandle
 from torch import Tensor
 
 from serve_apps import metrics
-from serve_apps.calls import call
+from serve_apps.candidates import no_image, record_candidates
 from serve_apps.idm_server import IDMServer
-from serve_apps.model_server import Codes, ModelServer, ServedModel
-from serve_apps.names import BASELINE, FDM, IDM
+from serve_apps.names import FDM, IDM
 from serve_apps.openai.edits import EditRequest
 from serve_apps.openai.rollouts import RolloutRequest
-from serve_apps.recipe import ServeRecipe
 from serve_apps.results import (
     UNVERIFIED,
     BeamEnd,
@@ -29,61 +26,32 @@ from serve_apps.results import (
     RolloutResult,
     RolloutStep,
     Score,
+    failures_of,
     place_previews,
     verification_of,
 )
-from wm.dynamics import (
-    Observation,
-    Prediction,
-    RolloutState,
-    Sampling,
-    ScoredAction,
-    Search,
-    SearchState,
-    Start,
-    check_draft_length,
-    observe_codes,
-    speculate_observations,
-)
-from wm.dynamics.fdm import forward_prefix
+from serve_apps.search_server import SearchServer
+from serve_apps.served_editor import EditorModel
+from serve_apps.served_models import CodeModel, OnTokens
+from wm.dynamics import Observation, RolloutState, SampleFailure, Start
+from wm.dynamics.observation import unchanged_share
 from wm.images import Pixels
-from wm.judging import unchanged_share
-from wm.sampling import ImageRequest, StepOutput
-
-# Given the first candidate's codes so far, int64 (n,).
-OnTokens = Callable[[Tensor], object]
 
 
-class FDMServer(ModelServer):
-    """Turn source images and actions into verified predictions.
-
-    Args:
-        recipe: What is served.
-        idm: Where candidates are scored; None: in this process (:class:`WorldModelServer`).
-    """
-
-    TASKS: ClassVar[tuple[str, ...]] = (FDM,)
-
-    def __init__(self, recipe: ServeRecipe, idm: DeploymentHandle | None = None) -> None:
-        super().__init__(recipe)
-        self._idm = idm
-        # What the recipe asks for and the model cannot do fails now, not with the first request.
-        for vlm in (self._own[name].vlm for name in (FDM, BASELINE) if name in self._own):
-            if (recipe.guidance_scale, recipe.image_guidance_scale) != (1.0, 1.0):
-                vlm.check_guidance()
-            check_draft_length(recipe.num_draft_tokens, vlm.tokens_per_image)
-        self._codec.check_decoder()
+class FDMServer(SearchServer):
+    """Turn source images and actions into verified predictions, and sequences of them."""
 
     async def predict(self, request: EditRequest, source_HWC: Pixels) -> EditResult:
         """Predict the source image after the request's action.
 
         Args:
             request: The action, and how to sample and rank.
-            source_HWC: uint8 (height, width, 3), of the codec's size.
+            source_HWC: uint8 (height, width, 3), of the model's size.
         """
         with metrics.stages_s() as stages_s:
-            model = await self._model(request.model)
-            (source,) = await self._encode(source_HWC[None])
+            model = await self._forward_model(request.model)
+            await self._check_actions(model, [request.prompt], request.verifier if request.verify else None)
+            (source,) = await self._observe(model, [source_HWC])
             result = await self._predict(model, request, source)
         return replace(result, stages_s=stages_s)
 
@@ -93,12 +61,17 @@ class FDMServer(ModelServer):
         """Yield previews of the first candidate while it grows, then the prediction.
 
         Args:
-            request: With the number of previews, 1 to 3.
+            request: With the number of previews, 0 to 3; 0 for an image editor.
             source_HWC: As for :meth:`predict`.
         """
-        model = await self._model(request.model)
-        (source,) = await self._encode(source_HWC[None])
+        model = await self._forward_model(request.model)
+        await self._check_actions(model, [request.prompt], request.verifier if request.verify else None)
+        (source,) = await self._observe(model, [source_HWC])
+        if not isinstance(model, CodeModel):
+            yield await self._predict(model, request, source)
+            return
         num_tokens = model.vlm.tokens_per_image
+        (source_codes,) = model.inverse.codes_of([source])
         due = place_previews(request.partial_images, num_tokens)
         updates: asyncio.Queue[Tensor | None] = asyncio.Queue()
         # The search continues while a preview is decoded; None marks its end, however it ends.
@@ -109,8 +82,9 @@ class FDMServer(ModelServer):
                 if len(codes) < due[0] or len(codes) == num_tokens:
                     continue
                 due = [count for count in due if count > len(codes)]
-                pixels_1HWC = await self._decode([[*codes.tolist(), *source[len(codes) :]]])
-                yield Preview(pixels_1HWC[0], len(codes) / num_tokens)
+                mixed = Observation.from_codes([*codes.tolist(), *source_codes[len(codes) :]], model.codec)
+                (pixels_HWC,) = await self._decode([mixed])
+                yield Preview(pixels_HWC, len(codes) / num_tokens)
             yield await search
         finally:
             search.cancel()
@@ -124,10 +98,11 @@ class FDMServer(ModelServer):
             request: The actions, and how to sample and rank.
             source_HWC: As for :meth:`predict`.
         """
-        model = await self._model(request.model)
-        (source,) = await self._encode(source_HWC[None])
+        model = await self._forward_model(request.model)
+        await self._check_actions(model, request.actions, request.verifier)
+        (source,) = await self._observe(model, [source_HWC])
         search, sampling = request.to_search(self._recipe), request.to_sampling(self._recipe)
-        state = RolloutState(self._observe(source), request.actions, request.seed, search)
+        state = RolloutState(source, request.actions, request.seed, search)
         counts: list[int] = []
         deadline_s = asyncio.get_running_loop().time() + self._recipe.timeout_s
         while not state.is_done:
@@ -138,129 +113,81 @@ class FDMServer(ModelServer):
             predictions = await asyncio.gather(
                 *(self._search(model, request.verifier, start, search, sampling) for start in state.starts())
             )
+            failures = [failure for prediction in predictions for failure in prediction.failures]
+            if not any(prediction.candidates for prediction in predictions):
+                raise no_image(failures, f"step {len(counts)} of the rollout")
             step = state.add(predictions)
-            counts.append(sum(len(prediction.candidates) for prediction in predictions))
+            counts.append(sum(len(prediction.candidates) for prediction in predictions) + len(failures))
             best = step.beam[0]
-            pixels_1HWC = await self._decode([best.candidates[-1].codes])
+            (pixels_HWC,) = await self._decode([best.candidates[-1].observation])
             yield RolloutStep(
-                len(counts) - 1, step.action, verification_of(best.candidates[-1]), pixels_1HWC[0], counts[-1],
-                best.logprob,
+                len(counts) - 1, step.action, verification_of(best.candidates[-1]), pixels_HWC, counts[-1],
+                best.logprob, len(failures),
             )  # fmt: skip
         yield await self._finish_rollout(model, request, state, counts)
 
     async def _finish_rollout(
-        self, model: ServedModel, request: RolloutRequest, state: RolloutState, counts: Sequence[int]
+        self, model: CodeModel | EditorModel, request: RolloutRequest, state: RolloutState, counts: Sequence[int]
     ) -> RolloutResult:
         """Decode the best sequence, whose earlier steps need not be those that were the best then, and every end."""
         # Each list is decoded in one pass.
         rollout = state.rollout()
         best = rollout.best.candidates
-        pixels_THWC = await self._decode([candidate.codes for candidate in best])
-        ends_KHWC = await self._decode([trajectory.candidates[-1].codes for trajectory in rollout.trajectories])
+        pixels = await self._decode([candidate.observation for candidate in best])
+        ends = await self._decode([trajectory.candidates[-1].observation for trajectory in rollout.trajectories])
         logprobs = np.cumsum([candidate.score.logprob for candidate in best]).tolist()
-        steps = zip(request.actions, best, pixels_THWC, counts, logprobs, strict=True)
+        failed = [sum(len(prediction.failures) for prediction in step.predictions) for step in rollout.steps]
+        steps = zip(request.actions, best, pixels, counts, logprobs, failed, strict=True)
         return RolloutResult(
             [
-                RolloutStep(index, action, verification_of(candidate), pixels_HWC, count, logprob)
-                for index, (action, candidate, pixels_HWC, count, logprob) in enumerate(steps)
+                RolloutStep(index, action, verification_of(candidate), pixels_HWC, count, logprob, num_failed)
+                for index, (action, candidate, pixels_HWC, count, logprob, num_failed) in enumerate(steps)
             ],
             [
                 BeamEnd(trajectory.logprob, trajectory.mean_logprob, trajectory.guarded, pixels_HWC)
-                for trajectory, pixels_HWC in zip(rollout.trajectories, ends_KHWC, strict=True)
+                for trajectory, pixels_HWC in zip(rollout.trajectories, ends, strict=True)
             ],
-            sum(len(model.vlm.tokenize_action(action)) for action in request.actions),
+            _count_tokens(model, request.actions),
         )
 
     async def _predict(
-        self, model: ServedModel, request: EditRequest, source: Codes, on_tokens: OnTokens | None = None
+        self,
+        model: CodeModel | EditorModel,
+        request: EditRequest,
+        source: Observation,
+        on_tokens: OnTokens | None = None,
     ) -> EditResult:
-        start = Start(self._observe(source), request.prompt, request.seed)
+        start = Start(source, request.prompt, request.seed)
         sampling = request.to_sampling(self._recipe)
         # 1. Sample, and rank unless the request leaves the candidates as they come.
         if request.verify:
             search = request.to_search(self._recipe)
             prediction = await self._search(model, request.verifier, start, search, sampling, on_tokens=on_tokens)
-            codes = {candidate.index: candidate.codes for candidate in prediction.candidates}
+            images = {candidate.index: candidate.observation for candidate in prediction.candidates}
+            failures = prediction.failures
             # Duplicates rank beside what they equal; a reply names all that differ before the first of them.
             ranked = sorted(prediction.candidates, key=lambda candidate: candidate.duplicate_of is not None)
             verifications = [verification_of(candidate) for candidate in ranked]
         else:
-            sampled_KN = await self._sample(model, start, range(request.best_of), sampling, on_tokens)
-            codes = dict(enumerate(map(tuple, sampled_KN.tolist())))
-            _record_candidates(len(codes), len(set(codes.values())))
+            samples = dict(enumerate(await self._sample(model, start, range(request.best_of), sampling, on_tokens)))
+            images = {index: item for index, item in samples.items() if isinstance(item, Observation)}
+            failures = tuple((index, item) for index, item in samples.items() if isinstance(item, SampleFailure))
+            record_candidates(len(images), len(set(images.values())))
             verifications = [
-                UNVERIFIED | {"seed": request.seed, "index": index, "unchanged_share": unchanged_share(source, row)}
-                for index, row in codes.items()
+                UNVERIFIED | {"seed": request.seed, "index": index, "unchanged_share": unchanged_share(source, image)}
+                for index, image in images.items()
             ]
+        if not images:
+            raise no_image(failures, "the prediction")
         # 2. Decode those that the reply shows.
         num_shown = request.n
         if request.return_candidates:
             num_shown = sum(entry["duplicate_of"] is None for entry in verifications)
-        pixels_KHWC = await self._decode([codes[entry["index"]] for entry in verifications[:num_shown]])
-        num_action_tokens = len(model.vlm.tokenize_action(request.prompt))
-        return EditResult(verifications, pixels_KHWC, num_action_tokens, len(set(codes.values())))
-
-    async def _search(
-        self,
-        model: ServedModel,
-        verifier: str,
-        start: Start,
-        search: Search,
-        sampling: Sampling,
-        *,
-        on_tokens: OnTokens | None = None,
-    ) -> Prediction:
-        state = SearchState(start.source, start.action, start.seed, search, sampling)
-        while state.candidates:
-            # Only the first round holds the first candidate, whose progress is reported.
-            on_first = on_tokens if state.candidates.start == 0 else None
-            codes_KN = (await self._sample(model, start, state.candidates, sampling, on_first)).tolist()
-            state.add_samples(observe_codes(codes_KN, model.vlm.codec_id))
-            unscored = [image.codes for image in state.unscored()]
-            scores: Sequence[Score] = []
-            if unscored:
-                with metrics.stage("score"):
-                    scores = await self._score(verifier, start.source.codes, start.action, unscored)
-            state.add_scores([ScoredAction(start.action, logprob, count) for logprob, count in scores])
-        prediction = state.prediction()
-        _record_prediction(prediction)
-        return prediction
-
-    async def _score(self, verifier: str, source: Codes, action: str, candidates: Sequence[Codes]) -> Sequence[Score]:
-        scores: list[Score] = await call(
-            self._idm, "score_candidates", verifier, source, action, candidates, model=verifier
-        )
-        return scores
-
-    def _observe(self, codes: Codes) -> Observation:
-        return Observation.from_codes(codes, self._codec.codec_id)
-
-    async def _sample(
-        self, model: ServedModel, start: Start, candidates: range, sampling: Sampling, on_tokens: OnTokens | None
-    ) -> Tensor:
-        """Sample candidates, int64 (K, N).
-
-        ``on_tokens`` is given the first one's codes while it grows, where images grow token by token.
-        """
-        with metrics.stage("sample"):
-            if self._recipe.num_draft_tokens:
-                # Drafts are checked a request at a time: no scheduler, and no progress to report.
-                codes_KN = await self._thread.call(
-                    _speculate, model, start, candidates, sampling, self._recipe.num_draft_tokens
-                )
-            else:
-                # Else its images join those of other requests.
-                prefix = forward_prefix(model.vlm, start.source.codes, start.action)
-                request = ImageRequest(prefix, len(candidates), sampling, start.seed, candidates.start)
-
-                def report(grown: StepOutput) -> None:
-                    if on_tokens is not None and grown.candidates.start == candidates.start:
-                        on_tokens(grown.codes[0])
-
-                on_line = None if on_tokens is None else report
-                codes_KN = await self._thread.sample(model.pool, request, on_line)
-        metrics.record(metrics.TOKENS, codes_KN.numel())
-        return codes_KN
+        pixels = await self._decode([images[entry["index"]] for entry in verifications[:num_shown]])
+        return EditResult(
+            verifications, pixels, _count_tokens(model, [request.prompt]), len(set(images.values())),
+            failures=failures_of(failures),
+        )  # fmt: skip
 
 
 class WorldModelServer(FDMServer, IDMServer):
@@ -268,39 +195,15 @@ class WorldModelServer(FDMServer, IDMServer):
 
     TASKS: ClassVar[tuple[str, ...]] = (FDM, IDM)
 
-    async def _score(self, verifier: str, source: Codes, action: str, candidates: Sequence[Codes]) -> Sequence[Score]:
-        return await self.score_candidates(verifier, source, action, candidates)
+    async def _score(
+        self, verifier: str, source: Observation, action: str, candidates: Sequence[Observation]
+    ) -> Sequence[Score]:
+        return await self.score_observations(verifier, source, action, candidates)
+
+    async def _check_by(self, verifier: str, actions: Sequence[str]) -> None:
+        await self.check_actions(verifier, actions)
 
 
-def _record_prediction(prediction: Prediction) -> None:
-    distinct = prediction.distinct
-    _record_candidates(len(prediction.candidates), len(distinct))
-    metrics.record(metrics.UNCHANGED, prediction.best.unchanged_share)
-    if len(distinct) > 1:
-        best, second = (candidate.score.mean_logprob for candidate in distinct[:2])
-        # How sure the verifier is: near 0 it has no opinion.
-        metrics.record(metrics.MARGIN, best - second)
-
-
-def _record_candidates(num_sampled: int, num_distinct: int) -> None:
-    metrics.record(metrics.CANDIDATES, num_sampled)
-    metrics.record(metrics.DISTINCT, num_distinct / num_sampled)
-
-
-def _speculate(
-    model: ServedModel, start: Start, candidates: range, sampling: Sampling, num_draft_tokens: int
-) -> Tensor:
-    speculation = speculate_observations(
-        model.vlm,
-        [start.source.codes],
-        [start.action],
-        num_draft_tokens=num_draft_tokens,
-        num_candidates=len(candidates),
-        first_candidate=candidates.start,
-        sampling=sampling,
-        seed=start.seed,
-        runner=model.runner,
-    )
-    if speculation.examined.any():
-        metrics.record(metrics.ACCEPTED, float(speculation.confirmed.sum() / speculation.examined.sum()))
-    return speculation.codes[0]
+def _count_tokens(model: CodeModel | EditorModel, actions: Sequence[str]) -> int | None:
+    """Count the tokens of actions; None of an editor, whose parts read them each in its own way."""
+    return sum(map(model.count_tokens, actions)) if isinstance(model, CodeModel) else None

@@ -19,6 +19,7 @@ from serve_apps.catalog import Catalog, CatalogEntry
 from serve_apps.fair import FairThreads, PixelBudget
 from serve_apps.keys import Key
 from serve_apps.names import FDM, IDM, REPLICA_WAIT
+from serve_apps.openai.editors import check_no_codes
 from serve_apps.openai.edits import EditRequest
 from serve_apps.openai.errors import ApiError, Limits
 from serve_apps.openai.images import NamedImage, count_pixels_of, encode_image, prepare_image
@@ -78,6 +79,8 @@ class Graph:
         """Return the entry of a request's FDM, after a check of its verifier; raise as :meth:`model`."""
         is_verified = not isinstance(request, EditRequest) or request.verify
         entry = await self.model(request.model, task=FDM, with_verifier=is_verified)
+        if entry["kind"] == "editor":
+            check_no_codes(request)
         # A key that is for the FDM alone has its answers verified all the same.
         if "verifier" in request.model_fields_set:
             await self.model(request.verifier, task=IDM)

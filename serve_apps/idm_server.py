@@ -1,6 +1,6 @@
 """The deployment of the inverse model: it moves arrays in and out of ``wm.dynamics``, and holds no method of its own.
 
-Shape suffixes: B images, K candidates, N image tokens.
+Shape suffixes: B images, N image tokens.
 """
 
 import asyncio
@@ -8,22 +8,28 @@ from collections.abc import AsyncGenerator, Sequence
 from itertools import islice
 from typing import ClassVar
 
+import numpy as np
+
 from serve_apps import metrics
-from serve_apps.model_server import ModelServer, ServedModel
+from serve_apps.model_server import ModelServer
 from serve_apps.names import IDM
 from serve_apps.openai.chat import ChatRequest
+from serve_apps.openai.errors import ApiError
 from serve_apps.openai.score import ScoreRequest
-from serve_apps.results import BeliefEntry, Score, TokenEntry
-from wm.dynamics import score_actions
+from serve_apps.results import BeliefEntry, Score, SentImage, TokenEntry
+from serve_apps.served_models import CodeModel, PixelModel
+from wm.dynamics import Observation
 from wm.dynamics.idm import ActionToken, Belief, ProposalStream, count_free_positions
+from wm.dynamics.pixel_proposals import PixelProposals
 from wm.images import Pixels
 from wm.sampling.texts import TextBatch, TextToken, decode_texts
 
 # Of a large request, what is scored or proposed before others have their turn.
 MAX_PAIRS_A_TURN, MAX_TOKENS_A_TURN = 16, 8
-# Codes (N,) of a source, an action, codes (K, N) of what it may have led to.
-Candidates = tuple[Sequence[int], str, Sequence[Sequence[int]]]
+# A source, an action, and what it may have led to.
+Candidates = tuple[Observation, str, Sequence[Observation]]
 TextSteps = list[list[TextToken | None]]
+InverseServed = CodeModel | PixelModel
 
 
 class IDMServer(ModelServer):
@@ -32,17 +38,44 @@ class IDMServer(ModelServer):
     TASKS: ClassVar[tuple[str, ...]] = (IDM,)
 
     async def score_candidates(
-        self, model: str, source: Sequence[int], action: str, candidates: Sequence[Sequence[int]]
+        self, model: str, source: SentImage, action: str, candidates: Sequence[SentImage], codec_id: str
     ) -> list[Score]:
         """Score log p(action | source, candidate) of each candidate.
 
         Args:
             model: Name of the inverse model.
-            source: Codes (N,) of the source image.
+            source: Codes (N,) of the source image, or its pixels, uint8 (height, width, 3).
             action: In words.
-            candidates: Codes (K, N).
+            candidates: In the same form.
+            codec_id: Of the codes; empty for pixels.
         """
-        return await self._thread.batch(_score, await self._model(model), (source, action, candidates))
+        inverse = await self._inverse_model(model)
+        images = [_to_observation(inverse, image, codec_id) for image in (source, *candidates)]
+        return await self.score_observations(model, images[0], action, images[1:])
+
+    async def score_observations(
+        self, model: str, source: Observation, action: str, candidates: Sequence[Observation]
+    ) -> list[Score]:
+        """Score as :meth:`score_candidates`, images of this process.
+
+        Args:
+            model: Name of the inverse model.
+            source: The source image.
+            action: In words.
+            candidates: What it may have led to.
+        """
+        return await self._thread.batch(_score, await self._inverse_model(model), (source, action, candidates))
+
+    async def check_actions(self, model: str, actions: Sequence[str]) -> None:
+        """Raise :class:`wm.errors.InputError` if an inverse model cannot read an action, before images are made for it.
+
+        Args:
+            model: Its name.
+            actions: In words.
+        """
+        inverse = await self._inverse_model(model)
+        for action in actions:
+            inverse.check_action(action)
 
     async def score(self, request: ScoreRequest, images_BHWC: Pixels) -> list[list[Score]]:
         """Score every action of the request for every target.
@@ -54,9 +87,9 @@ class IDMServer(ModelServer):
         Returns:
             A list for each target, with a score for each action.
         """
-        # 1. Codes of all images; the source's once.
-        model, actions = await self._model(request.model), request.actions
-        source, *targets = await self._encode(images_BHWC)
+        # 1. All images in the model's form; codes of the source once.
+        model, actions = await self._inverse_model(request.model), request.actions
+        source, *targets = await self._observe(model, images_BHWC)
         # 2. Pairs, a turn at a time: others go between.
         pairs = [(source, action, [target]) for target in targets for action in actions]
         scores: list[Score] = []
@@ -95,8 +128,12 @@ class IDMServer(ModelServer):
     async def _propose(
         self, request: ChatRequest, images_BHWC: Pixels, tokens_a_turn: int
     ) -> AsyncGenerator[int | list[TokenEntry], None]:
-        model = await self._model(request.model)
-        source, target = await self._encode(images_BHWC)
+        model = await self._inverse_model(request.model)
+        if isinstance(model, PixelModel):
+            async for item in self._propose_by_pixels(model, request, images_BHWC, tokens_a_turn):
+                yield item
+            return
+        source, target = await self._encode(model.codec, images_BHWC)
         # A bound beyond the model's own changes no answer; without a free position, ProposalStream says so.
         bound = max(1, count_free_positions(model.vlm, source, target))
         proposing = ProposalStream(
@@ -117,20 +154,51 @@ class IDMServer(ModelServer):
                 for step in await self._thread.batch(_advance, model, (proposing.batch, tokens_a_turn)):
                     yield [_to_entry(token) for token in proposing.describe_step(step)]
 
+    async def _propose_by_pixels(
+        self, model: PixelModel, request: ChatRequest, images_BHWC: Pixels, tokens_a_turn: int
+    ) -> AsyncGenerator[int | list[TokenEntry], None]:
+        # The processor scales and normalises images, which takes as long as a pass of a small model.
+        proposing = await self._thread.call(_start_proposals, model, request, images_BHWC)
+        yield proposing.prompt_tokens
+        with metrics.stage("propose"):
+            while not proposing.is_finished:
+                steps = await self._thread.batch(_advance_by_pixels, model, (proposing, tokens_a_turn))
+                if isinstance(steps, Exception):
+                    raise steps
+                for step in steps:
+                    yield [_to_entry(token) for token in step]
 
-def _score(model: ServedModel, requests: Sequence[Candidates]) -> list[list[Score]]:
+    async def _inverse_model(self, name: str) -> InverseServed:
+        model = await self._model(name)
+        # The ingress looks tasks up: only one that does not know this replica's recipe asks for another.
+        if not isinstance(model, InverseServed):
+            raise ApiError(f"model {name!r:.80} describes no actions", param="model")
+        return model
+
+
+def _to_observation(model: InverseServed, image: SentImage, codec_id: str) -> Observation:
+    if not codec_id:
+        return Observation.from_pixels(np.asarray(image))
+    # While an application is replaced, replicas of the recipe before ask too: numbers of another codebook.
+    if not isinstance(model, CodeModel) or model.vlm.codec_id != codec_id:
+        message = f"codes of codec {codec_id} are not this verifier's; try again"
+        raise ApiError.unavailable(message, "models_do_not_match")
+    return Observation.from_codes(image, model.codec)
+
+
+def _score(model: InverseServed, requests: Sequence[Candidates]) -> list[list[Score]]:
     """Score the candidates of several requests in one call, so that a source they share is read once."""
     # One row a candidate; the library reads equal sources once.
-    rows = [(source, codes, action) for source, action, candidates in requests for codes in candidates]
+    rows = [(source, target, action) for source, action, candidates in requests for target in candidates]
     sources, targets, actions = zip(*rows, strict=True)
-    scores = iter(score_actions(model.vlm, sources, targets, actions, runner=model.runner))
+    scores = iter(model.inverse.score(sources, targets, actions))
     return [
         [(score.logprob, score.num_tokens) for score in islice(scores, len(candidates))]
         for _, _, candidates in requests
     ]
 
 
-def _advance(model: ServedModel, requests: Sequence[tuple[TextBatch, int]]) -> list[TextSteps]:
+def _advance(model: CodeModel, requests: Sequence[tuple[TextBatch, int]]) -> list[TextSteps]:
     """Take as many steps of each run as are asked for, or up to its end; a step is one pass for all of them."""
     steps: list[TextSteps] = [[] for _ in requests]
     for turn in range(max(count for _, count in requests)):
@@ -145,6 +213,36 @@ def _advance(model: ServedModel, requests: Sequence[tuple[TextBatch, int]]) -> l
         for row, step in zip(rows, tokens, strict=True):
             steps[row].append(step)
     return steps
+
+
+def _start_proposals(model: PixelModel, request: ChatRequest, images_BHWC: Pixels) -> PixelProposals:
+    return PixelProposals(
+        model.inverse,
+        Observation.from_pixels(images_BHWC[0]),
+        Observation.from_pixels(images_BHWC[1]),
+        num_candidates=request.n,
+        sampling=request.to_sampling(),
+        seed=request.seed,
+        num_top=request.top_logprobs,
+        max_new_tokens=request.max_completion_tokens,
+    )
+
+
+def _advance_by_pixels(
+    _: PixelModel, requests: Sequence[tuple[PixelProposals, int]]
+) -> list[list[list[ActionToken]] | Exception]:
+    """Take as many steps of each run as are asked for, or up to its end."""
+    results: list[list[list[ActionToken]] | Exception] = []
+    for proposing, count in requests:
+        steps: list[list[ActionToken]] = []
+        try:
+            while len(steps) < count and not proposing.is_finished:
+                steps.append(proposing.advance())
+        except Exception as error:  # its request's alone: the others have gone on, and cannot be tried again
+            results.append(error)
+        else:
+            results.append(steps)
+    return results
 
 
 def _to_entry(token: ActionToken) -> TokenEntry:

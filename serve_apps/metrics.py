@@ -58,6 +58,7 @@ CANDIDATES = Metric(
     (),
     (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128),
 )
+FAILED = Metric("wm_candidates_failed", "counter", "Candidates of an image editor without an image", ("reason",))
 DISTINCT = Metric("wm_candidates_distinct_share", "histogram", "Share of them that differ", (), SHARES)
 MARGIN = Metric(
     "wm_verification_margin_nats",

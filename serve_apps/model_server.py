@@ -1,9 +1,10 @@
 """The base of the model deployments: a process with the recipe's models, adapters of their base, and the thread that
 runs them all."""
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
+from itertools import islice
 from typing import ClassVar
 
 import numpy as np
@@ -13,43 +14,26 @@ import torch
 from serve_apps import metrics
 from serve_apps.adapters import Adapters, list_adapters
 from serve_apps.loopback import keep_replica_local
+from serve_apps.model_kinds import check_kinds, read_kinds
+from serve_apps.model_loading import ServedModel, load_models
 from serve_apps.model_thread import ModelThread
-from serve_apps.names import BASELINE, FDM, IDM
+from serve_apps.names import FDM, IDM
 from serve_apps.openai.errors import ApiError
 from serve_apps.recipe import ServeRecipe
 from serve_apps.replica_log import keep_in_serve_log
 from serve_apps.results import AdapterEntry, ModelEntry
-from wm.dynamics import Role, find_shared_base, load_role, load_roles
+from serve_apps.served_editor import EditorModel
+from serve_apps.served_models import CodeModel
+from wm.dynamics import Observation, Role, codes_of, observe_codes, pixels_of
 from wm.errors import InputError
 from wm.files.mirror import shown
 from wm.images import Pixels
-from wm.models import ImageCodec, load_codec, read_manifest
-from wm.models.manifest import is_adapter
-from wm.models.vlm import UnifiedVLM
-from wm.sampling import ImageEngine, ModelRunner
+from wm.models import ImageCodec
 
-# An image grows in so many parts at least, where it has as many tokens: requests join, and progress is reported,
-# often enough for an early preview, seldom enough to cost nothing.
-MIN_UPDATES = 16
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Codebook ids (N,) of an image.
-Codes = Sequence[int]
 # Images of a large request that are encoded before others have their turn.
 MAX_IMAGES_A_TURN = 8
-
-
-@dataclass(frozen=True, eq=False)
-class ServedModel:
-    """A model and what decodes with it."""
-
-    vlm: UnifiedVLM
-    runner: ModelRunner
-
-    @cached_property
-    def pool(self) -> ImageEngine:
-        """The engine's scheduler, in which the images of all requests for this model grow together."""
-        line_tokens = max(1, self.vlm.tokens_per_image // MIN_UPDATES)
-        return ImageEngine(self.vlm, self.runner, line_tokens=line_tokens)
+# How often it is looked whether a health check waits for a call of an editor.
+POLL_S = 1.0
 
 
 class ModelServer:
@@ -65,34 +49,25 @@ class ModelServer:
             keep_replica_local(ray.util.get_node_ip_address())
             keep_in_serve_log()
         torch.set_num_threads(recipe.num_threads(self.TASKS[0]))
-        folder = recipe.base or (recipe.fdm if FDM in self.TASKS else recipe.idm)
         self._recipe = recipe
         try:
-            base, roles = _load_models(recipe, self.TASKS)
-            if recipe.baseline and FDM in self.TASKS:
-                roles[BASELINE] = _load_baseline(recipe, recipe.baseline, base)
-            self._codec = load_codec(folder, device=recipe.device)
+            self._kinds = read_kinds(recipe)
+            check_kinds(recipe, self._kinds)
+            loaded = load_models(recipe, self._kinds, self.TASKS)
         except InputError as error:
             # Whoever starts the server has named URIs, and knows nothing of this node's copies.
             raise InputError(shown(error)) from error
         self._thread = ModelThread()
-        self._own = {name: _serve(role) for name, role in roles.items()}
-        self._base = base
+        self._own = loaded.models
+        self._base = loaded.base
         self._adapters = None
-        if recipe.adapters and base is not None:
-            self._adapters = Adapters(recipe.adapters, base, _serve, recipe.max_adapters)
+        if recipe.adapters and loaded.base is not None and loaded.codec is not None:
+            serve_role = partial(_serve, loaded.codec)
+            self._adapters = Adapters(recipe.adapters, loaded.base, serve_role, recipe.max_adapters)
 
     def describe(self, name: str) -> ModelEntry:
         """Describe one of the recipe's own models."""
-        model = self._own[name].vlm
-        return {
-            "task": IDM if name == IDM else FDM,
-            "family": model.family,
-            "base": model.base_id,
-            "codec": model.codec_id,
-            "tokens_per_image": model.tokens_per_image,
-            "side_px": self._codec.side_px,
-        }
+        return self._own[name].describe(IDM if name == IDM else FDM)
 
     def describe_adapters(self) -> list[AdapterEntry]:
         """Describe the adapters in the recipe's folder, of both tasks."""
@@ -101,9 +76,19 @@ class ModelServer:
         return list_adapters(self._recipe.adapters, self._base.model.base_id)
 
     async def check_health(self) -> None:
-        """Decode a token with each of the recipe's models, in its turn; raise what that raises."""
+        """Ask each of the recipe's models for a little work, in its turn; raise what that raises."""
+        editors = [model for model in self._own.values() if isinstance(model, EditorModel)]
         for model in self._own.values():
-            await self._thread.call(_decode_token, model)
+            check = asyncio.ensure_future(model.check_health(self._thread))
+            # A call of an editor may take minutes. Ray Serve would take a replica that waits so long for a dead one.
+            while not (await asyncio.wait({check}, timeout=POLL_S))[0]:
+                if any(editor.is_working for editor in editors):
+                    check.cancel()
+                    for editor in editors:
+                        editor.check_progress()
+                    break
+            else:
+                check.result()
 
     async def _model(self, name: str) -> ServedModel:
         """Return a model by its name; an adapter is loaded if it is not in memory."""
@@ -115,55 +100,47 @@ class ModelServer:
             raise ApiError.unavailable(f"this replica has no model {name!r:.80} yet; try again", "model_starting")
         return await self._adapters.load(name)
 
-    async def _encode(self, images_BHWC: Pixels) -> list[list[int]]:
+    async def _observe(self, model: ServedModel, images_BHWC: Sequence[Pixels]) -> list[Observation]:
+        """Make observations of images in the form that this replica's models exchange.
+
+        Args:
+            model: Which reads them.
+            images_BHWC: uint8 (B, height, width, 3), square, of the model's size.
+
+        Returns:
+            Codes where both models have one codec. Else pixels, with the codes that the model reads beside them.
+        """
+        if not isinstance(model, CodeModel):
+            return [Observation.from_pixels(pixels_HWC) for pixels_HWC in images_BHWC]
+        if self._kinds.exchanges_codes:
+            return observe_codes(await self._encode(model.codec, images_BHWC), model.codec)
+        observations = [Observation.from_pixels(pixels_HWC) for pixels_HWC in images_BHWC]
+        with metrics.stage("encode"):
+            await asyncio.gather(
+                *(
+                    self._thread.batch(_read_codes, model.codec, observation, max_items=MAX_IMAGES_A_TURN)
+                    for observation in observations
+                )
+            )
+        return observations
+
+    async def _encode(self, codec: ImageCodec, images_BHWC: Sequence[Pixels]) -> list[list[int]]:
         """Encode images uint8 (B, height, width, 3), square, of the codec's size, as codebook ids (B, N)."""
         codes: list[list[int]] = []
         with metrics.stage("encode"):
             for start in range(0, len(images_BHWC), MAX_IMAGES_A_TURN):
-                part_BHWC = images_BHWC[start : start + MAX_IMAGES_A_TURN]
-                codes += await self._thread.batch(_encode, self._codec, part_BHWC)
+                part_BHWC = np.asarray(images_BHWC[start : start + MAX_IMAGES_A_TURN])
+                codes += await self._thread.batch(_encode, codec, part_BHWC)
         return codes
 
-    async def _decode(self, codes_KN: Sequence[Codes]) -> Pixels:
-        """Decode codes to pixels, uint8 (K, height, width, 3)."""
+    async def _decode(self, observations: Sequence[Observation]) -> list[Pixels]:
+        """Return pixels, uint8 (height, width, 3) each; those that are codes are decoded."""
         with metrics.stage("decode"):
-            return await self._thread.batch(_decode, self._codec, codes_KN)
+            return await self._thread.batch(_read_pixels, self, observations)
 
 
-def _load_models(recipe: ServeRecipe, tasks: Sequence[str]) -> tuple[Role | None, dict[str, Role]]:
-    """Load the recipe's models for ``tasks``, and the bare base that they are adapters of, where they share it."""
-    dtype = DTYPES[recipe.dtype]
-    folders = {FDM: recipe.fdm, IDM: recipe.idm}
-    # Adapters are applied as they run over the bare base, the recipe's two as well.
-    if recipe.adapters or recipe.base_sharing == "shared":
-        base = load_role(find_shared_base(recipe.fdm, recipe.idm, recipe.base), device=recipe.device, dtype=dtype)
-        return base, {task: load_role(folders[task], base=recipe.base, over=base) for task in tasks}
-    if len(tasks) > 1:
-        both = load_roles(recipe.fdm, recipe.idm, base=recipe.base, device=recipe.device, dtype=dtype)
-        return None, {FDM: both.fdm, IDM: both.idm}
-    return None, {task: load_role(folders[task], base=recipe.base, device=recipe.device, dtype=dtype) for task in tasks}
-
-
-def _load_baseline(recipe: ServeRecipe, folder: str, base: Role | None) -> Role:
-    """Load the second forward model, over the weights of the shared base where it is that base or an adapter of it."""
-    manifest = read_manifest(folder)
-    is_of_base = base is not None and manifest is not None and manifest.base_id == base.model.base_id
-    if is_of_base and is_adapter(folder):
-        return load_role(folder, base=recipe.base, over=base)
-    if is_of_base and base is not None and manifest is not None and manifest.kind == "base":
-        return base
-    own_base = recipe.base if is_adapter(folder) else None
-    return load_role(folder, base=own_base, device=recipe.device, dtype=DTYPES[recipe.dtype])
-
-
-def _serve(role: Role) -> ServedModel:
-    return ServedModel(role.model, role.runner)
-
-
-@torch.no_grad()
-def _decode_token(model: ServedModel) -> None:
-    _, last_PH = model.runner.prefill([[model.vlm.bos_id]])
-    model.runner.image_logits(last_PH)
+def _serve(codec: ImageCodec, role: Role) -> ServedModel:
+    return CodeModel(role.model, role.runner, codec)
 
 
 def _encode(codec: ImageCodec, requests: Sequence[Pixels]) -> list[list[list[int]]]:
@@ -173,8 +150,12 @@ def _encode(codec: ImageCodec, requests: Sequence[Pixels]) -> list[list[list[int
     return [codes_BN[end - len(images_BHWC) : end] for images_BHWC, end in zip(requests, ends, strict=True)]
 
 
-def _decode(codec: ImageCodec, requests: Sequence[Sequence[Codes]]) -> list[Pixels]:
-    """Decode the codes of several requests in one pass."""
-    codes = [np.asarray(codes_KN) for codes_KN in requests]
-    ends = np.cumsum([len(codes_KN) for codes_KN in codes])[:-1]
-    return np.split(codec.decode(np.concatenate(codes)), ends)
+def _read_codes(codec: ImageCodec, requests: Sequence[Observation]) -> Sequence[object]:
+    """Encode observations, which keep their codes beside their pixels, in one pass."""
+    return codes_of(requests, codec)
+
+
+def _read_pixels(_: "ModelServer", requests: Sequence[Sequence[Observation]]) -> list[list[Pixels]]:
+    """Decode the observations of several requests in one pass; they keep their pixels."""
+    pixels = iter(pixels_of([item for request in requests for item in request]))
+    return [list(islice(pixels, len(request))) for request in requests]

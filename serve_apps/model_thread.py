@@ -75,8 +75,8 @@ class ModelThread:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pending: dict[ImageEngine, dict[int, _Pending]] = {}
         """Requests that are not finished, by their scheduler and key; no scheduler without any."""
-        self._batches: dict[tuple[Any, Any], list[tuple[Any, _Reply[Any]]]] = {}
-        """Items that wait, with who awaits them, by the function for them and its owner."""
+        self._batches: dict[tuple[Any, Any, int], list[tuple[Any, _Reply[Any]]]] = {}
+        """Items that wait, with who awaits them, by the function for them, its owner and how many it takes at once."""
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -104,7 +104,14 @@ class ModelThread:
         self._inbox.put(take_turn)
         return await reply.future
 
-    async def batch(self, work: Callable[[OwnerT, Sequence[ItemT]], Sequence[T]], owner: OwnerT, item: ItemT) -> T:
+    async def batch(
+        self,
+        work: Callable[[OwnerT, Sequence[ItemT]], Sequence[T]],
+        owner: OwnerT,
+        item: ItemT,
+        *,
+        max_items: int = MAX_BATCH_ITEMS,
+    ) -> T:
         """Return what ``work`` returns for an item, done in the thread with the items of others.
 
         Args:
@@ -112,9 +119,10 @@ class ModelThread:
                 item is tried again alone, so that one fails nobody else's.
             owner: The model or codec that does the work; only items of the same one share a call.
             item: What is to be done.
+            max_items: Items of a call; all other work has its turn between two of them.
         """
         reply = _Reply[T]()
-        self._inbox.put(lambda: self._batches.setdefault((work, owner), []).append((item, reply)))
+        self._inbox.put(lambda: self._batches.setdefault((work, owner, max_items), []).append((item, reply)))
         return await reply.future
 
     async def sample(
@@ -163,10 +171,13 @@ class ModelThread:
             command()
 
     def _work_batches(self) -> None:
-        for work, owner in list(self._batches):
-            items = self._batches.pop((work, owner))
-            for start in range(0, len(items), MAX_BATCH_ITEMS):
-                _work_batch(work, owner, items[start : start + MAX_BATCH_ITEMS])
+        for key in list(self._batches):
+            work, owner, max_items = key
+            items = self._batches.pop(key)
+            # The others come behind what waits of other kinds.
+            if items[max_items:]:
+                self._batches[key] = items[max_items:]
+            _work_batch(work, owner, items[:max_items])
 
     def _add(self, request: ImageRequest, pending: _Pending) -> None:
         if not pending.reply.is_awaited:

@@ -4,18 +4,18 @@ import tomllib
 from collections.abc import Mapping
 from typing import Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from serve_apps.deployment_options import SERVER_DEFAULTS, DeploymentOptions, check_options, merge_options
 from serve_apps.middleware.cors import check_origins
-from serve_apps.names import BASELINE, FDM, IDM, MAX_GUIDANCE_SCALE
+from serve_apps.model_keys import ModelKeys
+from serve_apps.names import FDM, MAX_GUIDANCE_SCALE
 from serve_apps.openai.errors import Limits
 from serve_apps.openai.images import MAX_PIXELS_FACTOR
 from serve_apps.renamed_keys import RENAMED_KEYS
-from wm.config import Recipe
 from wm.files.mirror import uri_of
 from wm.logs import log_format
-from wm.paths import ModelPath, OptionalInputPath, OptionalModelPath, OutputPath
+from wm.paths import OptionalInputPath, OutputPath
 
 # Any other model's name is this and the name of its folder.
 ADAPTER = "base:"
@@ -24,35 +24,11 @@ OTHER_CODEC = "the FDM's image codec is {}, the IDM's {}: they cannot read each 
 REFUSALS = 256
 
 
-class ServeRecipe(Recipe):
+class ServeRecipe(ModelKeys):
     """What is served and how much of it. Values may be text (``serve run … num_candidates=8`` passes only text)."""
-
-    model_config = ConfigDict(strict=False)
 
     RENAMED_KEYS = RENAMED_KEYS
 
-    fdm: ModelPath
-    """Folder of the forward dynamics model: full, or an adapter."""
-    idm: ModelPath
-    """Folder of the inverse dynamics model that verifies: full, or an adapter."""
-    base: OptionalModelPath = None
-    """Folder of the base the adapters belong to; the one their manifests name if left out."""
-    adapters: OptionalModelPath = None
-    """Folder with more adapters of the same base, one a folder: each is served as base:NAME, read when it is first
-    asked for. fdm and idm are then adapters of that base too, applied as they run; not with base_sharing = merged."""
-    max_adapters: int = Field(4, ge=1)
-    """Of them in the memory of a replica at a time; the one that was asked for longest ago makes room."""
-    baseline: OptionalModelPath = None
-    """Folder of a second forward model with the same image codec, full or an adapter, served as baseline: to compare
-    with, such as the base as it was or the last round's model. It is in memory beside fdm. None if left out."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the weights; bfloat16 halves their memory."""
-    base_sharing: Literal["separate", "merged", "shared"] = "separate"
-    """separate: FDM and IDM in processes of their own, as many of each as their load asks for. merged: both in one
-    process, each with weights of its own. shared: both in one process over one copy of their base, for a single GPU;
-    both must be adapters of it, which are applied as they run: a little slower, half the memory."""
     fdm_server: DeploymentOptions = {}
     """Ray Serve's options of the FDM's deployment, of both models' unless base_sharing = separate: num_replicas, or
     autoscaling_config = {min_replicas, max_replicas, target_ongoing_requests, …}, ray_actor_options = {num_cpus,
@@ -216,10 +192,6 @@ class ServeRecipe(Recipe):
                 "adapters with base_sharing = 'merged': merged weights are of one adapter each; say shared or separate"
             )
         return self
-
-    def model_folders(self) -> dict[str, str]:
-        """Return the folder of each model that the recipe names itself, by the model's name."""
-        return {FDM: self.fdm, IDM: self.idm} | ({BASELINE: self.baseline} if self.baseline else {})
 
     def server_options(self, task: str) -> DeploymentOptions:
         """Return the options of the deployment that does a task, this recipe's before the defaults."""

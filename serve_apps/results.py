@@ -1,13 +1,13 @@
 """Define what the model servers return: plain data, so that the ingress can read it without torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypeAlias, TypedDict
 
 from wm.images import Pixels
 
 if TYPE_CHECKING:
-    from wm.dynamics import Candidate
+    from wm.dynamics import Candidate, SampleFailure
 
 
 class Verification(TypedDict):
@@ -28,6 +28,15 @@ class Verification(TypedDict):
     """Share of the image's tokens that are the source's, 0 to 1."""
 
 
+class Failure(TypedDict):
+    """What a reply says of a candidate of which there is no image."""
+
+    index: int
+    reason: str
+    """A word, such as safety_checker or black_image."""
+    detail: str
+
+
 # Of a candidate that nobody verified: the rest is filled in.
 UNVERIFIED: Verification = {
     "logprob": None,
@@ -39,6 +48,15 @@ UNVERIFIED: Verification = {
     "duplicate_of": None,
     "unchanged_share": 0.0,
 }
+
+
+def failures_of(failures: "Iterable[tuple[int, SampleFailure]]") -> list[Failure]:
+    """Describe candidates without an image.
+
+    Args:
+        failures: Number of each, and why there is none.
+    """
+    return [{"index": index, "reason": item.reason, "detail": item.detail} for index, item in failures]
 
 
 def verification_of(candidate: "Candidate") -> Verification:
@@ -83,13 +101,15 @@ class EditResult:
     """A verified prediction."""
 
     verifications: Sequence[Verification]
-    """Of all candidates: those that differ first, best first among them."""
-    pixels: Pixels
-    """(K, height, width, 3), of the first K of them."""
-    action_tokens: int
+    """Of all candidates with an image: those that differ first, best first among them."""
+    pixels: Sequence[Pixels]
+    """(height, width, 3) each, of the first of them."""
+    action_tokens: int | None
+    """None of a model that counts none."""
     num_distinct: int
     stages_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds of each stage."""
+    failures: Sequence[Failure] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +123,8 @@ class RolloutStep:
     num_sampled: int
     logprob: float
     """Sum over the sequence's actions so far, nats."""
+    num_failed: int = 0
+    """Of them, those without an image."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +147,7 @@ class RolloutResult:
 
     steps: Sequence[RolloutStep]
     beam: Sequence[BeamEnd]
-    action_tokens: int
+    action_tokens: int | None
 
     @property
     def num_sampled(self) -> int:
@@ -155,12 +177,16 @@ class ModelEntry(TypedDict):
     """What a server says of a model, for ``GET /v1/models``."""
 
     task: str
+    kind: str
+    """How it exchanges images: codes, pixels (reads them), editor (makes them)."""
     family: str
+    """The pipeline's class, of an editor."""
     base: str
-    codec: str
-    tokens_per_image: int
-    side_px: int
-    """Of the square images that it reads and writes."""
+    codec: NotRequired[str]
+    """Of its image codes, where it has any."""
+    tokens_per_image: NotRequired[int]
+    side_px: NotRequired[int]
+    """Of the square images that it reads and writes, where it has a size of its own."""
 
 
 class AdapterEntry(TypedDict):
@@ -172,5 +198,7 @@ class AdapterEntry(TypedDict):
     """When its folder was last changed, Unix time in seconds."""
 
 
+# An image between two servers: codes (N,) of the codec that both have, or uint8 pixels (height, width, 3).
+SentImage: TypeAlias = Sequence[int] | Pixels
 # Log-probability of an action in nats, the end token included, and the number of its tokens.
 Score = tuple[float, int]

@@ -90,6 +90,36 @@ def judge_takeover(
             )
 
 
+def end_application(application: str, *, is_shared: bool) -> None:
+    """End an application, and Ray Serve where it runs nothing else; nothing without a session.
+
+    Args:
+        application: Its name.
+        is_shared: The session is a cluster, on which others may serve too.
+    """
+    import ray
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    # Serve would start a session anew.
+    if not ray.is_initialized():
+        return
+    client = _get_global_client(raise_if_no_controller_running=False) if is_shared else None
+    # A start that failed before Serve ran has no client: then there is nothing of others.
+    applications = {} if client is None else client.get_serve_details().get("applications") or {}
+    if set(applications) <= {application}:
+        serve.shutdown()
+    elif application in applications:
+        serve.delete(application)
+
+
+def leave_cluster() -> None:
+    """End the session of this process, or leave the cluster that it has joined."""
+    import ray
+
+    ray.shutdown()
+
+
 def _list_other_drivers() -> list[Driver]:
     import ray
     from ray._private.state import state

@@ -5,15 +5,18 @@ environment variables are known here, and its module of constants is passed in.
 """
 
 import os
+import queue
 import secrets
 import socket
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from wm.errors import InputError
 
@@ -33,6 +36,11 @@ _NO_PROXY: Final = ("no_proxy", "NO_PROXY")
 _LOOPBACK_HOSTS: Final = ("127.0.0.1", "localhost", "::1")
 _NETWORK_INTERFACES: Final = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """By which interface torch's processes reach each other; they would take the one of the host's name."""
+
+_CONNECT_S: Final = 8.0
+"""Time in which a cluster's address is found and takes a connection."""
+_CLIENT_PORT: Final = 10_001
+"""Of ``ray://host`` without a port (Ray's documentation of the Ray Client)."""
 
 
 @contextmanager
@@ -93,13 +101,64 @@ def joined_session(constants: Any, address: str) -> Iterator[None]:
     Args:
         constants: The module ``ray._private.ray_constants``.
         address: What ``RAY_ADDRESS`` names: ``host:port``, or another form, which Ray resolves itself.
+
+    Raises:
+        InputError: Nobody listens at that address.
     """
+    check_listening(address)
     host = address.rpartition(":")[0].strip("[]")
     if host not in ("127.0.0.1", "localhost", "::1"):
         yield
         return
     with _on_loopback(constants):
         yield
+
+
+def check_listening(address: str) -> None:
+    """Check that somebody listens at a cluster's address: Ray itself would wait for minutes, and say nothing.
+
+    Args:
+        address: ``host:port`` or ``ray://host:port``. ``auto``, and schemes of others, are left to Ray.
+
+    Raises:
+        InputError: Nobody does, which the message gives the cause of, or it is no address.
+    """
+    scheme, _, rest = address.rpartition("://")
+    if scheme not in ("", "ray") or address in ("auto", "local"):
+        return
+    expected = "expected HOST:PORT, ray://HOST:PORT or auto"
+    try:
+        parts = urlsplit(f"//{rest}")
+        host, port = parts.hostname, parts.port or (_CLIENT_PORT if scheme else None)
+    except ValueError as error:
+        raise InputError(f"RAY_ADDRESS = {address!r:.200}: {error}; {expected}") from error
+    if not host or port is None:
+        raise InputError(f"RAY_ADDRESS = {address!r:.200} names no port; {expected}")
+    reason = _find_connect_error(host, port)
+    if reason:
+        raise InputError(
+            f"RAY_ADDRESS = {address!r:.200}: no cluster listens there ({reason}); start one with `ray start --head`, "
+            "or unset RAY_ADDRESS for a session of this machine alone"
+        )
+
+
+def _find_connect_error(host: str, port: int) -> str:
+    """Return why no connection can be made within :data:`_CONNECT_S`, or an empty text."""
+    results: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def connect() -> None:
+        try:
+            with socket.create_connection((host, port), timeout=_CONNECT_S):
+                results.put("")
+        except (OSError, UnicodeError) as error:  # UnicodeError: of a name that cannot be looked up
+            results.put(getattr(error, "strerror", None) or str(error))
+
+    # A daemon thread: no option bounds the search for a name.
+    threading.Thread(target=connect, name="wm-connect", daemon=True).start()
+    try:
+        return results.get(timeout=_CONNECT_S)
+    except queue.Empty:
+        return f"no answer within {_CONNECT_S:g} s"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from wm import __version__, logs
 from wm.config import Recipe
 from wm.errors import InputError, OtherRunError
 from wm.files.mirror import UNFINISHED, fetch, list_below, publish, remove, shown, uri_of
+from wm.files.writer_lock import WriterLock
 from wm.run_files import COMPLETE, digest_of, parse_json, read_run, write_json, write_text
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ class Run:
     """One stage's output folder.
 
     ``run.unfinished.json`` is there while the stage works; it becomes ``run.json`` when the output is
-    complete. A folder that holds another stage's or another recipe's run is refused, so nothing is overwritten.
+    complete. A folder that holds another stage's or another recipe's run is refused, so nothing is overwritten; so is a
+    second writer while the first lives.
 
-    A folder may stand for one of a bucket (:mod:`wm.files.mirror`): then the bucket's marks count, one writer at a time
-    has the right to write, and what is not published earlier is uploaded at the end, ``run.json`` last.
+    A folder may stand for one of a bucket (:mod:`wm.files.mirror`): then the bucket's marks count, and what is not
+    published earlier is uploaded at the end, ``run.json`` last.
     """
 
     def __init__(self, out: str | Path, stage: str, recipe: Recipe, inputs: Mapping[str, str] | None = None) -> None:
@@ -59,7 +61,7 @@ class Run:
             inputs: Digest of each input by name (see :func:`digest_of`).
         """
         self.out = Path(out)
-        self._lease: Lease | None = None
+        self._right: Lease | WriterLock | None = None
         self.timings_s: dict[str, float] = {}
         self._started = time.time()
         self._recipe_class = type(recipe)
@@ -107,7 +109,8 @@ class Run:
     def start(self, *, leave: Sequence[str] = ()) -> None:
         """Create the folder and mark it unfinished. Call after :meth:`is_complete` returned False.
 
-        In a bucket the right to write is taken first, and what an earlier attempt has published is fetched.
+        One process at a time has the right to write, until :meth:`finish` or its end. In a bucket, what an earlier
+        attempt has published is fetched.
 
         Args:
             leave: Names of files (shell patterns) of a bucket that the stage does not need to resume.
@@ -119,7 +122,7 @@ class Run:
         if uri is not None:
             self._take(uri, leave)
         # Files that no run has marked are the user's own: nothing is written among them.
-        is_unmarked = self.out.is_dir() and not (self.out / UNFINISHED).exists()
+        is_unmarked = self.out.is_dir() and not any((self.out / name).exists() for name in (UNFINISHED, COMPLETE))
         files = sorted(path.name for path in self.out.iterdir() if not path.name.startswith(".")) if is_unmarked else []
         if files:
             self._let_go()
@@ -131,6 +134,8 @@ class Run:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise InputError(f"out = {str(self.out)!r}: cannot make this folder: {error.strerror}") from error
+        if uri is None:
+            self._lock()
         write_json(self.out / UNFINISHED, self._record)
         publish(self.out / UNFINISHED)
         # From here on the log says whose lines they are; run.json has the same digest.
@@ -141,25 +146,38 @@ class Run:
         """Become the writer of an output in a bucket, and make the local folder what the bucket has."""
         from wm.files.lease import Lease
 
-        self._lease = Lease(uri, str(self._record["stage"]))
-        self._lease.acquire()
+        self._right = Lease(uri, str(self._record["stage"]))
+        self._right.acquire()
         try:
             # What another attempt has left on this node, and never published, is no part of the output.
             if list_below(self.out, missing_ok=True):
                 fetch(self.out, leave=leave, prune=True)
             elif self.out.is_dir():
                 shutil.rmtree(self.out)
-            # Another process may have finished this run while this one waited.
-            if self.is_complete():
-                raise InputError(f"{uri} was completed meanwhile; run the command again to see its result")
+            self._check_unfinished()
         except BaseException:
             self._let_go()
             raise
 
+    def _lock(self) -> None:
+        """Become the writer of a folder that is in no bucket."""
+        self._right = WriterLock(self.out, str(self._record["stage"]))
+        self._right.acquire()
+        try:
+            self._check_unfinished()
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _check_unfinished(self) -> None:
+        # Another process may have finished this run while this one waited.
+        if self.is_complete():
+            raise InputError(f"{shown(self.out)} was completed meanwhile; run the command again to see its result")
+
     def _let_go(self) -> None:
-        if self._lease is not None:
-            self._lease.release()
-            self._lease = None
+        if self._right is not None:
+            self._right.release()
+            self._right = None
 
     def reopen(self) -> None:
         """Make a complete run of this very recipe unfinished again: a part of it is to be done anew."""
@@ -178,8 +196,9 @@ class Run:
 
     def check_writer(self) -> None:
         """Raise :class:`InputError` if another writer has taken over this output meanwhile; for long work."""
-        if self._lease is not None:
-            self._lease.check()
+        # Of a folder nobody can take it over while this process lives.
+        if self._right is not None and not isinstance(self._right, WriterLock):
+            self._right.check()
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -23,6 +23,7 @@ FILES = {
     "chaos-serving": "Chaos: parts of a server killed under load",
     "gpu": "On a GPU",
     "scale": "The driver of a very long annotation",
+    "probe": "The probe on three nodes of one machine",
 }
 """Name of the file in ``jobs/measured`` and its heading; further files get their name as heading."""
 

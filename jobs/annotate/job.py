@@ -26,7 +26,6 @@ from jobs.annotate.shards import (
     load_listing,
     shard_name,
     shards_with,
-    sole_writer,
     store_listing,
     tidy,
 )
@@ -91,9 +90,8 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if recipe.endpoint.base_url:
         check_endpoint(recipe.endpoint, recipe.prompt)
     stage.start(leave=["*.parquet"])  # marks alone say what is left to do
-    with sole_writer(Path(recipe.out)):
-        store_listing(Path(recipe.out), listing, videos_digest)
-        return _annotate_missing(recipe, stage, listing, shards, retried)
+    store_listing(Path(recipe.out), listing, videos_digest)
+    return _annotate_missing(recipe, stage, listing, shards, retried)
 
 
 def _list_or_resume(recipe: AnnotateRecipe) -> tuple[pa.Table, str]:

@@ -7,13 +7,10 @@ it. Parquet files without their mark are leftovers of a killed run; they are rem
 mark whose files are not all there.
 """
 
-import errno
-import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +20,6 @@ import pyarrow.parquet as pq
 from jobs.annotate.counts import ShardCounts, ShardRows, count_shard
 from jobs.annotate.marks import read_all
 from jobs.annotate.tables import CLIPS_SCHEMA, PAIRS_SCHEMA, DecodedVideo, clip_rows
-from wm.errors import InputError
 from wm.files.mirror import fetch, list_below, publish, remove, uri_of
 from wm.files.uris import scheme_of
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA
@@ -165,30 +161,6 @@ def shards_with(out: Path, reasons: Sequence[str]) -> list[Path]:
     marks = sorted((out / "shards").glob("shard-*.json"))
     load = partial(_load_mark, sizes=_sizes_in_bucket(out))
     return [path for path, counts in read_all(load, marks) if counts and failures & counts["reasons"].keys()]
-
-
-@contextmanager
-def sole_writer(out: Path, stage: str = "annotate") -> Iterator[None]:
-    """Refuse a second driver: it would take the files of shards that the first has under way for leftovers.
-
-    The lock ends with the process, however that ends.
-
-    Args:
-        out: Folder of the run.
-        stage: Name of the command, for the message.
-
-    Raises:
-        InputError: Another process writes into ``out``.
-    """
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{out} is being written by another {stage}; wait for it, or end it first") from error
-        except OSError as error:  # some shared file systems have no locks: there the user must take care
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-        yield
 
 
 def _sizes_in_bucket(out: Path) -> dict[str, int] | None:

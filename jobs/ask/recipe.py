@@ -4,9 +4,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.shared.devices import DType
+from jobs.shared.model_resources import ModelResources
 from wm.config import Recipe
-from wm.dynamics import BaseSharing
 from wm.evaluation.questions.items import Benchmark
 from wm.evaluation.questions.parsing import Reading
 from wm.evaluation.questions.wording import PROMPTS, STYLES, OptionStyle, check_prompt
@@ -32,21 +31,11 @@ class AskedModelEntry(Recipe):
     _check_label = field_validator("label")(check_label)
 
 
-class AskResources(Recipe):
+class AskResources(ModelResources):
     """Where the models run, and how many rows and shards at a time."""
 
-    num_workers: int = Field(default=0, ge=0)
-    """Ray tasks at a time; 0: in this process, without Ray. Left out, a cluster that is joined gives one a CPU, unless
-    device names another."""
-    device: str = "cpu"
-    """Device of torch, such as cpu or cuda:1."""
-    dtype: DType = "float32"
-    """Type of the models' weights; bfloat16 halves the memory."""
     batch_size: int = Field(default=16, ge=1)
     """Rows in a forward pass: an option is one where images are codes, a question where they are pixels."""
-    base_sharing: BaseSharing = "merged"
-    """merged: every model has weights of its own while it is loaded. shared: adapters of one base are applied beside
-    one copy of its weights: less memory and loading, a little slower, the same up to rounding."""
 
 
 class AskRecipe(Recipe):

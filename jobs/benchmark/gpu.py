@@ -4,7 +4,9 @@ Parts: ``check`` (a tiny float32 model: every way of decoding against the plain 
 (seconds an image for each N and way of decoding, and the share of the memory bandwidth), ``idm`` (pairs scored a
 second), ``hf`` (transformers' generate with image logits unmasked, N = 8), ``speculation`` (drafts of which a known
 share is right), ``training`` (a forward model's LoRA step). The JSON is written anew after every measurement; nothing
-new is begun after ``seconds``, and what was left out for that, or failed, is named there.
+new is begun after ``seconds``, and what was left out for that, or failed, is named there. The same command then
+measures that alone. Each way of decoding is compared with the plain one at the model's own shapes first, and its
+figures say how far their logits differ.
 
 A time is the median of ``repeats`` runs after one to warm up, the device waited for at either end; each way of
 decoding is measured by itself, since several do not fit into memory together. The share of the bandwidth is the bytes
@@ -15,7 +17,9 @@ Needs neither Ray nor DeepSpeed, decord, PyAV or openai. On a machine without py
 pydantic-core, annotated-types and typing-inspection.
 """
 
+import json
 from functools import partial
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -30,7 +34,7 @@ from jobs.benchmark.gpu_work import (
     measure_scoring,
     measure_speculation,
 )
-from jobs.benchmark.harness import CommonRecipe, Figures, check_out, print_ratios, write_record
+from jobs.benchmark.harness import CommonRecipe, Figures, check_out, print_ratios, versions, write_record
 from jobs.benchmark.sampling_models import Shape, ShapeModel
 from wm.errors import InputError
 
@@ -81,7 +85,7 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
         return {}
     shape = TINY if recipe.quick else SHAPE
     write = partial(write_record, recipe.out, "gpu", PACKAGES, settings=recipe.settings())
-    record = Record(shape, recipe.device, recipe.seconds, write)
+    record = Record(shape, recipe.device, recipe.seconds, write, _read_earlier(recipe))
     # A CPU may have to emulate bfloat16.
     dtype = torch.bfloat16 if recipe.device != "cpu" else torch.float32
     with torch.no_grad():
@@ -116,6 +120,27 @@ def _measure(part: Part, record: Record, recipe: BenchmarkRecipe, model: ShapeMo
         measure_speculation(record, model, repeats)
     else:
         measure_training(record, model, repeats)
+
+
+def _read_earlier(recipe: BenchmarkRecipe) -> dict[str, Figures]:
+    """Read the measurements of a run with the same settings, card and versions that ended early; else none."""
+    path = Path(recipe.out)
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        return {}
+    card = torch.cuda.get_device_name(recipe.device) if torch.device(recipe.device).type == "cuda" else "none"
+    # How long it may take changes no figure.
+    settings = {**recipe.settings(), "seconds": (before.get("settings") or {}).get("seconds")}
+    is_same = (before.get("settings"), before.get("gpu"), before.get("versions")) == (
+        settings,
+        card,
+        versions(PACKAGES),
+    )
+    # Of a complete run nothing is left to resume: it is measured anew.
+    if not is_same or not (before.get("left_out") or before.get("failed")):
+        return {}
+    return {name: figures for name, figures in before["figures"].items() if name != "shape"}
 
 
 def _check_device(device: str) -> None:

@@ -3,7 +3,7 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 import torch
@@ -16,7 +16,14 @@ from wm.sampling.weights_view import DecoderView
 class Record:
     """What was measured, by name, in a file from the first measurement on."""
 
-    def __init__(self, shape: Shape, device: str, max_s: float, write: Callable[..., Figures]) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        device: str,
+        max_s: float,
+        write: Callable[..., Figures],
+        earlier: Mapping[str, Figures] | None = None,
+    ) -> None:
         """Begin a record; time counts from here on.
 
         Args:
@@ -24,7 +31,9 @@ class Record:
             device: Where torch works.
             max_s: No measurement begins later than this, in seconds.
             write: Writes the file, with its parts as keywords, and returns the record.
+            earlier: Measurements of a run that ended early, which are kept and not made again.
         """
+        self._earlier = earlier or {}
         self.device = torch.device(device)
         self._shape, self._max_s, self._write, self._begin = shape, max_s, write, time.monotonic()
         self.ratios: dict[str, float] = {}
@@ -44,6 +53,10 @@ class Record:
         Returns:
             The measurement; None if it failed or the time is up.
         """
+        if name in self._earlier:
+            self.measurements[name] = self._earlier[name]
+            print(f"{name}: kept from the run before", flush=True)
+            return self.measurements[name]
         # The time is checked before each one: what has begun is finished.
         if time.monotonic() - self._begin > self._max_s:
             self.left_out.append(name)

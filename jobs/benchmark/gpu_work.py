@@ -143,6 +143,7 @@ def _measure_runner(record: Record, model: ShapeModel, runner: LlamaRunner, *, c
         "first_s": first["s"],
         "decoded": runner.stepping,
         "kernels": can_attend(runner),
+        "self_tests": runner.describe_decoding()["self_tests"],
         "s_per_token": times["s"] / shape.target,
         "rows_at_once": rows_at_once(shape.prefix + shape.target, None, positions),
         "gigabytes_moved": num_bytes / 1e9,

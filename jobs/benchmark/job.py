@@ -12,6 +12,7 @@ BENCHMARKS = {
     "demo": "jobs.benchmark.demo",
     "gpu": "jobs.benchmark.gpu",
     "keyframes": "jobs.benchmark.keyframes",
+    "pixels": "jobs.benchmark.pixels",
     "probe": "jobs.benchmark.probe",
     "sampling": "jobs.benchmark.sampling",
     "scale": "jobs.benchmark.scale",

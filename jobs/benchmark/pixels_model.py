@@ -39,7 +39,7 @@ def write_qwen3_vl(folder: Path, shape: PixelShape, side_px: int) -> None:
     Args:
         folder: Where they go.
         shape: Sizes.
-        side_px: Side of the square that images are scaled to, a multiple of two patches.
+        side_px: Side of the smallest images, a multiple of two patches; those of twice the side are not scaled either.
     """
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -77,9 +77,8 @@ def write_qwen3_vl(folder: Path, shape: PixelShape, side_px: int) -> None:
         torch.manual_seed(0)
         Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
     # 3. The processor in parts: the complete one has a video half that needs torchvision.
-    pixels = side_px**2
     Qwen2VLImageProcessorPil(
-        patch_size=shape.patch_px, merge_size=2, size={"shortest_edge": pixels, "longest_edge": pixels}
+        patch_size=shape.patch_px, merge_size=2, size={"shortest_edge": side_px**2, "longest_edge": 4 * side_px**2}
     ).save_pretrained(folder)
     fast.save_pretrained(folder)
     write_json(folder / "processor_config.json", {"processor_class": "Qwen3VLProcessor"})

@@ -30,6 +30,7 @@ from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
 from wm.files.mirror import fetch, list_below, publish, to_uri, uri_of
 from wm.files.uris import is_remote
+from wm.packaged import to_packaged_name
 from wm.paths import ModelPath, OutputPath, SourcePath
 from wm.tables import table_files
 
@@ -257,7 +258,8 @@ def _write(recipe: BenchmarkRecipe, annotation: AnnotateRecipe, num_listed: int,
     of_videos |= {"pairs": counts["pairs"], "triplets": counts["triplets"], "triplet_bytes": stored}
     record = write_record(
         recipe.out, "probe", PACKAGES, ratios=ratios, rates=rates, counts=of_videos, window=window,
-        listed=num_listed, is_complete=is_complete, settings=recipe.settings(),
+        listed=num_listed, is_complete=is_complete,
+        settings=recipe.settings() | {"idm": to_packaged_name(recipe.idm)},
         resources=annotation.resources.model_dump(mode="json"), videos_per_shard=annotation.videos_per_shard,
     )  # fmt: skip
     for name, value in (ratios | rates).items():

@@ -3,11 +3,9 @@ report. Stages exchange files: one whose output is complete and whose inputs are
 do not depend on each other run side by side.
 """
 
-import fcntl
 import functools
 import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,12 +31,12 @@ from wm.errors import InputError, OtherRunError
 from wm.evaluation.report.findings import SUPERSEDED
 from wm.files.lease import Lease
 from wm.files.mirror import fetch, list_below, publish, remove, uri_of
+from wm.files.writer_lock import WriterLock
 from wm.models import load_codec
 from wm.run_files import COMPLETE
 from wm.runs import RunRecord, check_place, read_run
 from wm.training import TrainRecipe
 
-_LOCK = ".lock"
 _LOCK_S = 40.0
 """Stages of a run that was killed end by themselves, within this time."""
 
@@ -126,18 +124,15 @@ def _sole_run(out: Path) -> Iterator[int]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = (out / _LOCK).open("w")
     except OSError as error:
         raise InputError(f"out = {str(out)!r}: cannot make this folder: {error.strerror}") from error
-    with file:
-        end_s = time.monotonic() + _LOCK_S
-        if not (is_locked := _lock(file.fileno())):
-            print(f"{out} is being written; waiting for the stages of an earlier run to end", flush=True)
-        while not (is_locked or _lock(file.fileno())):
-            if time.monotonic() > end_s:
-                raise InputError(f"{out} is being written by another bootstrap; wait for it, or end it first")
-            time.sleep(0.2)
-        yield file.fileno()
+    lock = WriterLock(out, "bootstrap")
+    # Stages of a run that was killed hold its lock until they have ended.
+    lock.acquire(_LOCK_S)
+    try:
+        yield lock.descriptor
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -157,17 +152,6 @@ def _sole_node(out: Path) -> Iterator[None]:
         yield
     finally:
         lease.release()
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock a file; returns False where another process has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # some shared file systems have no locks: there the user must take care
-    return True
 
 
 def _run_here(graph: Graph, out: Path, lock: int, times: Times) -> None:

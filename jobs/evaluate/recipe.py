@@ -5,9 +5,9 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.shared.devices import DType
+from jobs.shared.model_resources import ModelResources
 from wm.config import Recipe
-from wm.dynamics import BaseSharing, Sampling
+from wm.dynamics import Sampling
 from wm.dynamics.editor_settings import EditorSettings
 from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.rows import check_label
@@ -84,21 +84,8 @@ class CandidateSearch(Recipe):
         return self
 
 
-class EvaluateResources(Recipe):
+class EvaluateResources(ModelResources):
     """Where the models run, and how many rows and units at a time."""
-
-    num_workers: int = Field(default=0, ge=0)
-    """Ray tasks at a time; 0: in this process, without Ray. Left out, a cluster that is joined gives one a CPU, unless
-    device names another."""
-    device: str = "cpu"
-    """Device of torch, such as cpu or cuda:1."""
-    dtype: DType = "float32"
-    """Type of the models' weights; bfloat16 halves the memory."""
-    batch_size: int = Field(default=64, ge=1)
-    """Rows in a forward pass."""
-    base_sharing: BaseSharing = "merged"
-    """merged: every model has weights of its own while it is loaded. shared: adapters of one base are applied beside
-    one copy of its weights: less memory and loading, a little slower, the same up to rounding."""
 
 
 class EvaluateRecipe(Recipe):

@@ -12,16 +12,16 @@ from jobs.imagine import report
 from jobs.imagine.recipe import ImagineRecipe
 from jobs.imagine.rows import Outcome, build_reject, build_triplets
 from jobs.imagine.tries import Try, pair_tries
-from jobs.shared.roles import check_actions, check_roles, load_recipe_roles
+from jobs.shared.roles import check_roles, load_forward_codec, load_recipe_roles
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import count_changes
-from wm.dynamics import CodeForward, CodeInverse, Roles, check_draft_length, observe_codes, predict_observations
+from wm.dynamics import Observation, predict_observations
+from wm.dynamics.pairs import ModelPair
 from wm.errors import InputError
 from wm.files.mirror import shown
-from wm.images import decode_image, fit_square
-from wm.models import ImageCodec, load_codec
+from wm.images import decode_image
 from wm.records import REJECT_SCHEMA, SEED_SCHEME, STAGE_TABLES, TRIPLET_SCHEMA
 from wm.runs import Run, RunRecord, digest_of, read_run
 from wm.tables import fill_empty_tables, read_table, write_table
@@ -44,17 +44,19 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> RunRecord:
         InputError: Models, triplets or actions do not allow it.
     """
     # 1. Check models and inputs, and choose what is tried.
-    check_roles(recipe)
+    check_roles(recipe, recipe.search)
     names = ("fdm", "idm", "sources", "actions", *(["base"] if recipe.base else []))
     inputs = {name: digest_of(getattr(recipe, name)) for name in names}
+    if recipe.pixels.base:
+        inputs["pixels.base"] = digest_of(recipe.pixels.base)
     stage = Run(recipe.out, "imagine", recipe, inputs | {"seeds": SEED_SCHEME})
     if stage.is_complete():
         report.print_complete(recipe)
         return read_run(recipe.out) or {}
     with stage.timed("read"):
-        codec = load_codec(recipe.base or recipe.fdm, recipe.resources.device)
-        check_draft_length(recipe.search.num_draft_tokens, codec.tokens_per_image)
-        codec.check_decoder()
+        codec = load_forward_codec(recipe, recipe.search)
+        if codec is not None:
+            codec.check_decoder()
         tries = pair_tries(recipe)
     num_tries = sum(map(len, tries))
     if dry_run:
@@ -62,12 +64,12 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> RunRecord:
         return {}
     # 2. Load the models: they come last, so that bad input need not wait for 7B weights.
     with stage.timed("load"):
-        roles = load_recipe_roles(recipe, codec)
-    check_actions(roles, [0] * codec.tokens_per_image, (attempt.action for attempts in tries for attempt in attempts))
+        pair = load_recipe_roles(recipe, recipe.search, codec)
+    pair.check_actions(attempt.action for attempts in tries for attempt in attempts)
     # 3. Predict and verify, part by part.
     stage.start()
     with stage.timed("imagine"), torch.inference_mode(), progress_bar(len(tries), "source", "imagine") as bar:
-        for num_sources in _write_parts(recipe, tries, codec, roles):
+        for num_sources in _write_parts(recipe, tries, pair):
             bar.update(num_sources)
     # 4. Count from the files, parts of an earlier attempt included.
     counts = _count(stage.out, num_tries)
@@ -79,51 +81,42 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> RunRecord:
     return record
 
 
-def _write_parts(recipe: ImagineRecipe, tries: list[list[Try]], codec: ImageCodec, roles: Roles) -> Iterator[int]:
+def _write_parts(recipe: ImagineRecipe, tries: list[list[Try]], pair: ModelPair) -> Iterator[int]:
     """Write the parts that are missing, and yield each part's number of sources."""
     out = Path(recipe.out)
     for start in range(0, len(tries), SOURCES_PER_PART):
         sources = tries[start : start + SOURCES_PER_PART]
         name = f"part-{start // SOURCES_PER_PART:05d}.parquet"
         if not (out / "triplets" / name).exists():
-            outcomes = _predict(recipe, [attempt for attempts in sources for attempt in attempts], codec, roles)
+            outcomes = _predict(recipe, [attempt for attempts in sources for attempt in attempts], pair)
             rejects = [build_reject(recipe, outcome) for outcome in outcomes if outcome.reason(recipe)]
             accepted = [outcome for outcome in outcomes if not outcome.reason(recipe)]
             # Rejects first: a part whose file of triplets exists is complete.
             if rejects:
                 write_table(rejects, out / "rejects" / name, REJECT_SCHEMA)
-            write_table(build_triplets(recipe, codec, accepted), out / "triplets" / name, TRIPLET_SCHEMA)
+            write_table(build_triplets(recipe, pair, accepted), out / "triplets" / name, TRIPLET_SCHEMA)
         yield len(sources)
 
 
-def _predict(recipe: ImagineRecipe, attempts: list[Try], codec: ImageCodec, roles: Roles) -> list[Outcome]:
+def _predict(recipe: ImagineRecipe, attempts: list[Try], pair: ModelPair) -> list[Outcome]:
     """Predict what each try gives."""
     if not attempts:
         return []
-    source_BN = _load_or_encode(codec, attempts)
+    sources = [_observe(pair, attempt) for attempt in attempts]
     predictions = predict_observations(
-        CodeForward(roles.fdm, codec), CodeInverse(roles.idm, codec), observe_codes(source_BN.tolist(), codec),
-        [attempt.action for attempt in attempts], search=recipe.search, sampling=recipe.sampling,
-        seed=[attempt.seed for attempt in attempts], batch_size=recipe.resources.batch_size,
+        pair.forward, pair.inverse, sources, [attempt.action for attempt in attempts], search=recipe.search,
+        sampling=recipe.sampling, seed=[attempt.seed for attempt in attempts], batch_size=recipe.resources.batch_size,
     )  # fmt: skip
-    return [
-        Outcome(attempt, source_codes, prediction.best)
-        for attempt, source_codes, prediction in zip(attempts, source_BN.tolist(), predictions, strict=True)
-    ]
+    return [Outcome(*row) for row in zip(attempts, sources, predictions, strict=True)]
 
 
-def _load_or_encode(codec: ImageCodec, attempts: list[Try]) -> torch.Tensor:
-    """Return the source codes (B, N): the stored ones where they are of this codec, else those of the image."""
-    codes = []
-    for attempt in attempts:
-        row = attempt.row
-        # Stored codes need no encoding, and are those that the triplet was made with.
-        if row["codec"] == codec.codec_id and row["source_codes"]:
-            codes.append(torch.tensor(row["source_codes"]))
-            continue
-        pixels = decode_image(row["source_image"]["bytes"], f"source_image of triplet {row['triplet_id']}")
-        codes.append(codec.encode(fit_square(pixels, codec.side_px)[None])[0].cpu().long())
-    return torch.stack(codes)
+def _observe(pair: ModelPair, attempt: Try) -> Observation:
+    """Return the source: the stored codes where they are of the forward model's codec, else its image."""
+    row = attempt.row
+    # Stored codes need no encoding, and are those that the triplet was made with.
+    if pair.codec is not None and row["codec"] == pair.codec.codec_id and row["source_codes"]:
+        return Observation.from_codes(row["source_codes"], pair.codec)
+    return pair.observe(decode_image(row["source_image"]["bytes"], f"source_image of triplet {row['triplet_id']}"))
 
 
 def _count(out: Path, num_tries: int) -> report.Counts:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.annotate.shards import shard_size, sole_writer
+from jobs.annotate.shards import shard_size
 from jobs.annotate.tables import CLIPS_SCHEMA, PAIRS_SCHEMA, ListedVideo, clip_rows
 from jobs.look.cards import build_cards, build_page_data, count_alternatives, count_rule
 from jobs.look.folder import default_out
@@ -94,13 +94,12 @@ def run(recipe: LookRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     stage.start()
     for folder in ("looked", "page"):
         (out / folder).mkdir(exist_ok=True)
-    with sole_writer(out, "look"):
-        # 3. Read, then write what is known by then.
-        shards = _find_shards(listing, recipe, {*rows, *clips})
-        with stage.timed("read_s"):
-            _read(listing, shards, pending, recipe, out=out, deadline=deadline, total=len(rows))
-        with stage.timed("page_s"):
-            return _write(listing, shards, recipe, out, stage)
+    # 3. Read, then write what is known by then.
+    shards = _find_shards(listing, recipe, {*rows, *clips})
+    with stage.timed("read_s"):
+        _read(listing, shards, pending, recipe, out=out, deadline=deadline, total=len(rows))
+    with stage.timed("page_s"):
+        return _write(listing, shards, recipe, out, stage)
 
 
 def _order_pending(listing: pa.Table, rows: Sequence[int], clips: Mapping[int, StoredClip]) -> list[int]:

@@ -73,7 +73,8 @@ class PlanScale(Recipe):
     request_s: float = Field(default=0.03, ge=0)
     """Seconds of another small request."""
     price_per_1000_writes: float = Field(default=0.005, ge=0)
-    """Of PUT and LIST requests; the default is that of Amazon S3 Standard in us-east-1, in dollars."""
+    """Of PUT and LIST requests; the default is that of Amazon S3 Standard in us-east-1, in dollars
+    (aws.amazon.com/s3/pricing)."""
     price_per_1000_reads: float = Field(default=0.0004, ge=0)
     """Of GET and HEAD requests; likewise."""
     writes_per_s: float = Field(default=3500.0, gt=0)

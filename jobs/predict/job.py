@@ -18,25 +18,16 @@ from jobs.predict.recipe import PredictRecipe
 from jobs.predict.rollout_image import write_rollout
 from jobs.predict.triplet_storyboard import STORYBOARD, write_triplet_storyboard
 from jobs.predict.triplets import count_parts, parts_of, predict_triplets
-from jobs.shared.roles import check_actions, check_roles, load_recipe_roles
+from jobs.predict.sources import TripletSources, read_sources
+from jobs.shared.roles import check_roles, load_forward_codec, load_recipe_roles
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
-from wm.dynamics import (
-    CodeForward,
-    CodeInverse,
-    Observation,
-    Roles,
-    StepDone,
-    check_draft_length,
-    grow_tree,
-    observe_codes,
-    roll_out,
-)
+from wm.dynamics import StepDone, grow_tree, roll_out
+from wm.dynamics.pairs import ModelPair
 from wm.errors import InputError
-from wm.evaluation.heldout import HeldOut, read_held_out
 from wm.files.mirror import fetch, shown
-from wm.images import Pixels, decode_image, fit_square
-from wm.models import ImageCodec, load_codec
+from wm.images import Pixels, decode_image
+from wm.models import ImageCodec
 from wm.records import SEED_SCHEME
 from wm.runs import Run, RunRecord, digest_of, read_run
 
@@ -54,9 +45,11 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> RunRecord:
     Raises:
         InputError: Models, image, triplets or actions do not allow it.
     """
-    check_roles(recipe)
+    check_roles(recipe, recipe.search)
     inputs = {"fdm": digest_of(recipe.fdm), "idm": digest_of(recipe.idm)}
     inputs |= {name: digest_of(path) for name in ("base", "image", "triplets") if (path := getattr(recipe, name))}
+    if recipe.pixels.base:
+        inputs["pixels.base"] = digest_of(recipe.pixels.base)
     if recipe.triplets:
         inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
     stage = Run(recipe.out, "predict", recipe, inputs)
@@ -65,30 +58,29 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> RunRecord:
         return read_run(recipe.out) or {}
     # 1. The source, whose mistakes must not wait for 7B weights.
     with stage.timed("read"):
-        codec = load_codec(recipe.base or recipe.fdm, recipe.resources.device)
-        check_draft_length(recipe.search.num_draft_tokens, codec.tokens_per_image)
-        if recipe.image or recipe.storyboard_triplets:
+        codec = load_forward_codec(recipe, recipe.search)
+        if codec is not None and (recipe.image or recipe.storyboard_triplets):
             codec.check_decoder()
-        source = _load_image(recipe.image, codec) if recipe.image else None
-        held_out = None if recipe.image else read_held_out(recipe.triplets, codec, limit=recipe.limit or None)
+        source = _load_image(recipe.image) if recipe.image else None
+        sources = None if recipe.image else read_sources(recipe.triplets, codec, limit=recipe.limit or None)
     if dry_run:
-        report.print_plan(recipe, 0 if held_out is None else len(held_out))
+        report.print_plan(recipe, 0 if sources is None else len(sources))
         return {}
     # 2. The models.
     with stage.timed("load"):
-        roles = load_recipe_roles(recipe, codec)
+        pair = load_recipe_roles(recipe, recipe.search, codec)
     # 3. The predictions.
     if source is not None and recipe.tree is not None:
-        return _predict_tree(recipe, stage, source, codec, roles)
+        return _predict_tree(recipe, stage, source, pair)
     if source is not None:
-        return _predict_image(recipe, stage, source, codec, roles)
-    assert held_out is not None
-    return _predict_triplets(recipe, stage, held_out, codec, roles)
+        return _predict_image(recipe, stage, source, pair)
+    assert sources is not None
+    return _predict_triplets(recipe, stage, sources, codec, pair)
 
 
-def _predict_image(recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec: ImageCodec, roles: Roles) -> RunRecord:
-    source_1N = codec.encode(source_HWC[None])
-    check_actions(roles, source_1N[0].tolist(), recipe.actions)  # before the folder is made
+def _predict_image(recipe: PredictRecipe, stage: Run, image_HWC: Pixels, pair: ModelPair) -> RunRecord:
+    source_HWC = pair.frame(image_HWC)
+    pair.check_actions(recipe.actions)  # before the folder is made
     stage.start()
     with stage.timed("predict"), progress_bar(len(recipe.actions), "step", "predict") as bar:
 
@@ -98,65 +90,64 @@ def _predict_image(recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec:
 
         with torch.inference_mode():
             rollout = roll_out(
-                CodeForward(roles.fdm, codec), CodeInverse(roles.idm, codec), observe_codes(source_1N.tolist(), codec),
-                [recipe.actions], search=recipe.search, sampling=recipe.sampling, seed=recipe.seed,
-                batch_size=recipe.resources.batch_size, on_step=report_step,
+                pair.forward, pair.inverse, [pair.observe(source_HWC)], [recipe.actions], search=recipe.search,
+                sampling=recipe.sampling, seed=recipe.seed, batch_size=recipe.resources.batch_size,
+                on_step=report_step,
             )[0]  # fmt: skip
     with stage.timed("write"):
-        counts = write_rollout(rollout, source_HWC, codec, stage.out, num_return=recipe.search.num_return)
+        counts = write_rollout(rollout, source_HWC, stage.out, num_return=recipe.search.num_return)
     record = stage.finish(counts)
     report.print_rollout(rollout, counts, stage.out)
     return record
 
 
-def _predict_tree(recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec: ImageCodec, roles: Roles) -> RunRecord:
+def _predict_tree(recipe: PredictRecipe, stage: Run, image_HWC: Pixels, pair: ModelPair) -> RunRecord:
     levels = recipe.tree or []
-    source_1N = codec.encode(source_HWC[None])
-    check_actions(roles, source_1N[0].tolist(), [action for level in levels for action in level])
+    source_HWC = pair.frame(image_HWC)
+    source = pair.observe(source_HWC)
+    pair.check_actions(action for level in levels for action in level)
     stage.start()
     with stage.timed("predict"), progress_bar(recipe.num_branches, "image", "predict") as bar, torch.inference_mode():
         tree = grow_tree(
-            CodeForward(roles.fdm, codec), CodeInverse(roles.idm, codec),
-            Observation.from_codes(source_1N[0].tolist(), codec), levels, search=recipe.search,
-            sampling=recipe.sampling, seed=recipe.seed, batch_size=recipe.resources.batch_size,
-            on_level=lambda level: bar.update(len(level)),
+            pair.forward, pair.inverse, source, levels, search=recipe.search, sampling=recipe.sampling,
+            seed=recipe.seed, batch_size=recipe.resources.batch_size, on_level=lambda level: bar.update(len(level)),
         )  # fmt: skip
     with stage.timed("write"):
-        counts = write_tree(tree, tuple(source_1N[0].tolist()), source_HWC, codec, stage.out)
+        counts = write_tree(tree, source, source_HWC, stage.out)
     record = stage.finish(counts)
     report.print_tree(tree, counts, stage.out)
     return record
 
 
 def _predict_triplets(
-    recipe: PredictRecipe, stage: Run, held_out: HeldOut, codec: ImageCodec, roles: Roles
+    recipe: PredictRecipe, stage: Run, sources: TripletSources, codec: ImageCodec | None, pair: ModelPair
 ) -> RunRecord:
     # Every action before the first prediction: one that is too long would else fail after hours.
-    check_actions(roles, held_out.source_codes[0].tolist(), held_out.actions)
+    pair.check_actions(sources.actions)
     stage.start()
-    with stage.timed("predict"), torch.inference_mode(), progress_bar(len(held_out), "triplet", "predict") as bar:
+    with stage.timed("predict"), torch.inference_mode(), progress_bar(len(sources), "triplet", "predict") as bar:
         for count in predict_triplets(
-            roles, held_out, stage.out, search=recipe.search, sampling=recipe.sampling,
+            pair, sources, stage.out, search=recipe.search, sampling=recipe.sampling,
             seed=recipe.seed, batch_size=recipe.resources.batch_size,
         ):  # fmt: skip
             bar.update(count)
     # Counted from the files, parts of an earlier attempt included.
-    files = [path for path, _ in parts_of(held_out, stage.out)]
-    counts = count_parts(files)
+    files = [path for path, _ in parts_of(sources, stage.out)]
+    counts = count_parts(files, len(sources))
     if recipe.storyboard_triplets:
-        write_triplet_storyboard(held_out, files, codec, stage.out, recipe.storyboard_triplets)
+        write_triplet_storyboard(sources, files, codec, stage.out, recipe.storyboard_triplets)
     record = stage.finish(counts)
-    report.print_triplets(counts, stage.out)
+    report.print_triplets(counts, stage.out, "blocks" if codec is None else "tokens")
     if recipe.storyboard_triplets:
         print(f"  storyboard: {shown(stage.out / STORYBOARD)}")
     return record
 
 
-def _load_image(path: str, codec: ImageCodec) -> Pixels:
+def _load_image(path: str) -> Pixels:
     file = fetch(path)
     if not file.is_file():
         raise InputError(f"image = {path!r}: no such file")
-    return fit_square(decode_image(file.read_bytes(), f"image {shown(path)}"), codec.side_px)
+    return decode_image(file.read_bytes(), f"image {shown(path)}")
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.predict.recipe import PredictRecipe
+from jobs.predict.rollout_image import name_parts
 from wm.dynamics import Branch, Rollout
 from wm.files.mirror import shown
 
@@ -37,7 +38,7 @@ def print_rollout(rollout: Rollout, counts: Mapping[str, int], out: Path) -> Non
         num_candidates = sum(len(prediction.candidates) for prediction in step.predictions)
         print(
             f"  step {number}: {step.action}: {candidate.score.mean_logprob:.3f} nats/token, "
-            f"{candidate.unchanged_share:.0%} of tokens unchanged, best of {num_candidates}"
+            f"{candidate.unchanged_share:.0%} of {name_parts(candidate)} unchanged, best of {num_candidates}"
         )
     print(f"predict: {counts['steps']} steps, {counts['draws']} candidates: {shown(out / 'storyboard.png')}")
 
@@ -61,14 +62,22 @@ def print_tree(tree: Sequence[Sequence[Branch]], counts: Mapping[str, int], out:
     print(f"predict: {counts['branches']} images, {counts['draws']} candidates: {shown(out / 'tree.png')}")
 
 
-def print_triplets(counts: Mapping[str, int | float], out: Path) -> None:
+def print_triplets(counts: Mapping[str, object], out: Path, parts: str = "tokens") -> None:
     """Print the counts of predictions for triplets.
 
     Args:
         counts: As they are in ``run.json``.
         out: Folder of the run.
+        parts: What an unchanged share is a share of.
     """
-    print(
-        f"predict: {counts['triplets']} triplets, {counts['draws_each']:.2f} candidates each, "
-        f"{counts['unchanged_share']:.0%} of tokens unchanged: {shown(out / 'predictions')}"
-    )
+    means = ""
+    if "draws_each" in counts:
+        means = f"{counts['draws_each']:.2f} candidates each, {counts['unchanged_share']:.0%} of {parts} unchanged"
+    print(f"predict: {counts['triplets']} triplets, {means or 'no image'}: {shown(out / 'predictions')}")
+    withheld = counts.get("withheld")
+    if isinstance(withheld, Mapping):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in withheld.items())
+        print(
+            f"  without an image: {sum(withheld.values())} candidates ({reasons}), all of "
+            f"{counts['triplets_without_image']} triplets: {shown(out / 'rejects')}"
+        )

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from wm.dynamics import Candidate, Prediction, Rollout
+from wm.dynamics import Candidate, Observation, Prediction, Rollout
+from wm.dynamics.observation import pixels_of
 from wm.dynamics.rollout import Step
 from wm.evaluation.report.storyboard import CHOSEN, KEPT, OTHER, Column, Shot, draw_storyboard
 from wm.images import Pixels, encode_png
-from wm.models import ImageCodec
 from wm.runs import write_json
 
 _SHOWN = 4
@@ -19,22 +17,22 @@ _SHOWN = 4
 class ImageWriter:
     """Decodes images of the rollout once each and writes them as PNG files below ``out``."""
 
-    def __init__(self, codec: ImageCodec, out: Path) -> None:
-        self._codec, self._out = codec, out
-        self._known: dict[tuple[int, ...], Pixels] = {}
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._known: dict[Observation, Pixels] = {}
 
-    def decode(self, codes_N: tuple[int, ...]) -> Pixels:
-        """Decode codes to uint8 RGB (side, side, 3)."""
+    def read(self, image: Observation) -> Pixels:
+        """Return the pixels of an image, uint8 RGB (H, W, 3); codes are decoded."""
         # Candidates repeat, in one step and from step to step.
-        if codes_N not in self._known:
-            self._known[codes_N] = self._codec.decode(torch.tensor([codes_N]))[0]
-        return self._known[codes_N]
+        if image not in self._known:
+            self._known[image] = pixels_of([image])[0]
+        return self._known[image]
 
-    def write(self, codes_N: tuple[int, ...], name: str) -> str:
-        """Decode an image and write it as PNG.
+    def write(self, image: Observation, name: str) -> str:
+        """Write an image as PNG.
 
         Args:
-            codes_N: Codes of the image.
+            image: Codes are decoded.
             name: File name below the folder.
 
         Returns:
@@ -42,37 +40,54 @@ class ImageWriter:
         """
         path = self._out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_png(self.decode(codes_N)))
+        path.write_bytes(encode_png(self.read(image)))
         return name
 
+    def write_source(self, source: Observation, source_HWC: Pixels) -> dict[str, object]:
+        """Write the source as it was read, and as models of codes see it: what the codec loses is no mistake of theirs.
 
-def write_rollout(
-    rollout: Rollout, source_HWC: Pixels, codec: ImageCodec, out: Path, *, num_return: int
-) -> dict[str, int]:
+        Args:
+            source: As the models are given it.
+            source_HWC: uint8 RGB, as read.
+
+        Returns:
+            What a record says of it.
+        """
+        (self._out / "source.png").write_bytes(encode_png(source_HWC))
+        if source.is_of_pixels:
+            return {"image": "source.png"}
+        decoded = self.write(source, "source-codes.png")
+        return {"image": "source.png", "decoded": decoded, **describe_codes(source)}
+
+
+def describe_codes(image: Observation) -> dict[str, object]:
+    """Return the codes of an image as a record has them: none of one that was made as pixels."""
+    return {} if image.is_of_pixels else {"codes": list(image.codes)}
+
+
+def write_rollout(rollout: Rollout, source_HWC: Pixels, out: Path, *, num_return: int) -> dict[str, int]:
     """Write the images, ``prediction.json`` and the storyboard of a rollout.
 
     Every candidate has its scores in ``prediction.json``; images are written of the ``num_return`` best distinct
-    candidates of each sequence before a step, and of all that stay in the beam.
+    candidates of each sequence before a step, and of all that stay in the beam; of an editor all, as it has no codes
+    that the others could be decoded from.
 
     Args:
         rollout: Steps, beam and candidates.
-        source_HWC: uint8 RGB (side, side, 3), as read.
-        codec: Decodes the candidates.
+        source_HWC: uint8 RGB (H, W, 3), as read.
         out: Folder to write into.
         num_return: Distinct candidates with an image, 1 or more.
 
     Returns:
-        Counts for ``run.json``: steps, draws, sequences.
+        Counts for ``run.json``: steps, draws, sequences; ``withheld`` where an editor gave no image.
     """
-    writer = ImageWriter(codec, out)
-    (out / "source.png").write_bytes(encode_png(source_HWC))
-    # As the models see it: what the codec loses is no mistake of theirs.
-    writer.write(rollout.source.codes, "source-codes.png")
+    writer = ImageWriter(out)
+    source = writer.write_source(rollout.source, source_HWC)
     best = rollout.best.candidates
-    images = [writer.write(candidate.codes, f"step-{number}.png") for number, candidate in enumerate(best, 1)]
+    images = [writer.write(candidate.observation, f"step-{number}.png") for number, candidate in enumerate(best, 1)]
     steps = [_describe_step(step, number, rollout, writer, num_return) for number, step in enumerate(rollout.steps)]
     record = {
-        "source": {"image": "source.png", "decoded": "source-codes.png", "codes": list(rollout.source.codes)},
+        "source": source,
         "actions": [step.action for step in rollout.steps],
         "images": images,
         "sequences": [
@@ -80,7 +95,7 @@ def write_rollout(
                 "logprob": entry.logprob,
                 "mean_logprob": entry.mean_logprob,
                 "above_guard": entry.guarded,
-                "codes": [list(candidate.codes) for candidate in entry.candidates],
+                **_list_codes(entry.candidates),
             }
             for entry in rollout.trajectories
         ],
@@ -89,8 +104,20 @@ def write_rollout(
     write_json(out / "prediction.json", record)
     draw_storyboard(_build_columns(rollout, source_HWC, writer), out / "storyboard.png")
     # Equal candidates count each: every one was sampled.
-    count = sum(len(prediction.candidates) for step in rollout.steps for prediction in step.predictions)
-    return {"steps": len(steps), "draws": count, "sequences": len(rollout.trajectories)}
+    predictions = [prediction for step in rollout.steps for prediction in step.predictions]
+    count, withheld = (sum(map(len, parts)) for parts in zip(*map(_split, predictions), strict=True))
+    counts = {"steps": len(steps), "draws": count + withheld, "sequences": len(rollout.trajectories)}
+    return counts | ({"withheld": withheld} if withheld else {})
+
+
+def _split(prediction: Prediction) -> tuple[Sequence[object], Sequence[object]]:
+    return prediction.candidates, prediction.failures
+
+
+def _list_codes(candidates: Sequence[Candidate]) -> dict[str, object]:
+    if any(candidate.observation.is_of_pixels for candidate in candidates):
+        return {}
+    return {"codes": [list(candidate.codes) for candidate in candidates]}
 
 
 def _describe_step(
@@ -98,35 +125,37 @@ def _describe_step(
 ) -> dict[str, object]:
     # What was expanded: the source at first, then every sequence of the beam before.
     before = (
-        [rollout.source.codes]
+        [rollout.source]
         if number == 0
-        else [entry.candidates[-1].codes for entry in rollout.steps[number - 1].beam]
+        else [entry.candidates[-1].observation for entry in rollout.steps[number - 1].beam]
     )
     expansions = []
-    for parent, (source_N, prediction) in enumerate(zip(before, step.predictions, strict=True)):
-        # Two parents may give equal codes: a rank belongs to one of them alone.
+    for parent, (source, prediction) in enumerate(zip(before, step.predictions, strict=True)):
+        # Two parents may give equal images: a rank belongs to one of them alone.
         beam_ranks = {
-            entry.candidates[-1].codes: beam_rank
+            entry.candidates[-1].observation: beam_rank
             for beam_rank, entry in enumerate(step.beam)
             if step.parents[beam_rank] == parent
         }
         candidates = []
         for rank, candidate in enumerate(prediction.distinct):
-            beam_rank = beam_ranks.get(candidate.codes)
+            image = candidate.observation
+            beam_rank = beam_ranks.get(image)
             # The others can be decoded from their codes.
-            has_image = rank < num_return or beam_rank is not None
+            has_image = rank < num_return or beam_rank is not None or image.is_of_pixels
             stem = f"candidates/step-{number + 1}-from-{parent}-rank-{rank}.png"
-            image = writer.write(candidate.codes, stem) if has_image else None
-            candidates.append(_describe_candidate(candidate, prediction) | {"image": image, "kept_as": beam_rank})
+            file = writer.write(image, stem) if has_image else None
+            candidates.append(_describe_candidate(candidate, prediction) | {"image": file, "kept_as": beam_rank})
         expansions.append(
             {
                 "from": parent,
-                "source_codes": list(source_N),
-                "seed": prediction.best.seed,
-                "draws": len(prediction.candidates),
+                **({} if source.is_of_pixels else {"source_codes": list(source.codes)}),
+                "seed": prediction.candidates[0].seed if prediction.candidates else None,
+                "draws": len(prediction.candidates) + len(prediction.failures),
                 "rounds": prediction.rounds,
                 "passes": prediction.passes,
                 "candidates": candidates,
+                **describe_failures(prediction),
             }
         )
     # Of the sequence that was best at the end, which need not have been the best here.
@@ -141,22 +170,30 @@ def _describe_step(
     }
 
 
+def describe_failures(prediction: Prediction) -> dict[str, object]:
+    """Return the candidates of which there is no image as a record has them, each with the reason."""
+    if not prediction.failures:
+        return {}
+    return {"withheld": [{"candidate": index, "reason": item.reason} for index, item in prediction.failures]}
+
+
 def _describe_candidate(candidate: Candidate, prediction: Prediction) -> dict[str, object]:
     return {
         "index": candidate.index,
-        "times": sum(other.codes == candidate.codes for other in prediction.candidates),
+        "times": sum(other.observation == candidate.observation for other in prediction.candidates),
         "logprob": candidate.score.logprob,
         "mean_logprob": candidate.score.mean_logprob,
         "tokens": candidate.score.num_tokens,
         "unchanged_share": candidate.unchanged_share,
-        "codes": list(candidate.codes),
+        **describe_codes(candidate.observation),
     }
 
 
 def _build_columns(rollout: Rollout, source_HWC: Pixels, writer: ImageWriter) -> list[Column]:
-    columns = [
-        Column("source", [Shot(source_HWC, ["as given"]), Shot(writer.decode(rollout.source.codes), ["as tokens"])])
-    ]
+    source = [Shot(source_HWC, ["as given"])]
+    if not rollout.source.is_of_pixels:
+        source.append(Shot(writer.read(rollout.source), ["as tokens"]))
+    columns = [Column("source", source)]
     for number, step in enumerate(rollout.steps):
         way = rollout.best.candidates[: number + 1]
         shots = []
@@ -169,11 +206,11 @@ def _build_columns(rollout: Rollout, source_HWC: Pixels, writer: ImageWriter) ->
                 _format_change(entry.candidates[-1]),
             ]
             shots.append(
-                Shot(writer.decode(entry.candidates[-1].codes), lines, CHOSEN if entry.candidates == way else KEPT)
+                Shot(writer.read(entry.candidates[-1].observation), lines, CHOSEN if entry.candidates == way else KEPT)
             )
         # The column is filled with what the beam did not keep, so that a reader sees the choice.
         shots += [
-            Shot(writer.decode(candidate.codes), [_format_score(candidate), _format_change(candidate)], OTHER)
+            Shot(writer.read(candidate.observation), [_format_score(candidate), _format_change(candidate)], OTHER)
             for candidate in _list_rest(step)[: max(0, _SHOWN - len(shots))]
         ]
         columns.append(Column(f"{number + 1}. {step.action}", shots))
@@ -182,12 +219,12 @@ def _build_columns(rollout: Rollout, source_HWC: Pixels, writer: ImageWriter) ->
 
 def _list_rest(step: Step) -> Sequence[Candidate]:
     """List the distinct candidates that the beam did not keep, best first."""
-    beam = {entry.candidates[-1].codes for entry in step.beam}
+    beam = {entry.candidates[-1].observation for entry in step.beam}
     rest = {
-        candidate.codes: candidate
+        candidate.observation: candidate
         for prediction in step.predictions
         for candidate in prediction.distinct
-        if candidate.codes not in beam
+        if candidate.observation not in beam
     }
     return sorted(rest.values(), key=lambda candidate: -candidate.score.logprob)
 
@@ -197,4 +234,9 @@ def _format_score(candidate: Candidate) -> str:
 
 
 def _format_change(candidate: Candidate) -> str:
-    return f"{candidate.unchanged_share:.0%} of tokens unchanged"
+    return f"{candidate.unchanged_share:.0%} of {name_parts(candidate)} unchanged"
+
+
+def name_parts(candidate: Candidate) -> str:
+    """Return what an unchanged share is a share of."""
+    return "blocks" if candidate.observation.is_of_pixels else "tokens"

@@ -1,6 +1,6 @@
 """Load the forward and the inverse model of a job, after checking their folders. Knows nothing of what they predict."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -8,10 +8,15 @@ import torch
 
 from jobs.shared.devices import RolesDeviceSettings, check_device
 from wm.config import Recipe
-from wm.dynamics import Roles, Sampling, find_shared_base, load_roles
+from wm.dynamics import Sampling
+from wm.dynamics.editor_forward import check_editor_search
+from wm.dynamics.editor_settings import EditorSettings
+from wm.dynamics.pairs import ModelPair, PairFolders
+from wm.dynamics.pixel_settings import PixelsSettings
+from wm.dynamics.settings import Search, check_draft_length
 from wm.errors import InputError
 from wm.files.mirror import uri_of
-from wm.models import ImageCodec, hub_hint, is_adapter, model_folder, read_adapter_manifest, read_manifest
+from wm.models import ImageCodec, hub_hint, is_adapter, load_codec, model_folder
 from wm.paths import ModelPath
 
 
@@ -27,46 +32,79 @@ class RolesRecipe(Recipe):
     }
 
     fdm: ModelPath
-    """Model folder of the forward model: full weights or an adapter."""
+    """Folder of the forward model: a unified model, full or an adapter, or an image editor of diffusers."""
     idm: ModelPath
-    """Model folder of the inverse model that verifies."""
+    """Folder of the inverse model that verifies: a unified model or a vision-language model, full or an adapter."""
     base: ModelPath = ""
-    """Base folder of the adapters; empty: the one their manifests name."""
+    """Base folder of the adapters of unified models; empty: the one their manifests name."""
     sampling: Sampling = Sampling()
-    """How candidates are sampled."""
+    """How candidates are sampled; an editor has its own settings."""
+    editor: EditorSettings = EditorSettings()
+    """How the forward model is called, if it is an image editor."""
+    pixels: PixelsSettings = PixelsSettings()
+    """How the inverse model is asked, if it is a vision-language model."""
     resources: RolesDeviceSettings = RolesDeviceSettings()
     """Where the models run."""
 
+    def folders(self) -> PairFolders:
+        """Return where the models are, and how they are loaded."""
+        return PairFolders(
+            self.fdm,
+            self.idm,
+            base=self.base or None,
+            base_sharing=self.resources.base_sharing,
+            editor=self.editor,
+            pixels=self.pixels,
+        )
 
-def check_roles(recipe: RolesRecipe) -> None:
-    """Check both model folders by their manifests; no weights are read.
+
+def check_roles(recipe: RolesRecipe, search: Search) -> None:
+    """Check both model folders and the search by what needs no weights.
+
+    Args:
+        recipe: Folders and settings.
+        search: How predictions are searched for.
 
     Raises:
-        InputError: A folder is missing or was trained for the other task, the two have different codecs, or their
-            weights cannot be shared although ``resources.base_sharing = shared``.
+        InputError: A folder is missing, its model cannot be in the role or was trained for the other, settings are
+            for another kind of model, or weights cannot be shared although ``resources.base_sharing = shared``.
     """
     check_device(recipe.resources.device)
-    # Each folder by itself, then the two together.
-    codecs = {}
     for role in ("fdm", "idm"):
-        folder = getattr(recipe, role)
-        if not _is_folder(folder):
+        if not _is_folder(folder := getattr(recipe, role)):
             raise InputError(f"{role} = {folder!r}: no such model folder{hub_hint(folder)}")
-        manifest = read_adapter_manifest(folder) if is_adapter(folder) else read_manifest(folder)
-        if manifest is not None and manifest.task not in (None, role):
-            raise InputError(f"{role} = {folder!r} was trained as {manifest.task}")
-        if manifest is not None:
-            codecs[role] = manifest.codec_id
-    # Their codes would be numbers of different codebooks.
-    if len(set(codecs.values())) > 1:
-        raise InputError(f"fdm speaks codec {codecs['fdm']}, idm {codecs['idm']}: they cannot read each other's images")
     if recipe.base and not _is_folder(recipe.base):
         raise InputError(f"base = {recipe.base!r}: no such model folder{hub_hint(recipe.base)}")
     if recipe.base and not (is_adapter(recipe.fdm) or is_adapter(recipe.idm)):
         raise InputError(f"base = {recipe.base!r}, but neither fdm nor idm is an adapter")
-    # Shared weights need two adapters of one base.
-    if recipe.resources.base_sharing == "shared":
-        find_shared_base(recipe.fdm, recipe.idm, recipe.base or None)
+    fdm_kind, _ = recipe.folders().check()
+    if fdm_kind == "editor":
+        check_editor_search(search, recipe.sampling)
+
+
+def load_forward_codec(recipe: RolesRecipe, search: Search) -> ImageCodec | None:
+    """Load the codec of the forward model's images, which takes seconds where the models take minutes.
+
+    Args:
+        recipe: Folders that :func:`check_roles` has seen.
+        search: How predictions are searched for.
+
+    Returns:
+        The codec; None for an image editor.
+
+    Raises:
+        InputError: More codes are drafted than an image has, or pixels have to be exchanged and the codec has no
+            decoder.
+    """
+    folders = recipe.folders()
+    fdm_kind, idm_kind = folders.check()
+    if fdm_kind == "editor":
+        return None
+    codec = load_codec(folders.codec_folder("fdm"), recipe.resources.device)
+    check_draft_length(search.num_draft_tokens, codec.tokens_per_image)
+    if idm_kind == "pixels" or folders.find_other_codec(codec):
+        codec.check_decoder()
+    return codec
 
 
 def _is_folder(path: str) -> bool:
@@ -74,42 +112,19 @@ def _is_folder(path: str) -> bool:
     return Path(path).is_dir() if uri_of(path) is None else model_folder(path).is_dir()
 
 
-def load_recipe_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:
-    """Load both models with their decoders.
+def load_recipe_roles(recipe: RolesRecipe, search: Search, codec: ImageCodec | None) -> ModelPair:
+    """Load both models.
 
     Args:
         recipe: Folders and where the models run.
-        codec: The codec of the images, which must be that of the models.
+        search: How predictions are searched for.
+        codec: That of the forward model, see :func:`load_forward_codec`.
 
     Raises:
-        InputError: The models have another codec, or guidance is wanted of a family that has none.
+        InputError: A folder is no model that can be loaded, or the models lack a setting.
     """
-    roles = load_roles(
-        recipe.fdm, recipe.idm,
-        base_sharing=recipe.resources.base_sharing, base=recipe.base or None,
-        device=recipe.resources.device, dtype=getattr(torch, recipe.resources.dtype),
-    )  # fmt: skip
-    if roles.fdm.model.codec_id != codec.codec_id:
-        raise InputError(
-            f"{recipe.fdm} and {recipe.idm} speak codec {roles.fdm.model.codec_id}, that of the images is "
-            f"{codec.codec_id}"
-        )
-    if recipe.sampling.is_guided:
-        roles.fdm.model.check_guidance()
-    return roles
-
-
-def check_actions(roles: Roles, source_N: Sequence[int], actions: Iterable[str]) -> None:
-    """Check that both models can read every action, before any of the work.
-
-    Args:
-        roles: The two models.
-        source_N: Image codes of any source.
-        actions: Action texts; each is checked once.
-
-    Raises:
-        InputError: One of the models cannot read an action.
-    """
-    for action in dict.fromkeys(actions):
-        roles.fdm.model.layout("fdm", source=source_N, action=action)
-        roles.idm.model.layout("idm", source=source_N, target=source_N, action=action)
+    pair = recipe.folders().load(
+        device=recipe.resources.device, dtype=getattr(torch, recipe.resources.dtype), codec=codec
+    )
+    pair.forward.check_search(search, recipe.sampling)
+    return pair

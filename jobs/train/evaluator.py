@@ -3,28 +3,27 @@
 Not known here: when it is evaluated, and where the figures go.
 """
 
-import tempfile
-import textwrap
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from jobs.train.pixel_evaluator import PixelEvaluator, check_pixel_evaluation
+from jobs.train.sample_images import draw_image, wrap
 from wm.dynamics import propose_actions, sample_observations
 from wm.errors import InputError
 from wm.evaluation.gates import GateSet, gate, read_gate_set
-from wm.evaluation.report.storyboard import CHOSEN, OTHER, Column, Shot, draw_storyboard
-from wm.images import Pixels, decode_image
+from wm.evaluation.report.storyboard import CHOSEN, OTHER, Column, Shot
 from wm.models import ImageCodec, UnifiedVLM, load_codec
+from wm.models.kinds import reads_pixels
 from wm.records import row_seeds
 from wm.sampling import Sampling, build_model_runner
 from wm.training import TrainRecipe
-from wm.training.monitoring.evaluation import EvaluationResult, Sample
+from wm.training.monitoring.evaluation import EvaluationResult, Evaluator, Sample
 from wm.training.monitoring.trackers import check_trackers
 
 _NUM_SAMPLES = 2
 """Samples beside the greedy prediction."""
-_LETTERS, _LINES = 26, 3
 
 
 def check_evaluation(recipe: TrainRecipe) -> None:
@@ -38,6 +37,9 @@ def check_evaluation(recipe: TrainRecipe) -> None:
     if not settings.is_on:
         return
     # Read as the worker will read them, so that nothing fails after hours of training.
+    if reads_pixels(recipe.base):
+        check_pixel_evaluation(recipe)
+        return
     codec = load_codec(recipe.base)
     held_out = read_gate_set(settings.triplets, codec, limit=settings.limit)
     # The probe asks whether the true pair is preferred to a mixed one.
@@ -56,6 +58,15 @@ def check_evaluation(recipe: TrainRecipe) -> None:
             f"eval.sample_every_steps = {settings.sample_every_steps}: the codec of {recipe.base} has no decoder for "
             "images of predictions"
         )
+
+
+def build_evaluator(recipe: TrainRecipe) -> Evaluator[Any]:
+    """Build the evaluator of a recipe, by how its base reads images.
+
+    Args:
+        recipe: The run.
+    """
+    return PixelEvaluator(recipe) if reads_pixels(recipe.base) else HeldOutEvaluator(recipe)
 
 
 class HeldOutEvaluator:
@@ -103,7 +114,7 @@ class HeldOutEvaluator:
         # Columns: source, the greedy prediction, samples, target.
         predicted_KBN = torch.cat(parts_BKN, dim=1).transpose(0, 1)
         names = ["greedy", *(f"sample {number + 1}" for number in range(_NUM_SAMPLES))]
-        columns = [self._column("source", triplets.source_BN, [_wrap(action) for action in triplets.actions])]
+        columns = [self._column("source", triplets.source_BN, [wrap(action) for action in triplets.actions])]
         lines = []
         for name, predicted_BN in zip(names, predicted_KBN, strict=True):
             # Per image, which shares of its tokens equal those of source and target.
@@ -118,31 +129,19 @@ class HeldOutEvaluator:
             ]
         columns.append(self._column("target", triplets.target_BN, [[]] * len(triplets), frame=CHOSEN))
         # Sorted: lines of one action follow one another.
-        return Sample(_draw_image(columns), "\n".join(sorted(lines)))
+        return Sample(draw_image(columns), "\n".join(sorted(lines)))
 
     def _propose_actions(self, vlm: UnifiedVLM) -> Sample:
         triplets = self._sample_triplets
         answers = [action.text for action in propose_actions(vlm, triplets.source_BN, triplets.target_BN)]
         pairs = list(zip(answers, triplets.actions, strict=True))
         columns = [
-            self._column("source", triplets.source_BN, [_wrap(f"predicted: {text}") for text in answers]),
-            self._column("target", triplets.target_BN, [_wrap(f"true: {action}") for action in triplets.actions]),
+            self._column("source", triplets.source_BN, [wrap(f"predicted: {text}") for text in answers]),
+            self._column("target", triplets.target_BN, [wrap(f"true: {action}") for action in triplets.actions]),
         ]
-        return Sample(_draw_image(columns), "\n".join(f"predicted: {text}   true: {action}" for text, action in pairs))
+        return Sample(draw_image(columns), "\n".join(f"predicted: {text}   true: {action}" for text, action in pairs))
 
     def _column(self, title: str, codes_BN: torch.Tensor, below: list[list[str]], frame: str = OTHER) -> Column:
         images = self._codec.decode(codes_BN.numpy().astype(np.uint16))
         shots = [Shot(pixels, lines, frame) for pixels, lines in zip(images, below, strict=True)]
         return Column(title, shots)
-
-
-def _wrap(text: str) -> list[str]:
-    """Split a text into as many lines as fit below an image; the rest is cut."""
-    return textwrap.wrap(text, _LETTERS, max_lines=_LINES, placeholder=" …") or [""]
-
-
-def _draw_image(columns: list[Column]) -> Pixels:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "samples.png"
-        draw_storyboard(columns, path)
-        return decode_image(path.read_bytes(), path.name)

@@ -19,7 +19,7 @@ from typing import Any
 
 from jobs.shared import ray_session
 from jobs.shared.cluster_size import fit_to_cluster
-from jobs.train.evaluator import HeldOutEvaluator, check_evaluation
+from jobs.train.evaluator import build_evaluator, check_evaluation
 from jobs.train.report import print_plan, print_summary, progress
 from jobs.train.watch import POLL_S, watch
 from jobs.train.worker import fit_worker
@@ -156,7 +156,7 @@ def _fit_here(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
     import torch
 
     device = torch.device("cuda" if recipe.resources.use_gpu else "cpu")
-    return fit(recipe, RankInfo(0, 1, device), digest=digest, evaluator=HeldOutEvaluator(recipe)).as_dict()
+    return fit(recipe, RankInfo(0, 1, device), digest=digest, evaluator=build_evaluator(recipe)).as_dict()
 
 
 def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:

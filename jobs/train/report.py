@@ -17,6 +17,7 @@ from wm.training import METRICS, MODEL, TrainRecipe
 from wm.training.checkpoint.retention import FAILED
 from wm.training.monitoring.evaluation import EVALUATIONS, LAST, EvaluationLine
 from wm.training.monitoring.records import StepLine
+from wm.training.planning.memory import StateMemory
 from wm.training.planning.plan import Plan
 
 _POLL_S = 0.5
@@ -143,8 +144,14 @@ def print_plan(recipe: TrainRecipe, plan: Plan) -> None:
         f"passes, {recipe.precision}, ZeRO-{plan.zero_stage}"
         + (", layers computed again in the backward pass" if plan.recomputes else "")
     )
-    parts = {name: count for name, count in plan.memory.as_dict().items() if name != "peak" and count}
-    print(f"  {_bytes(plan.memory.peak):>11} of memory a worker at most, when its rows are the longest:")
+    parts = {name: count for name, count in plan.memory.as_dict().items() if name not in ("peak", "least") and count}
+    if isinstance(plan.memory, StateMemory):
+        print(
+            f"  {_bytes(plan.memory.least):>11} of memory a worker at least; what the layers keep for the backward "
+            "pass is not estimated: a vision tower's passes depend on the images"
+        )
+    else:
+        print(f"  {_bytes(plan.memory.peak):>11} of memory a worker at most, when its rows are the longest:")
     for name, count in parts.items():
         print(f"  {_bytes(count):>11} {_PARTS[name]}")
     # 4. What is wrong with it.

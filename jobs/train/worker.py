@@ -21,7 +21,7 @@ def fit_worker(config: dict[str, Any]) -> dict[str, object]:
     import ray.train
     import ray.train.torch
 
-    from jobs.train.evaluator import HeldOutEvaluator
+    from jobs.train.evaluator import build_evaluator
     from wm.errors import InputError
     from wm.training import DivergedError, RankInfo, TrainRecipe, fit
 
@@ -29,7 +29,7 @@ def fit_worker(config: dict[str, Any]) -> dict[str, object]:
     context = ray.train.get_context()
     rank_info = RankInfo(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     try:
-        return fit(recipe, rank_info, digest=config["digest"], evaluator=HeldOutEvaluator(recipe)).as_dict()
+        return fit(recipe, rank_info, digest=config["digest"], evaluator=build_evaluator(recipe)).as_dict()
     except DivergedError as error:
         # Returned and not raised, or Ray would start the workers again, to the same end.
         return {"diverged": str(error)}

@@ -82,20 +82,23 @@ async def build_reply(graph: Graph, edit: EditRequest, model: CatalogEntry, resu
         {"b64_json": image, "verification": verification}
         for image, verification in zip(images, result.verifications, strict=False)
     ]
-    num_sampled = len(result.verifications)
+    num_sampled = len(result.verifications) + len(result.failures)
     reply = {
         "created": int(time.time()),
         "data": entries[: edit.n],
         "background": "opaque",
         "output_format": edit.output_format,
         "size": size_of(edit, model),
-        "usage": usage_of(model["tokens_per_image"], result.action_tokens, num_sampled),
+        **usage_of(model, result.action_tokens, num_sampled),
         "model": model["id"],
         "seed": edit.seed,
         "best_of": edit.best_of,
         "drawn": num_sampled,
         "distinct": result.num_distinct,
     }
+    # Never silently fewer: candidates without an image are named.
+    if result.failures:
+        reply |= {"failed": len(result.failures), "failures": list(result.failures)}
     if edit.return_candidates:
         reply["candidates"] = [
             entry
@@ -105,21 +108,29 @@ async def build_reply(graph: Graph, edit: EditRequest, model: CatalogEntry, resu
     return reply | ({"safety_identifier": edit.end_user} if edit.end_user else {})
 
 
-def usage_of(tokens_per_image: int, action_tokens: int, num_images: int) -> dict[str, object]:
+def usage_of(model: CatalogEntry, action_tokens: int | None, num_images: int) -> dict[str, JsonObject]:
     """Count OpenAI's ``usage`` of images that were sampled after one image and the words of actions.
 
     Args:
-        tokens_per_image: Of the model.
+        model: That sampled.
         action_tokens: Of all actions.
         num_images: Images sampled.
+
+    Returns:
+        ``{"usage": …}``; nothing for a model that has no tokens, such as an image editor.
     """
+    tokens_per_image = model.get("tokens_per_image")
+    if tokens_per_image is None or action_tokens is None:
+        return {}
     sampled = tokens_per_image * num_images
     return {
-        "input_tokens": tokens_per_image + action_tokens,
-        "input_tokens_details": {"image_tokens": tokens_per_image, "text_tokens": action_tokens},
-        "output_tokens": sampled,
-        "output_tokens_details": {"image_tokens": sampled, "text_tokens": 0},
-        "total_tokens": tokens_per_image + action_tokens + sampled,
+        "usage": {
+            "input_tokens": tokens_per_image + action_tokens,
+            "input_tokens_details": {"image_tokens": tokens_per_image, "text_tokens": action_tokens},
+            "output_tokens": sampled,
+            "output_tokens_details": {"image_tokens": sampled, "text_tokens": 0},
+            "total_tokens": tokens_per_image + action_tokens + sampled,
+        }
     }
 
 

@@ -86,7 +86,7 @@ async def _build_reply(graph: Graph, rollout: RolloutRequest, model: CatalogEntr
             }
             for end in result.beam
         ],
-        "usage": usage_of(model["tokens_per_image"], result.action_tokens, result.num_sampled),
+        **usage_of(model, result.action_tokens, result.num_sampled),
     }
 
 
@@ -99,4 +99,5 @@ async def _build_step(graph: Graph, rollout: RolloutRequest, step: RolloutStep) 
         "verification": step.verification,
         "logprob": step.logprob,
         "drawn": step.num_sampled,
+        **({"failed": step.num_failed} if step.num_failed else {}),
     }

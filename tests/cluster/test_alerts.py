@@ -1,6 +1,8 @@
 """The alerts ask for series that the code exports, by labels that they have, and lead to sections that exist."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from serve_apps import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = ROOT / "cluster" / "prometheus" / "alerts.yaml"
+RULE_TESTS = ALERTS.with_name("alerts.test.yaml")
 PAGE = ROOT / "docs" / "pages" / "troubleshooting.md"
 RULES = {rule["alert"]: rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]}
 # Labels of Ray's own, and of the job that scrapes.
@@ -71,3 +74,28 @@ def test_the_page_names_every_alert_and_series_that_exist():
     text = PAGE.read_text()
     assert set(re.findall(r"\bWm[A-Z]\w+", text)) == set(RULES)
     assert series_of(text) - {"ray_actor_options"} <= set(OWN) | rays_series()
+
+
+def test_every_alert_has_a_state_that_fires_and_one_that_does_not():
+    document = yaml.safe_load(RULE_TESTS.read_text())
+    assert document["rule_files"] == [ALERTS.name]
+    states = {name: set() for name in RULES}
+    for test in document["tests"]:
+        for case in test["alert_rule_test"]:
+            rule = RULES[case["alertname"]]
+            states[case["alertname"]].add(bool(case["exp_alerts"]))
+            for alert in case["exp_alerts"]:
+                # What is expected is what the rule says today; the summary has figures of the state.
+                assert alert["exp_annotations"] | {"summary": ""} == rule["annotations"] | {"summary": ""}
+                assert alert["exp_labels"].items() >= rule["labels"].items()
+            assert {series for entry in test["input_series"] for series in series_of(entry["series"])} <= {
+                f"{series}{end}" for series in series_of(rule["expr"]) for end in ("", "_bucket")
+            }
+    assert all(fires == {True, False} for fires in states.values())
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_itself_agrees():
+    command = ["promtool", "test", "rules", RULE_TESTS.name]
+    done = subprocess.run(command, cwd=RULE_TESTS.parent, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and "SUCCESS" in done.stdout, done.stdout + done.stderr

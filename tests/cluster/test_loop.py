@@ -1,4 +1,5 @@
-"""The loop on three Ray nodes that share nothing but a bucket, one of which is lost: from ingest to serving."""
+"""The loop on three Ray nodes that share nothing but a bucket, from ingest to serving; a node is lost, and the bucket's
+server goes away for a while. With tests/jobs/annotate/test_kills.py (driver and actors) it is chaos of every commit."""
 
 import base64
 import threading
@@ -19,6 +20,7 @@ from jobs.shared import ray_session
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.annotate_data import annotate_here
 from tests.helpers.buckets import Bucket, BucketServers, set_variables
+from tests.helpers.faulty_proxy import Fault
 from tests.helpers.serve_local import local_app
 from wm.buckets import prepare_buckets
 from wm.config import Recipe
@@ -31,6 +33,8 @@ NUM_VIDEOS = 16
 ALONE = {"num_workers": 0}
 TRAINING = {"base": "nano:base", "max_steps": 2, "global_batch_size": 8, "resources": ALONE}
 LIMIT_S = 200.0
+NUM_LOST_REQUESTS = 40
+"""Enough that clips, marks and claims are among them."""
 
 
 @pytest.fixture
@@ -106,8 +110,11 @@ class Loop:
         return base64.b64decode(reply.json()["data"][0]["b64_json"])
 
 
-def lose_a_node(cluster: Any, count_shards: Callable[[], int], lost: list[int]) -> threading.Thread:
-    """Kill a node with an actor as soon as two shards are finished; ``lost`` gets the number of those."""
+def lose_a_node(
+    cluster: Any, count_shards: Callable[[], int], lost: list[int], lose_bucket: Callable[[], object]
+) -> threading.Thread:
+    """Kill a node with an actor as soon as two shards are finished, and the bucket too; ``lost`` gets the number of
+    shards."""
 
     def has_actor(node: Any) -> bool:
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
@@ -122,6 +129,7 @@ def lose_a_node(cluster: Any, count_shards: Callable[[], int], lost: list[int]) 
             nodes = [node for node in cluster.worker_nodes if has_actor(node)]
             num_shards = count_shards()
             if nodes and num_shards >= 2:
+                lose_bucket()
                 cluster.remove_node(nodes[-1], allow_graceful=False)
                 lost.append(num_shards)
                 return
@@ -149,13 +157,20 @@ def test_the_loop_on_nodes_with_a_bucket_alone_one_of_them_lost(
         3, cpus_per_node=1, head={"num_cpus": 0}, variables_of=lambda number: {"WM_CACHE": cache_of(f"node-{number}")}
     ) as cluster:
         shards = "loop/annotated/shards/"
-        watcher = lose_a_node(cluster, lambda: sum(key.startswith(shards) for key in store.list_keys()), lost)
+        faults: list[Fault] = []
+        watcher = lose_a_node(
+            cluster,
+            lambda: sum(key.startswith(shards) for key in store.list_keys()),
+            lost,
+            # As clients see a server that is killed and started again.
+            lambda: faults.append(store.proxy.spoil("lose_request", count=NUM_LOST_REQUESTS)),
+        )
         try:
             loop.annotate()
         finally:
             ray_session.shutdown()
         watcher.join()
-    assert lost and lost[0] < NUM_VIDEOS
+    assert lost and lost[0] < NUM_VIDEOS and [fault.count for fault in faults] == [0]
     loop.select()
     loop.train(
         "fdm", {"path": f"{loop.root}/annotated", "selection": f"{loop.root}/selected/selection"},

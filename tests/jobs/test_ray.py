@@ -23,6 +23,7 @@ from jobs.shared.ray_session import connect, shutdown
 from wm.errors import InputError
 from wm.images import encode_png
 from wm.interrupts import raise_on_terminate
+from wm.ports import find_free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,11 +96,28 @@ def test_a_cluster_that_cannot_be_joined_is_named_in_one_line(
     monkeypatch.delenv("RAY_BACKEND_LOG_LEVEL", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr("wm.private_session._find_connect_error", lambda host, port: "")
     with pytest.raises(InputError) as caught:
         connect()
     assert str(caught.value) == expected
     # What Ray's native part says of the token is said once, by the error.
     assert capfd.readouterr().err == ("" if b"InvalidAuthToken" in log else log.decode())
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nobody_listens_is_named_before_ray_waits(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"{scheme}127.0.0.1:{find_free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", None)
+    with pytest.raises(InputError) as caught:
+        connect()
+    assert str(caught.value) == (
+        f"RAY_ADDRESS = {address!r}: no cluster listens there (Connection refused); start one with `ray start --head`, "
+        "or unset RAY_ADDRESS for a session of this machine alone"
+    )
 
 
 def answers_of(process: psutil.Process, ask: Callable[[psutil.Process], Any]) -> list[Any]:

@@ -1,13 +1,24 @@
-"""Fixtures of the playground's tests (a window, a watched page in it, the scripted server), and Serve's log."""
+"""Fixtures: models of every kind; a window, a watched page and the scripted server of the playground; Serve's log."""
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.helpers.browser import Browser
+from tests.helpers.models_editors import write_pix2pix
+from tests.helpers.models_vlms import write_qwen2_vl
 from tests.helpers.playground_pages import watched
 from tests.helpers.playground_server import Scripted, served
+
+
+@pytest.fixture(scope="session")
+def folders_by_kind(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny random models of every kind: codes, pixels, editor."""
+    root = tmp_path_factory.mktemp("kinds")
+    write_qwen2_vl(root / "pixels")
+    return {"codes": tiny_base, "pixels": root / "pixels", "editor": write_pix2pix(root / "editor")}
 
 
 @pytest.fixture(scope="module")

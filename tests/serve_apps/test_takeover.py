@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve_apps.takeover import Driver, check_takeover, judge_takeover
+from serve_apps.takeover import Driver, check_takeover, end_application, judge_takeover
 from tests.helpers.serve_cluster import serve_head
 from wm.errors import InputError
 from wm.ports import find_free_port
@@ -70,10 +70,49 @@ def test_the_serve_of_others_is_left_before_the_command_ends(monkeypatch):
     assert left == ["left"]
 
 
+@pytest.mark.parametrize(
+    ("applications", "is_shared", "ended"),
+    [
+        (["world_model", "other"], True, ["delete world_model"]),
+        (["other"], True, []),
+        (["world_model"], True, ["shutdown"]),
+        ([], True, ["shutdown"]),
+        (None, True, ["shutdown"]),
+        (["world_model", "other"], False, ["shutdown"]),
+    ],
+)
+def test_what_others_serve_on_a_cluster_stays(applications, is_shared, ended, monkeypatch):
+    calls = []
+    client = SimpleNamespace(get_serve_details=lambda: {"applications": {name: {} for name in applications}})
+    monkeypatch.setattr("ray.serve.context._get_global_client", lambda **_: None if applications is None else client)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.serve.shutdown", lambda: calls.append("shutdown"))
+    monkeypatch.setattr("ray.serve.delete", lambda name: calls.append(f"delete {name}"))
+    end_application("world_model", is_shared=is_shared)
+    assert calls == ended
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    end_application("world_model", is_shared=is_shared)
+    assert calls == ended
+
+
+OTHER = """
+import ray
+from ray import serve
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Other:
+    async def __call__(self, request):
+        return "other"
+
+ray.init()
+serve.run(Other.bind(), name="other", route_prefix="/other")
+"""
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_the_same_command_serves_again_after_a_kill(tmp_path):
-    """A cluster, ``wm serve`` in it, kill -9, the same command: its models answer, and it ends all of it."""
+    """A cluster, ``wm serve`` in it, kill -9, the same command: its models answer, it ends what is its own."""
     port = find_free_port()
     with serve_head() as head:
         command = [sys.executable, "-m", "serve_apps", f"port={port}"]
@@ -92,11 +131,17 @@ def test_the_same_command_serves_again_after_a_kill(tmp_path):
         second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert second.returncode == 2 and f"another wm serve runs on this cluster, process {first.pid}" in second.stderr
         assert urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60).status == 200
+        # Another application of the same Ray Serve.
+        subprocess.run([sys.executable, "-c", OTHER], env=environment, check=True)
         first.kill()
         first.wait()
+        # A dry run says of the port what the command itself would, and changes nothing.
+        trial = subprocess.run([*command, "--dry-run"], env=environment, capture_output=True, text=True, check=False)
+        assert trial.returncode == 0 and "would serve" in trial.stdout, trial.stderr
+        assert set(head.status()["applications"]) == {"world_model", "other"}
         # Whether Ray's proxy still has the port by then is chance: either way the command serves.
         again, _ = start("again")
         assert urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60).status == 200
         os.kill(again.pid, signal.SIGTERM)
         assert again.wait(120) == 0
-        assert head.status().get("applications", {}) == {}
+        assert set(head.status()["applications"]) == {"other"}

@@ -5,6 +5,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from wm.errors import InputError
 from wm.private_session import (
     LOOPBACK_ONLY,
     bypass_proxy,
+    check_listening,
     few_processes,
     private_folder,
     private_session,
@@ -226,3 +228,36 @@ def test_training_workers_meet_on_loopback() -> None:
         for worker in workers:
             worker.kill()
             worker.communicate()
+
+
+def test_a_clusters_address_is_tried_before_it_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        check_listening(f"127.0.0.1:{port}")
+        check_listening(f"ray://localhost:{port}")
+    # Ray's own words, and those of other schemes, are Ray's to understand.
+    for address in ("auto", "local", "somewhere://127.0.0.1:1"):
+        check_listening(address)
+    for address, message in (
+        ("head:abc", "Port could not be cast"),
+        ("127.0.0.1", "names no port"),
+        (":1", "names no"),
+    ):
+        with pytest.raises(
+            InputError, match=rf"^RAY_ADDRESS = '{address}'.*{message}.*; expected HOST:PORT, ray://HOST"
+        ):
+            check_listening(address)
+    # Names are not looked up at any length, and `ray://` has a port of its own.
+    tried, is_over = [], threading.Event()
+
+    def search(address: tuple[str, int], timeout: float) -> None:
+        tried.append(address)
+        is_over.wait(60)
+        raise OSError
+
+    monkeypatch.setattr(socket, "create_connection", search)
+    monkeypatch.setattr("wm.private_session._CONNECT_S", 0.05)
+    with pytest.raises(InputError, match=r"'ray://head': no cluster listens there \(no answer within 0\.05 s\)"):
+        check_listening("ray://head")
+    is_over.set()
+    assert tried == [("head", 10_001)]

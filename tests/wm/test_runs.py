@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,47 @@ def test_a_killed_run_may_go_on_and_no_other_may(tmp_path: Path) -> None:
     again.finish({})
     assert run_of(tmp_path).is_complete()
     assert not (tmp_path / "run.unfinished.json").exists()
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from tests.wm.test_runs import run_of
+run = run_of(Path(sys.argv[1]))
+run.start()
+Path(sys.argv[1], "half").write_text("x")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_second_writer_of_a_folder_is_refused_and_a_killed_one_resumed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        try:
+            assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+            run = run_of(tmp_path)
+            assert not run.is_complete()
+            with pytest.raises(InputError, match=rf"is being written by train on host .*, process {writer.pid}, since"):
+                run.start()
+        finally:
+            writer.kill()
+    run.start()
+    assert (tmp_path / "half").read_text() == "x"
+    run.finish({})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "run.json"]
+
+
+def test_a_run_that_was_completed_meanwhile_is_not_made_again(tmp_path: Path) -> None:
+    late = run_of(tmp_path)
+    assert not late.is_complete()
+    run = run_of(tmp_path)
+    run.start()
+    run.finish({"rows": 3})
+    with pytest.raises(InputError, match="was completed meanwhile; run the command again to see its result"):
+        late.start()
+    assert (read_run(tmp_path) or {})["counts"] == {"rows": 3}
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_a_kill_between_the_two_last_steps_is_complete(tmp_path: Path) -> None:

@@ -140,8 +140,8 @@ def test_a_writer_without_a_sign_of_life_is_replaced_and_told(
     monkeypatch.setattr(lease, "_machine", lambda: "first machine")
     first.start()
     # It stands still, as a suspended process does.
-    assert first._lease is not None
-    first._lease._ended.set()
+    assert isinstance(first._right, lease.Lease)
+    first._right._ended.set()
     on_node(monkeypatch, tmp_path, "second")
     monkeypatch.setattr(lease, "_machine", lambda: "second machine")
     monkeypatch.setattr(lease, "_held", {})

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
+from wm.files.mirror import SMALL_FILE_THREADS
 from wm.files.storage import LIST_THREADS
 
 _FILES = 100_000
@@ -135,7 +136,15 @@ class Load:
 SHARDS_A_WAVE = 20_000
 """Shards that Ray is given at a time. Actors load their models once a wave: 640,000 videos at 32 a shard."""
 MARK_THREADS = 32
-"""Marks that are read at a time."""
+"""Marks of a shared folder that are read at a time."""
+READS_A_MARK = 3
+"""Requests for a mark of a bucket: one for the size, one for the content, one that asks whether it has changed."""
+NAMES_A_LIST = 1000
+"""Names that a LIST request returns at most (Amazon S3's API reference, ListObjectsV2)."""
+OUTPUT_LISTINGS = 5
+"""How often a resumed run lists its output: twice as it starts, twice to look for left-overs, and at the end."""
+MARK_LISTINGS = 2
+"""How often it lists the marks alone: before it reads them."""
 PART_BYTES = 8 << 20
 """A video is read in parts of so many bytes, a request each."""
 TABLES_A_SHARD = 4
@@ -163,7 +172,7 @@ def simulate(habit: Habit, unit_costs: UnitCosts, store: Store, shards_a_wave: i
         folders = -(-habit.clips // habit.files_per_folder)
         # Requests of one folder wait for each other, those of several do not.
         at_a_time = min(LIST_THREADS, folders)
-        requests = folders * -(-min(habit.files_per_folder, habit.clips) // 1000)
+        requests = folders * -(-min(habit.files_per_folder, habit.clips) // NAMES_A_LIST)
         list_seconds += requests * store.list_request_s / at_a_time + files * unit_costs["objects_s"]
         underway = min(habit.clips, at_a_time * habit.files_per_folder) / _FILES
         names_mib = underway * unit_costs["objects_peak_mib"]
@@ -171,9 +180,10 @@ def simulate(habit: Habit, unit_costs: UnitCosts, store: Store, shards_a_wave: i
         "list the videos", list_seconds, peak_mib + names_mib, fixed_mib=names_mib,
         held_mib=files * unit_costs["list_kept_mib"], writes=requests,
     )  # fmt: skip
-    # 2. Marks: once before the work, of which a resumed run finds some, and once after it.
-    waiting_s = 2 * habit.shards * store.request_s / MARK_THREADS if habit.is_remote else 0.0
-    mark_reads = 2 * habit.shards if habit.is_remote else 0
+    # 2. Marks are read before the work, of which a resumed run finds some, and after it; the second time
+    # the driver has copies of a bucket's.
+    mark_reads = habit.shards * READS_A_MARK if habit.is_remote else 0
+    waiting_s = mark_reads * store.request_s / SMALL_FILE_THREADS
     marks = Load(
         "read the shards' marks", shards * unit_costs["marks_s"] + waiting_s, shards * unit_costs["marks_peak_mib"],
         reads=mark_reads,
@@ -187,7 +197,19 @@ def simulate(habit: Habit, unit_costs: UnitCosts, store: Store, shards_a_wave: i
     reading = Load("read the videos", reads=habit.clips * parts if habit.is_remote else 0, is_beside=True)
     writes = habit.shards * (TABLES_A_SHARD + 1) if habit.is_remote else 0
     writing = Load("write the shards", writes=writes, is_beside=True)
-    return [listing, marks, handing, reading, writing]
+    return [listing, _list_output(habit, unit_costs, store), marks, handing, reading, writing]
+
+
+def _list_output(habit: Habit, unit_costs: UnitCosts, store: Store) -> Load:
+    """Compute the load of listing what a run has written into a bucket: one that is resumed when it is nearly done."""
+    if not habit.is_remote:
+        return Load("list the shards' files")
+    names = habit.shards * (TABLES_A_SHARD + 1)
+    # One page after another: each begins where the one before it ends.
+    requests = OUTPUT_LISTINGS * -(-names // NAMES_A_LIST) + MARK_LISTINGS * -(-habit.shards // NAMES_A_LIST)
+    num_names = OUTPUT_LISTINGS * names + MARK_LISTINGS * habit.shards
+    seconds = requests * store.list_request_s + num_names / _FILES * unit_costs["objects_s"]
+    return Load("list the shards' files", seconds, names / _FILES * unit_costs["objects_peak_mib"], writes=requests)
 
 
 def memory_by_part(loads: Sequence[Load]) -> dict[str, float]:
@@ -248,7 +270,7 @@ def list_limits(
             by_name["hand shards to Ray"].seconds / seconds,
             "larger videos_per_shard, or several runs side by side",
         ),
-        "the driver's time alone, to list videos and read marks (limit: a tenth of the nodes' hours)": (
+        "the driver's time alone, to list videos and shards and read marks (limit: a tenth of the nodes' hours)": (
             alone_s / (0.1 * seconds),
             "larger videos_per_shard, fewer and larger folders, or several runs side by side",
         ),

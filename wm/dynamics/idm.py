@@ -1,6 +1,6 @@
 """Propose an action by inverse dynamics p(action | source, target), or score given ones (paper section 3.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -166,27 +166,34 @@ class ProposalStream:
         )
         # A text of its own for each: their tokens join differently.
         self._texts = [IncrementalDetokenizer(idm) for _ in range(num_candidates)]
-        self._eos_id = idm.eos_id
+        self._end_ids = {idm.eos_id}
 
     def describe_step(self, step: Sequence[TextToken | None]) -> list[ActionToken]:
         """Describe the next token of every action that had not ended. Call it once a step."""
         return [
-            self._describe_token(sample, self._texts[sample], token)
+            describe_token(sample, self._texts[sample], token, self._end_ids)
             for sample, token in enumerate(step)
             if token is not None
         ]
 
-    def _describe_token(self, sample: int, text: IncrementalDetokenizer, token: TextToken) -> ActionToken:
-        # The sampled token first, then its alternatives.
-        pairs = ((token.id, token.logprob), *token.top)
-        # Alternatives are described before the token is appended: all continue the same text.
-        belief, *top = [
-            Belief(text.name(row), "" if row == self._eos_id else text.of(row), logprob) for row, logprob in pairs
-        ]
-        # Only the end says why the text is finished.
-        if token.id != self._eos_id:
-            return ActionToken(sample, text.add(token.id), belief, tuple(top), None)
-        return ActionToken(sample, text.end(), belief, tuple(top), "length" if token.is_cut else "stop")
+
+def describe_token(sample: int, text: IncrementalDetokenizer, token: TextToken, end_ids: Set[int]) -> ActionToken:
+    """Describe the next token of an action, and append it.
+
+    Args:
+        sample: Number of the action.
+        text: Its text so far.
+        token: The token, with its alternatives.
+        end_ids: Vocabulary ids that end an action.
+    """
+    # The sampled token first, then its alternatives.
+    pairs = ((token.id, token.logprob), *token.top)
+    # Alternatives are described before the token is appended: all continue the same text.
+    belief, *top = [Belief(text.name(row), "" if row in end_ids else text.of(row), logprob) for row, logprob in pairs]
+    # Only the end says why the text is finished.
+    if token.id not in end_ids:
+        return ActionToken(sample, text.add(token.id), belief, tuple(top), None)
+    return ActionToken(sample, text.end(), belief, tuple(top), "length" if token.is_cut else "stop")
 
 
 def score_actions(

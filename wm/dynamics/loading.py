@@ -6,46 +6,15 @@ from typing import Any
 import torch
 
 from wm.dynamics.code_models import CodeForward, CodeInverse
-from wm.dynamics.protocols import ForwardModel, InverseModel, ModelKind
+from wm.dynamics.protocols import ForwardModel, InverseModel
 from wm.dynamics.roles import Role, load_role
 from wm.errors import InputError
-from wm.models.checkpoints import base_of, load_codec
+from wm.models.checkpoints import load_codec
 from wm.models.codec.codec import ImageCodec
-from wm.models.families import FAMILIES
-from wm.models.folder_checks import read_json
-from wm.models.manifest import fetch_model, is_adapter, model_folder, read_manifest
-from wm.models.pipelines import INDEX
+from wm.models.kinds import kind_of
+from wm.models.manifest import fetch_model, read_manifest
 
-
-def kind_of(path: str | Path, base: str | Path | None = None) -> ModelKind:
-    """Find how a model exchanges images, by its folder's configuration; no weights are read.
-
-    Args:
-        path: A model folder, full or an adapter, or the folder of a pipeline of diffusers.
-        base: Base of an adapter; the one that its manifest names without it.
-
-    Returns:
-        ``editor`` for a pipeline; ``codes`` for a family of :data:`wm.models.families.FAMILIES`; else ``pixels``.
-
-    Raises:
-        InputError: The folder holds no configuration.
-    """
-    folder = model_folder(path)
-    if (folder / INDEX).is_file():
-        return "editor"
-    if is_adapter(folder):
-        manifest = read_manifest(folder)
-        # What was trained here says it, so that its base need not be there; without codec there are no codes.
-        if manifest is not None:
-            return "pixels" if manifest.reads_pixels else "codes"
-        # Adapters of other programs say nothing of their base.
-        if base is not None:
-            return kind_of(base)
-        return kind_of(base_of(folder, base)[0])
-    # Original releases of Chameleon and others, which are told what to do by what loads codes.
-    if not (folder / "config.json").is_file():
-        return "codes"
-    return "codes" if read_json(folder / "config.json").get("model_type") in FAMILIES else "pixels"
+__all__ = ["kind_of", "load_forward_model", "load_inverse_model", "name_model"]
 
 
 def load_inverse_model(

@@ -142,9 +142,9 @@ def codes_of(observations: Sequence[Observation], codec: ImageCodec) -> list[Cod
         squares_BHWC = np.stack([fit_square(image, codec.side_px) for image in pixels[begin : begin + _AT_ONCE]])
         for item, codes in zip(batch, codec.encode(squares_BHWC).tolist(), strict=True):
             item._codes_by_codec[codec.codec_id] = tuple(codes)
-    found = {item: item._codes_by_codec[codec.codec_id] for item in missing}
+    new = {item: item._codes_by_codec[codec.codec_id] for item in missing}
     # Equal observations may be different objects, of which one was encoded.
-    return [item._codes_by_codec.setdefault(codec.codec_id, found.get(item, ())) for item in observations]
+    return [item._codes_by_codec.setdefault(codec.codec_id, new.get(item, ())) for item in observations]
 
 
 def pixels_of(observations: Sequence[Observation]) -> list[Pixels]:
@@ -156,11 +156,12 @@ def pixels_of(observations: Sequence[Observation]) -> list[Pixels]:
     Raises:
         InputError: An observation has codes alone, and its codec is not at hand or has no decoder.
     """
+    # By codec: those of one are decoded in one batch.
     missing: dict[str, list[Observation]] = defaultdict(list)
     for item in dict.fromkeys(observations):
         if item._pixels_HWC is None:
             missing[item.codec_id].append(item)
-    found: dict[Observation, Pixels] = {}
+    decoded: dict[Observation, Pixels] = {}
     for codec_id, items in missing.items():
         codec = next((item._codec for item in items if item._codec is not None), None)
         if codec is None:
@@ -168,10 +169,11 @@ def pixels_of(observations: Sequence[Observation]) -> list[Pixels]:
         codec.check_decoder()
         for begin in range(0, len(items), _AT_ONCE):
             batch = items[begin : begin + _AT_ONCE]
-            found |= zip(batch, codec.decode(np.array([item.codes for item in batch])), strict=True)
+            decoded |= zip(batch, codec.decode(np.array([item.codes for item in batch])), strict=True)
+    # Kept: the same image is asked for by the verifier, by the writer of files and by the next step.
     for item in observations:
         if item._pixels_HWC is None:
-            item._pixels_HWC = found[item]
+            item._pixels_HWC = decoded[item]
     return [item._pixels_HWC for item in observations if item._pixels_HWC is not None]
 
 
@@ -192,9 +194,10 @@ def unchanged_share(source: Observation, candidate: Observation) -> float:
     Raises:
         InputError: As :func:`pixels_of`.
     """
-    known = source._codes_by_codec.get(candidate.codec_id)
-    if known is not None:
-        return share_of_tokens(known, candidate.codes)
+    # Tokens where both have them: what the paper's codecs give, and what the guard's threshold was chosen for.
+    source_codes = source._codes_by_codec.get(candidate.codec_id)
+    if source_codes is not None:
+        return share_of_tokens(source_codes, candidate.codes)
     source_HWC, candidate_HWC = pixels_of([source, candidate])
     height, width = candidate_HWC.shape[:2]
     if source_HWC.shape != candidate_HWC.shape:

@@ -98,10 +98,11 @@ class PixelInverse:
                 for row in batch.complete()
             )
 
-        halving(propose_batch, len(sources), rows_at_once(0, batch_size or _ROWS))
+        # The first prompt stands for all: of what its images are made is not known before they are read.
+        length = self._read_prompts(sources[:1], targets[:1]).mask.shape[1] + max_new_tokens if sources else 1
+        halving(propose_batch, len(sources), rows_at_once(length, batch_size))
         return actions
 
-    @torch.no_grad()
     def start_proposals(
         self,
         sources: Sequence[Observation],
@@ -133,6 +134,7 @@ class PixelInverse:
             sampling=sampling, seeds=seeds, num_top=num_top, max_new_tokens=max_new_tokens,
         )  # fmt: skip
 
+    @torch.no_grad()
     def _read_prompts(self, sources: Sequence[Observation], targets: Sequence[Observation]) -> Prompts:
         reader = self.shortcuts.reader
         if reader is None:

@@ -19,7 +19,7 @@ _DISPLAY_PX = 128
 
 @dataclass(frozen=True)
 class PredictedImage:
-    """A candidate as an image: RGB of the codec's size."""
+    """A candidate as an image: RGB, of the codec's size or of the source's."""
 
     image: Image.Image
     candidate: Candidate
@@ -49,11 +49,11 @@ class ImagePrediction:
     shows the source and all of them with their log-probabilities."""
 
     source: Image.Image
-    """As the models see it: encoded and decoded."""
+    """As the models see it: encoded and decoded where the forward model has image codes."""
     action: str
     candidates: tuple[PredictedImage, ...]
     prediction: Prediction
-    """Codes, equal candidates and numbers of rounds."""
+    """Equal candidates, those that an editor withheld, and numbers of rounds."""
 
     @property
     def best(self) -> PredictedImage:
@@ -76,11 +76,11 @@ class ImageRollout:
     """What several actions give, one after the other. A notebook shows the source and the best sequence."""
 
     source: Image.Image
-    """As the models see it: encoded and decoded."""
+    """As in :class:`ImagePrediction`."""
     images: tuple[Image.Image, ...]
     """Of the best sequence, one an action."""
     rollout: Rollout
-    """Steps, candidates and the other sequences of the beam, as codes."""
+    """Steps, candidates and the other sequences of the beam."""
 
     @property
     def actions(self) -> tuple[str, ...]:

@@ -8,15 +8,13 @@ unified models in :mod:`wm.dynamics.code_models`, vision-language models that re
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from wm.dynamics.idm import ScoredAction
 from wm.dynamics.observation import Observation
 from wm.dynamics.settings import Search
+from wm.models.kinds import ModelKind
 from wm.sampling.noise import Sampling
-
-ModelKind: TypeAlias = Literal["codes", "pixels", "editor"]
-"""How a model exchanges images: codes of its codec; pixels that it reads; pixels that it makes."""
 
 
 @dataclass(frozen=True)

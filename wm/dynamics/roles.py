@@ -95,7 +95,8 @@ def load_roles(
     dtype: torch.dtype = torch.float32,
     rows: int = 8,
 ) -> Roles:
-    """Load both roles from their folders, each a full model or an adapter.
+    """Load both roles from their folders, each a full model or an adapter. They may have two codecs, of which then each
+    reads pixels (:mod:`wm.dynamics.pairs`).
 
     Args:
         fdm: The forward model.
@@ -107,7 +108,7 @@ def load_roles(
         rows: How many token rows a pass usually has (a hint).
 
     Raises:
-        InputError: For models that cannot share a base, before weights are read, and for two image codecs.
+        InputError: For models that cannot share a base, before weights are read.
     """
     # Refused before any weights are read: loading takes minutes.
     over = None
@@ -117,10 +118,6 @@ def load_roles(
         load_role(path, base=_base_for(path, base), device=device, dtype=dtype, rows=rows, over=over)
         for path in (fdm, idm)
     ]
-    # Each reads the other's images as codes of one codebook.
-    first, second = (role.model.codec_id for role in roles)
-    if first != second:
-        raise InputError(f"the FDM's image codec is {first}, the IDM's {second}: they cannot read each other's images")
     return Roles(*roles)
 
 

@@ -102,6 +102,11 @@ class FeatureStore:
             self._keep(key, features[key])
         return [features[key] for key in keys]
 
+    def clear(self) -> None:
+        """Drop everything that is kept."""
+        self._kept.clear()
+        self._num_bytes = 0
+
     def to_inputs(self, images: Sequence[ImageFeatures]) -> dict[str, Any]:
         """Build the argument by which the model takes features in place of pixels.
 

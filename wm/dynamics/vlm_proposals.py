@@ -125,6 +125,11 @@ class AnswerBatch:
         self._token_R = torch.zeros(0)
 
     @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, those of images among them."""
+        return int(self._prompts.mask_BT.sum())
+
+    @property
     def is_finished(self) -> bool:
         """Return whether all answers have their end."""
         return not any(self.is_open)

@@ -11,7 +11,14 @@ import torch
 from wm.dynamics.idm import ScoredAction
 from wm.images import Pixels
 from wm.models.folders import quiet_transformers
-from wm.models.pixels.chats import check_no_special, check_pixels, count_common, count_tokens, prepare_inputs
+from wm.models.pixels.chats import (
+    check_no_special,
+    check_pixels,
+    complete_chat,
+    count_common,
+    count_tokens,
+    prepare_inputs,
+)
 from wm.models.pixels.logits import keeps_logits, log_softmax, logits_at
 
 __all__ = [
@@ -57,7 +64,7 @@ def score_rows(model: Any, processor: Any, rows: Sequence[Row], *, kind: str = "
     inputs = prepare_inputs(
         model,
         processor,
-        [f"{row.prefix}{row.answer}{tokenizer.eos_token}" for row in rows],
+        [complete_chat(tokenizer, row.prefix, row.answer) for row in rows],
         [row.images for row in rows],
         padding_side="right",
     )
@@ -104,7 +111,7 @@ def score_answers(
     # taken from the chat, where one answer needs it, and read again with all.
     counts = [count_tokens(tokenizer, prefix, answer, kind) for answer in answers]
     full = [
-        tokenizer(f"{prefix}{text}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"] for text in answers
+        tokenizer(complete_chat(tokenizer, prefix, text), add_special_tokens=False)["input_ids"] for text in answers
     ]
     shared = min(count_common(prompt_ids, ids) for ids in full)
     # At least one token each: the end.

@@ -43,6 +43,9 @@ def score_pairs(
     tokenizer = reader.processor.tokenizer
     # Before the first pass: the last action may be the wrong one.
     counts = {action: count_tokens(tokenizer, reader.prefix, action, "action") for action in dict.fromkeys(actions)}
+    # Rows that say the same are scored once: candidates of a sure model are often equal.
+    first_rows: dict[tuple[Observation, Observation, str], int] = {}
+    same_rows = [first_rows.setdefault(key, row) for row, key in enumerate(zip(sources, targets, actions, strict=True))]
     scores: dict[int, ScoredAction] = {}
 
     def write(rows: Sequence[int]) -> list[Chat]:
@@ -56,7 +59,8 @@ def score_pairs(
             scores[row] = ScoredAction(actions[row], logprob, counts[actions[row]])
 
     alone: list[int] = []
-    for group in _group(sources, targets) if is_shared else [[row] for row in range(len(actions))]:
+    unique = list(first_rows.values())
+    for group in _group(sources, targets, unique) if is_shared else [[row] for row in unique]:
         if len(group) == 1:
             alone += group
         else:
@@ -70,20 +74,21 @@ def score_pairs(
             keep(alone[start:stop], reader.score(write(alone[start:stop])))
 
         halving(score, len(alone), rows_at_once(longest, batch_size))
-    return [scores[row] for row in range(len(actions))]
+    return [scores[row] for row in same_rows]
 
 
-def _group(sources: Sequence[Observation], targets: Sequence[Observation]) -> Iterator[list[int]]:
-    """Group rows by what they share: both images where a pair comes twice, else the source."""
+def _group(sources: Sequence[Observation], targets: Sequence[Observation], rows: Sequence[int]) -> Iterator[list[int]]:
+    """Group rows by what they share: both images, or the source alone, whichever reads fewer tokens."""
     by_source: dict[Observation, dict[Observation, list[int]]] = {}
-    for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        by_source.setdefault(source, {}).setdefault(target, []).append(row)
+    for row in rows:
+        by_source.setdefault(sources[row], {}).setdefault(targets[row], []).append(row)
     for by_target in by_source.values():
-        is_pair_shared = any(len(rows) > 1 for rows in by_target.values())
-        if is_pair_shared:
+        members = [row for of in by_target.values() for row in of]
+        # Answers are short: by pair each pair's images are read, by source the source's and the second of every row.
+        if 2 * len(by_target) <= len(members):
             yield from by_target.values()
         else:
-            yield [row for rows in by_target.values() for row in rows]
+            yield members
 
 
 def _score_group(reader: PairReader, chats: Sequence[Chat], batch_size: int | None) -> list[float]:

@@ -1,4 +1,4 @@
-"""Predict in images: both roles and their codec behind one object, for scripts and notebooks.
+"""Predict in images: a forward and an inverse model behind one object, for scripts and notebooks.
 
 It gives what :func:`wm.dynamics.predict_observations` and :func:`wm.dynamics.roll_out` give, decoded; those have
 batches, progress and every setting. Not known here: files that results go to.
@@ -12,21 +12,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from wm.dynamics.code_models import CodeForward, CodeInverse
-from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
-from wm.dynamics.observation import CodesRow, Observation
+from wm.dynamics.editor_settings import EditorSettings
+from wm.dynamics.idm import ScoredAction
+from wm.dynamics.observation import CodesRow, Observation, pixels_of
+from wm.dynamics.pairs import ModelPair, PairFolders
+from wm.dynamics.pixel_settings import PixelsSettings
 from wm.dynamics.predicted_images import ImagePrediction, ImageRollout, PredictedImage, to_png
-from wm.dynamics.roles import BaseSharing, Roles, load_roles
+from wm.dynamics.roles import BaseSharing
 from wm.dynamics.rollout import roll_out
 from wm.dynamics.search import predict_observations
 from wm.dynamics.settings import Search
 from wm.errors import InputError
-from wm.images import Pixels, decode_image, fit_square
-from wm.models.checkpoints import load_codec
+from wm.images import Pixels, decode_image
 from wm.models.codec.codec import ImageCodec
-from wm.models.manifest import is_adapter, read_adapter_manifest, read_manifest
 from wm.packaged import resolve_packaged
 from wm.sampling.noise import Sampling
+from wm.sampling.texts import GREEDY
 
 ImageLike: TypeAlias = str | Path | bytes | Image.Image | Pixels
 """A file (``nano:images/NAME.png`` names one of the package), the bytes of one, a PIL image, or uint8 RGB (height,
@@ -34,27 +35,24 @@ width, 3)."""
 
 
 class WorldModel:
-    """Both roles and their codec: predict, roll out, propose and score, images in and images out.
+    """A forward and an inverse model of any kinds: predict, roll out, propose and score, images in and images out.
 
     The same source, action and seed give the same images. Larger ``num_candidates`` only add candidates.
     """
 
-    def __init__(self, roles: Roles, codec: ImageCodec) -> None:
+    def __init__(self, pair: ModelPair) -> None:
         """Put together what is loaded already; :meth:`load` reads folders.
 
         Args:
-            roles: The forward and the inverse model.
-            codec: That of both, with a decoder.
+            pair: The forward and the inverse model.
 
         Raises:
-            InputError: The codec is another one, or cannot decode.
+            InputError: The forward model has image codes that cannot be decoded.
         """
-        codec.check_decoder()
-        if roles.fdm.model.codec_id != codec.codec_id:
-            raise InputError(f"the models' image codec is {roles.fdm.model.codec_id}, this one {codec.codec_id}")
-        self.roles = roles
-        self.codec = codec
-        self.forward, self.inverse = CodeForward(roles.fdm, codec), CodeInverse(roles.idm, codec)
+        if pair.codec is not None:
+            pair.codec.check_decoder()
+        self.pair = pair
+        self.forward, self.inverse = pair.forward, pair.inverse
 
     @classmethod
     def load(
@@ -66,29 +64,41 @@ class WorldModel:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         base_sharing: BaseSharing = "merged",
+        editor: EditorSettings | None = None,
+        pixels: PixelsSettings | None = None,
     ) -> Self:
-        """Load both models, full ones or adapters, and their codec.
+        """Load both models: unified ones, full or adapters; an image editor as the forward one; a vision-language model
+        as the inverse one.
 
         Args:
             fdm: Folder of the forward model; ``nano:fdm`` is the one that comes with the package.
             idm: Folder of the inverse model; ``nano:idm``.
-            base: Base of adapters; the one that their manifests name without it.
+            base: Base of adapters of unified models; the one that their manifests name without it.
             device: Device of torch, such as ``cpu`` or ``cuda``.
             dtype: Type of the weights; ``torch.bfloat16`` halves their memory.
             base_sharing: ``shared`` keeps two adapters over one copy of their base.
+            editor: How an image editor is called.
+            pixels: How a vision-language model is asked.
 
         Raises:
             InputError: A folder is no model, was trained for the other role, or the two do not fit together.
         """
-        for path, role in ((fdm, "fdm"), (idm, "idm")):
-            manifest = read_adapter_manifest(path) if is_adapter(path) else read_manifest(path)
-            # The other way round both would load, and predict noise.
-            if manifest is not None and manifest.task not in (None, role):
-                raise InputError(f"{role} = {str(path)!r} was trained as {manifest.task}")
-        # Adapters have no codec of their own: their base's is read.
-        codec = load_codec(base or fdm, device)
-        roles = load_roles(fdm, idm, base=base, device=device, dtype=dtype, base_sharing=base_sharing)
-        return cls(roles, codec)
+        folders = PairFolders(
+            str(fdm), str(idm), base=str(base) if base is not None else None, base_sharing=base_sharing,
+            editor=editor or EditorSettings(), pixels=pixels or PixelsSettings(),
+        )  # fmt: skip
+        return cls(folders.load(device=device, dtype=dtype))
+
+    @property
+    def codec(self) -> ImageCodec:
+        """Codec of the forward model.
+
+        Raises:
+            InputError: It is an image editor, which has none.
+        """
+        if self.pair.codec is None:
+            raise InputError("the forward model is an image editor: its images have no codes")
+        return self.pair.codec
 
     def predict(
         self,
@@ -104,7 +114,7 @@ class WorldModel:
         """Predict the image after an action: sample candidates, rank them by how well they explain the action.
 
         Args:
-            image: The source; the middle square of it is used.
+            image: The source; the middle square of it is used where one of the models has image codes.
             action: In words.
             num_candidates: Candidates at most.
             min_gain_nats: Stop sooner, when another candidate is expected to gain no more than this a token.
@@ -116,14 +126,15 @@ class WorldModel:
             InputError: For an image that cannot be read and settings that do not fit the models.
         """
         search = Search(num_candidates=num_candidates, min_gain_nats=min_gain_nats, max_unchanged=max_unchanged)
-        source_N = self.encode(image)
+        observation = self.observe(image)
         with torch.inference_mode():
             prediction = predict_observations(
-                self.forward, self.inverse, [Observation.from_codes(source_N, self.codec)], [action], search=search,
-                sampling=sampling, seed=seed,
-            )[0]  # fmt: skip
+                self.forward, self.inverse, [observation], [action], search=search, sampling=sampling, seed=seed
+            )[0]
+        # An editor may have withheld all of them, which is said here.
+        _ = prediction.best
         # One batch: the codec pads every batch to one size.
-        source, *images = self.decode([source_N, *(candidate.codes for candidate in prediction.distinct)])
+        source, *images = _to_images([observation, *(candidate.observation for candidate in prediction.distinct)])
         candidates = tuple(map(PredictedImage, images, prediction.distinct))
         return ImagePrediction(source, action, candidates, prediction)
 
@@ -140,7 +151,7 @@ class WorldModel:
         """Predict several actions one after the other; each verified image is the source of the next.
 
         Args:
-            image: The source; the middle square of it is used.
+            image: The source; the middle square of it is used where one of the models has image codes.
             actions: In words, one or more.
             num_candidates: Candidates of each step.
             num_beams: Sequences that remain after each step.
@@ -151,14 +162,13 @@ class WorldModel:
             InputError: As :meth:`predict`.
         """
         search = Search(num_candidates=num_candidates, num_beams=num_beams)
-        source_N = self.encode(image)
+        observation = self.observe(image)
         with torch.inference_mode():
             rollout = roll_out(
-                self.forward, self.inverse, [Observation.from_codes(source_N, self.codec)], [list(actions)],
-                search=search, sampling=sampling, seed=seed,
-            )[0]  # fmt: skip
-        # The best sequence alone: the others can be decoded from their codes.
-        source, *images = self.decode([source_N, *(candidate.codes for candidate in rollout.best.candidates)])
+                self.forward, self.inverse, [observation], [list(actions)], search=search, sampling=sampling, seed=seed
+            )[0]
+        # The best sequence alone: the others are in the rollout.
+        source, *images = _to_images([observation, *(candidate.observation for candidate in rollout.best.candidates)])
         return ImageRollout(source, tuple(images), rollout)
 
     def propose(self, source: ImageLike, target: ImageLike) -> ScoredAction:
@@ -169,8 +179,8 @@ class WorldModel:
             target: The image after.
         """
         with torch.inference_mode():
-            return propose_actions(
-                self.roles.idm.model, [self.encode(source)], [self.encode(target)], runner=self.roles.idm.runner
+            return self.inverse.propose(
+                [self._observe_true(source)], [self._observe_true(target)], sampling=GREEDY, seeds=[0]
             )[0]
 
     def score(self, source: ImageLike, target: ImageLike, actions: Sequence[str]) -> list[ScoredAction]:
@@ -184,23 +194,37 @@ class WorldModel:
         # One source for all rows, which the scorer reads once.
         count = len(actions)
         with torch.inference_mode():
-            return score_actions(
-                self.roles.idm.model, [self.encode(source)] * count, [self.encode(target)] * count, actions,
-                runner=self.roles.idm.runner,
-            )  # fmt: skip
+            return self.inverse.score(
+                [self._observe_true(source)] * count, [self._observe_true(target)] * count, actions
+            )
 
     def observe(self, image: ImageLike) -> Observation:
         """Read an image as the functions of :mod:`wm.dynamics` take it."""
-        return Observation.from_codes(self.encode(image), self.codec)
+        return self.pair.observe(_read_pixels(image))
+
+    def _observe_true(self, image: ImageLike) -> Observation:
+        return self.pair.observe_true(_read_pixels(image))
 
     def encode(self, image: ImageLike) -> CodesRow:
-        """Encode the middle square of an image as codebook ids."""
-        pixels_HWC = fit_square(_read_pixels(image), self.codec.side_px)
-        return tuple(self.codec.encode(pixels_HWC[None])[0].tolist())
+        """Encode the middle square of an image as codebook ids.
+
+        Raises:
+            InputError: The forward model has no codec.
+        """
+        _ = self.codec
+        return self.observe(image).codes
 
     def decode(self, codes_BN: Sequence[CodesRow]) -> list[Image.Image]:
-        """Decode codebook ids to images of the codec's size."""
+        """Decode codebook ids to images of the codec's size.
+
+        Raises:
+            InputError: The forward model has no codec.
+        """
         return [Image.fromarray(pixels_HWC) for pixels_HWC in self.codec.decode(torch.tensor(codes_BN))]
+
+
+def _to_images(observations: Sequence[Observation]) -> list[Image.Image]:
+    return [Image.fromarray(pixels_HWC) for pixels_HWC in pixels_of(observations)]
 
 
 def _read_pixels(image: ImageLike) -> Pixels:

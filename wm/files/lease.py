@@ -21,12 +21,12 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TypedDict
 
 from wm.errors import InputError
 from wm.files.mirror import WRITERS
 from wm.files.transfer import BucketError, delete_object, list_objects, read_object, write_object
 from wm.files.uris import join_uri
+from wm.files.writer_lock import Writer, describe_writer, this_writer
 
 BEAT_S = 10.0
 """Seconds between two beats of a writer."""
@@ -38,13 +38,9 @@ POLL_S = 2.0
 _held: "dict[str, Lease]" = {}
 
 
-class Claim(TypedDict):
+class Claim(Writer):
     """What a claim holds."""
 
-    stage: str
-    host: str
-    pid: int
-    since: str
     machine: str
     """Boot and process namespace: process ids are compared within one only."""
     started: str
@@ -69,10 +65,7 @@ class Lease:
         self.folder_uri = folder_uri
         self._name = f"{secrets.token_hex(8)}.json"
         self._claim: Claim = {
-            "stage": stage,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **this_writer(stage),
             "machine": _machine(),
             "started": _start_of(os.getpid()),
             "is_writing": False,
@@ -157,11 +150,12 @@ class Lease:
             raise InputError(f"{self.folder_uri} was taken by another writer at the same moment; run the command again")
 
     def _refusal(self, claim: Claim) -> InputError:
-        return InputError(f"{self.folder_uri} is being written by {_describe(claim)}; wait for it, or end it first")
+        writer = describe_writer(claim)
+        return InputError(f"{self.folder_uri} is being written by {writer}; wait for it, or end it first")
 
     def _announce(self, claim: Claim) -> None:
         print(
-            f"{self._claim['stage']}: {self.folder_uri} was being written by {_describe(claim)}; waiting up to "
+            f"{self._claim['stage']}: {self.folder_uri} was being written by {describe_writer(claim)}; waiting up to "
             f"{EXPIRY_S:g} s for a sign of life",
             file=sys.stderr,
         )
@@ -181,7 +175,7 @@ class Lease:
                 others = self._others() if names != [self._name] else {}
                 thieves = [claim for claim in others.values() if self._name in claim["took_over"]]
                 if thieves or self._name not in names:
-                    by = f" by {_describe(thieves[0])}" if thieves else ""
+                    by = f" by {describe_writer(thieves[0])}" if thieves else ""
                     self._lost = f"its writer was without a sign of life for {EXPIRY_S:g} s, and it was taken over{by}"
                     return
                 if not self._ended.is_set():
@@ -213,10 +207,6 @@ class Lease:
 
     def _uri(self, name: str) -> str:
         return join_uri(self.folder_uri, f"{WRITERS}/{name}")
-
-
-def _describe(claim: Claim) -> str:
-    return f"{claim['stage']} on host {claim['host']}, process {claim['pid']}, since {claim['since']}"
 
 
 def _machine() -> str:

@@ -54,7 +54,11 @@ __all__ = [
 
 T = TypeVar("T")
 
+SMALL_FILE_THREADS = 24
+"""Small objects that are copied at a time: each is three requests that wait. Arrow's S3 client has 25 connections."""
+
 _NUM_THREADS = 8
+_SMALL_BYTES = 1 << 20
 
 
 def list_below(path: str | Path, *, missing_ok: bool = False) -> "list[ObjectFacts]":
@@ -222,7 +226,11 @@ def _copy_changed(uri: str, local: Path, changed: "list[ObjectFacts]") -> None:
             path.unlink()
     cache.make_room(num_bytes, uri, local)
     with progress(num_bytes, uri) as advance:
-        _in_threads(lambda facts: download_object(_child(uri, facts.name), local / facts.name, facts, advance), changed)
+        _in_threads(
+            lambda facts: download_object(_child(uri, facts.name), local / facts.name, facts, advance),
+            changed,
+            SMALL_FILE_THREADS if num_bytes < _SMALL_BYTES * len(changed) else _NUM_THREADS,
+        )
 
 
 def _prune(uri: str, local: Path, names: set[str], prune: bool | None) -> None:
@@ -274,14 +282,14 @@ def _upload(local: Path, uri: str) -> None:
             return
 
 
-def _in_threads(work: "Callable[[T], object]", items: Iterable[T]) -> None:
+def _in_threads(work: "Callable[[T], object]", items: Iterable[T], num_threads: int = _NUM_THREADS) -> None:
     """Call a function of each item, some at a time; the first error is raised, and what has not begun is left."""
     items = list(items)
     if len(items) <= 1:
         for item in items:
             work(item)
         return
-    with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="wm-bucket") as pool:
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="wm-bucket") as pool:
         futures = [pool.submit(work, item) for item in items]
         try:
             for future in futures:

@@ -13,7 +13,7 @@ from wm.files.mirror import publish
 from wm.models.adapters import attach, merge_adapter
 from wm.models.codec.codec import ImageCodec
 from wm.models.codec.files import is_vqgan, read_codec
-from wm.models.families import family_of, load_family
+from wm.models.families import family_of, family_of_model
 from wm.models.folder_checks import refusing
 from wm.models.folder_writing import replace_folder
 from wm.models.identity import base_id_of
@@ -249,7 +249,7 @@ def _write_model(
     base_path = ""
     if kind != "adapter" and codec is not None:
         tensors = state_dict if state_dict is not None else vlm.inner.state_dict()
-        load_family(vlm.inner.config.model_type).write(vlm, codec, tensors, folder)
+        family_of_model(vlm).write(vlm, codec, tensors, folder)
     else:
         vlm.module.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
         if vlm.folder is not None:

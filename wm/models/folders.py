@@ -16,9 +16,9 @@ from wm.files.mirror import uri_of
 from wm.models.codec.codec import ImageCodec
 from wm.models.config_bounds import check_config
 from wm.models.folder_checks import check_no_code, neutralise, read_json, refusing
+from wm.models.missing import explain_missing_tokenizer
 from wm.models.pickled import check_downloaded
 from wm.models.tensor_checks import check_amount, check_floats, check_tensors, count_numbers
-from wm.models.unreadable import explain_missing_tokenizer
 from wm.models.vlm import Facts, UnifiedVLM
 from wm.models.weights import StoredTensor, list_tensors, read_stored
 

@@ -26,7 +26,7 @@ class Manifest(Recipe):
     """Facts about a model folder that Hugging Face's files do not hold."""
 
     family: str
-    """Name of the family: ``chameleon``, ``liquid``, ``emu3``, ``janus``, …"""
+    """Name of the family: ``chameleon``, ``liquid``, ``lumina``, ``emu3``, ``emu3_5``, ``janus``, …"""
     kind: Literal["base", "full", "adapter"]
     """``base``: pre-trained; ``full``: all weights fine-tuned; ``adapter``: a PEFT adapter alone."""
     base_id: str

@@ -153,7 +153,8 @@ def _check_part(folder: Path, name: str, library: str) -> None:
     if not (folder / name).is_dir():
         raise InputError(f"{folder / INDEX} names {name}, and there is no folder {folder / name}")
     check_no_code(folder / name)
-    for file in sorted((folder / name).glob("*config.json")):
+    # Tokenizers write 10^30 where they bound no length, and no model is built of their settings.
+    for file in sorted(set((folder / name).glob("*config.json")) - {folder / name / "tokenizer_config.json"}):
         check_config(read_json(file), file)
 
 

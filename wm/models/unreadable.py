@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from wm.errors import InputError
 from wm.models.folder_checks import read_json
+from wm.models.variants import is_emu3_5, is_lumina
 from wm.models.weights import has_weights
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -18,20 +19,17 @@ READ_LAYOUTS = {
     "liquid": "hf download Junfeng5/Liquid_V1_7B --local-dir MODEL",
     "emu3": "hf download BAAI/Emu3-Gen-hf --local-dir MODEL",
     "janus": "hf download deepseek-community/Janus-Pro-7B --local-dir MODEL",
+    "lumina": "hf download Alpha-VLLM/Lumina-mGPT-2.0 --local-dir MODEL",
+    "emu3_5": "hf download BAAI/Emu3.5 --local-dir MODEL",
 }
 """The command that downloads a folder of the layout that is read, by family."""
 _FAMILY_WORDS = {
-    "anole": "chameleon", "chameleon": "chameleon", "liquid": "liquid", "emu3": "emu3", "janus": "janus",
+    "anole": "chameleon", "chameleon": "chameleon", "liquid": "liquid", "emu3.5": "emu3_5", "emu3": "emu3",
+    "janus": "janus", "lumina": "lumina",
 }  # fmt: skip
 _MODEL_PARENTS = ("models", "model", "weights")
 _LOCAL_PARENTS = (*_MODEL_PARENTS, "runs", "run", "data", "out", "outputs", "checkpoints", "adapters")
 """Folders that people keep models in; no account of the hub that publishes a model of these families is called so."""
-LIQUID_VQGAN = (
-    "hf download Junfeng5/Liquid_demo chameleon/vqgan.ckpt chameleon/vqgan.yaml --repo-type space --local-dir FOLDER, "
-    "then move FOLDER/chameleon to MODEL/vqgan"
-)
-"""How to get Chameleon's VQGAN, which Liquid's release leaves out."""
-_LIQUID_VQGAN_NAMES = ("vqgan.ckpt", "chameleon/vqgan.ckpt", "tokenizer/vqgan.ckpt")
 _LUMINA_CLASSES = ("ChameleonXLLMXForConditionalGeneration", "ChameleonXLLMXForConditionalGeneration_ck")
 _CONVERTERS = {
     "emu3": "src/transformers/models/emu3/convert_emu3_weights_to_hf.py --vq_model_id VQ --llm_model_id THIS "
@@ -185,19 +183,26 @@ def _explain_config(folder: Path, config: dict[str, Any]) -> None:
     # Layouts that transformers does not know, or that differ from its own under the same name.
     model_type, architectures = config.get("model_type"), config.get("architectures")
     names = architectures if isinstance(architectures, list) else []
-    if model_type == "Emu3":
+    if model_type == "Emu3" and not is_emu3_5(folder, config):
         _refuse_original(folder, "emu3", f"Emu3 (model_type {model_type!r}, with its VQ model in another folder)")
     if model_type == "Emu3VisionVQ" or "Emu3VisionVQModel" in names:
         raise InputError(
             f"{folder} is Emu3's VQ model alone (Emu3-VisionTokenizer); expected language model and VQ model in one "
             f"folder, as transformers writes it: `{READ_LAYOUTS['emu3']}`"
         )
+    if model_type == "glm_image":
+        raise InputError(
+            f"{folder} is the autoregressive half of GLM-Image, whose image ids only the pipeline's diffusion half "
+            "turns into pixels, and which writes no text; give the pipeline's folder (with model_index.json) as an "
+            "editor"
+        )
     if model_type == "multi_modality" and any(key.startswith("gen_") for key in config):
         _refuse_original(folder, "janus", f"Janus (model_type {model_type!r})")
-    if model_type == "chameleon" and any(name in _LUMINA_CLASSES for name in names):
+    if model_type == "chameleon" and any(name in _LUMINA_CLASSES for name in names) and not is_lumina(config):
         raise InputError(
-            f"{folder} is Lumina-mGPT ({names[0]}), a Chameleon with another prompt and without its image tokenizer, "
-            f"which is not read; expected transformers' layout of Chameleon or Anole: `{READ_LAYOUTS['chameleon']}`"
+            f"{folder} is the first Lumina-mGPT ({names[0]}), a Chameleon with another prompt and without its image "
+            f"tokenizer, which is not read; expected Lumina-mGPT 2.0, `{READ_LAYOUTS['lumina']}`, or transformers' "
+            f"layout of Chameleon or Anole: `{READ_LAYOUTS['chameleon']}`"
         )
 
 
@@ -207,52 +212,6 @@ def _refuse_original(folder: Path, family: str, subject: str) -> NoReturn:
         f"transformers' layout: `{READ_LAYOUTS[family]}`, or convert it with `python {_CONVERTERS[family]}` of "
         "transformers' sources"
     )
-
-
-def explain_missing_vqgan(folder: Path) -> NoReturn:
-    """Raise :class:`InputError` for a Liquid folder without the folder ``vqgan``.
-
-    Raises:
-        InputError: Always; it says where the files are, or how to get them.
-    """
-    # The files are often there already, in another folder than ``vqgan``.
-    misplaced = next((name for name in _LIQUID_VQGAN_NAMES if (folder / name).is_file()), None)
-    remedy = (
-        f"move {misplaced} and its vqgan.yaml into {folder / 'vqgan'}"
-        if misplaced
-        else f"the release leaves it out: `{LIQUID_VQGAN}`"
-    )
-    raise InputError(f"{folder} has no folder vqgan with Chameleon's VQGAN, whose codes Liquid speaks; {remedy}")
-
-
-def explain_missing_codec(folder: Path, family: str) -> NoReturn:
-    """Raise :class:`InputError` for a folder whose weights hold no image codec.
-
-    Args:
-        folder: A full folder in transformers' layout.
-        family: A key of :data:`READ_LAYOUTS`.
-
-    Raises:
-        InputError: Always.
-    """
-    raise InputError(
-        f"{folder}: the weights hold no image codec (no tensors model.vqmodel.*); expected language model and codec in "
-        f"one folder, as transformers writes it: `{READ_LAYOUTS[family]}`"
-    )
-
-
-def explain_missing_tokenizer(folder: Path) -> NoReturn:
-    """Raise :class:`InputError` for a folder without ``tokenizer.json``.
-
-    Raises:
-        InputError: Always; where there is a tokenizer of another kind it says how to convert it.
-    """
-    other = next((name for name in ("tokenizer.model", "emu3.tiktoken", "vocab.json") if (folder / name).is_file()), "")
-    hint = ""
-    if other:
-        code = f"from transformers import AutoTokenizer as T; T.from_pretrained({str(folder)!r}).save_pretrained(OUT)"
-        hint = f"; it has {other}, of which transformers makes one: `{code}`"
-    raise InputError(f"no tokenizer.json in {folder}{hint}")
 
 
 def _read() -> str:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,8 @@ from wm.training.planning.schedule import LONG_WARMUP, warmup_warning
 
 Report = Callable[[int, float], None]
 """Called with (step, smoothed loss)."""
+_LAYERS = (".layers.", ".blocks.")
+"""In the names of the layers' parameters: of language models, of vision towers."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,42 @@ def pretrain(vlm: UnifiedVLM, ids_MT: Tensor, settings: PretrainSettings, report
     Returns:
         The smoothed final loss and the seconds taken.
     """
+    picks = sample_picks(len(ids_MT), settings)
+    return train_from_scratch(vlm.module, (_loss(vlm, ids_MT[rows]) for rows in picks), settings, report)
+
+
+def sample_picks(num_documents: int, settings: PretrainSettings) -> Iterator[Tensor]:
+    """Sample the documents of each step, with replacement: there is no order to keep.
+
+    Args:
+        num_documents: To choose from.
+        settings: Steps, batch and seed.
+
+    Yields:
+        Numbers of a step's documents, int64.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    for _ in range(settings.steps):
+        yield torch.randint(num_documents, (settings.batch,), generator=generator)
+
+
+def train_from_scratch(
+    module: nn.Module, losses: Iterator[Tensor], settings: PretrainSettings, report: Report
+) -> dict[str, float]:
+    """Train a module in place: Muon for the layers' matrices, AdamW for all else.
+
+    Args:
+        module: With random weights.
+        losses: Of each step, computed when it is asked for.
+        settings: Steps and rates.
+        report: Called with step and smoothed loss.
+
+    Returns:
+        The smoothed final loss and the seconds taken.
+    """
     # Muon orthogonalises updates of the layers' matrices; embeddings are looked up, not multiplied.
-    parameters = [(name, p) for name, p in vlm.module.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in parameters if p.ndim == 2 and ".layers." in name]
+    parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in parameters if p.ndim == 2 and any(part in name for part in _LAYERS)]
     matrix_ids = {id(p) for p in matrices}
     rest = [p for _, p in parameters if id(p) not in matrix_ids]
     optimizers: list[torch.optim.Optimizer] = [
@@ -52,16 +87,11 @@ def pretrain(vlm: UnifiedVLM, ids_MT: Tensor, settings: PretrainSettings, report
         torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     peaks = [settings.muon_lr, settings.lr]
-    generator = torch.Generator().manual_seed(settings.seed)
-    vlm.module.train()
+    module.train()
     smooth, begin = math.nan, time.perf_counter()
-    for step in range(settings.steps):
+    for step, loss in enumerate(losses):
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * _schedule(step, settings)
-        # With replacement: there is no order to keep.
-        picks = torch.randint(len(ids_MT), (settings.batch,), generator=generator)
-        loss = _loss(vlm, ids_MT[picks])
-        for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         # The first steps from random weights have gradients of any size.
@@ -71,7 +101,7 @@ def pretrain(vlm: UnifiedVLM, ids_MT: Tensor, settings: PretrainSettings, report
         # Smoothed, since a small batch says little.
         smooth = loss.item() if math.isnan(smooth) else 0.97 * smooth + 0.03 * loss.item()
         report(step + 1, smooth)
-    vlm.module.eval()
+    module.eval()
     return {"loss": smooth, "seconds": round(time.perf_counter() - begin, 2)}
 
 

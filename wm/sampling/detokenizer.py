@@ -1,28 +1,38 @@
 """Split a growing text into what each token adds.
 
 A token is not a stretch of text: a character may take several, a space may belong to the token after it, and earlier
-text may change with the next token. The complete text is always ``vlm.detokenize`` of all tokens.
+text may change with the next token. The complete text is always ``detokenize`` of all tokens.
 """
 
 import re
 from collections.abc import Sequence
-
-from wm.models.vlm import UnifiedVLM
+from typing import Any, Protocol
 
 _UNREADABLE = "\ufffd"
 """Bytes that are no character, or not yet."""
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
+class TextDecoder(Protocol):
+    """What turns tokens into text: a unified model, or another one's tokenizer."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers."""
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of vocabulary ids, without special tokens and outer white space."""
+
+
 class IncrementalDetokenizer:
     """The increments of one text. Those that :meth:`add` and :meth:`end` return join to the complete text, exactly."""
 
-    def __init__(self, vlm: UnifiedVLM) -> None:
-        self._vlm = vlm
+    def __init__(self, decoder: TextDecoder) -> None:
+        self._decoder = decoder
         self._ids: list[int] = []
         self._reported = self._released = ""
         # The tokenizer then removes spaces before punctuation, so that the last word is not final.
-        self._holds_words = bool(getattr(vlm.tokenizer, "clean_up_tokenization_spaces", False))
+        self._holds_words = bool(getattr(decoder.tokenizer, "clean_up_tokenization_spaces", False))
 
     def of(self, token: int) -> str:
         """Return what a token would add now; empty for a part of a character, for white space, which the next token
@@ -36,7 +46,7 @@ class IncrementalDetokenizer:
 
     def name(self, token: int) -> str:
         """Return the tokenizer's name of a vocabulary id."""
-        return str(self._vlm.tokenizer.convert_ids_to_tokens(token))
+        return str(self._decoder.tokenizer.convert_ids_to_tokens(token))
 
     def add(self, token: int) -> str:
         """Append a token and return the text that is final with it and was not before; may be empty."""
@@ -48,7 +58,7 @@ class IncrementalDetokenizer:
 
     def end(self) -> str:
         """Return the text that was not final."""
-        return self._release(self._vlm.detokenize(self._ids))
+        return self._release(self._decoder.detokenize(self._ids))
 
     def _release(self, text: str) -> str:
         # Final text only grows, so that its length says what is new.
@@ -71,4 +81,4 @@ class IncrementalDetokenizer:
         return text
 
     def _readable(self, ids: Sequence[int]) -> str:
-        return self._vlm.detokenize(ids).rstrip(_UNREADABLE).rstrip()
+        return self._decoder.detokenize(ids).rstrip(_UNREADABLE).rstrip()

@@ -174,6 +174,18 @@ class LlamaLayers:
         return cosine, sine
 
 
+def compile_parts(layers: LlamaLayers, backend: str | Callable[..., object] = "inductor") -> Parts:
+    """Compile the halves of a layer around attention, each once for all layers.
+
+    Args:
+        layers: The decoder's layers.
+        backend: Of torch.compile.
+    """
+    before = torch.compile(layers.before, backend=backend, fullgraph=True, dynamic=False)
+    after = torch.compile(layers.after, backend=backend, fullgraph=True, dynamic=False)
+    return Parts(before, after)
+
+
 def _rotate(heads_XAD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate each pair (i, i + D/2) by its position's angle."""
     cosine, sine = rotation

@@ -3,6 +3,7 @@
 Shape suffixes of :mod:`wm.sampling.cache`, and: X = R x S token rows, S new tokens a row, A heads, H hidden width.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 
@@ -14,9 +15,12 @@ from wm.sampling.adapted import LowRank, Matrix
 from wm.sampling.cache import Prefix, Rows, new_rows
 from wm.sampling.kernels.attention import attend_causal, attend_shared, attend_step, attend_tails, can_flash
 from wm.sampling.kernels.linear import Linear, Linears, Packs, linear, plain_linear
+from wm.sampling.kernels.self_test import FUSED, compare_fused_attention
 from wm.sampling.llama_layers import Attend, LlamaLayers
 from wm.sampling.model_runner import ModelRunner, PrefixCache, RowCache, StepInput, Stepping
 from wm.sampling.weights_view import DecoderView, decoder_view
+
+logger = logging.getLogger(__name__)
 
 
 class LlamaRunner(ModelRunner):
@@ -231,7 +235,7 @@ class LlamaRunner(ModelRunner):
             own_keys.transpose(1, 2)[row_R1, positions_RS] = key
             own_values.transpose(1, 2)[row_R1, positions_RS] = value
             shared = prefix.keys[layer], prefix.values[layer]
-            if are_tails and can_flash(query):
+            if are_tails and can_flash(query) and self._fused_agrees():
                 return attend_tails(query, key, value, *shared).reshape(num_rows * num_new, -1)
             own = own_keys[:, :, :filled], own_values[:, :, :filled]
             mixed = attend_shared(query, *shared, *own, prefix_hidden_PT=padding_PT, own_hidden=own_hidden_RSF)
@@ -241,6 +245,16 @@ class LlamaRunner(ModelRunner):
         positions_X = (positions_RS + starts_R[:, None]).flatten()
         rotation = self.layers.rotations(positions_X, max(prefix.lengths) + filled)
         return self.layers.run(ids_RS.flatten(), rotation, attend).view(num_rows, num_new, -1)
+
+    def _fused_agrees(self) -> bool:
+        """Return whether the GPU's fused attention gives what plain products give; compared once."""
+        if FUSED not in self.self_tests:
+            test = compare_fused_attention(self.view.num_heads, self.view.head_width, self.dtype, self.device)
+            self.self_tests[FUSED] = test
+            if not test.agrees:
+                text = test.detail or f"off by {test.error:.3g} standard deviations, at most {test.limit:g}"
+                logger.warning("%s failed (%s); continuing with plain products", FUSED, text)
+        return self.self_tests[FUSED].agrees
 
     def image_logits(self, hidden_XH: Tensor) -> Tensor:
         """Compute the logits (X, codes) of the image codes alone."""

@@ -57,6 +57,20 @@ class StepBuffers(Protocol):
         ...
 
 
+class SelfTest(NamedTuple):
+    """How a fast way of decoding compares with the plain one, on a model's own prompt and shapes."""
+
+    agrees: bool
+    error: float
+    """Largest root mean square of the difference of logits, over their standard deviation; infinite where it failed."""
+    limit: float
+    """Up to which the two agree."""
+    positions: tuple[int, ...]
+    """Of the image, at which logits were compared."""
+    detail: str = ""
+    """Why it could not be compared."""
+
+
 class StepInput(NamedTuple):
     """A batch's part of a pass: the token of each row (R,), all at one position, and the caches that they extend."""
 
@@ -81,8 +95,19 @@ class ModelRunner(ABC):
         self.image_rows, self.device, self.stepping = vlm.image_rows, vlm.device, stepping
         self.static_steps: StepBuffers | None = None
         """Buffers and recordings of the last images, for others of the same shape."""
+        self.self_tests: dict[str, SelfTest] = {}
+        """Of each way of decoding that was built, the last comparison with the plain one."""
         self.is_logged = False
         """Whether it has been logged how images are decoded."""
+
+    def describe_decoding(self) -> dict[str, object]:
+        """Describe how images are decoded, for records: the way, and the comparisons that it rests on."""
+        return {
+            "stepping": self.stepping,
+            "self_tests": {
+                way: test._asdict() | {"positions": list(test.positions)} for way, test in self.self_tests.items()
+            },
+        }
 
     @property
     @abstractmethod

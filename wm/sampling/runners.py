@@ -3,6 +3,8 @@
 import logging
 from functools import cache
 
+import torch
+
 from wm.models.vlm import UnifiedVLM
 from wm.sampling.llama_runner import LlamaRunner
 from wm.sampling.model_runner import ModelRunner, Stepping
@@ -38,6 +40,11 @@ def build_model_runner(
     Raises:
         InputError: For a model that neither runner can run.
     """
+    parameter = next(vlm.decoder.parameters())
+    if parameter.is_cuda and parameter.dtype is torch.bfloat16:
+        _warn_of_slow_type(
+            torch.cuda.get_device_name(parameter.device), torch.cuda.get_device_capability(parameter.device)
+        )
     # Rather slow than wrong: what the fast runner does not know, it would leave out.
     reason = find_unsupported(vlm)
     if reason is not None:
@@ -46,6 +53,13 @@ def build_model_runner(
     # Copies of weights are shared between fast runners alone; the other makes none.
     beside = beside if isinstance(beside, LlamaRunner) else None
     return LlamaRunner(vlm, rows=rows, merge=merge, beside=beside, stepping=stepping, kernels=kernels)
+
+
+@cache
+def _warn_of_slow_type(card: str, capability: tuple[int, int]) -> None:
+    # Cards before Ampere have no units for bfloat16 (CUDA C++ Programming Guide, table of compute capabilities).
+    if capability < (8, 0):
+        logger.warning("%s has no units for bfloat16 and emulates it: right, but slow; dtype=float16 is quicker", card)
 
 
 @cache

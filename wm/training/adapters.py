@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -10,15 +10,18 @@ from pydantic import Field, field_validator, model_validator
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.models.adapters import quiet_peft
-from wm.models.vlm import UnifiedVLM
+from wm.models.pixels.model import PixelModel
 from wm.training.image_rows import look_up_rows, own_row_targets
 from wm.training.kernels.layers import speed_up
+from wm.training.trained_models import TrainedModel
 
 ATTENTION_AND_MLP = r".*\.layers\.\d+\..*(q|k|v|o|gate|up|down)_proj"
 
 
 class Lora(Recipe):
     """Low-rank adapters (paper appendix A.8); off: full fine-tuning."""
+
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"train_vision"})
 
     enabled: bool = True
     """Train an adapter and write it as a plain PEFT folder; off: train and write the complete model."""
@@ -36,6 +39,9 @@ class Lora(Recipe):
     train_image_rows: bool = False
     """Train the embeddings of the image codes too, and the head's rows of them, for a vocabulary that was given new
     ones (Liquid); written into the adapter's folder."""
+    train_vision: bool = False
+    """Of a base that reads pixels: train vision tower and projector too, as far as ``targets`` match their layers, or
+    all of them with enabled = false; off: they stay as they are."""
     fast: bool = True
     """Our forward and backward passes of the decoder's layers, in full fine-tuning too: equal up to rounding, in less
     memory and time; off: transformers' and PEFT's own."""
@@ -68,7 +74,7 @@ class ParameterCounts:
     total: int
 
 
-def prepare(vlm: UnifiedVLM, lora: Lora, seed: int) -> ParameterCounts:
+def prepare(vlm: TrainedModel, lora: Lora, seed: int) -> ParameterCounts:
     """Prepare ``vlm.module`` for training in place: add adapters and freeze all else, or make everything trainable.
 
     Args:
@@ -80,15 +86,24 @@ def prepare(vlm: UnifiedVLM, lora: Lora, seed: int) -> ParameterCounts:
         Numbers of parameters.
 
     Raises:
-        InputError: ``targets`` matches no layer, or the image codes have no rows of their own to train.
+        InputError: ``targets`` matches no layer, or the base has not what a setting trains: rows of image codes, or a
+            vision tower.
     """
+    _check_has(vlm, lora)
     # PEFT makes its own parameters trainable; all else is frozen here.
     vlm.module.requires_grad_(not lora.enabled)
+    if isinstance(vlm, PixelModel) and not lora.train_vision:
+        _freeze_vision(vlm)
     if lora.enabled:
         vlm.module = _with_adapter(vlm, lora, seed)
-        look_up_rows(vlm)
-    if lora.fast:
-        speed_up(vlm, one_mask=lora.dropout_mode == "merged")
+        if not isinstance(vlm, PixelModel):
+            look_up_rows(vlm)
+    num_fast = speed_up(vlm, one_mask=lora.dropout_mode == "merged") if lora.fast else 0
+    if lora.dropout_mode == "merged" and isinstance(vlm, PixelModel) and not num_fast:
+        raise InputError(
+            f"lora.dropout_mode = 'merged': the layers of {vlm.family} compute each adapter by PEFT, which has no such "
+            "mode; choose 'separate'"
+        )
     vlm.module.train()
     # Counted once each: tied embeddings and head are one parameter.
     parameters = list(vlm.module.parameters())
@@ -98,17 +113,43 @@ def prepare(vlm: UnifiedVLM, lora: Lora, seed: int) -> ParameterCounts:
     )
 
 
-def _with_adapter(vlm: UnifiedVLM, lora: Lora, seed: int) -> torch.nn.Module:
+def _check_has(vlm: TrainedModel, lora: Lora) -> None:
+    """Check that the base has what these settings train."""
+    if isinstance(vlm, PixelModel) and lora.train_image_rows:
+        raise InputError(f"lora.train_image_rows: {vlm.folder} ({vlm.family}) reads pixels and has no image codes")
+    if not isinstance(vlm, PixelModel) and lora.train_vision:
+        raise InputError(
+            f"lora.train_vision: {vlm.folder or vlm.base_id} ({vlm.family}) reads codes and has no vision tower"
+        )
+
+
+def _freeze_vision(model: PixelModel) -> None:
+    """Freeze all but the language model and its head."""
+    modules = [model.inner.get_submodule(name) for name in model.language_modules]
+    trained = {id(parameter) for module in modules for parameter in module.parameters()}
+    for parameter in model.inner.parameters():
+        if id(parameter) not in trained:
+            parameter.requires_grad_(False)
+
+
+def _with_adapter(vlm: TrainedModel, lora: Lora, seed: int) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
     # Given only where wanted: PEFT wraps the embeddings for it.
-    rows = {"trainable_token_indices": own_row_targets(vlm)} if lora.train_image_rows else {}
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, **rows)
+    more: dict[str, object] = {}
+    if lora.train_image_rows and not isinstance(vlm, PixelModel):
+        more["trainable_token_indices"] = own_row_targets(vlm)
+    if isinstance(vlm, PixelModel) and not lora.train_vision:
+        # SigLIP's and CLIP's towers name their layers as language models do.
+        names = "|".join(rf"{re.escape(name)}(?:\.|$)" for name in vlm.language_modules)
+        more["exclude_modules"] = rf"(?!{names}).*"
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, **more)
     # The caller's random state stays as it is.
     with torch.random.fork_rng(), quiet_peft():
         torch.manual_seed(seed)
         try:
             module: torch.nn.Module = get_peft_model(vlm.module, config)
         except ValueError as error:
-            raise InputError(f"lora.targets = {lora.targets!r} fits no layer of {vlm.base_id}: {error}") from error
+            name = vlm.base_id or vlm.folder
+            raise InputError(f"lora.targets = {lora.targets!r} fits no layer of {name}: {error}") from error
     return module

@@ -4,20 +4,20 @@ Knows nothing of Ray, nor how a model is evaluated: that is an :class:`Evaluator
 """
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from wm.models import load_model, save_model
-from wm.models.vlm import UnifiedVLM
 from wm.training.adapters import ParameterCounts, prepare
 from wm.training.checkpoint.identity import identity_of
 from wm.training.checkpoint.manager import CheckpointManager
-from wm.training.data.batches import TokenSet
 from wm.training.data.order import Indices, SampleOrder, rank_slice
 from wm.training.data.prefetch import prefetch
 from wm.training.monitoring.evaluation import LAST, MODEL, EvaluationLine, Evaluator, PeriodicEvaluation
@@ -26,10 +26,12 @@ from wm.training.monitoring.mirrored_out import MirroredOut
 from wm.training.monitoring.non_finite import DivergenceCheck
 from wm.training.monitoring.records import RankInfo, StepResult
 from wm.training.monitoring.trackers import Trackers, open_trackers
+from wm.training.pixels.batches import TrainingSet
 from wm.training.planning.plan import check_data, order_of
 from wm.training.planning.settle import recompute_layers, settled_on_ranks
 from wm.training.recipe import TrainRecipe
 from wm.training.step import MicroBatch, Stepper, ensure_process_group
+from wm.training.trained_models import TrainedModel, load_base, save_trained
 from wm.training.zero import loading
 
 
@@ -80,7 +82,9 @@ class StepBatch:
     """Of the complete global batch."""
 
 
-def fit(recipe: TrainRecipe, rank_info: RankInfo, *, digest: str, evaluator: Evaluator | None = None) -> FitSummary:
+def fit(
+    recipe: TrainRecipe, rank_info: RankInfo, *, digest: str, evaluator: Evaluator[Any] | None = None
+) -> FitSummary:
     """Train and write ``out/model`` and ``out/metrics.jsonl``. Every rank of the process group calls it.
 
     The run resumes from the newest checkpoint of the recipe, if there is one.
@@ -111,7 +115,7 @@ def fit(recipe: TrainRecipe, rank_info: RankInfo, *, digest: str, evaluator: Eva
     # 2. Model and optimiser. Stage 3 shards weights while they are loaded, so the context surrounds the loading alone.
     with loading(recipe, rank_info.device):
         dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-        vlm = load_model(recipe.base, device=rank_info.device, dtype=dtype)
+        vlm = load_base(recipe.base, device=rank_info.device, dtype=dtype)
     counts = prepare(vlm, recipe.lora, recipe.seed)
     recompute_layers(vlm, bool(recipe.resources.gradient_checkpointing))
     stepper = Stepper(vlm, recipe, num_steps)
@@ -146,13 +150,13 @@ def fit(recipe: TrainRecipe, rank_info: RankInfo, *, digest: str, evaluator: Eva
 class _Run:
     """What a rank needs while it trains. Its recipe is the one of which every ``auto`` is decided."""
 
-    vlm: UnifiedVLM
+    vlm: TrainedModel
     stepper: Stepper
     metrics: Metrics
     divergence: DivergenceCheck
     evaluation: PeriodicEvaluation
     checkpoints: CheckpointManager
-    tokens: TokenSet
+    tokens: TrainingSet
     order: SampleOrder
 
     @property
@@ -206,7 +210,7 @@ class _Run:
         parts = [self.tokens.batch(rows[start : start + size]) for start in range(0, len(rows), size)]
         # From pinned memory a GPU copies while it computes.
         if rank_info.device.type == "cuda":
-            parts = [(ids.pin_memory(), flags.pin_memory(), weight.pin_memory()) for ids, flags, weight in parts]
+            parts = [_apply(part, Tensor.pin_memory) for part in parts]
         return StepBatch(parts, self.tokens.num_completion_tokens(global_rows), global_rows)
 
     def save_model(self, digest: str) -> None:
@@ -216,7 +220,7 @@ class _Run:
         if self.rank_info.rank == 0:
             out, task = Path(self.recipe.out), self.recipe.task
             name = LAST if self.recipe.eval.metric_for_best_model else MODEL
-            save_model(self.vlm, out / name, task=task, recipe_digest=digest, state_dict=weights)
+            save_trained(self.vlm, out / name, task=task, recipe_digest=digest, state_dict=weights)
             self.evaluation.publish()
 
     def _checkpoint_metrics(self, num_steps: int) -> dict[str, float]:
@@ -256,5 +260,14 @@ class _Run:
 
 
 def _move_to(parts: MicroBatch, device: torch.device) -> MicroBatch:
-    ids_BT, is_completion_BT, weight_BT = (part.to(device, non_blocking=True) for part in parts)
-    return ids_BT, is_completion_BT, weight_BT
+    return _apply(parts, lambda part: part.to(device, non_blocking=True))
+
+
+def _apply(parts: MicroBatch, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+    ids_BT, is_completion_BT, weight_BT, *others = parts
+    changed = change(ids_BT), change(is_completion_BT), change(weight_BT)
+    if not others:
+        return changed
+    # Processors also return lists, such as sizes of images.
+    inputs = {name: change(value) if isinstance(value, Tensor) else value for name, value in others[0].items()}
+    return *changed, inputs

@@ -5,17 +5,20 @@ Not known here: rows, files of a run, Ray.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from wm.models.vlm import UnifiedVLM
+from wm.models.pixels.model import PixelModel
 from wm.private_session import loopback_interface
 from wm.training.loss import completion_losses
+from wm.training.pixels.loss import pair_losses
 from wm.training.planning.schedule import learning_rate
 from wm.training.recipe import TrainRecipe
+from wm.training.trained_models import TrainedModel
 from wm.training.zero import (
     Part,
     deepspeed_config,
@@ -28,21 +31,27 @@ from wm.training.zero import (
     undo_initial_step,
 )
 
-MicroBatch = tuple[Tensor, Tensor, Tensor]
-"""``ids_BT``, ``is_completion_BT``, ``weight_BT``, from :meth:`wm.training.data.batches.TokenSet.batch`."""
+MicroBatch: TypeAlias = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, dict[str, Any]]
+"""``ids_BT``, ``is_completion_BT``, ``weight_BT``, from :meth:`wm.training.data.batches.TokenSet.batch`; and what else
+a processor gives, from :meth:`wm.training.pixels.batches.PairSet.batch`."""
 
 
 class LossModule(nn.Module):
     """The model and its loss as one module, for DeepSpeed to wrap."""
 
-    def __init__(self, vlm: UnifiedVLM, autocast: bool) -> None:
+    def __init__(self, vlm: TrainedModel, autocast: bool) -> None:
         super().__init__()
         self.module = vlm.module
         self._vlm = vlm
         self._autocast = autocast
 
     def forward(
-        self, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float
+        self,
+        ids_BT: Tensor,
+        is_completion_BT: Tensor,
+        weight_BT: Tensor,
+        num_tokens: float,
+        inputs: Mapping[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute the loss, and for each row the negative log-likelihood of its completion (:func:`row_nll`).
 
@@ -51,9 +60,15 @@ class LossModule(nn.Module):
             is_completion_BT: bool, false at position 0.
             weight_BT: float32.
             num_tokens: Divides the sum.
+            inputs: Of a model that reads pixels: what else its processor gave.
         """
         with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            loss, nll_M = completion_losses(self._vlm, ids_BT, is_completion_BT, weight_BT, num_tokens)
+            if isinstance(self._vlm, PixelModel):
+                loss, nll_M = pair_losses(
+                    self._vlm, ids_BT, is_completion_BT, weight_BT, num_tokens=num_tokens, inputs=inputs or {}
+                )
+            else:
+                loss, nll_M = completion_losses(self._vlm, ids_BT, is_completion_BT, weight_BT, num_tokens)
         return loss, row_nll(nll_M, is_completion_BT)
 
 
@@ -76,7 +91,7 @@ def row_nll(nll_M: Tensor, is_completion_BT: Tensor) -> Tensor:
 class Stepper:
     """DeepSpeed around a prepared model. Every rank of the process group makes one and calls it in step."""
 
-    def __init__(self, vlm: UnifiedVLM, recipe: TrainRecipe, num_steps: int) -> None:
+    def __init__(self, vlm: TrainedModel, recipe: TrainRecipe, num_steps: int) -> None:
         """Wrap the model and build its optimiser.
 
         Args:
@@ -133,8 +148,8 @@ class Stepper:
         # Summed on the device: the host waits once a step, not once a pass.
         total = torch.zeros((), device=self._engine.device)
         rows = []
-        for ids_BT, is_completion_BT, weight_BT in micro_batches:
-            loss, rows_2B = self._engine(ids_BT, is_completion_BT, weight_BT, share)
+        for ids_BT, is_completion_BT, weight_BT, *inputs in micro_batches:
+            loss, rows_2B = self._engine(ids_BT, is_completion_BT, weight_BT, share, *inputs)
             self._engine.backward(loss)
             self._engine.step()
             total += loss.detach()

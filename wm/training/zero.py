@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from wm.models.vlm import UnifiedVLM
 from wm.training.recipe import TrainRecipe
+from wm.training.trained_models import TrainedModel
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -137,7 +137,7 @@ def loading(recipe: TrainRecipe, device: torch.device) -> Iterator[None]:
         del config
 
 
-def share_head(owner: nn.Module, vlm: UnifiedVLM) -> None:
+def share_head(owner: nn.Module, vlm: TrainedModel) -> None:
     """Register the head's matrix for gathering (stage 3): the loss reads it without calling the head.
 
     Args:

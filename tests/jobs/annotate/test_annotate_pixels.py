@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 
 import jobs.annotate.job
@@ -14,6 +13,7 @@ from tests.helpers.annotate_data import annotate_here, decode, recipe, rows, wri
 from tests.helpers.models_vlms import write_llava_next, write_qwen2_vl
 from wm.dynamics.observation import Observation
 from wm.dynamics.pixel_inverse import load_pixel_inverse
+from wm.dynamics.vlm_images import FeatureStore
 from wm.errors import InputError
 from wm.images import decode_image
 from wm.models import load_codec
@@ -172,14 +172,15 @@ def test_models_that_say_no_action_are_refused(videos, qwen, tiny_base, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_a_key_frame_of_two_pairs_is_one_observation(videos, qwen, tmp_path, monkeypatch):
-    """What a model keeps with an image (its vision features) serves both pairs, in whatever batches they come."""
+def test_vision_features_of_a_key_frame_are_computed_once(videos, qwen, tmp_path, monkeypatch):
+    """Though it is in two pairs, and these come in batches of their own; and its pixels are decoded once."""
     one = pixel_recipe(videos, qwen, tmp_path / "out", resources={"idm_batch_size": 1})
     clips = decode(one).to_pylist()
-    made = []
-    direct = Observation.from_pixels
-    monkeypatch.setattr(Observation, "from_pixels", lambda pixels: made.append(pixels) or direct(pixels))
     annotator = Annotator(one.annotator_settings())
-    annotator.annotate(clips)
-    assert len(made) == sum(len(row["keyframes"]) for row in clips)
-    assert all(isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 for pixels in made)
+    observed, computed = [], []
+    from_pixels, compute = Observation.from_pixels, FeatureStore._compute
+    monkeypatch.setattr(Observation, "from_pixels", lambda pixels: observed.append(pixels) or from_pixels(pixels))
+    monkeypatch.setattr(FeatureStore, "_compute", lambda self, pixels: computed.extend(pixels) or compute(self, pixels))
+    assert len(annotator.annotate(clips)["pairs"]) > len(clips)
+    num_keyframes = sum(len(row["keyframes"]) for row in clips)
+    assert len(observed) == len(computed) == num_keyframes

@@ -12,7 +12,6 @@ from jobs.annotate.shards import (
     TABLES,
     cut_shards,
     shards_with,
-    sole_writer,
     tidy,
     write_shard,
 )
@@ -238,14 +237,6 @@ def test_annotation_without_triplets_has_all_tables_to_retry(tmp_path):
     for table, schema in TABLES.items():
         assert read_table(tmp_path / table, schema).num_rows == {"rejects": 1, "clips": 1}.get(table, 0)
     assert tidy(tmp_path) == {1} and contents(tmp_path) == content
-
-
-def test_two_drivers_cannot_write_one_folder(tmp_path):
-    refused = pytest.raises(InputError, match="is being written by another annotate")
-    with sole_writer(tmp_path), refused, sole_writer(tmp_path):
-        pass
-    with sole_writer(tmp_path):  # the first has let go
-        pass
 
 
 def test_means_over_nothing_are_none():

@@ -52,6 +52,25 @@ def test_the_smallest_run_does_every_part(tmp_path, capsys):
     # The share of the bandwidth is of a difference of two times, which a busy machine may turn round.
     assert all(value > 0 or name.startswith("bandwidth_share") for name, value in record["ratios"].items())
     assert "0 failed, 0 left out" in capsys.readouterr().out
+    test = figures["sampling_n8_static"]["self_tests"]["static decoding"]
+    assert test["agrees"] and test["error"] < 1e-4
+
+
+def test_a_run_that_ended_early_is_resumed(tmp_path, capsys, monkeypatch):
+    """What was measured stays as it was; a complete run, or one of other settings, is measured anew."""
+    out = tmp_path / "gpu.json"
+    words = ["gpu", f"out={out}", "quick=true", "device=cpu", 'parts=["idm"]']
+    assert main([*words, "seconds=1e-9"]) == 0
+    first = json.loads(out.read_text())
+    assert first["left_out"] and set(first["figures"]) == {"shape"}
+    first["figures"]["idm_shared"] = {"s": 123.0, "pairs_per_s": 0.5}
+    out.write_text(json.dumps(first))
+    assert main(words) == 0
+    record = json.loads(out.read_text())
+    assert record["figures"]["idm_shared"]["s"] == 123.0 and "idm_unshared_one_source" in record["figures"]
+    assert "idm_shared: kept from the run before" in capsys.readouterr().out
+    assert main(words) == 0
+    assert json.loads(out.read_text())["figures"]["idm_shared"]["s"] < 100
 
 
 def test_bytes_are_those_that_a_step_must_move():

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.code_calls import predict_observations, roll_out
-from wm.dynamics import Sampling, Search, WorldModel, load_roles, propose_actions, score_actions
+from wm.dynamics import CodeForward, Sampling, Search, WorldModel, load_role, propose_actions, score_actions
 from wm.errors import InputError
 from wm.models import load_codec
 from wm.packaged import resolve_packaged
@@ -31,7 +31,7 @@ def source(world):
 
 @pytest.fixture(scope="module")
 def models(world):
-    return world.roles.fdm.model, world.roles.idm.model
+    return world.forward.role.model, world.inverse.role.model
 
 
 def pixels(image):
@@ -113,4 +113,4 @@ def test_models_in_the_wrong_role_are_refused(tiny_base):
     with pytest.raises(InputError, match="fdm = 'nano:idm' was trained as idm"):
         WorldModel.load("nano:idm", "nano:fdm")
     with pytest.raises(InputError, match="image codec"):
-        WorldModel(load_roles("nano:fdm", "nano:idm"), load_codec(tiny_base))
+        CodeForward(load_role("nano:fdm"), load_codec(tiny_base))

@@ -49,7 +49,10 @@ RELEASES = {
     ),
     "Emu3-VisionTokenizer": (EMU3_VQ, r"Emu3's VQ model alone .*`hf download BAAI/Emu3-Gen-hf --local-dir MODEL`"),
     "Janus": (JANUS, r"authors' own layout of Janus .*`hf download deepseek-community/Janus-Pro-7B --local-dir MODEL`"),
-    "Lumina": (LUMINA, r"is Lumina-mGPT .*`hf download leloy/Anole-7b-v0.1-hf --local-dir MODEL`"),
+    "Lumina": (
+        LUMINA,
+        r"is the first Lumina-mGPT .*Lumina-mGPT 2\.0, `hf download Alpha-VLLM/Lumina-mGPT-2\.0 --local-dir MODEL`",
+    ),
     "DeepSeek-VL": (DEEPSEEK_VL, "model_type is 'multi_modality'; supported: chameleon, gemma, emu3, janus"),
     "InternVL": (CODED, "model_type is 'internvl_chat'; supported: chameleon, gemma, emu3, janus"),
 }

@@ -1,6 +1,7 @@
 """The engine's own passes against transformers' modules, and in float64 against the decoder written out by hand."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from transformers import ChameleonConfig, ChameleonModel, GemmaConfig, GemmaMode
 
 from tests.helpers import sampling_reference
 from tests.helpers.models_reference import lively, reference_logits
+from wm.dynamics.scoring import completion_logprobs
 from wm.models import flatten, load_model
 from wm.sampling import Sampling, build_model_runner, generate_texts, sample_images
 from wm.sampling.kernels.attention import attend_shared, attend_tails
+from wm.sampling.kernels.self_test import FUSED
 from wm.sampling.weights_view import view_of_modules
 
 SIZES = {
@@ -244,6 +247,31 @@ def test_tails_are_used_where_nothing_is_padded(vlm, monkeypatch):
         hidden([sources[0], sources[1][:-1]], 0)
         hidden(sources, 1)
     assert len(calls) == len(runner.view.layers), "not for padded prefixes, nor after other tokens"
+    assert runner.self_tests[FUSED].agrees and runner.self_tests[FUSED].error < 1e-5
+
+
+@pytest.mark.parametrize("fault", ["wrong", "missing"])
+def test_a_fused_kernel_that_is_wrong_is_not_used(vlm, monkeypatch, caplog, fault):
+    """What it gives is half of what it should, or the build has no such kernel: scores are those without it."""
+    segments = [vlm.layout("idm", source=[1, 2, 3, 4], target=[k] * 4, action="put") for k in range(3)]
+    expected = completion_logprobs(vlm, segments, runner=build_model_runner(vlm))
+
+    def broken(*tensors):
+        if fault == "missing":
+            raise NotImplementedError("no such kernel")
+        return attend_tails(*tensors) * 0.5
+
+    monkeypatch.setattr("wm.sampling.llama_runner.can_flash", lambda query: True)
+    monkeypatch.setattr("wm.sampling.llama_runner.attend_tails", broken)
+    monkeypatch.setattr("wm.sampling.kernels.self_test.attend_tails", broken)
+    runner = build_model_runner(vlm)
+    with caplog.at_level(logging.WARNING):
+        assert completion_logprobs(vlm, segments, runner=runner) == expected
+        assert completion_logprobs(vlm, segments, runner=runner) == expected
+    (record,) = caplog.records
+    assert record.message.startswith("fused attention failed (")
+    assert ("no such kernel" in record.message) == (fault == "missing")
+    assert not runner.self_tests[FUSED].agrees
 
 
 def test_guidance_is_the_mix_of_three_prompts(vlm):

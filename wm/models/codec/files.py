@@ -21,8 +21,8 @@ from wm.models.codec.taming import (
 from wm.models.codec.vqgan import VQGAN, VQModel
 from wm.models.config_bounds import check_config
 from wm.models.folder_checks import check_no_code, neutralise, read_json, refusing
+from wm.models.missing import explain_missing_codec
 from wm.models.tensor_checks import check_floats, check_tensors
-from wm.models.unreadable import explain_missing_codec
 from wm.models.weights import CODEC_PREFIX, describe_tensor, load_tensors
 
 _DECODER = "decoder."
@@ -92,7 +92,7 @@ def read_own_codec(
         tensors = tensors or load_tensors(folder, prefix)
     if not tensors:
         explain_missing_codec(folder, family)
-    return _assemble(build, tensors, PixelScale.read(folder), str(folder), prefix=prefixes[0]).to(device)
+    return assemble_codec(build, tensors, PixelScale.read(folder), str(folder), prefix=prefixes[0]).to(device)
 
 
 def chameleon_codec_shape(path: Path) -> tuple[int, int]:
@@ -155,12 +155,12 @@ def _assemble_vqgan(
 ) -> ImageCodec:
     # Chameleon as transformers converts it comes without decoder: it encodes all the same.
     has_decoder = _has_decoder(tensors)
-    return _assemble(
+    return assemble_codec(
         lambda: VQGAN(config), tensors, scale, where, prefix=prefix, has_decoder=has_decoder, ignored=ignored
     )
 
 
-def _assemble(
+def assemble_codec(
     build: Callable[[], VQModel],
     tensors: Mapping[str, Tensor],
     scale: PixelScale,
@@ -170,7 +170,23 @@ def _assemble(
     has_decoder: bool = True,
     ignored: tuple[str, ...] = (),
 ) -> ImageCodec:
-    """Build a codec of tensors, which have ``prefix`` before their names in the file."""
+    """Build a codec of tensors, which are compared with the model that they should fill.
+
+    Args:
+        build: Makes an empty model.
+        tensors: By name.
+        scale: How pixels become the codec's input.
+        where: Named in errors.
+        prefix: What the file has before the names.
+        has_decoder: Whether the tensors hold a decoder; images can only be encoded without.
+        ignored: Names of tensors of the file that play no part.
+
+    Returns:
+        The codec, in float32.
+
+    Raises:
+        InputError: Tensors are missing, misshapen or too many.
+    """
     with refusing(f"{where}: its configuration describes no image codec"), torch.device("meta"):
         vqgan = build()
     # Built without memory first, to be compared with what the file holds.

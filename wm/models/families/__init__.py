@@ -1,4 +1,8 @@
-"""Model families: one file each, found by the ``model_type`` of a folder's ``config.json``."""
+"""Model families: one file each, found by the ``model_type`` of a folder's ``config.json``.
+
+Two releases share the ``model_type`` of another family and are told apart by :mod:`wm.models.variants`: Lumina-mGPT
+2.0 (a ``chameleon``) and Emu3.5 (``Emu3``; written as ``qwen3``, whose decoder it has).
+"""
 
 from importlib import import_module
 from pathlib import Path
@@ -7,6 +11,7 @@ from wm.errors import InputError
 from wm.models.folder_checks import check_no_code, read_json
 from wm.models.folders import Family
 from wm.models.unreadable import explain_unreadable
+from wm.models.variants import LUMINA, family_key
 from wm.models.vlm import UnifiedVLM
 
 FAMILIES = {
@@ -14,8 +19,12 @@ FAMILIES = {
     "gemma": "wm.models.families.liquid",
     "emu3": "wm.models.families.emu3",
     "janus": "wm.models.families.janus",
+    LUMINA: "wm.models.families.lumina",
+    "Emu3": "wm.models.families.emu3_5",
+    "qwen3": "wm.models.families.emu3_5",
 }
-"""The module whose ``FAMILY`` reads and writes folders, by the ``model_type`` of their ``config.json``."""
+"""The module whose ``FAMILY`` reads and writes folders, by the ``model_type`` of their ``config.json``, or by
+:func:`~wm.models.variants.family_key` where several share one."""
 
 
 def family_of(folder: Path) -> Family[UnifiedVLM]:
@@ -31,14 +40,25 @@ def family_of(folder: Path) -> Family[UnifiedVLM]:
         InputError: It is none of :data:`FAMILIES`.
     """
     explain_unreadable(folder)
-    model_type = read_json(folder / "config.json").get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise InputError(f"{folder}: model_type is {model_type!r:.60}; supported: {', '.join(FAMILIES)}")
+    key = family_key(read_json(folder / "config.json"))
+    if not isinstance(key, str) or key not in FAMILIES:
+        raise InputError(f"{folder}: model_type is {key!r:.60}; supported: {', '.join(FAMILIES)}")
     check_no_code(folder)
-    return load_family(model_type)
+    return load_family(key)
 
 
-def load_family(model_type: str) -> Family[UnifiedVLM]:
-    """Import the family of a ``model_type``, a key of :data:`FAMILIES`."""
-    family: Family[UnifiedVLM] = import_module(FAMILIES[model_type]).FAMILY
+def load_family(key: str) -> Family[UnifiedVLM]:
+    """Import a family by its key in :data:`FAMILIES`."""
+    family: Family[UnifiedVLM] = import_module(FAMILIES[key]).FAMILY
     return family
+
+
+def family_of_model(vlm: UnifiedVLM) -> Family[UnifiedVLM]:
+    """Return the functions that read and write the folders of a model at hand.
+
+    Args:
+        vlm: The model.
+    """
+    config = vlm.inner.config
+    facts = {name: getattr(config, name, None) for name in ("model_type", "vocab_size", "vocabulary_map")}
+    return load_family(str(family_key(facts)))

@@ -19,7 +19,7 @@ from wm.models.codec.codec import ImageCodec
 from wm.models.codec.files import chameleon_codec_shape, read_codec
 from wm.models.folder_writing import write_codec_folder, write_weights
 from wm.models.folders import Device, Family, read_config, read_module, read_tokenizer
-from wm.models.unreadable import explain_missing_vqgan
+from wm.models.missing import explain_missing_vqgan
 from wm.models.vlm import Facts, UnifiedVLM
 from wm.models.vocabulary import special_ids, text_rows
 

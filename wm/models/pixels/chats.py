@@ -4,8 +4,8 @@ Such a model is a vision-language one of transformers with its own processor and
 here, nor what is done with the tokens.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +54,23 @@ def prepare_inputs(
         images: Of each chat.
         padding_side: ``left`` or ``right``.
     """
+    return move_inputs(process(processor, texts, images, padding_side=padding_side), model.device, model.dtype)
+
+
+def process(
+    processor: Any, texts: Sequence[str], images: Sequence[Sequence[Pixels]], *, padding_side: str
+) -> dict[str, Any]:
+    """Run the processor on a batch of chats and their images.
+
+    Args:
+        processor: The model's.
+        texts: Chats, all written by one template.
+        images: Of each chat.
+        padding_side: ``left`` or ``right``.
+
+    Returns:
+        The model's inputs by name, on the CPU.
+    """
     inputs = processor(
         text=list(texts),
         images=[list(of) for of in images],
@@ -63,8 +80,19 @@ def prepare_inputs(
         add_special_tokens=not begins(texts[0], processor.tokenizer.bos_token),
         return_tensors="pt",
     )
+    return dict(inputs)
+
+
+def move_inputs(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Move inputs to a device, and numbers that are no integers to a type.
+
+    Args:
+        inputs: Of :func:`process`.
+        device: The model's.
+        dtype: Its type.
+    """
     # Integers are ids and masks, which have no other type.
-    return {name: move_to(value, model.device, model.dtype) for name, value in inputs.items()}
+    return {name: move_to(value, device, dtype) for name, value in inputs.items()}
 
 
 def check_pixels(name: str, image: Any) -> None:
@@ -95,10 +123,42 @@ def count_tokens(tokenizer: Any, prefix: str, answer: str, kind: str) -> int:
         raise InputError(f"{kind} {answer!r} is empty; expected some words")
     # A client's text must not end the answer or open another image.
     check_no_special(tokenizer, answer, kind)
+    return measure_answers(tokenizer, prefix, [answer])[0].num_tokens
+
+
+class AnswerLength(NamedTuple):
+    """Lengths of a chat's answer with the end, in tokens."""
+
+    num_tokens: int
+    """What is scored and learned."""
+    num_added: int
+    """By how much the answer lengthens the chat: less where its first token takes in the chat's last characters."""
+
+
+def measure_answers(tokenizer: Any, prefix: str, answers: Sequence[str]) -> list[AnswerLength]:
+    """Measure answers after one chat; texts are not checked.
+
+    Args:
+        tokenizer: The model's.
+        prefix: The chat, up to where the answer begins.
+        answers: What follows.
+    """
     # A tokenizer may join the prompt's last characters with the answer's first: only the common part is prompt.
     prompt_ids = tokenizer(prefix, add_special_tokens=False)["input_ids"]
-    full_ids = tokenizer(f"{prefix}{answer}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
-    return len(full_ids) - count_common(prompt_ids, full_ids)
+    texts = [complete_chat(tokenizer, prefix, answer) for answer in answers]
+    full: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [AnswerLength(len(ids) - count_common(prompt_ids, ids), len(ids) - len(prompt_ids)) for ids in full]
+
+
+def complete_chat(tokenizer: Any, prefix: str, answer: str) -> str:
+    """Return a chat with its answer and the end token.
+
+    Args:
+        tokenizer: The model's.
+        prefix: The chat, up to where the answer begins.
+        answer: What follows.
+    """
+    return f"{prefix}{answer}{tokenizer.eos_token}"
 
 
 def check_no_special(tokenizer: Any, text: str, kind: str) -> None:
@@ -109,10 +169,19 @@ def check_no_special(tokenizer: Any, text: str, kind: str) -> None:
         text: Of anybody.
         kind: What it is, for errors.
     """
+    if any(token in text for token in special_tokens(tokenizer)):
+        raise InputError(f"{kind} {text!r:.80} holds a special token of the model")
+
+
+def special_tokens(tokenizer: Any) -> set[str]:
+    """Return the texts that are special tokens of a model.
+
+    Args:
+        tokenizer: The model's.
+    """
     # Placeholders of images are added tokens, which not every folder lists among its special ones.
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    if any(token in text for token in {*tokenizer.all_special_tokens, *added}):
-        raise InputError(f"{kind} {text!r:.80} holds a special token of the model")
+    return {*tokenizer.all_special_tokens, *added}
 
 
 def move_to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

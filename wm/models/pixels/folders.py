@@ -119,22 +119,37 @@ def load_pixel_processor(path: Path, prompt: str = PROMPT) -> Any:
     return processor
 
 
-def _read_model(folder: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """Load the model; also return the names of tensors that the files do not hold."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+def build_skeleton(folder: Path) -> Any:
+    """Build the model of a folder's configuration on the ``meta`` device.
+
+    Args:
+        folder: A folder that :func:`check_pixel_folder` has passed.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(_read_config(folder), trust_remote_code=False)
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    config = neutralise(getattr(config, "thinker_config", config))  # of Qwen2.5-Omni only what reads and writes text
+    return neutralise(getattr(config, "thinker_config", config))  # of Qwen2.5-Omni only what reads and writes text
+
+
+def _read_model(folder: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """Load the model; also return the names of tensors that the files do not hold."""
+    from transformers import AutoModelForImageTextToText
+
     # Built without memory first: a config that asks for far more than the files hold is refused before it is built.
-    with torch.device("meta"):
-        skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
-    check_amount(skeleton, count_numbers(list_tensors(folder)), str(folder))
+    check_amount(build_skeleton(folder), count_numbers(list_tensors(folder)), str(folder))
     if any(folder.glob("shard-*-model-*.safetensors")):  # which transformers would prefer to what was checked
         raise InputError(f"{folder} holds shards of a distributed checkpoint, expected model.safetensors or its shards")
     with quiet_transformers():
         model, report = AutoModelForImageTextToText.from_pretrained(
             folder,
-            config=config,
+            config=_read_config(folder),
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,

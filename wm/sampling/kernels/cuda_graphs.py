@@ -10,13 +10,14 @@ one recording serves all.
 How (``stepping`` of :class:`~wm.sampling.llama_runner.LlamaRunner`): ``static`` calls the step, on any device;
 ``graph`` records it as a CUDA graph; ``compiled`` has torch.compile fuse what surrounds attention first. What fails is
 replaced by the next simpler way: ``compiled``, ``graph``, that without Triton, then ``plain``, which is no step of this
-module.
+module. So is what gives other logits than plain decoding of the same prompt (:mod:`wm.sampling.kernels.self_test`):
+every set of buffers is compared once, before its first image.
 
 Shape suffixes of :mod:`wm.sampling.cache`, and: L slots of an image, V image codes, F positions of a bucket.
 """
 
 import logging
-from collections.abc import Callable
+from math import inf
 from typing import TypeAlias
 
 import torch
@@ -25,10 +26,11 @@ from torch import Tensor
 from wm.sampling.cache import Prefix
 from wm.sampling.guidance import Candidates
 from wm.sampling.kernels.attention import attend_shared
+from wm.sampling.kernels.self_test import compare_steps
 from wm.sampling.kernels.triton_attention import StepAttention, can_attend
-from wm.sampling.llama_layers import Attend, LlamaLayers, Parts
+from wm.sampling.llama_layers import Attend, Parts, compile_parts
 from wm.sampling.llama_runner import LlamaRunner
-from wm.sampling.model_runner import Stepping
+from wm.sampling.model_runner import SelfTest, Stepping
 from wm.sampling.noise import Sampling, sample_tokens
 from wm.sampling.slots import Slots
 
@@ -80,6 +82,15 @@ class StaticSteps:
     def num_bytes(self) -> int:
         """Bytes of the caches."""
         return 2 * self._prefix_keys.numel() * self._prefix_keys.element_size() + self._rows.num_bytes()
+
+    @property
+    def logits_RV(self) -> Tensor:  # noqa: N802
+        """Logits of the next code, (R, V), conditions mixed."""
+        return self._logits_RV
+
+    def seek(self, position: int) -> None:
+        """Continue at another position."""
+        self._position_1.fill_(position)
 
     def begin(self, candidates: Candidates, noise_LR: Tensor) -> None:
         """Take over the prefixes of ``candidates`` and the noise (0 at row ends).
@@ -179,18 +190,6 @@ class StaticSteps:
             self._graphs[bucket] = graph
 
 
-def compile_parts(layers: LlamaLayers, backend: str | Callable[..., object] = "inductor") -> Parts:
-    """Compile the halves of a layer around attention, each once for all layers.
-
-    Args:
-        layers: The decoder's layers.
-        backend: Of torch.compile.
-    """
-    before = torch.compile(layers.before, backend=backend, fullgraph=True, dynamic=False)
-    after = torch.compile(layers.after, backend=backend, fullgraph=True, dynamic=False)
-    return Parts(before, after)
-
-
 def key_of(candidates: Candidates, each: int, slots: Slots, sampling: Sampling) -> Key:
     """Return what must be equal for buffers and recordings to serve again: number of prefixes, candidates of each,
     capacity for a prefix, slots, settings.
@@ -232,15 +231,19 @@ def build_static_steps(
     if not isinstance(steps, StaticSteps) or steps.key != key_of(candidates, each, slots, sampling):
         steps = None
     while steps is None and runner.stepping != "plain":
-        steps = _build_steps(candidates, each, sampling, slots)
+        steps = _build_steps(candidates, noise_LR, each, sampling, slots)
     if steps is not None:
         steps.begin(candidates, noise_LR)
     return steps
 
 
-def _build_steps(candidates: Candidates, each: int, sampling: Sampling, slots: Slots) -> StaticSteps | None:
-    """Build steps as the runner's stepping says; where that fails, choose a simpler stepping and return None."""
+def _build_steps(
+    candidates: Candidates, noise_LR: Tensor, each: int, sampling: Sampling, slots: Slots
+) -> StaticSteps | None:
+    """Build steps as the runner's stepping says, and compare them with plain decoding; where that fails, choose a
+    simpler stepping and return None."""
     runner = _fast_runner(candidates)
+    way = f"{runner.stepping} decoding{' with Triton kernels' if can_attend(runner) else ''}"
     try:
         steps = StaticSteps(candidates, each, slots, sampling)
         if runner.stepping == "compiled":
@@ -253,18 +256,28 @@ def _build_steps(candidates: Candidates, each: int, sampling: Sampling, slots: S
         if runner.stepping not in SIMPLER:
             raise
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        way = f"{runner.stepping} decoding{' with Triton kernels' if can_attend(runner) else ''}"
-        # The kernels are given up before the recording is: a graph without them is still quicker than no graph.
-        if runner.stepping == "graph" and can_attend(runner):
-            runner.kernels = False
-        else:
-            runner.stepping = SIMPLER[runner.stepping]
-        logger.warning("%s failed (%s); continuing with %s decoding", way, text, runner.stepping)
+        runner.self_tests[way] = SelfTest(agrees=False, error=inf, limit=0.0, positions=(), detail=text)
+        _choose_simpler(runner, way, text)
+        return None
+    result = runner.self_tests[way] = compare_steps(steps, candidates, noise_LR, each=each)
+    if not result.agrees:
+        text = result.detail or f"its logits differ by {result.error:.3g} standard deviations, at most {result.limit:g}"
+        del steps
+        _choose_simpler(runner, way, text)
         return None
     logger.info(
         "%s decoding of %d rows: %.2f GB of caches", runner.stepping, steps.key[0] * each, steps.num_bytes / 1e9
     )
     return steps
+
+
+def _choose_simpler(runner: LlamaRunner, way: str, text: str) -> None:
+    # The kernels are given up before the recording is: a graph without them is still quicker than no graph.
+    if runner.stepping == "graph" and can_attend(runner):
+        runner.kernels = False
+    else:
+        runner.stepping = SIMPLER.get(runner.stepping, "plain")
+    logger.warning("%s failed (%s); continuing with %s decoding", way, text, runner.stepping)
 
 
 def _fast_runner(candidates: Candidates) -> LlamaRunner:

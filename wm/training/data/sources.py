@@ -7,7 +7,7 @@ holds ids (some 100 bytes a row) and one chunk at a time.
 Shape suffixes: F rows of all files in their order, P rows of a chunk, N tokens of an image.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -20,10 +20,11 @@ import pyarrow.dataset as pads
 from pydantic import Field
 
 from wm.config import Recipe
-from wm.errors import InputError, to_line
+from wm.errors import InputError
 from wm.paths import TablePath
 from wm.records import TRIPLET_SCHEMA
-from wm.tables import checked_files, local_files, open_columns, table_files, triplets_folder
+from wm.tables import checked_files, local_files, table_files, triplets_folder
+from wm.training.data.columns import read_batches
 
 COLUMNS = ("triplet_id", "action", "codec", "source_codes", "target_codes", "change")
 _LISTS = ("source_codes", "target_codes", "change")
@@ -112,7 +113,7 @@ def select_rows(source: Source, generator: np.random.Generator) -> RowSelection:
     """
     # 1. Which rows are usable.
     files = checked_files(source.folder)
-    parts = [batch for file in files for batch in _batches(file, ("triplet_id", "status"), 65_536)]
+    parts = [batch for file in files for batch in read_batches(file, ("triplet_id", "status"), 65_536)]
     table = pa.Table.from_batches(parts, pa.schema([TRIPLET_SCHEMA.field(name) for name in ("triplet_id", "status")]))
     is_selected_F = np.ones(table.num_rows, np.bool_)
     if source.selection:
@@ -154,7 +155,7 @@ def read_chunks(source: Source, selection: RowSelection, codec: CodecShape) -> I
     rows_at_a_time = max(1, min(4096, _CODES_PER_CHUNK // codec.tokens_per_image))
     start = 0
     for file in selection.files:
-        for batch in _batches(file, COLUMNS, rows_at_a_time):
+        for batch in read_batches(file, COLUMNS, rows_at_a_time):
             stop = start + batch.num_rows
             is_checked, rank = selection.is_checked_F[start:stop], selection.rank_F[start:stop]
             start = stop
@@ -247,34 +248,6 @@ def _check_values(
         row, token = np.argwhere(~is_good_PN)[0]
         name = batch.column("triplet_id")[int(row)]
         raise InputError(f"{title} of triplet {name} holds {values_PN[row, token]}, expected {expected}")
-
-
-def _batches(file: Path, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-    """Read a file's columns through a small buffer: a row group may be larger than the memory."""
-    try:
-        # One thread: workers of a node read at the same time.
-        with open_columns(file) as parquet:
-            for batch in parquet.iter_batches(rows, columns=list(columns), use_threads=False):
-                yield _cast(batch, columns, file)
-    # pyarrow's messages have several lines, a user error one.
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} is damaged: {to_line(error)}") from error
-
-
-def _cast(batch: pa.RecordBatch, columns: Sequence[str], file: Path) -> pa.RecordBatch:
-    """Cast columns to the table's types; codes may be wider numbers, which another codec may need."""
-    arrays = []
-    for name in columns:
-        array, expected = batch.column(name), TRIPLET_SCHEMA.field(name).type
-        is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
-        is_codes = name in ("source_codes", "target_codes")
-        if is_codes and is_list and pa.types.is_unsigned_integer(array.type.value_type):
-            expected = array.type
-        try:
-            arrays.append(array if array.type == expected else array.cast(expected))
-        except pa.ArrowException as error:
-            raise InputError(f"{file} has {name} as {array.type}, expected {expected}") from error
-    return pa.RecordBatch.from_arrays(arrays, names=list(columns))
 
 
 def _read_selection(table: pa.Table, source: Source) -> pa.Array:

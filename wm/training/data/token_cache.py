@@ -12,47 +12,36 @@ tokenizer) holds
 | ``facts.json`` | counts; the sizes that the files must have |
 
 Rows are in the order of the Parquet files, so that writing is one pass forwards; training reads rows at random anyhow.
-Task, recognition weights and prompt layout are not in it: an inverse and a forward model share one. A temporary folder
-is written and renamed when complete, under a lock: of several workers of a node one writes and the others wait. Where
-locks do not reach (nodes that share a folder over a network), two may write, and the second removes its own.
-
-A cache in a bucket is read through this node's copy of it (:mod:`wm.training.data.shared_tokens`).
+Task, recognition weights and prompt layout are not in it: an inverse and a forward model share one. How folders are
+written and shared: :mod:`wm.training.data.cache_folders`.
 """
 
-import fcntl
-import hashlib
 import json
-import os
-import platform
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from wm.errors import InputError
-from wm.files.mirror import list_below, uri_of
-from wm.runs import digest_of, write_json
-from wm.tables import table_files
-from wm.training.data.shared_tokens import fetch_shared, is_here, publish_shared, wrong_sizes
+from wm.runs import write_json
+from wm.training.data.cache_folders import FACTS, check_sizes, ensure_folder, name_folder, synced
+from wm.training.data.shared_tokens import fetch_shared, is_here
 from wm.training.data.sources import CodecShape, Codes, RowSelection, Source
 from wm.training.data.tokenized import SourceFacts, SourceReader, check_has_rows
 
 FORMAT = 1
-_FACTS = "facts.json"
 
 
 class SourceTokens:
     """A source's rows, R of them sorted by ``triplet_id``; only requested rows are read."""
 
     def __init__(self, folder: Path, source: Source) -> None:
-        facts = json.loads((folder / _FACTS).read_text())
-        _check_sizes(folder, facts["sizes"])
+        facts = json.loads((folder / FACTS).read_text())
+        check_sizes(folder, facts["sizes"])
         self.folder = folder
         self._record = _record_type(facts["codes"], facts["tokens_per_image"])
         # Mapped, not read: all workers of a node share the pages.
@@ -110,12 +99,13 @@ def open_source(root: Path, source: Source, number: int, reader: SourceReader, t
         InputError: Something is wrong with the rows, or the disk has not the room.
     """
     folder = root / _key(source, number, reader, tokenizer_digest)
-    if not is_here(folder, _FACTS):
-        # Checked again under the lock: another worker may have written it meanwhile.
-        with _created_folder(root), _locked(root / f".{folder.name}.lock"):
-            if not is_here(folder, _FACTS) and not fetch_shared(folder, _FACTS):
-                _write(folder, source, number, reader)
-                publish_shared(folder, _FACTS)
+
+    def prepare() -> Callable[[Path], None]:
+        selection = reader.select(source, number)
+        _check_room(root, selection.num_rows, reader.codec)
+        return lambda temporary: _write_files(temporary, source, selection, reader)
+
+    ensure_folder(folder, prepare)
     return SourceTokens(folder, source)
 
 
@@ -132,30 +122,14 @@ def find_source(
         tokenizer_digest: Of the reader's tokenizer.
     """
     folder = root / _key(source, number, reader, tokenizer_digest)
-    return SourceTokens(folder, source) if is_here(folder, _FACTS) or fetch_shared(folder, _FACTS) else None
+    return SourceTokens(folder, source) if is_here(folder, FACTS) or fetch_shared(folder, FACTS) else None
 
 
-def _write(folder: Path, source: Source, number: int, reader: SourceReader) -> None:
-    _remove_leftovers(folder)
-    selection = reader.select(source, number)
-    _check_room(folder.parent, selection.num_rows, reader.codec)
-    prefix = f".{folder.name}.{platform.node()}.{os.getpid()}."
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=folder.parent))
-    try:
-        _write_files(temporary, source, selection, reader)
-        temporary.chmod(0o755)
-        # Another node may have been quicker.
-        with suppress(OSError):
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the files of killed writers of this node; those of other nodes may be at work."""
-    for leftover in folder.parent.glob(f".{folder.name}.{platform.node()}.*.tmp"):
-        if not Path(f"/proc/{leftover.name.split('.')[-3]}").exists():
-            shutil.rmtree(leftover, ignore_errors=True)
+def _key(source: Source, number: int, reader: SourceReader, tokenizer_digest: str) -> str:
+    codec = reader.codec
+    # Task and weights do not change the content.
+    facts = [FORMAT, tokenizer_digest, [codec.codec_id, codec.tokens_per_image, codec.num_codes]]
+    return name_folder(source, number, reader.seed, facts)
 
 
 def _write_files(folder: Path, source: Source, selection: RowSelection, reader: SourceReader) -> None:
@@ -164,7 +138,7 @@ def _write_files(folder: Path, source: Source, selection: RowSelection, reader: 
     record = _record_type(codec.code_type.str, codec.tokens_per_image)
     with ExitStack() as stack:
         rows, actions, names = (
-            stack.enter_context(_synced(folder / f"{name}.bin")) for name in ("rows", "actions", "names")
+            stack.enter_context(synced(folder / f"{name}.bin")) for name in ("rows", "actions", "names")
         )
         # 1. One pass over the rows; what is small stays in memory.
         for chunk, ids_A, length_P in reader.chunks(source, selection, left_out):
@@ -189,11 +163,11 @@ def _write_files(folder: Path, source: Source, selection: RowSelection, reader: 
     }
     # Small arrays in numpy's own format, which is mapped too.
     for name, values in arrays.items():
-        with _synced(folder / f"{name}.npy") as file:
+        with synced(folder / f"{name}.npy") as file:
             np.save(file, values)
     # 3. The facts last: a folder without them is not read.
     write_json(
-        folder / _FACTS,
+        folder / FACTS,
         {
             "rows": len(rank_R),
             "skipped": selection.num_skipped,
@@ -207,42 +181,10 @@ def _write_files(folder: Path, source: Source, selection: RowSelection, reader: 
     )
 
 
-def _key(source: Source, number: int, reader: SourceReader, tokenizer_digest: str) -> str:
-    """Digest all that the content depends on to 32 hexadecimal digits."""
-    codec = reader.codec
-    # Any of these changes the content; task and weights do not.
-    facts = [
-        FORMAT,
-        tokenizer_digest,
-        [codec.codec_id, codec.tokens_per_image, codec.num_codes],
-        [digest_of(source.path), _files_digest(source.folder)],
-        [digest_of(source.selection), _files_digest(source.selection)] if source.selection else [],
-        [source.limit, reader.seed, number] if source.limit else [],
-    ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-
-
-def _files_digest(folder: str | Path) -> str:
-    """Digest names, sizes and times of Parquet files: a table that was written again in place is another one."""
-    if uri_of(folder) is not None:
-        # As the bucket lists them: the same on every node, whatever of the table has been copied to it.
-        facts = [(entry.name, entry.size_bytes, entry.mtime_ns) for entry in list_below(folder)]
-    else:
-        facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in table_files(folder)]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
 def _record_type(codes: str, tokens_per_image: int) -> np.dtype[np.void]:
     return np.dtype(
         [("source", codes, tokens_per_image), ("target", codes, tokens_per_image), ("change", "<f4", tokens_per_image)]
     )
-
-
-def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
-    for name, actual in wrong_sizes(folder, sizes).items():
-        raise InputError(
-            f"{folder / name} has {actual} bytes, expected {sizes[name]}; remove {folder}, which is then written again"
-        )
 
 
 def cache_bytes(num_rows: int, codec: CodecShape) -> int:
@@ -263,38 +205,3 @@ def _check_room(root: Path, num_rows: int, codec: CodecShape) -> None:
             f"the tokens of {num_rows:,} triplets need {size / 1e9:.1f} GB in {root}, which has {free / 1e9:.1f} GB "
             "free; give another folder as data.token_cache"
         )
-
-
-@contextmanager
-def _synced(path: Path) -> Iterator[BinaryIO]:
-    with path.open("wb") as file:
-        yield file
-        file.flush()
-        # Otherwise a power cut leaves the name without its content.
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _created_folder(root: Path) -> Iterator[None]:
-    """Create ``root``, and remove what was created for it if the block fails."""
-    created = [folder for folder in (root, *root.parents) if not folder.exists()]
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            for folder in created:
-                folder.rmdir()
-        raise
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Lock a file for one process of a node at a time; a killed one lets go."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise

@@ -13,18 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from wm.images import Pixels, encode_png
-from wm.models import save_model
-from wm.models.vlm import UnifiedVLM
 from wm.runs import write_json
 from wm.training.monitoring.records import RankInfo, drop_lines_after
 from wm.training.monitoring.trackers import Trackers
 from wm.training.recipe import TrainRecipe
+from wm.training.trained_models import TrainedModel, save_trained
 
 EVALUATIONS = "gates.jsonl"
 """Below ``out``: a line an evaluation."""
@@ -57,18 +56,21 @@ class Sample:
     text: str
 
 
-class Evaluator(Protocol):
+ModelT_contra = TypeVar("ModelT_contra", bound=TrainedModel, contravariant=True)
+
+
+class Evaluator(Protocol[ModelT_contra]):
     """Measures a model on held-out triplets. On the first worker alone."""
 
-    def prepare(self, vlm: UnifiedVLM) -> None:
+    def prepare(self, vlm: ModelT_contra) -> None:
         """Read what is needed; :class:`wm.errors.InputError` if it does not fit the model."""
         ...
 
-    def evaluate(self, vlm: UnifiedVLM) -> EvaluationResult:
+    def evaluate(self, vlm: ModelT_contra) -> EvaluationResult:
         """Measure the model as it is now."""
         ...
 
-    def sample(self, vlm: UnifiedVLM) -> Sample:
+    def sample(self, vlm: ModelT_contra) -> Sample:
         """Predict with the model as it is now."""
         ...
 
@@ -89,7 +91,7 @@ class PeriodicEvaluation:
         self,
         recipe: TrainRecipe,
         rank_info: RankInfo,
-        evaluator: Evaluator | None,
+        evaluator: Evaluator[Any] | None,
         first: int,
         *,
         digest: str,
@@ -120,7 +122,7 @@ class PeriodicEvaluation:
             self.lines = drop_lines_after(self._out / EVALUATIONS, first)
             self._load_best()
 
-    def prepare(self, vlm: UnifiedVLM) -> None:
+    def prepare(self, vlm: TrainedModel) -> None:
         """Read, before the first step, what evaluation needs."""
         if self._evaluator is not None and self._rank_info.rank == 0 and self._recipe.eval.is_on:
             self._evaluator.prepare(vlm)
@@ -135,7 +137,7 @@ class PeriodicEvaluation:
         settings = self._recipe.eval
         return any(_is_due(every, num_steps, is_last) for every in (settings.every_steps, settings.sample_every_steps))
 
-    def run(self, vlm: UnifiedVLM, num_steps: int, is_last: bool) -> None:
+    def run(self, vlm: TrainedModel, num_steps: int, is_last: bool) -> None:
         """Evaluate and sample if that is due; a collective.
 
         Args:
@@ -174,7 +176,7 @@ class PeriodicEvaluation:
             folder.rename(target)
             shutil.rmtree(retired, ignore_errors=True)
 
-    def _evaluate(self, evaluator: Evaluator, vlm: UnifiedVLM, num_steps: int) -> EvaluationLine:
+    def _evaluate(self, evaluator: Evaluator[Any], vlm: TrainedModel, num_steps: int) -> EvaluationLine:
         begin = time.perf_counter()
         result = evaluator.evaluate(vlm)
         wall_s = round(time.perf_counter() - begin, 3)
@@ -192,7 +194,7 @@ class PeriodicEvaluation:
             self._keep_if_best(vlm, num_steps, result.figures[metric])
         return line
 
-    def _sample(self, evaluator: Evaluator, vlm: UnifiedVLM, num_steps: int) -> None:
+    def _sample(self, evaluator: Evaluator[Any], vlm: TrainedModel, num_steps: int) -> None:
         sample = evaluator.sample(vlm)
         folder = self._out / SAMPLES
         folder.mkdir(exist_ok=True)
@@ -215,13 +217,13 @@ class PeriodicEvaluation:
             if self.best is None or folder.name != self.best.folder:
                 shutil.rmtree(folder)
 
-    def _keep_if_best(self, vlm: UnifiedVLM, num_steps: int, value: float) -> None:
+    def _keep_if_best(self, vlm: TrainedModel, num_steps: int, value: float) -> None:
         sign = -1 if self._recipe.eval.metric_for_best_model == "nats" else 1
         if self.best is not None and sign * value <= sign * self.best.value:
             return
         # The note changes only once the new model is complete, and the old one goes last.
         previous, self.best = self.best, Best(num_steps, value, f"{BEST_FOLDER}{num_steps:08d}")
-        save_model(vlm, self._out / self.best.folder, task=self._recipe.task, recipe_digest=self._digest)
+        save_trained(vlm, self._out / self.best.folder, task=self._recipe.task, recipe_digest=self._digest)
         write_json(self._out / BEST, asdict(self.best))
         if previous is not None:
             shutil.rmtree(self._out / previous.folder, ignore_errors=True)
@@ -232,7 +234,7 @@ def _is_due(every: int, num_steps: int, is_last: bool) -> bool:
 
 
 @contextmanager
-def _undisturbed(vlm: UnifiedVLM) -> Iterator[None]:
+def _undisturbed(vlm: TrainedModel) -> Iterator[None]:
     """Evaluate without gradients and restore modes and random states."""
     # Restored one by one: a family may keep a part in evaluation mode.
     training = {module: module.training for module in vlm.module.modules()}

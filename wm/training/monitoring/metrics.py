@@ -18,14 +18,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wm.models.vlm import UnifiedVLM
-from wm.training.data.batches import NUM_QUANTILES, TokenSet
+from wm.models.pixels.model import PixelModel
+from wm.training.data.batches import NUM_QUANTILES
 from wm.training.data.order import SampleOrder, rank_slice
 from wm.training.monitoring.records import RankInfo, StepLine, StepResult, WindowFigures, drop_lines_after
 from wm.training.monitoring.trackers import Histogram, Trackers, Value
+from wm.training.pixels.batches import TrainingSet
 from wm.training.planning.flops import mfu, peak_tflops, step_work
 from wm.training.recipe import TrainRecipe
 from wm.training.step import MicroBatch
+from wm.training.trained_models import TrainedModel
 
 METRICS = "metrics.jsonl"
 WEIGHT_EDGES: npt.NDArray[np.float64] = np.concatenate(([0.0], 2.0 ** np.arange(-6, 7), [np.inf]))
@@ -41,8 +43,8 @@ class Metrics:
         recipe: TrainRecipe,
         first: int,
         *,
-        vlm: UnifiedVLM,
-        tokens: TokenSet,
+        vlm: TrainedModel,
+        tokens: TrainingSet,
         order: SampleOrder,
         trackers: Trackers,
     ) -> None:
@@ -59,9 +61,10 @@ class Metrics:
         """
         self._path = Path(recipe.out) / METRICS
         self.rank_info, self.recipe, self._tokens, self._trackers = rank_info, recipe, tokens, trackers
-        self._image_rows = vlm.image_rows.cpu()
+        self._image_rows = torch.zeros(0) if isinstance(vlm, PixelModel) else vlm.image_rows.cpu()
         self._rows_per_epoch = order.rows_per_epoch
-        self._work, self._peak = step_work(vlm), peak_tflops(recipe, rank_info.device)
+        self._work = None if isinstance(vlm, PixelModel) else step_work(vlm)
+        self._peak = peak_tflops(recipe, rank_info.device)
         self._sources = source_names([source.path for source in recipe.triplets])
         # Until the next write: lines of steps, and sums over them.
         self._pending: list[StepLine] = []
@@ -162,7 +165,7 @@ class Metrics:
         """Count the recognition weights of the last step's rows of this rank."""
         values = [np.zeros(0, np.float32)]
         if self.recipe.task == "fdm" and self.recipe.recognition.enabled:
-            for ids_BT, is_completion_BT, weight_BT in self._window.micro_batches:
+            for ids_BT, is_completion_BT, weight_BT, *_ in self._window.micro_batches:
                 is_weighted_BT = is_completion_BT & torch.isin(ids_BT, self._image_rows.to(ids_BT.device))
                 values.append(weight_BT[is_weighted_BT].cpu().numpy())
         return Histogram.count(WEIGHT_EDGES, np.concatenate(values))

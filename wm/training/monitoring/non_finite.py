@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 
 from wm.errors import InputError
-from wm.training.data.batches import TokenSet
 from wm.training.monitoring.metrics import source_names
 from wm.training.monitoring.records import RankInfo, StepResult
+from wm.training.pixels.batches import TrainingSet
 
 _NAMED_ROWS = 4
 """Rows that are named in the message."""
@@ -24,7 +24,7 @@ class DivergedError(InputError):
 class DivergenceCheck:
     """Checks the steps between two exchanges of metrics. Every rank has one and calls it in step."""
 
-    def __init__(self, rank_info: RankInfo, tokens: TokenSet) -> None:
+    def __init__(self, rank_info: RankInfo, tokens: TrainingSet) -> None:
         self._rank_info, self._tokens = rank_info, tokens
         self._names = source_names([facts.source.path for facts in tokens.facts])
         self._steps: list[StepResult] = []

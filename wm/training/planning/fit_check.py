@@ -2,15 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from wm.files.uris import is_remote
-from wm.training.data.sources import CodecShape
-from wm.training.data.token_cache import cache_bytes
-from wm.training.planning.memory import StepMemory
+from wm.training.planning.memory import StateMemory, StepMemory
 from wm.training.recipe import TrainRecipe
 
 GIB = 1 << 30
@@ -58,13 +55,29 @@ def memory_complaints(recipe: TrainRecipe, memory: StepMemory) -> list[str]:
     return [f"{line}: not even micro_batch_size = 1 would fit ({lowest / GIB:.1f} GiB)"]
 
 
-def disk_complaints(recipe: TrainRecipe, codec: CodecShape, rows: Sequence[int], num_trained: int) -> list[str]:
+def state_complaints(recipe: TrainRecipe, memory: StateMemory) -> list[str]:
+    """Return one line if the device has not the room for what a step needs beside its activations; else none.
+
+    Args:
+        recipe: The run.
+        memory: Of a rank, in bytes.
+    """
+    usable = usable_bytes(recipe)
+    if usable is None or memory.least <= usable:
+        return []
+    kind = "GPU" if recipe.resources.use_gpu else "worker's share of the memory"
+    return [
+        f"weights, optimiser and gradients alone need {memory.least / GIB:.1f} GiB, a {kind} has room for "
+        f"{max(usable, 0) / GIB:.1f} GiB of tensors"
+    ]
+
+
+def disk_complaints(recipe: TrainRecipe, cached_bytes: int, num_trained: int) -> list[str]:
     """List the folders without room for what the run writes.
 
     Args:
         recipe: The run.
-        codec: Gives the size of a row.
-        rows: Of each source that is not in the token cache yet.
+        cached_bytes: Of the rows that are not in the cache yet.
         num_trained: Trained parameters, of which two checkpoints are counted.
 
     Returns:
@@ -72,7 +85,7 @@ def disk_complaints(recipe: TrainRecipe, codec: CodecShape, rows: Sequence[int],
     """
     # Two folders may be on one disk: their needs add up.
     needs: dict[Path, dict[str, int]] = {}
-    needs.setdefault(_existing(recipe.token_root), {})["tokens"] = sum(cache_bytes(count, codec) for count in rows)
+    needs.setdefault(_existing(recipe.token_root), {})["tokens"] = cached_bytes
     # A bucket has the room.
     if not is_remote(recipe.checkpoint_root):
         needs.setdefault(_existing(Path(recipe.out)), {})["two checkpoints"] = 2 * _STATE_BYTES * num_trained

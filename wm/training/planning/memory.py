@@ -58,6 +58,38 @@ class StepMemory:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class StateMemory:
+    """Bytes of tensors on one device that are there between two steps, or are made by every one, whatever its rows.
+
+    The fields are those of :class:`StepMemory`.
+    """
+
+    weights: int
+    trained: int
+    optimizer: int
+    gradients: int
+    communication: int
+    update: int
+    """Gradients, and once more in fp32 where the optimiser's step reads them."""
+
+    @property
+    def constant(self) -> int:
+        """What is there all the time."""
+        return self.weights + self.trained + self.optimizer + self.communication
+
+    @property
+    def least(self) -> int:
+        """What a step needs even if its activations took nothing."""
+        return self.constant + self.update
+
+    def as_dict(self) -> dict[str, int]:
+        """Return plain values, the parts and ``least``."""
+        parts = asdict(self)
+        del parts["update"]
+        return parts | {"least": self.least}
+
+
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts, while it is on, bytes of the storages that operations allocate, ``live`` now and ``peak``; on any device.
 
@@ -152,14 +184,40 @@ def step_memory(vlm: UnifiedVLM, recipe: TrainRecipe, template: Template, *, sta
     Returns:
         Bytes, by part and at the peak.
     """
+    state = state_memory(vlm.module, recipe, stage=stage)
+    trained = [parameter for parameter in vlm.module.parameters() if parameter.requires_grad]
+    usage = _run(vlm, recipe, template, trained, shards=1 if stage < 2 else recipe.num_ranks)
+    return StepMemory(
+        weights=state.weights,
+        trained=state.trained,
+        optimizer=state.optimizer,
+        gradients=state.gradients,
+        communication=state.communication,
+        activations=usage.activations,
+        logits=usage.logits,
+        peak=state.constant + max(usage.peak, state.update),
+    )
+
+
+def state_memory(module: nn.Module, recipe: TrainRecipe, *, stage: int) -> StateMemory:
+    """Compute what of a rank's memory does not depend on the rows: no pass is run.
+
+    Args:
+        module: Prepared for training, on the meta device; it is left in the recipe's precision.
+        recipe: The run.
+        stage: Of ZeRO.
+
+    Returns:
+        Bytes, by part.
+    """
     if recipe.precision == "bf16":
         # As DeepSpeed casts the model when it is wrapped.
-        vlm.module.to(torch.bfloat16)
-    trained = [parameter for parameter in vlm.module.parameters() if parameter.requires_grad]
-    frozen = [parameter for parameter in vlm.module.parameters() if not parameter.requires_grad]
+        module.to(torch.bfloat16)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
     ranks = recipe.num_ranks
     num_trained, own_trained = _sum(trained), -(-_sum(trained) // ranks)
-    weights, adapter = _bytes([*frozen, *vlm.module.buffers()]), _bytes(trained)
+    weights, adapter = _bytes([*frozen, *module.buffers()]), _bytes(trained)
     # DeepSpeed keeps fp32 copies wherever weights are bf16 or sharded.
     masters = _FP32 if stage > 0 or recipe.precision == "bf16" else 0
     optimizer = (masters + _MOMENTS * _FP32) * (own_trained if stage > 0 else num_trained)
@@ -169,20 +227,9 @@ def step_memory(vlm: UnifiedVLM, recipe: TrainRecipe, template: Template, *, sta
         gathered = min(ZERO3_LIVE * trained[0].element_size(), weights + adapter)
         weights, adapter = -(-weights // ranks), -(-adapter // ranks)
         communication += gathered if ranks > 1 else 0
-    usage = _run(vlm, recipe, template, trained, shards=1 if stage < 2 else ranks)
     # The update: this rank's gradients once more, in fp32.
     update = gradients + _FP32 * (own_trained if stage > 0 else num_trained)
-    constant = weights + adapter + optimizer + communication
-    return StepMemory(
-        weights=weights,
-        trained=adapter,
-        optimizer=optimizer,
-        gradients=gradients,
-        communication=communication,
-        activations=usage.activations,
-        logits=usage.logits,
-        peak=constant + max(usage.peak, update),
-    )
+    return StateMemory(weights, adapter, optimizer, gradients, communication, update)
 
 
 @dataclass

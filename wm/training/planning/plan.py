@@ -5,22 +5,28 @@ from dataclasses import asdict, dataclass
 from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from wm.errors import InputError
+from wm.models.kinds import reads_pixels
+from wm.models.pixels.model import load_pixel_skeleton
 from wm.models.skeleton import load_skeleton
 from wm.models.vlm import UnifiedVLM
-from wm.training.adapters import prepare
-from wm.training.data.batches import TokenSet, fitting_rows, open_tokens
+from wm.training.adapters import ParameterCounts, prepare
+from wm.training.data.batches import fitting_rows, open_tokens
 from wm.training.data.order import SampleOrder
 from wm.training.data.prompt_batches import RowLayout
 from wm.training.data.sources import CodecShape
-from wm.training.data.token_cache import find_source
+from wm.training.data.token_cache import cache_bytes, find_source
 from wm.training.data.tokenized import SourceFacts, SourceReader
-from wm.training.planning.fit_check import disk_complaints, memory_complaints, usable_bytes
-from wm.training.planning.memory import StepMemory, step_memory
+from wm.training.pixels.batches import TrainingSet, measure_rows, open_pair_set
+from wm.training.pixels.checks import check_pixel_recipe
+from wm.training.pixels.store import survey_pairs
+from wm.training.planning.fit_check import disk_complaints, memory_complaints, state_complaints, usable_bytes
+from wm.training.planning.memory import StateMemory, StepMemory, state_memory, step_memory
 from wm.training.planning.schedule import peak_share, schedule_warnings
-from wm.training.planning.settle import chooser, recompute_layers, settled
+from wm.training.planning.settle import chooser, recompute_layers, settled, state_chooser
 from wm.training.recipe import TrainRecipe
 
 
@@ -55,8 +61,8 @@ class Plan:
     zero_stage: int
     recomputes: bool
     """Whether layers are computed again in the backward pass."""
-    memory: StepMemory
-    """Of a step whose micro-batch is all longest rows."""
+    memory: StepMemory | StateMemory
+    """Of a step whose micro-batch is all longest rows; of a model that reads pixels what is known without a pass."""
     does_not_fit: list[str]
     """What the machine has not the room for, a line each."""
     warnings: list[str]
@@ -67,13 +73,17 @@ class Plan:
         return asdict(self)
 
 
-def check_data(recipe: TrainRecipe) -> TokenSet:
-    """Read the triplets into the token cache and check them against the base model's codec, whose weights alone are
-    read.
+def check_data(recipe: TrainRecipe) -> TrainingSet:
+    """Read the triplets into the cache and check them against the base model: its codec, whose weights alone are read,
+    or its processor.
 
     Raises:
-        InputError: Something is wrong with them.
+        InputError: Something is wrong with them, or with settings that do not fit a base that reads pixels.
     """
+    if reads_pixels(recipe.base):
+        check_pixel_recipe(recipe)
+        model = load_pixel_skeleton(recipe.base)
+        return open_pair_set(recipe.triplets, model, root=recipe.token_root, seed=recipe.seed)
     vlm = load_skeleton(recipe.base)
     return open_tokens(recipe.triplets, vlm, recipe.task, recipe.recognition, root=recipe.token_root, seed=recipe.seed)
 
@@ -99,7 +109,15 @@ def order_of(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> SampleOrder:
 
 
 def plan(recipe: TrainRecipe) -> Plan:
-    """Read configuration, tokenizer and every row as training would; no weights but the codec's, and no output."""
+    """Read configuration, tokenizer and every row as training would; no weights but the codec's, and no output.
+
+    Raises:
+        InputError: As :func:`check_data`.
+    """
+    return _plan_pixels(recipe) if reads_pixels(recipe.base) else _plan_codes(recipe)
+
+
+def _plan_codes(recipe: TrainRecipe) -> Plan:
     # 1. Rows, as the base model reads them.
     vlm = load_skeleton(recipe.base, without_codec=True)
     layout = RowLayout(vlm, recipe.task)
@@ -107,14 +125,12 @@ def plan(recipe: TrainRecipe) -> Plan:
     surveyed = _survey(recipe, vlm, codec)
     facts = [fitting_rows(part, layout, vlm.max_positions)[1] for part, _ in surveyed]
     order = order_of(recipe, facts)
-    num_steps = recipe.num_steps(order)
 
     # 2. Tokens. Rows of one length of action are laid out alike, so that one template a length is enough.
-    epoch = np.concatenate([part.action_tokens_R for part in facts])[order.epoch(0)]
-    lengths, counts = np.unique(epoch, return_counts=True)
+    lengths, at_R = np.unique(np.concatenate([part.action_tokens_R for part in facts]), return_inverse=True)
     templates = [layout.template(int(length)) for length in lengths]
-    tokens = np.array([len(template.ids_T) for template in templates])
-    learned = np.array([template.num_completion_tokens for template in templates])
+    tokens_R = np.array([len(template.ids_T) for template in templates])[at_R]
+    learned_R = np.array([template.num_completion_tokens for template in templates])[at_R]
 
     # 3. Memory, on the meta device.
     with torch.device("meta"):
@@ -125,7 +141,53 @@ def plan(recipe: TrainRecipe) -> Plan:
         vlm, recipe, max(templates, key=lambda template: len(template.ids_T)), stage=int(recipe.resources.zero_stage)
     )
     # Rows that an earlier run left in the cache take no more space.
-    not_cached = [part.num_rows for part, is_cached in surveyed if not is_cached]
+    not_cached = sum(cache_bytes(part.num_rows, codec) for part, is_cached in surveyed if not is_cached)
+    complaints = [*memory_complaints(recipe, memory), *disk_complaints(recipe, not_cached, parameters.trained)]
+    return _build_plan(recipe, _Rows(facts, order, tokens_R, learned_R), parameters, memory, complaints)
+
+
+def _plan_pixels(recipe: TrainRecipe) -> Plan:
+    check_pixel_recipe(recipe)
+    # 1. Rows and their tokens, as the processor makes them. Images are not decoded, but for their sizes.
+    model = load_pixel_skeleton(recipe.base)
+    surveyed = [
+        survey_pairs(recipe.token_root, source, number, recipe.seed) for number, source in enumerate(recipe.triplets)
+    ]
+    measured = [measure_rows(part, model) for part in surveyed]
+    facts = [part.facts for part in measured]
+    tokens_R = np.concatenate([part.lengths_R for part in measured])
+    learned_R = np.concatenate([part.facts.action_tokens_R for part in measured]).astype(np.int64)
+
+    # 2. Memory, as far as it is known: vision towers read sizes from numbers, of which the meta device has none.
+    with torch.device("meta"):
+        parameters = prepare(model, recipe.lora, recipe.seed)
+    recipe = settled(recipe, state_chooser(recipe, model, usable_bytes(recipe)))
+    memory = state_memory(model.module, recipe, stage=int(recipe.resources.zero_stage))
+    not_cached = sum(part.num_bytes for part in surveyed)
+    complaints = [*state_complaints(recipe, memory), *disk_complaints(recipe, not_cached, parameters.trained)]
+    rows = _Rows(facts, order_of(recipe, facts), tokens_R, learned_R)
+    return _build_plan(recipe, rows, parameters, memory, complaints)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """All rows of a run with their numbers of tokens, and of those that are learned."""
+
+    facts: list[SourceFacts]
+    order: SampleOrder
+    tokens_R: npt.NDArray[np.int64]  # noqa: N815
+    learned_R: npt.NDArray[np.int64]  # noqa: N815
+
+
+def _build_plan(
+    recipe: TrainRecipe,
+    rows: _Rows,
+    parameters: ParameterCounts,
+    memory: StepMemory | StateMemory,
+    complaints: list[str],
+) -> Plan:
+    order = rows.order
+    num_steps, epoch = recipe.num_steps(order), order.epoch(0)
     return Plan(
         sources=[
             {
@@ -136,7 +198,7 @@ def plan(recipe: TrainRecipe) -> Plan:
                 "skipped": part.num_skipped,
                 "left_out": part.left_out,
             }
-            for part in facts
+            for part in rows.facts
         ],
         rows_per_epoch=order.rows_per_epoch,
         num_steps=num_steps,
@@ -145,16 +207,13 @@ def plan(recipe: TrainRecipe) -> Plan:
         peak_share=round(peak_share(recipe, num_steps), 4),
         trained_parameters=parameters.trained,
         total_parameters=parameters.total,
-        tokens_per_batch=round(float(tokens @ counts) / len(epoch) * recipe.global_batch_size),
-        completion_tokens_per_batch=round(float(learned @ counts) / len(epoch) * recipe.global_batch_size),
-        longest_row=int(tokens.max()),
+        tokens_per_batch=round(float(rows.tokens_R[epoch].mean()) * recipe.global_batch_size),
+        completion_tokens_per_batch=round(float(rows.learned_R[epoch].mean()) * recipe.global_batch_size),
+        longest_row=int(rows.tokens_R[epoch].max()),
         zero_stage=int(recipe.resources.zero_stage),
         recomputes=bool(recipe.resources.gradient_checkpointing),
         memory=memory,
-        does_not_fit=[
-            *memory_complaints(recipe, memory),
-            *disk_complaints(recipe, codec, not_cached, parameters.trained),
-        ],
+        does_not_fit=complaints,
         warnings=schedule_warnings(recipe, num_steps),
     )
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from wm.models.kinds import reads_pixels
+from wm.models.pixels.model import PixelModel, load_pixel_skeleton
 from wm.models.skeleton import load_skeleton
 from wm.models.vlm import UnifiedVLM
 from wm.training.adapters import prepare
@@ -18,8 +20,9 @@ from wm.training.data.prompt_batches import RowLayout
 from wm.training.data.tokenized import SourceFacts
 from wm.training.monitoring.records import RankInfo
 from wm.training.planning.fit_check import usable_bytes
-from wm.training.planning.memory import step_memory
+from wm.training.planning.memory import state_memory, step_memory
 from wm.training.recipe import TrainRecipe
+from wm.training.trained_models import TrainedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +31,7 @@ CHOICES = ((1, False), (2, False), (1, True), (2, True), (3, False), (3, True))
 """Stage, and whether layers are computed again."""
 
 
-def recompute_layers(vlm: UnifiedVLM, on: bool) -> None:
+def recompute_layers(vlm: TrainedModel, on: bool) -> None:
     """Turn activation checkpointing on or off.
 
     Args:
@@ -103,6 +106,30 @@ def chooser(
     return choose
 
 
+def state_chooser(
+    recipe: TrainRecipe, model: PixelModel, usable: int | None
+) -> Callable[[Sequence[tuple[int, bool]]], tuple[int, bool]]:
+    """Build a function that returns the first choice of which what is known fits: all but the activations.
+
+    Args:
+        recipe: The run.
+        model: Prepared for training, on the meta device.
+        usable: Bytes; None: unknown, so the first choice is returned.
+
+    Returns:
+        The function, for :func:`settled`.
+    """
+
+    def choose(choices: Sequence[tuple[int, bool]]) -> tuple[int, bool]:
+        if usable is None:
+            return choices[0]
+        least = {choice: state_memory(model.module, recipe, stage=choice[0]).least for choice in choices}
+        fitting = [choice for choice in choices if least[choice] <= usable]
+        return fitting[0] if fitting else min(choices, key=lambda choice: least[choice])
+
+    return choose
+
+
 def settled_on_ranks(recipe: TrainRecipe, facts: Sequence[SourceFacts], rank_info: RankInfo) -> TrainRecipe:
     """Apply :func:`settled`, the same on all ranks, by the device with the lowest memory; a collective.
 
@@ -116,9 +143,13 @@ def settled_on_ranks(recipe: TrainRecipe, facts: Sequence[SourceFacts], rank_inf
         # GPUs of a cluster may differ; the smallest decides for all.
         usable = torch.tensor([usable_bytes(recipe) or 0], dtype=torch.float64, device=rank_info.device)
         dist.all_reduce(usable, op=dist.ReduceOp.MIN)
-        vlm = load_skeleton(recipe.base, without_codec=True)
+        limit = int(usable.item()) or None
+        is_pixels = reads_pixels(recipe.base)
+        vlm = load_pixel_skeleton(recipe.base) if is_pixels else load_skeleton(recipe.base, without_codec=True)
         with torch.device("meta"):
             prepare(vlm, recipe.lora, recipe.seed)
-        return chooser(recipe, vlm, facts, int(usable.item()) or None)(choices)
+        if isinstance(vlm, PixelModel):
+            return state_chooser(recipe, vlm, limit)(choices)
+        return chooser(recipe, vlm, facts, limit)(choices)
 
     return settled(recipe, choose)

@@ -18,7 +18,8 @@ from wm.nano.preset import TINY, TINY_WORDS, NanoPreset, build_nano
 from wm.sampling import Sampling, build_model_runner, sample_images
 from wm.sampling.guidance import Candidates
 from wm.sampling.kernels import cuda_graphs, triton_attention
-from wm.sampling.kernels.cuda_graphs import StaticSteps, compile_parts
+from wm.sampling.kernels.cuda_graphs import StaticSteps
+from wm.sampling.llama_layers import compile_parts
 from wm.sampling.slots import Slots
 
 PRESET = NanoPreset(**{**vars(TINY), "channel_multiplier": (1, 1, 1)})
@@ -103,6 +104,9 @@ def test_step_reads_no_more_than_its_bucket(models, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "attend_shared", watch)
     both(models["chameleon"], torch.float32, count=1, num_candidates=2)
     layers = PRESET.num_layers
+    # Before: the self-test of positions 0, 1 and 14.
+    assert records[: 3 * layers] == [6] * 2 * layers + [16] * layers
+    records = records[3 * layers :]
     assert records == [6] * 6 * layers + [12] * 6 * layers + [16] * 3 * layers, "15 steps: the last code needs none"
 
 

@@ -1,0 +1,243 @@
+"""Put a forward and an inverse model of any kinds together: what fits, how both are loaded, and what both are shown.
+
+Two unified models of one codec exchange codes, and nothing is decoded between them; any other two exchange pixels.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from wm.dynamics.code_models import CodeForward, CodeInverse
+from wm.dynamics.editor_forward import check_editor_folder, load_editor_forward
+from wm.dynamics.editor_settings import EditorSettings
+from wm.dynamics.loading import kind_of, name_model
+from wm.dynamics.observation import Observation
+from wm.dynamics.pixel_inverse import load_pixel_inverse
+from wm.dynamics.pixel_settings import PixelsSettings
+from wm.dynamics.protocols import ForwardModel, InverseModel, ModelKind
+from wm.dynamics.roles import BaseSharing, find_shared_base, load_role, load_roles
+from wm.errors import InputError
+from wm.images import Pixels, fit_square
+from wm.models.checkpoints import load_codec
+from wm.models.codec.codec import ImageCodec
+from wm.models.manifest import is_adapter, read_adapter_manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """A forward model and the inverse model that verifies it."""
+
+    forward: ForwardModel
+    inverse: InverseModel
+
+    @property
+    def codec(self) -> ImageCodec | None:
+        """Codec of the forward model's images; None: it makes pixels."""
+        return self.forward.codec if isinstance(self.forward, CodeForward) else None
+
+    @property
+    def stored_codec(self) -> ImageCodec | None:
+        """Codec of the codes that are stored of predictions: the forward model's, else the inverse one's, else None."""
+        return self.codec or self.inverse_codec
+
+    @property
+    def inverse_codec(self) -> ImageCodec | None:
+        """Codec of the inverse model; None: it reads pixels."""
+        return self.inverse.codec if isinstance(self.inverse, CodeInverse) else None
+
+    def frame(self, pixels_HWC: Pixels) -> Pixels:
+        """Cut an image to what both models see of it.
+
+        Args:
+            pixels_HWC: uint8 RGB of any size.
+
+        Returns:
+            The square that a forward model's codec encodes; the middle square in its own size where an editor's images
+            are encoded by the inverse model; the image as it is where neither has a codec.
+        """
+        if self.codec is not None:
+            return fit_square(pixels_HWC, self.codec.side_px)
+        return fit_square(pixels_HWC, min(pixels_HWC.shape[:2])) if self.stored_codec is not None else pixels_HWC
+
+    def observe(self, pixels_HWC: Pixels) -> Observation:
+        """Read an image as the forward model takes it.
+
+        Args:
+            pixels_HWC: uint8 RGB of any size, which is cut as by :meth:`frame`.
+        """
+        framed_HWC = self.frame(pixels_HWC)
+        # Codes alone: an inverse model of pixels sees them decoded, as it sees what is predicted of them.
+        if self.codec is not None:
+            return Observation.from_codes(self.codec.encode(framed_HWC[None])[0].tolist(), self.codec)
+        return Observation.from_pixels(framed_HWC)
+
+    def observe_true(self, pixels_HWC: Pixels) -> Observation:
+        """Read an image that no model made as the inverse model takes it, for what lies between two such images.
+
+        Args:
+            pixels_HWC: uint8 RGB of any size, which is cut as by :meth:`frame`.
+        """
+        shares_codec = self.codec is not None and self.codec is self.inverse_codec
+        # Another codec would lose what the inverse model could have seen.
+        return self.observe(pixels_HWC) if shares_codec else Observation.from_pixels(self.frame(pixels_HWC))
+
+    def check_actions(self, actions: Iterable[str]) -> None:
+        """Check that both models can read every action, before any of the work.
+
+        Args:
+            actions: Texts; each is checked once.
+
+        Raises:
+            InputError: One of the models cannot read an action.
+        """
+        for action in dict.fromkeys(actions):
+            self.forward.check_action(action)
+            self.inverse.check_action(action)
+
+
+@dataclass(frozen=True)
+class PairFolders:
+    """Where two models are, and how they are loaded.
+
+    Attributes:
+        fdm: Folder of the forward model.
+        idm: Folder of the inverse model.
+        base: Base of those that are adapters of a unified model; the one that the manifest names without it.
+        base_sharing: How two unified models hold their base.
+        editor: How the forward model is called, if it is an image editor.
+        pixels: How the inverse model is asked, if it reads pixels.
+    """
+
+    fdm: str
+    idm: str
+    base: str | None = None
+    base_sharing: BaseSharing = "merged"
+    editor: EditorSettings = field(default_factory=EditorSettings)
+    pixels: PixelsSettings = field(default_factory=PixelsSettings)
+
+    def check(self) -> tuple[ModelKind, ModelKind]:
+        """Check all that needs no weights: kinds, tasks, settings.
+
+        Returns:
+            The kinds of the forward and of the inverse model.
+
+        Raises:
+            InputError: A model cannot be in its role, was trained for the other, or a setting is for another kind of
+                model.
+        """
+        fdm_kind, idm_kind = kind_of(self.fdm, self._base_of("fdm")), kind_of(self.idm, self._base_of("idm"))
+        if fdm_kind == "pixels":
+            raise InputError(f"fdm = {self.fdm!r} reads images and makes none; expected a unified model or an editor")
+        if idm_kind == "editor":
+            raise InputError(f"idm = {self.idm!r} is an image editor: it makes images and says no action")
+        for role, folder in (("fdm", self.fdm), ("idm", self.idm)):
+            manifest = read_adapter_manifest(folder) if is_adapter(folder) else read_manifest(folder)
+            # The other way round both would load, and predict noise.
+            if manifest is not None and manifest.task not in (None, role):
+                raise InputError(f"{role} = {folder!r} was trained as {manifest.task}")
+        self._check_sharing(fdm_kind, idm_kind)
+        # Settings of a model that there is none of would be without effect.
+        if fdm_kind == "editor":
+            check_editor_folder(self.fdm, self.editor.pipeline, safety_checker=self.editor.safety_checker)
+        else:
+            self.editor.check_unused(self.fdm)
+        if idm_kind != "pixels":
+            self.pixels.check_unused(self.idm)
+        return fdm_kind, idm_kind
+
+    def codec_folder(self, role: str) -> str:
+        """Return the folder that the codec of a unified model is loaded from.
+
+        Args:
+            role: ``fdm`` or ``idm``.
+        """
+        return str(self._base_of(role) or getattr(self, role))
+
+    def find_other_codec(self, codec: ImageCodec) -> bool:
+        """Find by the folders whether the inverse model has another codec than the forward model.
+
+        Args:
+            codec: That of the forward model.
+        """
+        manifest = read_manifest(self.idm)
+        codec_id = manifest.codec_id if manifest is not None else load_codec(self.codec_folder("idm")).codec_id
+        return codec_id != codec.codec_id
+
+    def load(
+        self,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        codec: ImageCodec | None = None,
+    ) -> ModelPair:
+        """Load both models.
+
+        Args:
+            device: Where the weights go.
+            dtype: Their type.
+            codec: Of the forward model; loaded without it.
+
+        Raises:
+            InputError: As :meth:`check`; a folder is no such model; or two codecs, of which the forward model's has no
+                decoder.
+        """
+        fdm_kind, idm_kind = self.check()
+        if fdm_kind == idm_kind == "codes":
+            return self._load_codes(codec, device, dtype)
+        inverse: InverseModel
+        # 1. The forward model, as what it makes decides what is exchanged.
+        if fdm_kind == "editor":
+            forward: ForwardModel = load_editor_forward(self.fdm, device=device, dtype=dtype, **self.editor.arguments())
+        else:
+            codec = codec or load_codec(self.codec_folder("fdm"), device)
+            codec.check_decoder()
+            role = load_role(self.fdm, base=self._base_of("fdm"), device=device, dtype=dtype)
+            forward = CodeForward(role, codec, name_model(self.fdm, role.model.base_id))
+        # 2. The inverse one, which reads its pixels, or encodes them.
+        if idm_kind == "pixels":
+            inverse = load_pixel_inverse(
+                self.idm, base=self._base_of("idm"), device=device, dtype=dtype, **self.pixels.arguments()
+            )
+        else:
+            role = load_role(self.idm, base=self._base_of("idm"), device=device, dtype=dtype)
+            inverse = CodeInverse(
+                role, load_codec(self.codec_folder("idm"), device), name_model(self.idm, role.model.base_id)
+            )
+        return ModelPair(forward, inverse)
+
+    def _base_of(self, role: str) -> str | None:
+        """Return the given base of an adapter; None for a full model, and where the adapter's manifest names it."""
+        folder = self.fdm if role == "fdm" else self.idm
+        if not is_adapter(folder):
+            return None
+        manifest = read_manifest(folder)
+        reads_pixels = manifest is not None and manifest.reads_pixels
+        return (self.pixels.base if reads_pixels else self.base) or None
+
+    def _check_sharing(self, fdm_kind: ModelKind, idm_kind: ModelKind) -> None:
+        if self.base_sharing == "merged":
+            return
+        for role, kind in (("fdm", fdm_kind), ("idm", idm_kind)):
+            if kind != "codes":
+                what = "an image editor" if kind == "editor" else "a model that reads pixels"
+                raise InputError(
+                    f"base_sharing = shared is for two adapters of one unified model, and {role} = "
+                    f"{getattr(self, role)!r} is {what}; expected merged"
+                )
+        # Shared weights need two adapters of one base.
+        find_shared_base(self.fdm, self.idm, self.base)
+
+    def _load_codes(self, codec: ImageCodec | None, device: str | torch.device, dtype: torch.dtype) -> ModelPair:
+        roles = load_roles(
+            self.fdm, self.idm, base_sharing=self.base_sharing, base=self.base or None, device=device, dtype=dtype
+        )
+        codec = codec or load_codec(self.codec_folder("fdm"), device)
+        forward = CodeForward(roles.fdm, codec, name_model(self.fdm, roles.fdm.model.base_id))
+        if roles.idm.model.codec_id == codec.codec_id:
+            other = codec
+        else:
+            # Codes of another codebook are other images: pixels are exchanged.
+            codec.check_decoder()
+            other = load_codec(self.codec_folder("idm"), device)
+        return ModelPair(forward, CodeInverse(roles.idm, other, name_model(self.idm, roles.idm.model.base_id)))
