@@ -114,7 +114,7 @@ def test_escapes() -> None:
     assert escape_markdown("<b>&") == "&lt;b&gt;&amp;" and escape_markdown("a\n\tb\x00") == "a b"
     assert escape_markdown("abcdef", longest=4) == "abc…"
     assert code_block("a\n```\nb", "python") == ["````python", "a", "```", "b", "````"]
-    assert quote_yaml('a: "b"\nc') == r'"a: \"b\" c"'
+    assert quote_yaml('a: "b"\nc\u2028\ud800') == r'"a: \"b\"\nc\U00002028?"'
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_figures_and_failures_are_those_of_the_model(tiny_base: Path, data: Path
     assert figures["negative log-likelihood of the truth, nats a tokentraining, held out, step 6"] == ("2.5000", 5)
     assert len(facts.figures) == 4 and facts.title == "run/model"
     assert facts.failures == [
-        "It has collapsed into copying: 60% of held-out sources come back unchanged.",
+        "It has collapsed into copying: 60% of the held-out sources come back unchanged.",
         "It ignores its action: the true image is no likelier under the true action than under another triplet's "
         "(-0.0100 nats an image token).",
         "Low coverage: it was trained on 11 triplets only.",
