@@ -16,14 +16,13 @@ import torch
 
 from wm.dynamics.protocols import ForwardModel
 from wm.dynamics.verify import NO_GUARD
-from wm.errors import InputError
 from wm.evaluation.bank import Bank, sample_bank
 from wm.evaluation.bench import Bench, Entry
 from wm.evaluation.editor_bank import count_cut_actions, sample_editor_bank
 from wm.evaluation.margins import explain_absences, list_margins, measure_margins, score_empty
 from wm.evaluation.metrics.images import ceiling_metrics, copy_metrics
-from wm.evaluation.probe import Preference, ProbeScores, compare_all, score_probe
-from wm.evaluation.probe_arrays import from_arrays, to_arrays
+from wm.evaluation.probe import Preference, compare_all, score_probe
+from wm.evaluation.probe_arrays import check_finite, from_arrays, to_arrays
 from wm.evaluation.rows import CEILING, COPY
 from wm.evaluation.sensitivity import list_gaps, read_empty
 from wm.evaluation.tables import Collected
@@ -162,20 +161,9 @@ def _probe(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
         held_out.subsets, ids=held_out.ids, counterfactuals=others.actions if others else None, seed=unit.seed,
     )  # fmt: skip
     # Here, not when the tables are made: of a likelihood that is NaN each comparison would be a silent "no".
-    _check_finite(scores, held_out.ids, bench.entries[unit.entry].path)
+    check_finite(scores, held_out.ids, bench.entries[unit.entry].path)
     preferences = {kind: asdict(preference) for kind, preference in compare_all(scores).items()}
     return preferences, to_arrays(scores) | score_empty(bench, unit.entry)
-
-
-def _check_finite(scores: ProbeScores, ids: Sequence[str], path: str) -> None:
-    of_all = np.arange(len(ids))
-    for rows, side in [(of_all, scores.reference), *scores.negatives.values()]:
-        bad = rows[~np.isfinite(side.sums)]
-        if len(bad):
-            raise InputError(
-                f"{path} gives triplet {ids[int(bad[0])]} and {len(bad) - 1:,} others no finite likelihood: its "
-                "weights are damaged, or resources.dtype has too small a range (float32 has not)"
-            )
 
 
 def _propose(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
