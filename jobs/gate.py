@@ -82,6 +82,8 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
     names = ("champion", "challenger", "triplets")
     stage = Run(recipe.out, "gate", recipe, {name: digest_of(getattr(recipe, name)) for name in names})
     is_complete = stage.is_complete()
+    if not is_complete:
+        _check_kinds(recipe)
     # A model of the other task would be compared by figures that mean nothing.
     for name in names[:2]:
         manifest = read_manifest(getattr(recipe, name))
@@ -90,8 +92,6 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
             raise InputError(f"{name} = {path} was trained as {manifest.task}, not as {recipe.role}")
         if manifest is not None and not is_complete and not manifest.reads_pixels:
             _check_codes(recipe, name, manifest.codec_id)
-    if not is_complete:
-        _check_kinds(recipe)
     if recipe.metric == "sensitivity.shuffled" and recipe.role != "fdm":
         raise InputError(f"metric = {recipe.metric!r} is of a forward model; role = {recipe.role!r}")
     if dry_run or is_complete:
