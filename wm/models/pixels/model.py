@@ -81,6 +81,7 @@ class PixelModel:
         Raises:
             InputError: They cannot be told apart.
         """
+        # The head may share the embeddings' matrix, and is a module of its own all the same.
         decoder, head = self.inner.get_decoder(), self.inner.get_output_embeddings()
         names = [name for name, module in self.inner.named_modules() if module is decoder or module is head]
         if "" in names or decoder is self.inner.base_model:
@@ -121,6 +122,7 @@ def load_pixel_skeleton(path: str | Path) -> PixelModel:
         InputError: As :func:`load_pixel_base`.
     """
     folder = _full_folder(path)
+    # What needs code, or is no such folder, is refused before anything is built.
     check_pixel_folder(folder)
     with refusing(f"{folder} is no model that reads images and text"):
         skeleton = build_skeleton(folder)

@@ -187,6 +187,7 @@ def _build_plan(
     memory: StepMemory | StateMemory,
     complaints: list[str],
 ) -> Plan:
+    # Figures of the first epoch: with mix weights below 1 another one shows other rows, of the same kind.
     order = rows.order
     num_steps, epoch = recipe.num_steps(order), order.epoch(0)
     return Plan(

@@ -46,6 +46,7 @@ class StateMemory:
 
     def as_dict(self) -> dict[str, int]:
         """Return plain values, the parts and ``least``."""
+        # Gradients are listed once, though the update needs them twice.
         parts = asdict(self)
         del parts["update"]
         return parts | {"least": self.least}
