@@ -1,6 +1,6 @@
 """Evaluate a model that reads pixels on held-out triplets: likelihood of the true actions, preference probe.
 
-The counterpart of :mod:`wm.evaluation.gates`, whose models read codes. Nothing is sampled or drawn.
+The counterpart of :mod:`wm.evaluation.gates`, whose models read codes. No image is made.
 """
 
 from collections.abc import Sequence
