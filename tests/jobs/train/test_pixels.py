@@ -99,6 +99,7 @@ def test_evaluations_equal_those_of_the_trained_model(data: Path, tmp_path: Path
     ]
 
 
+@pytest.mark.soak
 def test_evaluations_change_nothing_of_the_training(data: Path, tmp_path: Path) -> None:
     losses = []
     for name, values in (("with", {"every_steps": 1}), ("without", {"every_steps": 0, "sample_every_steps": 0})):
