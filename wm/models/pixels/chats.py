@@ -161,6 +161,33 @@ def complete_chat(tokenizer: Any, prefix: str, answer: str) -> str:
     return f"{prefix}{answer}{tokenizer.eos_token}"
 
 
+def check_length(model: Any, length: int, num_answer: int) -> None:
+    """Check that a model has positions for a chat.
+
+    Args:
+        model: Of transformers.
+        length: Tokens of the chat with its images and its answer.
+        num_answer: Those of the answer with the end; 0: it is not known yet.
+
+    Raises:
+        InputError: There are more tokens than positions.
+    """
+    num_positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    # Positions beyond the model's would be garbage, not an error.
+    if not num_positions or length <= num_positions:
+        return
+    prompt = length - num_answer
+    if prompt >= num_positions:
+        raise InputError(
+            f"both images and the question are {prompt:,} tokens, and the model has {num_positions:,} positions: no "
+            "action fits behind them; give smaller images"
+        )
+    raise InputError(
+        f"an action has {num_answer:,} tokens: with both images and the question they are {length:,}, and the model "
+        f"has {num_positions:,} positions"
+    )
+
+
 def check_no_special(tokenizer: Any, text: str, kind: str) -> None:
     """Raise :class:`InputError` if a text holds a special token of the model.
 
