@@ -20,6 +20,7 @@ GUIDES = {
     "contradict": "evaluate",
     "convert": "checkpoints",
     "edit": "evaluate",
+    "encode": "annotate",
     "evaluate": "evaluate",
     "export": "data-format",
     "gate": "evaluate",
@@ -66,6 +67,7 @@ EXAMPLES = {
     "contradict": "wm contradict triplets=data/bench base_url=http://127.0.0.1:8001/v1 out=data/contradictions",
     "convert": "wm convert release=DIR out=MODEL",
     "edit": "wm edit model=models/instruct-pix2pix triplets=BENCH out=data/pix2pix resources.device=cuda",
+    "encode": "wm encode triplets=data/annotated codec=MODEL out=data/encoded",
     "evaluate": "wm evaluate triplets=data/test/triplets idm=verifier"
     ' models.verifier=\'{ role = "idm", path = "runs/c-idm/model", label = "C-IDM" }\''
     ' models.fdm=\'{ role = "fdm", path = "runs/c-fdm/model", label = "C-FDM" }\''
