@@ -27,6 +27,7 @@ def build_chat(prompt: str = PROMPT) -> list[dict[str, object]]:
     Args:
         prompt: The question.
     """
+    # Images first, as the models' own examples have them.
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": prompt}]
     return [{"role": "user", "content": content}]
 
@@ -102,6 +103,7 @@ def check_pixels(name: str, image: Any) -> None:
         name: Of the image, for errors.
         image: Any array.
     """
+    # Before any pass: a processor would scale floats once more, or take them for another layout.
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise InputError(f"{name} image: expected uint8 pixels (H, W, 3), got {array.dtype} {array.shape}")
