@@ -118,9 +118,12 @@ class PixelInverse:
                 for row in batch.complete()
             )
 
-        # The rows of a pass from its length: the first prompt stands for all: of what its images are made is not known before they are read.
-        length = self._read_prompts(sources[:1], targets[:1]).mask.shape[1] + max_new_tokens if sources else 1
-        halving(propose_batch, len(sources), rows_at_once(length, batch_size))
+        rows = rows_at_once(1, batch_size)
+        # What memory holds, by the first prompt: how long others are is not known before their images are read.
+        if batch_size is None and sources:
+            length = self._read_prompts(sources[:1], targets[:1]).mask.shape[1] + max_new_tokens
+            rows = rows_at_once(length, None)
+        halving(propose_batch, len(sources), rows)
         return actions
 
     def start_proposals(
