@@ -125,6 +125,9 @@ def find_shortcuts(scorer: VLMScorer, folder: Path, image_cache_bytes: int) -> S
     except Exception as error:  # as above
         logger.warning("%s: a source is read anew for each of its candidates: %s", name, one_line(error))
         return Shortcuts(reader)
+    finally:
+        # Noise comes no second time.
+        store.clear()
     return Shortcuts(reader, shares_prefix=True)
 
 
