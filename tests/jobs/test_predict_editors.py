@@ -72,12 +72,13 @@ def read_png(path):
     return decode_image(path.read_bytes(), str(path))
 
 
-def withhold_red(monkeypatch):
-    """Images with more red than blue are withheld, whatever a batch rounds: about half of them."""
+def withhold_some(monkeypatch):
+    """Images of which the left half is brighter are withheld, whatever a batch rounds: about half of them."""
     check = editor_calls._check_image
     withheld = SampleFailure("safety_checker", "withheld")
-    is_red = lambda image: image[..., 0].mean() > image[..., 2].mean()  # noqa: E731
-    monkeypatch.setattr(editor_calls, "_check_image", lambda image, _: withheld if is_red(image) else check(image, _))
+    halves = lambda image: (image[:, :32].mean(), image[:, 32:].mean())  # noqa: E731
+    is_lit = lambda image: halves(image)[0] > halves(image)[1]  # noqa: E731
+    monkeypatch.setattr(editor_calls, "_check_image", lambda image, _: withheld if is_lit(image) else check(image, _))
 
 
 def test_a_rollout_is_written_as_images(folders, world, picture, tmp_path):
@@ -113,7 +114,7 @@ def test_a_tree_and_a_reader_of_pixels(folders, picture, tmp_path, capsys):
 
 
 def test_triplets_resume_and_withheld_images_are_rejects(folders, world, triplets, tmp_path, monkeypatch):
-    withhold_red(monkeypatch)
+    withhold_some(monkeypatch)
     monkeypatch.setattr(predict_triplets, "ROWS_PER_PART", 2)
     more = {"triplets": str(triplets), "search": {"num_candidates": 2, "num_return": 2}, "storyboard_triplets": 6}
     recipe = recipe_of(folders.editor, tmp_path / "out", **more)
@@ -152,7 +153,7 @@ def test_triplets_resume_and_withheld_images_are_rejects(folders, world, triplet
 
 @pytest.mark.parametrize("has_codec", [True, False])
 def test_imagined_triplets_have_the_codes_of_the_verifier(folders, triplets, tmp_path, monkeypatch, has_codec):
-    withhold_red(monkeypatch)
+    withhold_some(monkeypatch)
     values = {
         "fdm": folders.editor, "idm": folders.base if has_codec else folders.reader, "editor": EDITOR,
         "sources": str(triplets), "actions": str(triplets), "out": str(tmp_path / "out"),

@@ -45,7 +45,7 @@ _CLIP_ONLY = BATCHED
 
 
 class EditorArguments(TypedDict):
-    """What :func:`load_editor_forward` is told of an editor beside its folder."""
+    """What :func:`load_editor_forward` takes beside an editor's folder."""
 
     pipeline: str
     settings: Mapping[str, Setting]

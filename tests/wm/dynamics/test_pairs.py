@@ -92,9 +92,6 @@ def test_every_forward_model_is_verified_by_every_inverse_model(models, fdm, idm
             before, after = Observation.from_pixels(shown[0]), Observation.from_pixels(pixels)
         (expected,) = pair.inverse.score([before], [after], [ACTION])
         assert candidate.score.logprob == pytest.approx(expected.logprob, abs=1e-3)
-    # The candidates of the forward model alone, best first.
-    (alone,) = pair.forward.sample([source], [ACTION], candidates=range(2), sampling=SAMPLING, seeds=[2]).candidates
-    assert [candidate.observation for candidate in sorted(prediction.candidates, key=lambda item: item.index)] == alone
     scores = [candidate.score.logprob for candidate in prediction.candidates]
     assert scores == sorted(scores, reverse=True)
 
