@@ -20,6 +20,7 @@ GUIDES = {
     "contradict": "evaluate",
     "convert": "checkpoints",
     "edit": "evaluate",
+    "encode": "annotate",
     "evaluate": "evaluate",
     "export": "data-format",
     "gate": "evaluate",
@@ -52,6 +53,7 @@ EXAMPLES = {
     "benchmark demo": "wm benchmark demo out=demo.json",
     "benchmark gpu": "wm benchmark gpu out=gpu.json",
     "benchmark keyframes": "wm benchmark keyframes out=keyframes.json",
+    "benchmark pixels": "wm benchmark pixels out=pixels.json",
     "benchmark probe": "wm benchmark probe videos=VIDEOS idm=IDM minutes=10 out=probe.json",
     "benchmark compare": "wm benchmark compare new='[\"sampling.json\"]'",
     "benchmark sampling": "wm benchmark sampling out=sampling.json",
@@ -65,6 +67,7 @@ EXAMPLES = {
     "contradict": "wm contradict triplets=data/bench base_url=http://127.0.0.1:8001/v1 out=data/contradictions",
     "convert": "wm convert release=DIR out=MODEL",
     "edit": "wm edit model=models/instruct-pix2pix triplets=BENCH out=data/pix2pix resources.device=cuda",
+    "encode": "wm encode triplets=data/annotated codec=MODEL out=data/encoded",
     "evaluate": "wm evaluate triplets=data/test/triplets idm=verifier"
     ' models.verifier=\'{ role = "idm", path = "runs/c-idm/model", label = "C-IDM" }\''
     ' models.fdm=\'{ role = "fdm", path = "runs/c-fdm/model", label = "C-FDM" }\''

@@ -51,17 +51,12 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     # 1. Check everything. Inputs are read before the folder is made, so that bad input leaves nothing behind.
     entries = build_entries(recipe := fit_to_cluster(recipe))
     units = list_units(entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe)
-    inputs = {"triplets": digest_of(recipe.triplets)}
     # What was found of each folder is recorded, as the column of subsets is.
     recipe = record_kinds(recipe, entries)
     # The column itself is recorded: an earlier run under another one keeps its figures, and is not resumed.
     if is_auto := recipe.subset == "auto":
         recipe = recipe.model_copy(update={"subset": choose_subset(recipe.triplets)})
-    inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
-    if recipe.probe and recipe.counterfactuals:
-        inputs["counterfactuals"] = digest_of(recipe.counterfactuals)
-    inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
-    job = Run(recipe.out, "evaluate", recipe, inputs)
+    job = Run(recipe.out, "evaluate", recipe, _digest_inputs(recipe, entries))
     if job.is_complete():
         report.print_complete(recipe)
         return read_run(recipe.out) or {}
@@ -93,9 +88,19 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     counts["examples"] = len(examples)
     counts |= _count_editor_failures(entries, units, parts)
     counts |= _finish_predictions(job.out, images, list_unit_actions(entries, bench.held_out.ids, units, parts))
-    record = job.finish(counts)
+    record = job.finish(counts, **_list_decodings(entries, units, parts))
     report.print_tables(tables, counts, job.out / "tables.json")
     return record
+
+
+def _digest_inputs(recipe: EvaluateRecipe, entries: Mapping[str, Entry]) -> dict[str, str]:
+    """Digest what the figures are of: triplets, models, contradicting actions, and how rows get their seeds."""
+    inputs = {"triplets": digest_of(recipe.triplets)}
+    inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
+    if recipe.probe and recipe.counterfactuals:
+        inputs["counterfactuals"] = digest_of(recipe.counterfactuals)
+    inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
+    return inputs
 
 
 def _print_notices(recipe: EvaluateRecipe, bench: Bench, is_auto: bool) -> None:
@@ -106,6 +111,16 @@ def _print_notices(recipe: EvaluateRecipe, bench: Bench, is_auto: bool) -> None:
         report.print_choice(recipe, _list_classes(recipe))
     if recipe.probe:
         report.print_counterfactuals(bench.counterfactuals)
+
+
+def _list_decodings(entries: Mapping[str, Entry], units: Sequence[Unit], parts: Path) -> dict[str, Any]:
+    """List how the codes of each forward model were decoded, by its entry; nothing where there is none of codes."""
+    decodings: dict[str, Any] = {}
+    for unit in units:
+        # Files of earlier versions do not say it.
+        if unit.ask == "sample" and entries[unit.entry].kind == "codes":
+            decodings |= {unit.entry: value} if (value := load_part(unit.file(parts))[0].get("decoding")) else {}
+    return {"decoding": decodings} if decodings else {}
 
 
 def _count_editor_failures(entries: Mapping[str, Entry], units: Sequence[Unit], parts: Path) -> dict[str, int]:

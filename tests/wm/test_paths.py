@@ -64,6 +64,9 @@ NO_PATHS = {
     # Relative to CollectRecipe.folder; of the judge's endpoint.
     *("ContradictRecipe.model", "ContradictRecipe.base_url", "ContradictRecipe.api_key_variable"),
     *("CollectRecipe.pattern", "JudgeRecipe.model", "JudgeRecipe.base_url", "JudgeRecipe.api_key_variable"),
+    # A server that proposes, and a question.
+    *("EndpointSettings.base_url", "EndpointSettings.model", "EndpointSettings.api_key_variable"),
+    *("AnnotateRecipe.prompt", "ModelEntry.prompt"),
     # A format, a name below another key's folder, a text.
     *("AskRecipe.benchmark", "AskRecipe.file", "AskRecipe.prompt"),
     # Repositories of the hub, licences, a commit's message.

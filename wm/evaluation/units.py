@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from wm.dynamics.protocols import ForwardModel
 from wm.dynamics.verify import NO_GUARD
 from wm.errors import InputError
 from wm.evaluation.bank import Bank, sample_bank
@@ -30,8 +31,9 @@ from wm.sampling.texts import GREEDY
 Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose"]
 Arrays: TypeAlias = dict[str, npt.NDArray[np.generic]]
 Facts: TypeAlias = dict[str, Any]
-"""What a unit's file holds beside arrays: ``texts`` of ``propose``; kind of negative → figures of ``probe``; of an
-editor's ``sample`` images ``withheld`` by reason, and ``cut_actions``, the number that it did not read to their end."""
+"""What a unit's file holds beside arrays: ``texts`` of ``propose``; kind of negative → figures of ``probe``; of
+``sample`` ``decoding``, how codes were decoded, or of an editor images ``withheld`` by reason and ``cut_actions``, the
+number of actions that it did not read to their end."""
 
 
 class Unit(NamedTuple):
@@ -128,10 +130,16 @@ def _sample(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
         arrays["verifier"] = bank.verifier
     if bank.action_tokens is not None:
         arrays["action_tokens"] = bank.action_tokens
-    # Of an editor alone: what it withheld or cut is counted, and said at the end.
+    return _describe(bench, unit, fdm, bank), arrays
+
+
+def _describe(bench: Bench, unit: Unit, fdm: ForwardModel, bank: Bank) -> Facts:
+    """Describe how candidates were made: of codes how they were decoded, of an editor what it withheld or cut."""
+    if fdm.kind != "editor":
+        return {"decoding": bench.load_role(unit.entry).runner.describe_decoding()}
     facts: Facts = {"withheld": dict(bank.withheld)} if bank.withheld else {}
-    cut = count_cut_actions(fdm, bench.held_out) if fdm.kind == "editor" else 0
-    return facts | ({"cut_actions": cut} if cut else {}), arrays
+    cut = count_cut_actions(fdm, bench.held_out)
+    return facts | ({"cut_actions": cut} if cut else {})
 
 
 def _probe(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:

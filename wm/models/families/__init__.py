@@ -44,6 +44,7 @@ def family_of(folder: Path) -> Family[UnifiedVLM]:
     Raises:
         InputError: It is none of :data:`FAMILIES`.
     """
+    # Known layouts that are not read have a better message than an unknown model_type.
     explain_unreadable(folder)
     key = family_key(read_json(folder / "config.json"))
     if not isinstance(key, str) or key not in FAMILIES:
@@ -65,5 +66,6 @@ def family_of_model(vlm: UnifiedVLM) -> Family[UnifiedVLM]:
         vlm: The model.
     """
     config = vlm.inner.config
+    # Only what tells families apart: a configuration as a dictionary copies the vocabulary.
     facts = {name: getattr(config, name, None) for name in ("model_type", "vocab_size", "vocabulary_map")}
     return load_family(str(family_key(facts)))
