@@ -24,7 +24,8 @@ from wm.dynamics import (
 )
 from wm.dynamics.editor_settings import EditorSettings
 from wm.dynamics.observation import pixels_of
-from wm.dynamics.pairs import ModelPair, PairFolders
+from wm.dynamics.pair_folders import PairFolders
+from wm.dynamics.pairs import ModelPair
 from wm.dynamics.pixel_settings import PixelsSettings
 from wm.errors import InputError
 from wm.images import fit_square
