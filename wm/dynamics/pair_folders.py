@@ -1,5 +1,5 @@
-"""Load a forward and an inverse model of any kinds from their folders, after checking what needs no weights: whether each
-can be in its role, and whether the settings are for such models."""
+"""Load a forward and an inverse model of any kinds from their folders, after checking what needs no weights: whether
+each can be in its role, and whether the settings are for such models."""
 
 from dataclasses import dataclass, field
 
