@@ -79,6 +79,8 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
         InputError: A model was trained for another task, or a folder is missing.
     """
     check_device(recipe.resources.device)
+    if recipe.metric == "sensitivity.shuffled" and recipe.role != "fdm":
+        raise InputError(f"metric = {recipe.metric!r} is of a forward model; role = {recipe.role!r}")
     names = ("champion", "challenger", "triplets")
     stage = Run(recipe.out, "gate", recipe, {name: digest_of(getattr(recipe, name)) for name in names})
     is_complete = stage.is_complete()
@@ -92,8 +94,6 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
             _check_codes(recipe, name, manifest.codec_id)
     if not is_complete:
         _check_kinds(recipe)
-    if recipe.metric == "sensitivity.shuffled" and recipe.role != "fdm":
-        raise InputError(f"metric = {recipe.metric!r} is of a forward model; role = {recipe.role!r}")
     if dry_run or is_complete:
         print(f"gate: {'already complete in' if is_complete else 'would decide in'} {shown(recipe.out)}")
         return (read_run(recipe.out) or {}) if is_complete else {}

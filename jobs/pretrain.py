@@ -126,7 +126,8 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> RunRecord:
 
 def _describe(recipe: PretrainRecipe, figures: Mapping[str, float]) -> "CardFacts":
     """Describe the base for its card."""
-    from wm.models.card import CardFacts, CardFigure, name_of
+    from wm.models.base_facts import name_of
+    from wm.models.card import CardFacts, CardFigure
 
     return CardFacts(
         title=name_of(Path(recipe.out) / "model"),

@@ -139,6 +139,9 @@ class EvaluateRecipe(Recipe):
     """Evaluate the greedy prediction too, of models with image codes."""
     probe: bool = True
     """Run the preference probe; an editor gives no likelihoods, and is not asked."""
+    action_margins: bool | None = None
+    """Measure action sensitivity by the verifier: two more images a triplet, under a shuffled and an opposite action.
+    Left out: of forward models that give no likelihoods (image editors) alone."""
     counterfactuals: OptionalInputPath = None
     """Of the probe: file with lines {"triplet_id": …, "action": …}, or output folder of wm contradict; triplets without
     a line are left out of that comparison and counted. Left out: the bench's column counterfactual_action where it has

@@ -77,7 +77,8 @@ def tables_of(out: Path) -> dict[str, Any]:
 def test_every_model_is_asked_what_it_can_answer(run):
     parts = {path.name for path in (run / "parts").iterdir()}
     asked = {"qwen.propose", "qwen.probe", "codes.propose", "codes.probe", "fdm.sample", "fdm.greedy", "fdm.probe"}
-    assert parts == {f"{name}.0.npz" for name in {*asked, "edit.sample", "edit-codes.sample"}}
+    editors = {f"{name}.{ask}" for name in ("edit", "edit-codes") for ask in ("sample", "margin")}
+    assert parts == {f"{name}.0.npz" for name in asked | editors}
     tables = tables_of(run)
     assert {row["label"] for row in tables["idm"]} == {"Qwen", "IDM"}
     assert {(row["role"], row["label"]) for row in tables["probe"]} == {
