@@ -46,7 +46,7 @@ def world(folders):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image_file(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     return tmp_path / "wide.png"
@@ -81,13 +81,13 @@ def withhold_some(monkeypatch):
     monkeypatch.setattr(editor_calls, "_check_image", lambda image, _: withheld if is_lit(image) else check(image, _))
 
 
-def test_a_rollout_is_written_as_images(folders, world, picture, tmp_path):
-    record = predict.run(recipe_of(folders.editor, tmp_path / "out", image=str(picture), actions=ACTIONS))
+def test_a_rollout_is_written_as_images(folders, world, image_file, tmp_path):
+    record = predict.run(recipe_of(folders.editor, tmp_path / "out", image=str(image_file), actions=ACTIONS))
     assert record["counts"] == {"steps": 2, "draws": 6, "sequences": 1}
     # The middle square of the image in its own resolution: what the verifier's codec encodes.
     source = read_png(tmp_path / "out/source.png")
-    assert np.array_equal(source, read_png(picture)[:, 8:56]) and not (tmp_path / "out/source-codes.png").exists()
-    expected = world.roll_out(picture, ACTIONS, num_candidates=3, seed=4)
+    assert np.array_equal(source, read_png(image_file)[:, 8:56]) and not (tmp_path / "out/source-codes.png").exists()
+    expected = world.roll_out(image_file, ACTIONS, num_candidates=3, seed=4)
     written = json.loads((tmp_path / "out/prediction.json").read_text())
     assert written["source"] == {"image": "source.png"} and '"codes"' not in json.dumps(written)
     for name, image, step in zip(written["images"], expected.images, written["steps"], strict=True):
@@ -102,12 +102,12 @@ def test_a_rollout_is_written_as_images(folders, world, picture, tmp_path):
     assert (tmp_path / "out/storyboard.png").exists()
 
 
-def test_a_tree_and_a_reader_of_pixels(folders, picture, tmp_path, capsys):
+def test_a_tree_and_a_reader_of_pixels(folders, image_file, tmp_path, capsys):
     tree = [["put the cup", "take the cup"], ["put the cup"]]
-    record = predict.run(recipe_of(folders.editor, tmp_path / "out", folders.reader, image=str(picture), tree=tree))
+    record = predict.run(recipe_of(folders.editor, tmp_path / "out", folders.reader, image=str(image_file), tree=tree))
     assert record["counts"] == {"levels": 2, "branches": 4, "draws": 12}
     written = json.loads((tmp_path / "out/tree.json").read_text())
-    # Neither model has a codec: the whole image.
+    # Neither model has a codec: all of the image.
     shapes = {read_png(tmp_path / "out" / branch["image"]).shape for level in written["levels"] for branch in level}
     assert shapes == {(48, 64, 3)} and "codes" not in written["levels"][0][0]
     assert "predict: 4 images, 12 candidates" in capsys.readouterr().out
@@ -183,9 +183,9 @@ def test_imagined_triplets_have_the_codes_of_the_verifier(folders, triplets, tmp
     assert ("unchanged_codes" in counts) == has_codec
 
 
-def test_bad_input_is_one_line_before_weights(folders, picture, tmp_path, monkeypatch):
+def test_bad_input_is_one_line_before_weights(folders, image_file, tmp_path, monkeypatch):
     monkeypatch.setattr("wm.dynamics.pair_folders.load_editor_forward", lambda *_, **__: pytest.fail("was read"))
-    given = {"image": str(picture), "actions": ["put"]}
+    given = {"image": str(image_file), "actions": ["put"]}
     for more, message in (
         ({"search": {"num_draft_tokens": 2}}, "search.num_draft_tokens = 2: an image editor has no tokens to draft"),
         ({"sampling": {"top_k": 3}}, "sampling.top_k = 3: it is for models of image codes"),
