@@ -64,7 +64,7 @@ class ModelPair:
         return Observation.from_pixels(framed_HWC)
 
     def observe_true(self, pixels_HWC: Pixels) -> Observation:
-        """Read an image that no model made as the inverse model takes it, which is asked for the action between two such.
+        """Read an image that no model made, as the inverse model takes it to be asked for the action between two.
 
         Args:
             pixels_HWC: uint8 RGB of any size, which is cut as by :meth:`frame`.
