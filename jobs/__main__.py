@@ -20,6 +20,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "look": "a page of your videos' motion curves, key-frames and pairs; needs no model",
         "annotate": "videos become triplets: key-frames, and the action between them by the inverse model",
         "plan": "what a long annotation will take, from measured rates",
+        "encode": "image codes for triplets without them, or those of another codec",
         "select": "the likeliest triplets of every class",
         "view": "a static page to look at triplets and rejects",
         "export": "triplets for other programs: AURORA JSON, WebDataset, LeRobot",

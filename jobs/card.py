@@ -18,7 +18,8 @@ from wm.config import Recipe
 from wm.errors import InputError
 from wm.evaluation.card_figures import read_card_figures
 from wm.files.mirror import publish, shown
-from wm.models.card import CardFacts, CardFigure, describe_base, find_base, list_licenses, name_of, write_card
+from wm.models.base_facts import describe_base, find_base, name_of
+from wm.models.card import CardFacts, CardFigure, list_licenses, write_card
 from wm.models.manifest import fetch_model, is_model_folder
 from wm.paths import ModelPath, OptionalInputPath
 from wm.runs import read_run

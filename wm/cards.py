@@ -1,4 +1,4 @@
-"""Write and read what all cards (READMEs of the Hugging Face hub) share: the YAML head, licences, texts of strangers.
+"""Write and read what all cards (READMEs of the Hugging Face hub) share: the YAML head, licences, texts of others.
 
 Not known here: what a card is of.
 """
@@ -78,9 +78,12 @@ def license_sentence(counts: Mapping[str, int]) -> str:
 
 def quote_yaml(text: str) -> str:
     """Quote a text as a YAML string on one line: nothing in it becomes structure."""
-    # JSON's strings are YAML's; but for a few controls, which YAML does not allow, and half of a surrogate pair.
-    plain = "".join(sign if sign.isprintable() else " " for sign in text)
-    return json.dumps(" ".join(plain.split()), ensure_ascii=False)
+    # Half of a surrogate pair cannot be written at all.
+    plain = text.encode("utf-8", "replace").decode()
+    # JSON's strings are YAML's, but for controls and separators, which YAML takes escaped alone.
+    return "".join(
+        sign if sign.isprintable() else f"\\U{ord(sign):08x}" for sign in json.dumps(plain, ensure_ascii=False)
+    )
 
 
 def escape_markdown(text: str, *, longest: int = 200) -> str:

@@ -64,6 +64,7 @@ class EndpointProposer:
         """
         from wm.models.pixels.chats import PROMPT
 
+        # The same question as a model that is loaded here gets.
         self._settings, self._prompt = settings, prompt or PROMPT
         self._client = ChatClient(settings, settings.base_url)
 
@@ -102,12 +103,14 @@ class EndpointProposer:
         from wm.dynamics.observation import pixels_of
 
         # Each image once: a key-frame is usually in two pairs.
+        # In the order in which they come, so that bodies are the same in every run.
         images = list(dict.fromkeys([*sources, *targets]))
         uris = {image: to_data_uri(pixels) for image, pixels in zip(images, pixels_of(images), strict=True)}
         bodies = [
             self.build_body([uris[source], uris[target]], sampling, seed, max_new_tokens)
             for source, target, seed in zip(sources, targets, seeds, strict=True)
         ]
+        # No queue of its own at the server: what waits there longer than timeout_s would be asked again.
         limit = min(self._settings.concurrency, batch_size or self._settings.concurrency)
         with ThreadPoolExecutor(limit, thread_name_prefix="endpoint") as pool:
             try:
@@ -162,6 +165,7 @@ class EndpointProposer:
                 f"{where} gave no answer after {self._settings.max_retries} repeats: {error}; what is written is kept, "
                 "the same command resumes"
             ) from error
+        # The next pairs would be refused alike.
         if reply.refusal:
             raise InputError(f"{where} refuses a request about two images: {reply.refusal}")
         return _to_action(reply, where)

@@ -45,6 +45,7 @@ def encode_frames(codec: "ImageCodec", pairs: Sequence[Pair], batch_size: int) -
         pairs: The pairs whose key-frames are encoded.
         batch_size: Images that the codec gets at once; halved where memory does not hold them.
     """
+    # By key: neighbours share a key-frame.
     images = {key: pair.video["images"][key[1]] for pair in pairs for key in frame_keys(pair)}
     return dict(zip(images, _encode(codec, list(images.values()), batch_size), strict=True))
 
@@ -88,12 +89,15 @@ class Observer:
             for key in frame_keys(pair):
                 if key in observations:
                     continue
+                # Codes are at hand; pixels are decoded once for both pairs of a key-frame.
                 if self._codec is not None:
                     observations[key] = Observation.from_codes(frames[key]["codes"], self._codec)
                 elif key in self._recent:
                     observations[key] = self._recent[key]
                 else:
                     observations[key] = Observation.from_pixels(decode_image(pair.video["images"][key[1]], "key-frame"))
+        # Older ones go, with whatever pixels and codes were kept beside them.
         self._recent = observations
+        # Two lists, as models take them.
         keys = [frame_keys(pair) for pair in pairs]
         return [observations[source] for source, _ in keys], [observations[target] for _, target in keys]

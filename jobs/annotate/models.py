@@ -106,9 +106,11 @@ def check_models(recipe: AnnotateRecipe) -> None:
         recipe: Its ``idm``, ``base`` and ``codec``.
 
     Raises:
-        InputError: A folder is missing or no model, or the inverse model was trained for the other task or is an image
-            editor.
+        InputError: No model is given, a folder is missing or no model, or the inverse model was trained for the other
+            task or is an image editor.
     """
+    if not recipe.idm and not recipe.endpoint.base_url:
+        raise InputError("idm is missing; expected a model folder, or endpoint.base_url of a server that has a model")
     if recipe.idm:
         _check_folder("idm", recipe.idm)
         _check_task(recipe.idm, recipe.base)

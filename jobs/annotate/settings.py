@@ -73,5 +73,6 @@ class AnnotatorSettings:
     def on_this_node(self) -> "AnnotatorSettings":
         """Return the settings with this node's paths; who loads a model of a bucket fetches what it needs."""
         base, codec = (None if path is None else str(on_this_node(path)) for path in (self.base, self.codec))
+        # Empty where an endpoint proposes.
         idm = str(on_this_node(self.idm)) if self.idm else ""
         return replace(self, out=str(on_this_node(self.out)), idm=idm, base=base, codec=codec)

@@ -67,9 +67,9 @@ PAIRS_SCHEMA = pa.schema(
 (:mod:`wm.datasets.filters`, :mod:`wm.video.facts`), null where a filter is off; ``luma`` and ``sharpness`` are the
 lower of the two frames'. ``*_hash``: perceptual hashes. ``repeat_bits``: bits to the nearest earlier pair of the
 shard. ``changed_codes``: image codes that differ between source and target, ``changed_share`` of all codes; null where
-an image filter took the pair out before the codec saw it. ``action`` is null where a filter took the pair out before
-the IDM saw it. ``outcome``: ``ok`` (a triplet) or ``filtered``, ``reason`` by which filter. ``findings``: all
-thresholds that the pair is beyond, those of filters that only score among them."""
+an image filter took the pair out before the codec saw it, or there is no codec. ``action`` is null where a filter took
+the pair out before the IDM saw it. ``outcome``: ``ok`` (a triplet) or ``filtered``, ``reason`` by which filter.
+``findings``: all thresholds that the pair is beyond, those of filters that only score among them."""
 
 DECODED_SCHEMA = pa.schema(
     [

@@ -50,7 +50,8 @@ def build_bench(recipe: EvaluateRecipe) -> Bench:
         from jobs.evaluate.oracle import build_oracle
 
         judge_many, action_is_right, opposites = build_oracle(held_out)
-    counterfactuals = find_counterfactuals(recipe, held_out, opposites) if recipe.probe else None
+    is_contradicted = recipe.probe or recipe.action_margins
+    counterfactuals = find_counterfactuals(recipe, held_out, opposites) if is_contradicted else None
     return Bench(
         held_out=held_out,
         codec=codec,

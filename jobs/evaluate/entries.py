@@ -6,10 +6,10 @@ from dataclasses import replace
 from jobs.evaluate.recipe import EvaluateRecipe
 from wm.dynamics.editor_forward import check_editor_folder
 from wm.dynamics.loading import kind_of
-from wm.dynamics.protocols import ModelKind
 from wm.errors import InputError
 from wm.evaluation.bench import Entry
 from wm.models import ImageCodec, hub_hint, model_folder, read_manifest
+from wm.models.kinds import ModelKind
 
 
 def build_entries(recipe: EvaluateRecipe) -> dict[str, Entry]:
@@ -86,15 +86,17 @@ def _check_entry(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe
 def _find_kind(entry: Entry, recipe: EvaluateRecipe) -> ModelKind:
     """Find how a model exchanges images, and check that its role and its keys fit."""
     key, model = f"models.{entry.name}", recipe.models.get(entry.name)
+    # The recipe's base is evaluated in both roles, which codes alone allow.
     wish = model.reads if model is not None else "codes"
     kind = kind_of(entry.path, entry.base or None)
-    # Some families have both (Janus): told so, the half that reads pixels is taken.
+    # Some families have both (Janus): on request the half that reads pixels is taken.
     if kind == "codes" and wish == "pixels":
         kind = "pixels"
     if kind != "codes" and wish == "codes":
-        where = f"{key}.reads = 'codes', but {entry.path}" if model is not None else f"base = {entry.path!r}"
-        what = "is an image editor" if kind == "editor" else "reads pixels"
-        raise InputError(f"{where} {what}; expected a model with image codes")
+        subject = f"{key}.reads = 'codes', but {entry.path}" if model is not None else f"base = {entry.path!r}"
+        ability = "is an image editor" if kind == "editor" else "reads pixels"
+        raise InputError(f"{subject} {ability}; expected a model with image codes")
+    # What cannot be in its role is named before any weights are read.
     if kind == "pixels" and entry.role == "fdm":
         raise InputError(f"{key}.role = 'fdm', but {entry.path} reads pixels and makes none: such a model is an idm")
     if kind == "editor":

@@ -22,6 +22,7 @@ from wm.evaluation.heldout import choose_subset
 from wm.evaluation.predicted_actions import ACTION_SCHEMA, ActionRow, actions_folder
 from wm.evaluation.predictions import predictions_folder
 from wm.evaluation.rows import Tables
+from wm.evaluation.sensitivity_table import write_sensitivity
 from wm.evaluation.tables import Collected, build_tables
 from wm.evaluation.unit_predictions import list_unit_actions
 from wm.evaluation.units import Unit, collect, list_units, load_part
@@ -50,18 +51,15 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """
     # 1. Check everything. Inputs are read before the folder is made, so that bad input leaves nothing behind.
     entries = build_entries(recipe := fit_to_cluster(recipe))
-    units = list_units(entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe)
-    inputs = {"triplets": digest_of(recipe.triplets)}
+    units = list_units(
+        entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe, with_margins=recipe.action_margins
+    )
     # What was found of each folder is recorded, as the column of subsets is.
     recipe = record_kinds(recipe, entries)
     # The column itself is recorded: an earlier run under another one keeps its figures, and is not resumed.
     if is_auto := recipe.subset == "auto":
         recipe = recipe.model_copy(update={"subset": choose_subset(recipe.triplets)})
-    inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
-    if recipe.probe and recipe.counterfactuals:
-        inputs["counterfactuals"] = digest_of(recipe.counterfactuals)
-    inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
-    job = Run(recipe.out, "evaluate", recipe, inputs)
+    job = Run(recipe.out, "evaluate", recipe, _digest_inputs(recipe, entries))
     if job.is_complete():
         report.print_complete(recipe)
         return read_run(recipe.out) or {}
@@ -87,15 +85,31 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     # 3. Make tables of the files alone: a resumed run gives what an uninterrupted one would.
     with job.timed("tables"):
         tables = _complete_tables(recipe, collect(bench, units, parts, recipe.search.num_candidates))
-        write_json(job.out / "tables.json", tables)
+        _write_tables(job.out, tables)
         examples = write_gallery(bench, units, parts, job.out, recipe.examples)
         write_json(job.out / "examples.json", examples)
     counts["examples"] = len(examples)
     counts |= _count_editor_failures(entries, units, parts)
     counts |= _finish_predictions(job.out, images, list_unit_actions(entries, bench.held_out.ids, units, parts))
-    record = job.finish(counts)
+    record = job.finish(counts, **_list_decodings(entries, units, parts))
     report.print_tables(tables, counts, job.out / "tables.json")
     return record
+
+
+def _write_tables(out: Path, tables: Tables) -> None:
+    """Write ``tables.json``, and action sensitivity as tables of its own."""
+    write_json(out / "tables.json", tables)
+    write_sensitivity(out, tables["sensitivity"])
+
+
+def _digest_inputs(recipe: EvaluateRecipe, entries: Mapping[str, Entry]) -> dict[str, str]:
+    """Digest what the figures are of: triplets, models, contradicting actions, and how rows get their seeds."""
+    inputs = {"triplets": digest_of(recipe.triplets)}
+    inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
+    if (recipe.probe or recipe.action_margins) and recipe.counterfactuals:
+        inputs["counterfactuals"] = digest_of(recipe.counterfactuals)
+    inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
+    return inputs
 
 
 def _print_notices(recipe: EvaluateRecipe, bench: Bench, is_auto: bool) -> None:
@@ -106,6 +120,16 @@ def _print_notices(recipe: EvaluateRecipe, bench: Bench, is_auto: bool) -> None:
         report.print_choice(recipe, _list_classes(recipe))
     if recipe.probe:
         report.print_counterfactuals(bench.counterfactuals)
+
+
+def _list_decodings(entries: Mapping[str, Entry], units: Sequence[Unit], parts: Path) -> dict[str, Any]:
+    """List how the codes of each forward model were decoded, by its entry; nothing where there is none of codes."""
+    decodings: dict[str, Any] = {}
+    for unit in units:
+        # Files of earlier versions do not say it.
+        if unit.ask == "sample" and entries[unit.entry].kind == "codes":
+            decodings |= {unit.entry: value} if (value := load_part(unit.file(parts))[0].get("decoding")) else {}
+    return {"decoding": decodings} if decodings else {}
 
 
 def _count_editor_failures(entries: Mapping[str, Entry], units: Sequence[Unit], parts: Path) -> dict[str, int]:

@@ -57,6 +57,7 @@ class CandidateSearch(Recipe):
     min_candidates: int = Field(default=1, ge=1)
     """Candidates of its first round; each later round doubles the number sampled."""
 
+    # Sorted, and each once: curves go by them.
     @field_validator("num_candidates")
     @classmethod
     def _check_num_candidates(cls, values: list[int]) -> list[int]:
@@ -71,6 +72,7 @@ class CandidateSearch(Recipe):
 
     @model_validator(mode="after")
     def _check_budget(self) -> "CandidateSearch":
+        # A setting that does nothing is a mistake of whoever gave it.
         if self.min_candidates > 1 and not self.min_gains_nats:
             raise ValueError(
                 f"min_candidates = {self.min_candidates} is a setting of the replay, which "
@@ -137,6 +139,9 @@ class EvaluateRecipe(Recipe):
     """Evaluate the greedy prediction too, of models with image codes."""
     probe: bool = True
     """Run the preference probe; an editor gives no likelihoods, and is not asked."""
+    action_margins: bool | None = None
+    """Measure action sensitivity by the verifier: two more images a triplet, under a shuffled and an opposite action.
+    Left out: of forward models that give no likelihoods (image editors) alone."""
     counterfactuals: OptionalInputPath = None
     """Of the probe: file with lines {"triplet_id": …, "action": …}, or output folder of wm contradict; triplets without
     a line are left out of that comparison and counted. Left out: the bench's column counterfactual_action where it has
@@ -175,6 +180,7 @@ class EvaluateRecipe(Recipe):
             cpus: Of the cluster.
             gpus: Not used: a task has no GPU.
         """
+        # A device of this process was named, or a number of tasks.
         if self.is_sized:
             return self
         resources = self.resources.model_copy(update={"num_workers": max(1, int(cpus))})

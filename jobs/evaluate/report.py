@@ -89,6 +89,7 @@ def print_editor_failures(name: str, withheld: Mapping[str, int], cut_actions: i
         withheld: Images by reason.
         cut_actions: Triplets whose action is longer than it reads.
     """
+    # Both change what a figure is of, so that neither may pass in silence.
     if withheld:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(withheld.items()))
         print(f"models.{name} withheld images ({reasons}); further candidates took their places")

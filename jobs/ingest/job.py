@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
-import numpy as np
-
 from jobs.ingest.recipe import IngestRecipe
 from jobs.ingest.report import print_passed_over, print_plan, print_result
 from jobs.ingest.rows import LoadedPair, digest_rows, list_rows, load_row
+from jobs.shared.pair_codes import encode_pairs
 from jobs.shared.ray_session import connect, quiet_data
 from wm.buckets import localise
 from wm.cli import main as cli_main
@@ -21,7 +20,6 @@ from wm.datasets.changes import count_changes
 from wm.datasets.layouts.base import ImagePair, Problem, StoredPair, VideoSegment
 from wm.datasets.layouts.stored_images import StoredImages
 from wm.errors import InputError
-from wm.images import Pixels, fit_square
 from wm.records import (
     REJECT_SCHEMA,
     STAGE_TABLES,
@@ -104,31 +102,10 @@ class Ingestor:
             return {"rows": 0, "problem": f"cannot write {name} below {out}: {error}"}
         return {"rows": len(rows), "problem": ""}
 
-    def _codes(self, sources: list[Pixels], targets: list[Pixels]) -> list[CodeColumns]:
-        """Encode pairs of images of any size; return the columns that the codec fills, one dict a pair."""
-        if self.codec is None or not sources:
-            return [{} for _ in sources]
-        from wm.models import change_map
-
-        # One batch a side: the codec's batches have one size, so that codes do not depend on the neighbours.
-        (source_BN, source_features), (target_BN, target_features) = (
-            self.codec.encode_with_features(np.stack([fit_square(image, self.codec.side_px) for image in images]))
-            for images in (sources, targets)
-        )
-        columns = (source_BN, target_BN, change_map(source_features, target_features))
-        return [
-            {
-                "codec": self.codec.codec_id,
-                "source_codes": source_N.tolist(),
-                "target_codes": target_N.tolist(),
-                "change": change_N.tolist(),
-            }
-            for source_N, target_N, change_N in zip(*columns, strict=True)
-        ]
-
     def _triplets(self, rows: list[tuple[ListedPair, LoadedPair]]) -> list[TripletRow]:
         # Ids are made of the row's name, so that every run gives the same.
-        codes = self._codes([pair.source for _, pair in rows], [pair.target for _, pair in rows])
+        sources, targets = ([getattr(pair, side) for _, pair in rows] for side in ("source", "target"))
+        codes = [CodeColumns() for _ in rows] if self.codec is None else encode_pairs(self.codec, sources, targets)
         return [
             triplet_row(
                 triplet_id=stable_id(self.recipe.dataset, self.recipe.split, row.uri),

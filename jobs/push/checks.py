@@ -61,6 +61,7 @@ def check_selection(selection: Selection, allowed: Iterable[str]) -> Findings:
         InputError: A file holds a secret, or a licence forbids sharing.
     """
     problems, rewritten = [], {}
+    # Looked for in every text: what nobody expects to have shared.
     needles = _machine_paths(selection.folder)
     for name in selection.files:
         path = selection.folder / name
@@ -119,6 +120,7 @@ def _path_columns(path: Path, name: str) -> list[str]:
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{name} is damaged: {to_line(error)}") from error
     columns = set()
+    # Ends of sorted values: absolute paths come before nearly all other texts.
     for group in range(footer.num_row_groups):
         for number in range(footer.num_columns):
             column = footer.row_group(group).column(number)
@@ -133,6 +135,7 @@ def _path_columns(path: Path, name: str) -> list[str]:
 def _list_licenses(selection: Selection) -> list[str]:
     """List the licences of a model's card, or of a data set's card and rows."""
     names = licenses_of(read_head(selection.folder))
+    # A card of many licences counts them only: the rows have each.
     if selection.kind == "dataset":
         for name in selection.files:
             if name.endswith(".parquet"):

@@ -1,4 +1,4 @@
-"""Upload a model or a data set to the Hugging Face hub: ``wm push runs/fdm repo=owner/name``.
+"""Upload a model or a data set to the Hugging Face hub: ``wm push folder=runs/fdm repo=owner/name``.
 
 ``--dry-run`` lists what would go, what stays and why, and what is wrong with the card; nothing is sent. Files that the
 hub has already are not sent again: a stopped upload resumes.

@@ -59,12 +59,13 @@ def select_files(path: str) -> Selection:
     Raises:
         InputError: There is nothing to share, or it is not complete.
     """
-    given = Path(path)
+    # Of a run's folder the model is meant: the rest is what it took to train it.
     is_model = is_model_folder(path)
-    folder = model_folder(path) if is_model else given
+    folder = model_folder(path) if is_model else Path(path)
     if not folder.is_dir():
         raise InputError(f"folder = {path!r}: no such folder")
     _check_complete(folder, is_model=is_model)
+    # Each file either goes, or is named with the reason.
     files, left_out = {}, {}
     for file in _walk(folder):
         name = file.relative_to(folder).as_posix()
@@ -140,8 +141,6 @@ def _check_weights(folder: Path) -> None:
         shards = read_json(index).get("weight_map")
         for shard in sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []:
             if not (folder / shard).is_file():
-                raise InputError(
-                    f"{shown(folder)} is not complete: {index.name} lists {shard!r:.100}: not there"
-                )
+                raise InputError(f"{shown(folder)} is not complete: {index.name} lists {shard!r:.100}: not there")
     if not any(folder.rglob("*.safetensors")):
         raise InputError(f"{shown(folder)} holds no weights (*.safetensors): there is no model to push")

@@ -25,7 +25,7 @@ from jobs.train.watch import POLL_S, watch
 from jobs.train.worker import fit_worker
 from wm.cli import cause_to_report
 from wm.cli import main as command_line
-from wm.errors import InputError
+from wm.errors import InputError, to_line
 from wm.files.mirror import shown, uri_of
 from wm.models import hub_hint, model_folder
 from wm.models.card import write_card
@@ -114,10 +114,14 @@ def _write_model_card(recipe: TrainRecipe, record: dict[str, Any]) -> None:
     """Write the card of ``out/model``, and of ``out/last`` where the best model is kept beside it."""
     for name in (MODEL, LAST):
         folder = Path(recipe.out) / name
-        # In a bucket the model may be another node's: what is published of it is enough for a card.
-        if folder.is_dir():
-            own = record if name == MODEL else {**record, "summary": {**record["summary"], "best": None}}
+        if not folder.is_dir():
+            continue
+        own = record if name == MODEL else {**record, "summary": {**record["summary"], "best": None}}
+        # A training of days does not fail by its card: wm card writes it later.
+        try:
             write_card(folder, describe_training(folder, own))
+        except (OSError, ValueError) as error:
+            print(f"warning: no card of {shown(folder)}: {to_line(error)}; wm card model={shown(folder)} writes it")
 
 
 @contextmanager

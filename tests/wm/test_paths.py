@@ -60,9 +60,13 @@ NO_PATHS = {
     *("ModelEntry.idm", "EvaluateRecipe.idm"),
     # Classes of diffusers, and arguments of their call.
     *("EditRecipe.pipeline", "EditRecipe.scheduler", "EditRecipe.settings"),
+    *("EditorSettings.pipeline", "EditorSettings.scheduler", "EditorSettings.settings", "PixelsSettings.prompt"),
     # Relative to CollectRecipe.folder; of the judge's endpoint.
     *("ContradictRecipe.model", "ContradictRecipe.base_url", "ContradictRecipe.api_key_variable"),
     *("CollectRecipe.pattern", "JudgeRecipe.model", "JudgeRecipe.base_url", "JudgeRecipe.api_key_variable"),
+    # A server that proposes, and a question.
+    *("EndpointSettings.base_url", "EndpointSettings.model", "EndpointSettings.api_key_variable"),
+    *("AnnotateRecipe.prompt", "ModelEntry.prompt"),
     # A format, a name below another key's folder, a text.
     *("AskRecipe.benchmark", "AskRecipe.file", "AskRecipe.prompt"),
     # Repositories of the hub, licences, a commit's message.
@@ -113,6 +117,8 @@ def test_every_job_has_an_output_key() -> None:
     packages = {path.parent.name for path in (ROOT / "jobs").glob("*/__main__.py")}
     commands = {path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")} | packages - {"benchmark", "study"}
     assert len(commands) >= 17
+    # One writes into the model's folder, the other uploads.
+    commands -= {"card", "push"}
     assert {name for name in commands if f"{name.title()}Recipe" not in names} == set()
     training = (TrainRecipe, DataSettings, CheckpointSettings)
     assert {name for kind, name in OUTPUTS if kind in training} == {"out", "token_cache", "folder"}

@@ -150,9 +150,9 @@ def score_candidates(
     for begin in range(0, len(candidates), size):
         rows = slice(begin, begin + size)
         # Of pixels a copy is shown, so that what is decoded for it goes with the batch.
-        shown = [of_item if reads_codes else [copy(image) for image in of_item] for of_item in candidates[rows]]
+        images = [of_item if reads_codes else [copy(image) for image in of_item] for of_item in candidates[rows]]
         with torch.inference_mode():
-            ranked = verify_batch(verifier, sources[rows], held_out.actions[rows], shown, batch_size=batch_size)
+            ranked = verify_batch(verifier, sources[rows], held_out.actions[rows], images, batch_size=batch_size)
         # Verification returns candidates by rank; the bank keeps the order of sampling.
         for item, of_item in enumerate(ranked, begin):
             tokens_B[item] = float(of_item[0].score.num_tokens)

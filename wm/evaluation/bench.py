@@ -12,7 +12,7 @@ from wm.dynamics import BaseSharing, Role, Sampling, load_role
 from wm.dynamics.code_models import CodeForward, CodeInverse
 from wm.dynamics.loading import load_forward_model
 from wm.dynamics.pixel_inverse import load_pixel_inverse
-from wm.dynamics.protocols import ForwardModel, InverseModel, ModelKind
+from wm.dynamics.protocols import ForwardModel, InverseModel
 from wm.dynamics.verify import NO_GUARD
 from wm.dynamics.vlm_scorer import PROMPT, VLMScorer, load_vlm_scorer
 from wm.errors import InputError
@@ -22,6 +22,7 @@ from wm.evaluation.metrics.images import ActionCheck, JudgeMany
 from wm.evaluation.probe import Scorer
 from wm.evaluation.scorers import fdm_scorer, idm_scorer, pixel_scorer
 from wm.models import ImageCodec, base_of, read_manifest
+from wm.models.kinds import ModelKind
 from wm.models.manifest import fetch_model
 
 _MODELS_KEPT = 3

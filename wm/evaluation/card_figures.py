@@ -38,9 +38,11 @@ def read_card_figures(evaluation: str | Path, model: str | Path) -> tuple[list[C
     tables: Tables = parse_json((folder / "tables.json").read_bytes(), str(folder / "tables.json"))
     by = f"wm evaluate, judge {tables['judge']}, {len(tables['seeds'])} sampling seeds"
     items, label = tables["items"], entry["label"]
+    # An inverse model has actions, a forward model images; one role an entry.
     if entry["role"] == "idm":
         rows = [row["metrics"] for row in tables["idm"] if row["label"] == label]
         return _list_metrics(rows[0], _INVERSE, "proposed actions", items, by) if rows else [], []
+    # Whether it heeds its action comes first: a model that does not is no world model.
     figures, failures = [], []
     for row in tables["sensitivity"]["rows"] if "sensitivity" in tables else []:
         if row["label"] == label:

@@ -72,7 +72,7 @@ def sample_editor_bank(
         verifier_BK = tokens_B = None
         if verifier is not None:
             verifier_BK, tokens_B = score_candidates(verifier, part, codec, candidates, batch_size)
-        # 4. Keep what a later step reads, and no pixels: a digest tells images apart.
+        # 4. Keep what a later step reads, and no pixels: a digest distinguishes images.
         for (_, image), pixels_HWC in zip(pairs, pixels, strict=True):
             if image.text not in images:
                 images[image.text] = encode_png(pixels_HWC)

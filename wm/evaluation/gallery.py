@@ -67,6 +67,7 @@ def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, c
     for unit in _choose_units(bench.entries, units):
         entry = bench.entries[unit.entry]
         facts, arrays = load_part(unit.file(parts))
+        # Once a unit: an editor's file holds its images.
         bank = load_bank(unit.file(parts), bench.max_unchanged) if unit.ask == "sample" else None
         for item, example in zip(items, examples, strict=True):
             if bank is None:
@@ -101,6 +102,7 @@ def _write_candidates(bench: Bench, bank: Bank, item: int, folder: Path, stem: s
         range(len(distinct)),
         key=lambda index: (0.0 if ranking_K is None else -ranking_K[first[index]], int(first[index])),
     )
+    # Distinct ones alone: decoding costs most.
     images = bank.decode(distinct, bench.codec)
     candidates: list[CandidateDict] = []
     for rank, index in enumerate(order):

@@ -130,7 +130,7 @@ def read_gate_set(
         if row["codec"] != reader.codec_id or len(row["source_codes"] or ()) != reader.tokens_per_image:
             raise InputError(
                 f"{folder} holds codes of codec {row['codec']}, the model reads codec {reader.codec_id}; make them "
-                "by wm ingest with codec=MODEL"
+                "by wm encode or wm ingest with codec=MODEL"
             )
     source_BN, target_BN = (torch.tensor([row[name] for row in rows]) for name in ("source_codes", "target_codes"))
     ids, actions = [row["triplet_id"] or "" for row in rows], [row["action"] for row in rows]

@@ -26,7 +26,7 @@ _COLUMNS = ("triplet_id", "source_image", "target_image", "codec", "source_codes
 @dataclass(frozen=True)
 class HeldOut:
     """B triplets with their images. Without a codec an image's only code is a digest of its pixels, and ``change`` has
-    no column: the code tells images apart, and nothing else."""
+    no column: the code distinguishes images, and says nothing else."""
 
     ids: list[str]
     actions: list[str]
@@ -50,6 +50,7 @@ class HeldOut:
         Args:
             rows: Their numbers.
         """
+        # As a list: a range indexes neither a tensor nor an array as it should.
         index = list(rows)
         ids, actions, subsets = ([values[row] for row in index] for values in (self.ids, self.actions, self.subsets))
         return HeldOut(
@@ -73,6 +74,7 @@ class HeldOut:
         codes_BN, pixels_BHWC = (
             (self.source_codes, self.source_pixels) if side == "source" else (self.target_codes, self.target_pixels)
         )
+        # Codes as they are: nothing is decoded between models of one codec.
         if codec is not None:
             return observe_codes(codes_BN.tolist(), codec)
         return [Observation.from_pixels(pixels_HWC) for pixels_HWC in pixels_BHWC]
@@ -113,6 +115,7 @@ def read_held_out(
         ]
         sides.append(np.stack([fit_square(pixels, codec.side_px if codec else side_px) for pixels in images]))
     # 2. Codes and change weights. All stored or none: those of two codecs would not compare.
+    # Without a codec nothing compares codes but the probe, which has to know equal images.
     if codec is None:
         source_BN, target_BN = (_digest(pixels_BHWC) for pixels_BHWC in sides)
         change_BN = np.zeros((len(rows), 0))
@@ -163,6 +166,7 @@ def _stack_codes(
 
 def _digest(pixels_BHWC: Pixels) -> torch.Tensor:
     """Hash each image to a whole number of 63 bits, (B, 1), which stands for its codes."""
+    # As codes are, of int64: 63 bits of the hash are enough for any set.
     digests = [hashlib.sha256(pixels_HWC.tobytes()).digest() for pixels_HWC in pixels_BHWC]
     return torch.tensor([[int.from_bytes(digest[:8], "big") >> 1] for digest in digests])
 

@@ -1,11 +1,12 @@
 """Keep the preference probe's log-likelihoods item by item in the file of its unit, and read them back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from wm.errors import InputError
 from wm.evaluation.probe import NEGATIVES, Likelihoods, Pairs, ProbeScores
 
 Arrays: TypeAlias = dict[str, npt.NDArray[np.generic]]
@@ -46,3 +47,24 @@ def from_arrays(arrays: Mapping[str, npt.NDArray[np.generic]]) -> ProbeScores | 
             if f"rows.{kind}" in arrays
         },
     )
+
+
+def check_finite(scores: ProbeScores, ids: Sequence[str], path: str) -> None:
+    """Check that every log-likelihood is a finite number.
+
+    Args:
+        scores: Of the triplets and their negatives.
+        ids: Of the triplets.
+        path: Of the model, for errors.
+
+    Raises:
+        InputError: It names the first triplet without one.
+    """
+    of_all = np.arange(len(ids))
+    for rows, side in [(of_all, scores.reference), *scores.negatives.values()]:
+        bad = rows[~np.isfinite(side.sums)]
+        if len(bad):
+            raise InputError(
+                f"{path} gives triplet {ids[int(bad[0])]} and {len(bad) - 1:,} others no finite likelihood: its "
+                "weights are damaged, or resources.dtype has too small a range (float32 has not)"
+            )

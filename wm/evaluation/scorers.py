@@ -29,6 +29,7 @@ def idm_scorer(idm: UnifiedVLM, *, batch_size: int | None = None, runner: ModelR
     """
 
     def score(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
+        # Normalised over the complete vocabulary: an action may be any text.
         with torch.inference_mode():
             return _to_likelihoods(
                 score_actions(idm, source_BN, target_BN, actions, batch_size=batch_size, runner=runner)
@@ -50,6 +51,7 @@ def fdm_scorer(fdm: UnifiedVLM, *, batch_size: int | None = None, runner: ModelR
     """
 
     def score(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
+        # An image's number of tokens is the codec's, whatever the action.
         with torch.inference_mode():
             sums = score_observations(fdm, source_BN, actions, target_BN, batch_size=batch_size, runner=runner)
         return Likelihoods(np.array(sums), np.full(len(actions), float(target_BN.shape[1])))
@@ -69,6 +71,7 @@ def pixel_scorer(idm: InverseModel, held_out: HeldOut, *, batch_size: int = 8) -
     Returns:
         The scorer.
     """
+    # The probe hands out codes: each finds its image.
     images: dict[tuple[int, ...], Observation] = {}
     for codes_BN, observations in (
         (held_out.source_codes, held_out.observe("source", None)),
@@ -79,6 +82,7 @@ def pixel_scorer(idm: InverseModel, held_out: HeldOut, *, batch_size: int = 8) -
 
     def score(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
         sources, targets = ([images[tuple(row)] for row in side.tolist()] for side in (source_BN, target_BN))
+        # What the model keeps with an observation serves all negatives of it.
         return _to_likelihoods(idm.score(sources, targets, actions, batch_size=batch_size))
 
     return score

@@ -25,6 +25,8 @@ from wm.sampling import ModelRunner
 SHUFFLED, OPPOSITE, EMPTY = "shuffled", "opposite", "empty"
 OTHER_ACTIONS = (SHUFFLED, OPPOSITE, EMPTY)
 """What the true action is compared with, the one that the verdict goes by first."""
+LIKELIHOOD, VERIFIER = "likelihood", "verifier"
+"""What a difference is of: the target's log-likelihood, or the verifier's of the action."""
 NO_OTHER = {
     SHUFFLED: "no triplet has another action in its subset",
     OPPOSITE: "no triplet has one: make them with wm contradict, give them to wm evaluate as counterfactuals",

@@ -1,14 +1,26 @@
 """Build and format the table of action sensitivity. Knows neither models nor how the differences were measured."""
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from wm.cards import escape_markdown
 from wm.evaluation.rows import SensitivityRow, SensitivityTable, SubsetSensitivity
-from wm.evaluation.sensitivity import NO_OTHER, OTHER_ACTIONS, SHUFFLED, Gaps, GapSummary, summarise_gaps
+from wm.evaluation.sensitivity import (
+    LIKELIHOOD,
+    NO_OTHER,
+    OTHER_ACTIONS,
+    SHUFFLED,
+    VERIFIER,
+    Gaps,
+    GapSummary,
+    summarise_gaps,
+)
+from wm.runs import write_text
 
-LIKELIHOOD, VERIFIER = "likelihood", "verifier"
-"""What a difference is of: the target's log-likelihood, or the verifier's of the action."""
 UNITS = {LIKELIHOOD: "nats an image token", VERIFIER: "nats an action token"}
 
 GapsByRun = Mapping[tuple[str, int], Mapping[str, Gaps]]
@@ -36,6 +48,7 @@ def build_sensitivity(
     """
     table: SensitivityTable = {"rows": [], "absent": [], "ignoring": []}
     reasons = dict(reasons or {})
+    # A model may have figures of both kinds, or of neither with a reason.
     for by, gaps in ((LIKELIHOOD, likelihood), (VERIFIER, verifier or {})):
         labels = [label for label, _ in gaps] + [label for label, of, _ in reasons if of == by]
         for label in dict.fromkeys(labels):
@@ -117,6 +130,7 @@ def table_cells(table: SensitivityTable) -> tuple[list[str], list[list[str]]]:
     Returns:
         Names of the columns, and a row a model, other action and subset.
     """
+    # Names first, numbers after them, as everywhere.
     header = ["action sensitivity", "true over", "unit", "mean", "95 % interval", "true likelier", "n"]
     cells = []
     for row in table["rows"]:
@@ -131,3 +145,32 @@ def table_cells(table: SensitivityTable) -> tuple[list[str], list[list[str]]]:
 def _figure_cells(figures: SubsetSensitivity) -> list[str]:
     interval = "–" if figures["low"] is None else f"[{figures['low']:+.4f}, {figures['high']:+.4f}]"
     return [f"{figures['mean']:+.4f}", interval, f"{figures['share']:.0%}", f"{figures['pairs']:,}"]
+
+
+def write_sensitivity(out: Path, table: SensitivityTable) -> None:
+    """Write ``sensitivity.csv`` and ``sensitivity.md``; neither where no model was measured.
+
+    Args:
+        out: Folder of the evaluation.
+        table: As :func:`build_sensitivity` returns it.
+    """
+    header, cells = table_cells(table)
+    if not cells:
+        return
+    # 1. Numbers as they are, for programs.
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    names = ("mean", "low", "high", "share", "pairs")
+    rows.writerow(["label", "subset", "by", "other", "unit", *names, "verdict"])
+    for row in table["rows"]:
+        # All triplets first, then each subset; numbers as they are, not rounded.
+        for subset, figures in (("", row), *row["by_subset"].items()):
+            values = [figures["mean"], figures["low"], figures["high"], figures["share"], figures["pairs"]]
+            verdict = row["verdict"] if figures is row else ""
+            rows.writerow([row["label"], subset, row["by"], row["other"], row["unit"], *values, verdict])
+    write_text(out / "sensitivity.csv", text.getvalue())
+    # 2. The table as it is printed, for people; labels are users' texts.
+    lines = [*(f"**{escape_markdown(sentence, longest=2000)}.**\n" for sentence in table["ignoring"])]
+    lines += [f"| {' | '.join(map(escape_markdown, line))} |" for line in (header, ["---"] * len(header), *cells)]
+    lines += ["", *(f"{escape_markdown(note, longest=2000)}.\n" for note in absence_notes(table))]
+    write_text(out / "sensitivity.md", "\n".join(lines).rstrip() + "\n")

@@ -66,6 +66,10 @@ class Collected:
     """(role, label, training seed) → kind of negative → preference."""
     gaps: dict[tuple[str, int], dict[str, Gaps]] = field(default_factory=dict)
     """(label, training seed) → other action → lead of the true one, of forward models."""
+    margins: dict[tuple[str, int], dict[str, Gaps]] = field(default_factory=dict)
+    """The same by the verifier's log-likelihood of the action."""
+    reasons: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    """(label, by, other action) → why such a figure cannot be had."""
     probe_scores: dict[tuple[str, str, int], ProbeScores] = field(default_factory=dict)
     """(role, label, training seed) → log-likelihoods item by item; parts of earlier versions have none."""
 
@@ -86,7 +90,9 @@ def build_tables(collected: Collected) -> MeasuredTables:
             for kind in NEGATIVES
             if not any(kind in kinds for key, kinds in collected.probes.items() if key[:2] == (role, label))
         ],
-        "sensitivity": build_sensitivity(collected.gaps, collected.subsets),
+        "sensitivity": build_sensitivity(
+            collected.gaps, collected.subsets, verifier=collected.margins, reasons=collected.reasons
+        ),
         "differences": difference_rows(collected),
     }
 

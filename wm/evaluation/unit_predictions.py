@@ -44,6 +44,7 @@ def write_unit_predictions(bench: Bench, unit: Unit, parts: Path, folder: Path, 
 
 def _build_rows(bench: Bench, unit: Unit, parts: Path, ks: Sequence[int]) -> Iterator[PredictionRow]:
     entry = bench.entries[unit.entry]
+    # With the images of an editor, which no codec decodes.
     bank = load_bank(unit.file(parts), bench.max_unchanged)
     is_greedy = unit.ask == "greedy"
     # 1. Each distinct candidate once, by item and then in the order of sampling.

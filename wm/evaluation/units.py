@@ -14,24 +14,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from wm.dynamics.protocols import ForwardModel
 from wm.dynamics.verify import NO_GUARD
-from wm.errors import InputError
 from wm.evaluation.bank import Bank, sample_bank
 from wm.evaluation.bench import Bench, Entry
 from wm.evaluation.editor_bank import count_cut_actions, sample_editor_bank
+from wm.evaluation.margins import explain_absences, list_margins, measure_margins, score_empty
 from wm.evaluation.metrics.images import ceiling_metrics, copy_metrics
-from wm.evaluation.probe import Preference, ProbeScores, compare_all, score_probe
-from wm.evaluation.probe_arrays import from_arrays, to_arrays
+from wm.evaluation.probe import Preference, compare_all, score_probe
+from wm.evaluation.probe_arrays import check_finite, from_arrays, to_arrays
 from wm.evaluation.rows import CEILING, COPY
-from wm.evaluation.sensitivity import EMPTY_ARRAY, list_gaps, read_empty, score_without_action
+from wm.evaluation.sensitivity import list_gaps, read_empty
 from wm.evaluation.tables import Collected
 from wm.sampling.texts import GREEDY
 
-Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose"]
+Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose", "margin"]
 Arrays: TypeAlias = dict[str, npt.NDArray[np.generic]]
 Facts: TypeAlias = dict[str, Any]
-"""What a unit's file holds beside arrays: ``texts`` of ``propose``; kind of negative → figures of ``probe``; of an
-editor's ``sample`` images ``withheld`` by reason, and ``cut_actions``, the number that it did not read to their end."""
+"""What a unit's file holds beside arrays: ``texts`` of ``propose``; kind of negative → figures of ``probe``; of
+``sample`` ``decoding``, how codes were decoded, or of an editor images ``withheld`` by reason and ``cut_actions``, the
+number of actions that it did not read to their end."""
 
 
 class Unit(NamedTuple):
@@ -46,7 +48,14 @@ class Unit(NamedTuple):
         return folder / f"{self.entry}.{self.ask}.{self.seed}.npz"
 
 
-def list_units(entries: Mapping[str, Entry], seeds: Sequence[int], *, greedy: bool, with_probe: bool) -> list[Unit]:
+def list_units(
+    entries: Mapping[str, Entry],
+    seeds: Sequence[int],
+    *,
+    greedy: bool,
+    with_probe: bool,
+    with_margins: bool | None = None,
+) -> list[Unit]:
     """List every unit, those of one entry together.
 
     Args:
@@ -54,6 +63,7 @@ def list_units(entries: Mapping[str, Entry], seeds: Sequence[int], *, greedy: bo
         seeds: Sampling seeds, at least one.
         greedy: Evaluate forward models' greedy predictions too.
         with_probe: Run the preference probe.
+        with_margins: Measure action sensitivity by the verifier; None: of models without likelihoods alone.
 
     Returns:
         The units.
@@ -63,6 +73,8 @@ def list_units(entries: Mapping[str, Entry], seeds: Sequence[int], *, greedy: bo
     for name, entry in entries.items():
         if entry.role == "fdm":
             units += [Unit(name, "sample", seed) for seed in seeds]
+            is_measured = not entry.has_likelihoods if with_margins is None else with_margins
+            units += [Unit(name, "margin", seeds[0])] if is_measured and entry.verifier else []
             # An editor has no likeliest image.
             units += [Unit(name, "greedy", seeds[0])] if greedy and entry.has_likelihoods else []
         else:
@@ -89,6 +101,8 @@ def run_unit(bench: Bench, unit: Unit, folder: Path) -> Path:
         _save(path, *_probe(bench, unit))
     elif unit.ask == "propose":
         _save(path, *_propose(bench, unit))
+    elif unit.ask == "margin":
+        _save(path, *measure_margins(bench, unit.entry, unit.seed))
     else:
         _save(path, *_sample(bench, unit))
     return path
@@ -128,10 +142,16 @@ def _sample(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
         arrays["verifier"] = bank.verifier
     if bank.action_tokens is not None:
         arrays["action_tokens"] = bank.action_tokens
-    # Of an editor alone: what it withheld or cut is counted, and said at the end.
+    return _describe(bench, unit, fdm, bank), arrays
+
+
+def _describe(bench: Bench, unit: Unit, fdm: ForwardModel, bank: Bank) -> Facts:
+    """Describe how candidates were made: of codes how they were decoded, of an editor what it withheld or cut."""
+    if fdm.kind != "editor":
+        return {"decoding": bench.load_role(unit.entry).runner.describe_decoding()}
     facts: Facts = {"withheld": dict(bank.withheld)} if bank.withheld else {}
-    cut = count_cut_actions(fdm, bench.held_out) if fdm.kind == "editor" else 0
-    return facts | ({"cut_actions": cut} if cut else {}), arrays
+    cut = count_cut_actions(fdm, bench.held_out)
+    return facts | ({"cut_actions": cut} if cut else {})
 
 
 def _probe(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
@@ -141,26 +161,9 @@ def _probe(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
         held_out.subsets, ids=held_out.ids, counterfactuals=others.actions if others else None, seed=unit.seed,
     )  # fmt: skip
     # Here, not when the tables are made: of a likelihood that is NaN each comparison would be a silent "no".
-    _check_finite(scores, held_out.ids, bench.entries[unit.entry].path)
-    arrays = to_arrays(scores)
-    if bench.entries[unit.entry].role == "fdm":
-        role = bench.load_role(unit.entry)
-        arrays[EMPTY_ARRAY] = score_without_action(
-            role.model, held_out.source_codes, held_out.actions, held_out.target_codes,
-            batch_size=bench.batch_size, runner=role.runner,
-        )  # fmt: skip
-    return {kind: asdict(preference) for kind, preference in compare_all(scores).items()}, arrays
-
-
-def _check_finite(scores: ProbeScores, ids: Sequence[str], path: str) -> None:
-    of_all = np.arange(len(ids))
-    for rows, side in [(of_all, scores.reference), *scores.negatives.values()]:
-        bad = rows[~np.isfinite(side.sums)]
-        if len(bad):
-            raise InputError(
-                f"{path} gives triplet {ids[int(bad[0])]} and {len(bad) - 1:,} others no finite likelihood: its "
-                "weights are damaged, or resources.dtype has too small a range (float32 has not)"
-            )
+    check_finite(scores, held_out.ids, bench.entries[unit.entry].path)
+    preferences = {kind: asdict(preference) for kind, preference in compare_all(scores).items()}
+    return preferences, to_arrays(scores) | score_empty(bench, unit.entry)
 
 
 def _propose(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
@@ -224,10 +227,14 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
                 report.absent["state_equivalent"] = "the judge reads none of the reference actions"
             collected.texts[entry.label, entry.run] = report
             collected.idm[entry.label, entry.run] = (figures, by_item)
+        elif unit.ask == "margin":
+            gaps = list_margins(collected.banks[entry.label, entry.run, unit.seed], arrays)
+            collected.margins[entry.label, entry.run] = gaps
         else:
             # Greedy predictions have one candidate: there is nothing to choose.
             banks = collected.banks if unit.ask == "sample" else collected.greedy
             banks[entry.label, entry.run, unit.seed] = build_bank(arrays, bench.max_unchanged)
+    collected.reasons = explain_absences(bench.entries, {(unit.entry, unit.ask) for unit in units})
     return collected
 
 

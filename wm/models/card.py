@@ -19,22 +19,13 @@ from wm.cards import (
     escape_markdown,
     is_repo_id,
     license_lines,
-    licenses_of,
     list_forbidden,
     quote_yaml,
-    read_head,
 )
-from wm.models.folder_checks import read_json
-from wm.models.manifest import Manifest, model_folder, named_base, read_manifest
-from wm.packaged import PREFIX, to_packaged_name
-from wm.runs import read_run, write_text
+from wm.models.base_facts import BaseFacts
+from wm.models.manifest import Manifest, read_manifest
+from wm.runs import write_text
 
-FAMILY_LICENSES = {
-    "chameleon": "Chameleon Research License (non-commercial)",
-    "liquid": "Gemma Terms of Use",
-}
-"""Licences of released checkpoints by family, as their repositories stated them (docs/pages/checkpoints.md), for a base
-whose folder has no card."""
 MANY_SOURCES = 50
 """Rows of the table of data at most."""
 _ROLES = {
@@ -45,7 +36,6 @@ _ROLES = {
 _PIPELINES = {"idm": "image-text-to-text", "fdm": "image-to-image", None: "image-text-to-text"}
 _RUN_KEYS = {"out", "resources", "logging", "checkpoint"}
 """Keys of a recipe that say how a run went, not what the model is."""
-_HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
 
 
 @dataclass(frozen=True)
@@ -66,17 +56,6 @@ class CardFigure:
     value: str
     count: int | None  # triplets that it is of; None: not known
     origin: str  # what measured it
-
-
-@dataclass(frozen=True)
-class BaseFacts:
-    """The model that training started from, as far as its folder says."""
-
-    name: str  # for people, without a path
-    repo_id: str = ""  # ``owner/name`` on the hub, where it is known
-    licenses: Sequence[str] = ()
-    note: str = ""  # where the licence is from
-    class_name: str = ""  # transformers' class
 
 
 @dataclass(frozen=True)
@@ -117,75 +96,9 @@ def list_licenses(facts: CardFacts) -> list[str]:
     return distinct_licenses(names)
 
 
-def describe_base(base: str | Path, *, repo_id: str = "") -> BaseFacts:
-    """Describe a base by its own folder.
-
-    Args:
-        base: Its folder, or name.
-        repo_id: Its repository on the hub, where the caller knows it.
-
-    Returns:
-        Name, licences and class; the licence of its family's released checkpoints where its folder has no card.
-    """
-    folder = model_folder(base)
-    path = to_packaged_name(str(folder.resolve()))
-    cache = _HUB_CACHE.search(f"{path}/")
-    repo_id = repo_id or (f"{cache[1]}/{cache[2]}" if cache else "")
-    # The folder's own name, and of a run's model the run's: neither says where they are.
-    name = path if path.startswith(PREFIX) else repo_id or name_of(folder)
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    classes = config.get("architectures") if isinstance(config, dict) else None
-    class_name = str(classes[0]) if isinstance(classes, list) and classes else ""
-    class_name = class_name if class_name.isidentifier() else ""
-    if (folder / CARD).is_file():
-        licenses = licenses_of(read_head(folder))
-        note = "by the card of the base" if licenses else "the card of the base names none"
-        return BaseFacts(name, repo_id, licenses, note, class_name)
-    manifest = read_manifest(folder)
-    family = manifest.family if manifest else str(config.get("model_type", "")) if isinstance(config, dict) else ""
-    # A base of one's own is under no release's licence.
-    record = read_run(folder.parent) if folder.name == "model" else None
-    if record is not None and record.get("stage") == "pretrain":
-        return BaseFacts(name, repo_id, (), "the base was trained with wm pretrain", class_name)
-    if family in FAMILY_LICENSES:
-        note = f"the base's folder has no card; released checkpoints of the family {family} are under it"
-        return BaseFacts(name, repo_id, (FAMILY_LICENSES[family],), note, class_name)
-    return BaseFacts(name, repo_id, (), "the base's folder has no card", class_name)
-
-
-def find_base(folder: Path, recipe: Mapping[str, object] | None, *, repo_id: str = "") -> BaseFacts | None:
-    """Find and describe the base of a trained model.
-
-    Args:
-        folder: The model's.
-        recipe: Of the run that trained it, if it is known.
-        repo_id: The base's repository on the hub, where the caller knows it.
-
-    Returns:
-        The base, by its identity alone where its folder is not here; None for a model that is one itself.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None or manifest.kind == "base":
-        return None
-    path = recipe.get("base") if recipe else None
-    candidates = [named_base(folder, manifest.base_path)] if manifest.base_path else []
-    candidates += [Path(path)] if isinstance(path, str) and path and not path.startswith(PREFIX) else []
-    for candidate in candidates:
-        if candidate.is_dir():
-            return describe_base(candidate, repo_id=repo_id)
-    if isinstance(path, str) and path.startswith(PREFIX):
-        return describe_base(path, repo_id=repo_id)
-    return BaseFacts(repo_id or manifest.base_id, repo_id, (), "the base's folder is not here")
-
-
-def name_of(folder: Path) -> str:
-    """Name a model folder by its last part, or by the run's for the ``model`` of one."""
-    resolved = folder.resolve()
-    return f"{resolved.parent.name}/model" if resolved.name == "model" else resolved.name
-
-
 def _head(manifest: Manifest, facts: CardFacts) -> list[str]:
     """Build the YAML head."""
+    # Only repositories of the hub may stand here: it links them.
     lines = ["---"]
     if facts.base is not None and is_repo_id(facts.base.repo_id):
         lines += [f"base_model: {quote_yaml(facts.base.repo_id)}"]
@@ -238,6 +151,7 @@ def _restriction_lines(licenses: Sequence[str]) -> list[str]:
 
 
 def _identity_lines(manifest: Manifest, facts: CardFacts) -> list[str]:
+    # A table without a header: names and values.
     rows = {"family": manifest.family, "weights": "a LoRA adapter" if manifest.kind == "adapter" else "complete"}
     if facts.base is not None:
         is_named = facts.base.name != manifest.base_id and manifest.base_id
@@ -349,5 +263,5 @@ def strip_paths(value: object) -> object:
 
 
 def escape_sentence(text: str) -> str:
-    """Escape a sentence, which may hold names of strangers; longer than a cell's text."""
+    """Escape a sentence, which may hold names of others; longer than a cell's text."""
     return escape_markdown(text, longest=2000)

@@ -32,6 +32,24 @@ _ROLE_TITLES: dict[str, str] = {
     "idm": "inverse dynamics model: two images → the action between them, in words",
     "fdm": "forward dynamics model: an image and an action → the image afterwards",
 }
+_HUB_NAMES = {
+    "base": ("image-text-to-text", "base-model"),
+    "idm": ("image-text-to-text", "inverse-dynamics"),
+    "fdm": ("image-to-image", "forward-dynamics"),
+}
+"""By kind the hub's name of what it does, and a tag, as :mod:`wm.models.card` gives them."""
+_LOAD_ROLES = """from wm.dynamics import WorldModel
+
+world = WorldModel.load(fdm="nano:fdm", idm="nano:idm")"""
+_SNIPPETS = {
+    "base": """from wm.models import load_codec, load_model
+
+base, codec = load_model("nano:base"), load_codec("nano:base")""",
+    "idm": f"""{_LOAD_ROLES}
+print(world.propose("before.png", "after.png").text)""",
+    "fdm": f"""{_LOAD_ROLES}
+world.predict("nano:images/three-shapes.png", "take away the yellow square").image.save("after.png")""",
+}
 _BACKGROUND = {"linen": 0, "slate": 1, "checker": 2}
 
 _SCENES: dict[str, tuple[str, dict[int, str], list[str]]] = {
@@ -205,9 +223,16 @@ def _card(kind: Literal["base", "idm", "fdm"], record: RunRecord, figures: Figur
         )
         rows = {name: f"{value:.3f}" if isinstance(value, float) else str(value) for name, value in figures.items()}
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    pipeline, role = _HUB_NAMES[kind]
     return f"""---
+library_name: transformers
 license: apache-2.0
-library_name: wm
+pipeline_tag: {pipeline}
+tags:
+- world-model
+- wm
+- {role}
+- chameleon
 ---
 
 # nano:{kind}
@@ -218,6 +243,12 @@ The nano world's {_ROLE_TITLES[kind]}.
 
 Trained on {training}.
 Everything is rendered by `wm.nano.world`; no other data.
+
+Load it, and make it again:
+
+```python
+{_SNIPPETS[kind]}
+```
 
 ```console
 $ wm ship nano/shipped

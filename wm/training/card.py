@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from wm.errors import InputError
-from wm.models.card import BaseFacts, CardFacts, CardFigure, DataSource, find_base, name_of, strip_paths
+from wm.models.base_facts import BaseFacts, find_base, name_of
+from wm.models.card import CardFacts, CardFigure, DataSource, strip_paths
 from wm.runs import parse_json
 from wm.tables import read_footers, table_files, triplets_folder
 from wm.training.data.provenance import count_sources

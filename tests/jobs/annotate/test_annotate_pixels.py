@@ -4,19 +4,22 @@ import json
 import shutil
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Qwen2VLForConditionalGeneration
 
 import jobs.annotate.job
 from jobs.annotate.annotator import Annotator
 from jobs.annotate.job import run
 from jobs.annotate.settings import ActionSampling
-from tests.helpers.annotate_data import annotate_here, decode, recipe, rows, write_videos
-from tests.helpers.models_vlms import write_llava_next, write_qwen2_vl
+from tests.helpers.annotate_data import annotate_here, decode, recipe, write_videos
+from tests.helpers.models_vlms import write_qwen2_vl
 from wm.dynamics.observation import Observation
 from wm.dynamics.pixel_inverse import load_pixel_inverse
 from wm.dynamics.vlm_images import FeatureStore
 from wm.errors import InputError
 from wm.images import decode_image
-from wm.models import load_codec
+from wm.models import Manifest, base_id_of, load_codec
 from wm.packaged import resolve_packaged
 from wm.records import TRIPLET_SCHEMA, derive_seed
 from wm.tables import read_table
@@ -37,6 +40,16 @@ def qwen(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def clips(videos, qwen):
+    return decode(pixel_recipe(videos, qwen, "out")).to_pylist()
+
+
+def annotated(clips, one):
+    """Triplets, in the order of their ids."""
+    return sorted(Annotator(one.annotator_settings()).annotate(clips)["triplets"], key=lambda row: row["triplet_id"])
+
+
 def pixel_recipe(videos, idm, out, **changes):
     keyframes = {"min_interval_frames": 4, "max_keyframes": 8}
     return recipe(videos / "wave", idm, out, **({"filters": SCORED, "keyframes": keyframes} | changes))
@@ -46,18 +59,15 @@ def images_of(row):
     return [Observation.from_pixels(decode_image(row[f"{side}_image"]["bytes"], side)) for side in ("source", "target")]
 
 
-@pytest.mark.parametrize("write", [write_qwen2_vl, write_llava_next])
-def test_triplets_hold_what_the_model_says_of_each_pair_alone(videos, tmp_path, write):
-    write(tmp_path / "vlm")
-    one = pixel_recipe(videos, tmp_path / "vlm", tmp_path / "out")
-    clips = decode(one).to_pylist()
+def test_triplets_hold_what_the_model_says_of_each_pair_alone(videos, clips, qwen, tmp_path):
+    one = pixel_recipe(videos, qwen, tmp_path / "out")
     annotator = Annotator(one.annotator_settings())
     assert annotator.problem == "" and annotator.codec is None
     result = annotator.annotate(clips)
     num_pairs = sum(len(row["keyframes"]) - 1 for row in clips)
     assert len(result["pairs"]) == num_pairs == len(result["triplets"]) + len(result["rejects"])
     assert len(result["triplets"]) > 2
-    idm = load_pixel_inverse(tmp_path / "vlm")
+    idm = load_pixel_inverse(qwen)
     for row in result["triplets"]:
         (alone,) = idm.propose(
             *[[image] for image in images_of(row)], sampling=annotator.settings.sampling.to_sampling(), seeds=[0],
@@ -70,9 +80,8 @@ def test_triplets_hold_what_the_model_says_of_each_pair_alone(videos, tmp_path, 
     assert all(row["changed_codes"] is None and row["changed_share"] is None for row in result["pairs"])
 
 
-def test_a_sampled_action_depends_on_its_own_pair(videos, qwen, tmp_path):
+def test_a_sampled_action_depends_on_its_own_pair(videos, clips, qwen, tmp_path):
     one = pixel_recipe(videos, qwen, tmp_path / "out", sampling={"temperature": 1.0, "seed": 3})
-    clips = decode(one).to_pylist()
     annotator = Annotator(one.annotator_settings())
     together = {row["triplet_id"]: row for row in annotator.annotate(clips)["triplets"]}
     for clip in reversed(clips):
@@ -86,14 +95,12 @@ def test_a_sampled_action_depends_on_its_own_pair(videos, qwen, tmp_path):
     assert row["action"] == alone.text
 
 
-def test_a_codec_of_its_own_choice_fills_the_codes(videos, qwen, tiny_base, tmp_path):
+def test_a_codec_of_its_own_choice_fills_the_codes(videos, clips, qwen, tiny_base, tmp_path):
     """The same codes as with a model that reads them, the same actions as without a codec."""
     filters = SCORED | {"unchanged": "score"}
-    with_codec = pixel_recipe(videos, qwen, tmp_path / "a", codec=str(tiny_base), filters=filters)
-    annotate_here(with_codec)
-    annotate_here(pixel_recipe(videos, qwen, tmp_path / "b"))
-    annotate_here(pixel_recipe(videos, tiny_base, tmp_path / "c", filters=filters))
-    (coded, _), (plain, _), (by_codes, _) = (rows(tmp_path / name) for name in "abc")
+    coded = annotated(clips, pixel_recipe(videos, qwen, tmp_path, codec=str(tiny_base), filters=filters))
+    plain = annotated(clips, pixel_recipe(videos, qwen, tmp_path))
+    by_codes = annotated(clips, pixel_recipe(videos, tiny_base, tmp_path, filters=filters))
     codec = load_codec(tiny_base)
     codes = {row["triplet_id"]: row for row in by_codes}
     assert len(coded) == len(plain) > 2
@@ -105,13 +112,12 @@ def test_a_codec_of_its_own_choice_fills_the_codes(videos, qwen, tiny_base, tmp_
             assert row["change"] == codes[row["triplet_id"]]["change"]
 
 
-def test_codes_of_another_codec_than_the_models_own(videos, tiny_base, tmp_path):
+def test_codes_of_another_codec_than_the_models_own(videos, clips, tiny_base, tmp_path):
     """A model of codes reads its own codec's; what is stored is another's."""
     nano_base = resolve_packaged("nano:base")
     filters = SCORED | {"unchanged": "off"}
-    annotate_here(pixel_recipe(videos, tiny_base, tmp_path / "own", filters=filters))
-    annotate_here(pixel_recipe(videos, tiny_base, tmp_path / "other", codec=str(nano_base), filters=filters))
-    (own, _), (other, _) = rows(tmp_path / "own"), rows(tmp_path / "other")
+    own = annotated(clips, pixel_recipe(videos, tiny_base, tmp_path, filters=filters))
+    other = annotated(clips, pixel_recipe(videos, tiny_base, tmp_path, codec=str(nano_base), filters=filters))
     assert {row["codec"] for row in other} == {load_codec(nano_base).codec_id} != {row["codec"] for row in own}
     assert [row["action"] for row in other] == [row["action"] for row in own]
 
@@ -124,7 +130,9 @@ def test_the_job_records_that_no_filter_of_codes_was_applied(videos, qwen, tmp_p
     monkeypatch.setattr(jobs.annotate.job, "_annotate", annotate)
     one = pixel_recipe(videos, qwen, tmp_path / "out")
     assert run(one, dry_run=True)["videos"] == 2
-    assert "codec" in capsys.readouterr().out
+    assert (
+        "triplets get no image codes, and filters.unchanged is not applied; wm encode adds" in capsys.readouterr().out
+    )
     record = run(one)
     assert record["recipe"]["filters"]["unchanged"] == "off"
     assert record["counts"]["pairs"] == record["counts"]["triplets"] + record["counts"]["filtered"]
@@ -172,10 +180,9 @@ def test_models_that_say_no_action_are_refused(videos, qwen, tiny_base, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_vision_features_of_a_key_frame_are_computed_once(videos, qwen, tmp_path, monkeypatch):
+def test_vision_features_of_a_key_frame_are_computed_once(videos, clips, qwen, tmp_path, monkeypatch):
     """Though it is in two pairs, and these come in batches of their own; and its pixels are decoded once."""
     one = pixel_recipe(videos, qwen, tmp_path / "out", resources={"idm_batch_size": 1})
-    clips = decode(one).to_pylist()
     annotator = Annotator(one.annotator_settings())
     observed, computed = [], []
     from_pixels, compute = Observation.from_pixels, FeatureStore._compute
@@ -184,3 +191,28 @@ def test_vision_features_of_a_key_frame_are_computed_once(videos, qwen, tmp_path
     assert len(annotator.annotate(clips)["pairs"]) > len(clips)
     num_keyframes = sum(len(row["keyframes"]) for row in clips)
     assert len(observed) == len(computed) == num_keyframes
+
+
+def test_adapters_annotate_over_their_base(videos, clips, qwen, tmp_path):
+    """As training writes one, and as another program does, which says nothing of its base."""
+    model = Qwen2VLForConditionalGeneration.from_pretrained(qwen)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        get_peft_model(model, settings).save_pretrained(tmp_path / "foreign")
+    shutil.copytree(tmp_path / "foreign", tmp_path / "own")
+    manifest = {"family": "qwen2_vl", "kind": "adapter", "base_id": base_id_of(qwen), "codec_id": "", "task": "idm"}
+    Manifest(**manifest, recipe_digest="abc", base_path=str(qwen)).write(tmp_path / "own")
+    own = pixel_recipe(videos, tmp_path / "own", tmp_path / "out")
+    foreign = pixel_recipe(videos, tmp_path / "foreign", tmp_path / "out", base=str(qwen))
+    bare = annotated(clips, pixel_recipe(videos, qwen, tmp_path / "out"))
+    tables = [annotated(clips, one) for one in (own, foreign) if run(one, dry_run=True)["videos"] == 2]
+    first, second = ({row["triplet_id"]: (row["action"], row["action_logprob"]) for row in rows} for rows in tables)
+    assert first == second != {row["triplet_id"]: (row["action"], row["action_logprob"]) for row in bare}
+    names = [{row["annotator"] for row in rows} for rows in (*tables, bare)]
+    assert names[0] == {f"{base_id_of(qwen)}/abc"} and names[2] == {base_id_of(qwen)} and names[1] not in names[::2]
+    with pytest.raises(InputError, match=r"has no wm_model\.json"):
+        run(pixel_recipe(videos, tmp_path / "foreign", tmp_path / "out"), dry_run=True)
+    Manifest(**manifest | {"task": "fdm"}, base_path=str(qwen)).write(tmp_path / "own")
+    with pytest.raises(InputError, match="was trained as fdm; expected an inverse model"):
+        run(own, dry_run=True)

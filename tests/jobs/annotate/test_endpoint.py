@@ -26,6 +26,11 @@ def videos(tmp_path_factory):
     return write_videos(tmp_path_factory.mktemp("videos"))
 
 
+@pytest.fixture(scope="module")
+def block(videos):
+    return decode(endpoint_recipe(videos, "out", "http://127.0.0.1:1/v1"))
+
+
 def endpoint_recipe(videos, out, url, **changes):
     endpoint = {"base_url": url, "model": "eyes-1", "max_retries": 2, "concurrency": 3} | changes.pop("endpoint", {})
     values = {"videos": str(videos / "wave"), "out": str(out), "endpoint": endpoint, "max_new_tokens": 6}
@@ -83,14 +88,13 @@ def test_triplets_hold_the_answers_of_the_server(videos, tmp_path, monkeypatch):
     assert "sk-secret" not in json.dumps(one.model_dump(mode="json"))
 
 
-def test_sampled_answers_a_codec_and_a_question_of_ones_own(videos, tiny_base, tmp_path):
+def test_sampled_answers_a_codec_and_a_question_of_ones_own(videos, block, tiny_base, tmp_path):
     with judge_server(answer) as server:
         one = endpoint_recipe(
-            videos, tmp_path / "out", server.url, prompt="what happened?", codec=str(tiny_base),
+            videos, tmp_path, server.url, prompt="what happened?", codec=str(tiny_base),
             sampling={"temperature": 0.7, "top_k": 5, "top_p": 0.9}, filters={"unchanged": "score"},
         )  # fmt: skip
-        annotate_here(one)
-        triplets, _ = rows(tmp_path / "out")
+        triplets = Annotator(one.annotator_settings()).annotate(block.to_pylist())["triplets"]
         assert {row["codec"] for row in triplets} == {load_codec(tiny_base).codec_id}
         bodies = server.bodies
         assert {(body["temperature"], body["top_k"], body["top_p"]) for body in bodies} == {(0.7, 5, 0.9)}
@@ -98,7 +102,7 @@ def test_sampled_answers_a_codec_and_a_question_of_ones_own(videos, tiny_base, t
         assert bodies[0]["messages"][0]["content"][2]["text"] == "what happened?"
 
 
-def test_empty_and_long_answers_are_rejects(videos, tmp_path):
+def test_empty_and_long_answers_are_rejects(videos, block, tmp_path):
     replies = iter([answer_with("", []), answer_with("  ", [-1.0]), answer_with("a b c d e f g", [-1.0] * 7)])
 
     def odd(body, number):
@@ -106,7 +110,7 @@ def test_empty_and_long_answers_are_rejects(videos, tmp_path):
 
     with judge_server(odd) as server:
         annotator = Annotator(endpoint_recipe(videos, tmp_path / "out", server.url).annotator_settings())
-        result = annotator.annotate(decode(endpoint_recipe(videos, tmp_path / "out", server.url)).to_pylist())
+        result = annotator.annotate(block.to_pylist())
     reasons = sorted(row["reason"] for row in result["rejects"])
     assert reasons == ["empty_action", "empty_action", "unparsed_action"]
     assert {row["action"] for row in result["triplets"]} == {"push it"}
@@ -123,7 +127,9 @@ def test_empty_and_long_answers_are_rejects(videos, tmp_path):
     ],
     ids=["401", "404", "400", "503", "no logprobs"],
 )
-def test_an_endpoint_that_cannot_serve_is_named_before_any_work(videos, tmp_path, monkeypatch, reply, message):
+def test_an_endpoint_that_cannot_serve_is_named_before_any_work(
+    videos, block, tmp_path, monkeypatch, *, reply, message
+):
     monkeypatch.setattr(jobs.annotate.job, "_annotate", lambda *_: pytest.fail("was started"))
     with judge_server(lambda *_: reply) as server:
         one = endpoint_recipe(videos, tmp_path / "out", server.url)
@@ -133,20 +139,20 @@ def test_an_endpoint_that_cannot_serve_is_named_before_any_work(videos, tmp_path
     # Later, in an annotator, the same words end the run.
     with judge_server(lambda body, number: reply) as server:
         annotator = Annotator(endpoint_recipe(videos, tmp_path / "out", server.url).annotator_settings())
-        assert message[:20].replace("\\", "") in annotator(decode(one))["problem"][0]
+        assert message[:20].replace("\\", "") in annotator(block)["problem"][0]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"idm": "nano:idm"}, r"both idm and endpoint\.base_url are given; expected one"),
-        ({"endpoint": {"base_url": "", "model": ""}}, r"neither idm nor endpoint\.base_url is given"),
+        ({"endpoint": {"base_url": "", "model": ""}}, r"idm is missing; expected a model folder, or endp"),
         ({"endpoint": {"model": ""}}, "base_url and model belong together"),
     ],
 )
 def test_one_model_is_expected(videos, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        endpoint_recipe(videos, tmp_path / "out", "http://127.0.0.1:1/v1", **changes)
+        run(endpoint_recipe(videos, tmp_path / "out", "http://127.0.0.1:1/v1", **changes))
 
 
 def test_codes_and_bases_of_an_endpoint_are_refused(videos, tiny_base, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 
 from jobs import evaluate
 from jobs.evaluate.entries import build_entries, record_kinds
-from tests.helpers.evaluate_data import ACTIONS, ITEMS, recipe_of
+from tests.helpers.evaluate_data import ACTIONS as ALL_ACTIONS
+from tests.helpers.evaluate_data import noise_pair, recipe_of, write_triplets
 from tests.helpers.models_editors import write_pix2pix
 from tests.helpers.models_vlms_new import write_qwen3_vl
 from wm.dynamics import CodeInverse, Observation, load_role
@@ -25,6 +26,8 @@ from wm.models import load_codec
 from wm.sampling import Sampling
 from wm.sampling.texts import GREEDY
 
+ACTIONS = ALL_ACTIONS[:3]
+ITEMS = len(ACTIONS)
 EDITOR = {"settings": {"num_inference_steps": 1}, "resolution": 64}
 
 
@@ -34,6 +37,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_qwen3_vl(folder / "qwen")
     write_pix2pix(folder / "editor")
     return folder
+
+
+@pytest.fixture(scope="module")
+def triplets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_triplets(tmp_path_factory.mktemp("held_out"), noise_pair, ACTIONS)
 
 
 def any_recipe(base: Path, folders: Path, triplets: Path, out: Path, **changes: Any) -> evaluate.EvaluateRecipe:
@@ -69,7 +77,8 @@ def tables_of(out: Path) -> dict[str, Any]:
 def test_every_model_is_asked_what_it_can_answer(run):
     parts = {path.name for path in (run / "parts").iterdir()}
     asked = {"qwen.propose", "qwen.probe", "codes.propose", "codes.probe", "fdm.sample", "fdm.greedy", "fdm.probe"}
-    assert parts == {f"{name}.0.npz" for name in {*asked, "edit.sample", "edit-codes.sample"}}
+    editors = {f"{name}.{ask}" for name in ("edit", "edit-codes") for ask in ("sample", "margin")}
+    assert parts == {f"{name}.0.npz" for name in asked | editors}
     tables = tables_of(run)
     assert {row["label"] for row in tables["idm"]} == {"Qwen", "IDM"}
     assert {(row["role"], row["label"]) for row in tables["probe"]} == {
@@ -147,7 +156,7 @@ def test_an_editors_images_are_in_the_prediction_set(run):
     assert sum(candidate["times"] for candidate in shown[0]["candidates"]) == 2
 
 
-def test_what_was_found_of_folders_is_recorded_and_old_recipes_are_the_same_run(run, tiny_base, folders, triplets):
+def test_what_folders_are_is_recorded_as_it_always_was(run, tiny_base, folders, triplets):
     recipe = any_recipe(tiny_base, folders, triplets, run)
     reads = {
         name: model["reads"] for name, model in json.loads((run / "run.json").read_text())["recipe"]["models"].items()

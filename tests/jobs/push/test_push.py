@@ -15,7 +15,8 @@ from tests.helpers.hub_server import Hub, serve_hub
 from tests.helpers.triplet_files import triplet, write_output
 from wm.datasets.card import write_dataset_card
 from wm.errors import InputError
-from wm.models.card import BaseFacts, CardFacts, write_card
+from wm.models.base_facts import BaseFacts
+from wm.models.card import CardFacts, write_card
 from wm.packaged import SHIPPED
 from wm.runs import write_json
 

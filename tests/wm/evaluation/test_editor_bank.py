@@ -89,7 +89,7 @@ def test_a_withheld_image_is_replaced_by_the_next_candidate(held_out, monkeypatc
     assert ("0", 2) not in editor.asked and ("3", 4) in editor.asked
 
 
-def test_an_editor_that_withholds_everything_of_a_triplet_is_named(held_out):
+def test_an_editor_that_withholds_all_of_a_triplet_is_named(held_out):
     with pytest.raises(InputError, match=r"triplet 2: fake gave 0 of 2 images in 8 tries \(safety_checker 8\); leave"):
         sample_editor_bank(Editor((2, -1)), None, held_out, None, None, num_candidates=2, seed=0)
 

@@ -104,9 +104,7 @@ def vlm(tiny_base: Path) -> UnifiedVLM:
 def pairs(vlm: UnifiedVLM, rows: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Random codes, and two actions in turn."""
     rng = torch.Generator().manual_seed(0)
-    source, target = (
-        torch.randint(vlm.num_codes, (rows, vlm.tokens_per_image), generator=rng) for _ in range(2)
-    )
+    source, target = (torch.randint(vlm.num_codes, (rows, vlm.tokens_per_image), generator=rng) for _ in range(2))
     return source, target, ["move the red cup" if row % 2 else "put the blue block" for row in range(rows)]
 
 

@@ -8,7 +8,8 @@ from huggingface_hub import ModelCard
 
 from wm.cards import code_block, escape_markdown, is_repo_id, license_lines, list_forbidden, quote_yaml, read_head
 from wm.errors import InputError
-from wm.models.card import BaseFacts, CardFacts, CardFigure, DataSource, describe_base, strip_paths, write_card
+from wm.models.base_facts import BaseFacts, describe_base
+from wm.models.card import CardFacts, CardFigure, DataSource, strip_paths, write_card
 from wm.models.manifest import Manifest
 
 HOSTILE = [
@@ -113,7 +114,7 @@ def test_escapes() -> None:
     assert escape_markdown("<b>&") == "&lt;b&gt;&amp;" and escape_markdown("a\n\tb\x00") == "a b"
     assert escape_markdown("abcdef", longest=4) == "abc…"
     assert code_block("a\n```\nb", "python") == ["````python", "a", "```", "b", "````"]
-    assert quote_yaml('a: "b"\nc') == r'"a: \"b\" c"'
+    assert quote_yaml('a: "b"\nc\u2028\ud800') == r'"a: \"b\"\nc\U00002028?"'
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def image_metrics(
     Returns:
         Metric → (M,): those of :func:`pixel_metrics`, and ``unchanged_tokens``, a share.
     """
+    # Against the source's own codes, position by position.
     source_MN = held_out.source_codes.numpy()[items_M]
     unchanged_M: Floats = (codes_MN == source_MN).mean(axis=1)
     return pixel_metrics(held_out, judge_many, items_M, codec.decode(codes_MN)) | {"unchanged_tokens": unchanged_M}
@@ -63,6 +64,7 @@ def pixel_metrics(
         for item, predicted in zip(items_M.tolist(), predicted_MHWC, strict=True)
     ]
     metrics = {"l1": np.array(gaps, dtype=np.float64)}
+    # A judge gives one score an image, in the order of the items.
     if judge_many is not None:
         scores = judge_many(items_M, predicted_MHWC)
         for name in JUDGE_METRICS:
@@ -86,11 +88,13 @@ def edit_metrics(
         stay as they were (see :func:`wm.dynamics.observation.unchanged_share`).
     """
     side_px = held_out.target_pixels.shape[1]
+    # As the codec's images are: an editor may work at another size.
     squares_MHWC = np.stack([fit_square(image, side_px) for image in predicted])
     pairs = [
         (Observation.from_pixels(held_out.source_pixels[item]), Observation.from_pixels(square))
         for item, square in zip(items_M.tolist(), squares_MHWC, strict=True)
     ]
+    # Without codes blocks of pixels are what can stay as it was.
     unchanged_M: Floats = np.array([unchanged_share(source, square) for source, square in pairs])
     return pixel_metrics(held_out, judge_many, items_M, squares_MHWC) | {"unchanged_tokens": unchanged_M}
 
@@ -105,6 +109,7 @@ def copy_metrics(held_out: HeldOut, judge_many: JudgeMany | None) -> dict[str, F
     Returns:
         Metric → (B,).
     """
+    # A copy changes no token, by definition and not by measurement.
     items = np.arange(len(held_out))
     return pixel_metrics(held_out, judge_many, items, held_out.source_pixels) | {
         "unchanged_tokens": np.ones(len(held_out))

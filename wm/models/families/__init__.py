@@ -25,6 +25,11 @@ FAMILIES = {
 }
 """The module whose ``FAMILY`` reads and writes folders, by the ``model_type`` of their ``config.json``, or by
 :func:`~wm.models.variants.family_key` where several share one."""
+FORWARD_ONLY = {
+    "janus": "janus cannot serve as an inverse model: it understands images by SigLIP features of their pixels, not by "
+    "codes; as a judge of actions in the probe it reads pixels (reads = 'pixels')"
+}
+"""Why a family is no inverse model, by ``model_type``."""
 
 
 def family_of(folder: Path) -> Family[UnifiedVLM]:

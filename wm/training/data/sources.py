@@ -195,7 +195,7 @@ class _ColumnChecks:
             made_with = f"codec {self.codec.codec_id}" if self.codec.codec_id else "the base model's codec"
             raise InputError(
                 f"{self.folder}: {self.num_without_codes} of {self.num_rows} triplets have no image codes; "
-                f"make them with wm ingest and {made_with}"
+                f"make them with wm encode, or with wm ingest and {made_with}"
             )
         if problem := self._problem():
             raise InputError(problem)
@@ -208,7 +208,7 @@ class _ColumnChecks:
                 reads = f"the base model reads codec {expected}" if self.codec.codec_id else f"of codec {expected} too"
                 return (
                     f"{self.folder} holds codes of codec {codec_id}, {reads}; "
-                    "make them anew with wm ingest and the base model's codec"
+                    "make them anew with wm encode, or with wm ingest and the base model's codec"
                 )
         # Reported with both lengths, since the wrong codec is the usual reason.
         for name, lengths in self.lengths.items():
