@@ -7,7 +7,7 @@ Annotation by a model that reads pixels may leave codes out, and each base to tr
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +26,7 @@ from wm.files.mirror import publish
 from wm.images import Pixels, decode_image
 from wm.models import ImageCodec, load_codec
 from wm.paths import ModelPath, OutputPath, TablePath
-from wm.records import REJECT_SCHEMA, STAGE_TABLES, TRIPLET_SCHEMA, RejectRow, TripletRow, reject_row
+from wm.records import REJECT_SCHEMA, STAGE_TABLES, TRIPLET_SCHEMA, RejectRow, StoredImage, TripletRow, reject_row
 from wm.runs import Run, RunRecord, digest_of, read_run
 from wm.tables import (
     checked_files,
@@ -133,10 +133,8 @@ def _encode_file(recipe: EncodeRecipe, codec: ImageCodec, file: Path) -> None:
 def _encode_rows(rows: list[TripletRow], codec: ImageCodec, rejects: list[RejectRow]) -> list[TripletRow]:
     readable: list[tuple[TripletRow, Pixels, Pixels]] = []
     for row in rows:
-        name = f"triplet {row['triplet_id']}"
         try:
-            source = decode_image((row["source_image"] or {}).get("bytes") or b"", f"source_image of {name}")
-            target = decode_image((row["target_image"] or {}).get("bytes") or b"", f"target_image of {name}")
+            source, target = _read_image(row, "source_image"), _read_image(row, "target_image")
         except InputError as error:
             # A row of its own, so that no row is lost in silence.
             rejects.append(_build_reject(row, str(error)))
@@ -145,6 +143,13 @@ def _encode_rows(rows: list[TripletRow], codec: ImageCodec, rejects: list[Reject
     codes = encode_pairs(codec, [source for _, source, _ in readable], [target for _, _, target in readable])
     # Everything else of a row stays: its id, its action and likelihood, where it comes from.
     return [cast(TripletRow, {**row, **columns}) for (row, _, _), columns in zip(readable, codes, strict=True)]
+
+
+def _read_image(row: TripletRow, column: Literal["source_image", "target_image"]) -> Pixels:
+    # A file of another program may lack an image, or its bytes.
+    stored = cast(StoredImage | None, row[column])
+    data = stored["bytes"] if stored is not None else b""
+    return decode_image(data or b"", f"{column} of triplet {row['triplet_id']}")
 
 
 def _build_reject(row: TripletRow, detail: str) -> RejectRow:

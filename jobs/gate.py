@@ -147,9 +147,11 @@ def _check_codes(recipe: GateRecipe, name: str, codec_id: str) -> None:
     table = read_table(triplets_folder(recipe.triplets), columns=list(dict.fromkeys(columns)))
     for codec in table.column("codec").unique().to_pylist():
         if codec != codec_id:
+            # Null: annotated by a model that reads pixels, without a codec.
+            state = f"holds codes of codec {codec}" if codec else "has triplets without image codes"
             raise InputError(
-                f"{recipe.triplets} holds codes of codec {codec}, {name} = {getattr(recipe, name)} reads codec "
-                f"{codec_id}: make them by wm ingest with codec=MODEL"
+                f"{recipe.triplets} {state}, {name} = {getattr(recipe, name)} reads codec "
+                f"{codec_id}: make them by wm encode or wm ingest with codec=MODEL"
             )
     # As wm evaluate does: another task's actions are too easy to distinguish from the truth.
     num_subsets, num_labels = (len(table.column(column).unique()) for column in (recipe.subset, "class_label"))

@@ -11,6 +11,7 @@ from jobs.annotate.endpoint import EndpointProposer
 from jobs.annotate.frames import Observer
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.annotate.settings import AnnotatorSettings
+from jobs.shared.pixel_models import check_pixel_idm
 from wm.errors import InputError
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def check_contents(recipe: AnnotateRecipe) -> None:
 
     # The IDM itself is loaded by the annotators only.
     if recipe.idm and not _reads_codes(recipe.idm, recipe.base):
-        _check_question(recipe)
+        check_pixel_idm(recipe.idm, recipe.base, recipe.prompt)
     folder = _find_codec(recipe.idm, recipe.base, recipe.codec)
     if folder is None:
         return
@@ -187,27 +188,6 @@ def check_contents(recipe: AnnotateRecipe) -> None:
             f"filters.min_changed_codes = {filters.min_changed_codes}, but an image has {num_codes} codes: every pair "
             f"would be filtered; expected 1 to {num_codes}"
         )
-
-
-def _check_question(recipe: AnnotateRecipe) -> None:
-    """Try the chat template of a model that reads pixels with the recipe's question."""
-    from wm.files.mirror import uri_of
-    from wm.models import is_adapter, model_folder
-    from wm.models.manifest import adapter_base, read_manifest
-    from wm.models.pixels.chats import PROMPT, check_no_special
-    from wm.models.pixels.folders import check_pixel_folder, load_pixel_processor
-
-    folder = model_folder(recipe.idm)
-    # Adapters have the processor of their base.
-    if is_adapter(folder):
-        own_base = read_manifest(folder) is not None
-        folder = adapter_base(folder, recipe.base) if own_base else model_folder(recipe.base or "")
-    # Of a bucket only the configuration is here: weights are fetched by the annotators.
-    if uri_of(folder) is None:
-        check_pixel_folder(folder)
-        processor = load_pixel_processor(folder, recipe.prompt or PROMPT)
-        # It would end the question, or open a third image.
-        check_no_special(processor.tokenizer, recipe.prompt, "prompt")
 
 
 def _check_folder(key: str, folder: str) -> None:
@@ -246,11 +226,11 @@ def _check_task(idm: str, base: str | None) -> None:
 
 def _check_fit(idm: str, base: str) -> None:
     """Refuse a base that the adapter's manifest does not name, before anything is decoded."""
-    from wm.models import read_manifest
+    from wm.models import is_adapter, read_manifest
 
     # Models of others have no manifest: nothing is known of their bases.
     adapter, full = read_manifest(idm), read_manifest(base)
-    if adapter is not None and adapter.kind != "adapter":
+    if not is_adapter(idm):
         raise InputError(f"idm = {idm!r} is a full model and no adapter; leave base out")
     if adapter is not None and full is not None and adapter.base_id != full.base_id:
         raise InputError(f"adapter {idm} was trained on base {adapter.base_id}, but {base} is {full.base_id}")

@@ -4,7 +4,9 @@ import re
 from dataclasses import replace
 
 from jobs.evaluate.recipe import EvaluateRecipe
+from jobs.shared.pixel_models import check_pixel_idm
 from wm.dynamics.editor_forward import check_editor_folder
+from wm.dynamics.editor_settings import EditorSettings
 from wm.dynamics.loading import kind_of
 from wm.errors import InputError
 from wm.evaluation.bench import Entry
@@ -102,10 +104,16 @@ def _find_kind(entry: Entry, recipe: EvaluateRecipe) -> ModelKind:
     if kind == "editor":
         if entry.role == "idm":
             raise InputError(f"{key}.role = 'idm', but {entry.path} is an image editor: it says no action")
-        check_editor_folder(entry.path, str(entry.editor.get("pipeline", "")))
+        editor = (model.editor if model is not None else None) or EditorSettings()
+        check_editor_folder(
+            entry.path, editor.pipeline, safety_checker=editor.safety_checker, settings=editor.settings,
+            scheduler=editor.scheduler,
+        )  # fmt: skip
     elif model is not None and model.editor is not None:
         raise InputError(f"{key}.editor: {entry.path} is no image editor; leave it out")
-    if entry.prompt and kind != "pixels":
+    if kind == "pixels":
+        check_pixel_idm(entry.path, entry.base or None, entry.prompt)
+    elif entry.prompt:
         raise InputError(f"{key}.prompt: {entry.path} reads no pixels, and is asked no question; leave it out")
     return kind
 

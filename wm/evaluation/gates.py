@@ -128,8 +128,9 @@ def read_gate_set(
     for row in rows:
         # Codes of another codec are numbers in range, and would give figures without meaning.
         if row["codec"] != reader.codec_id or len(row["source_codes"] or ()) != reader.tokens_per_image:
+            state = f"holds codes of codec {row['codec']}" if row["codec"] else "has triplets without image codes"
             raise InputError(
-                f"{folder} holds codes of codec {row['codec']}, the model reads codec {reader.codec_id}; make them "
+                f"{folder} {state}, the model reads codec {reader.codec_id}; make them "
                 "by wm encode or wm ingest with codec=MODEL"
             )
     source_BN, target_BN = (torch.tensor([row[name] for row in rows]) for name in ("source_codes", "target_codes"))

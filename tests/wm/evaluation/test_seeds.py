@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from jobs.predict import triplets
+from jobs.predict.sources import TripletSources
 from jobs.predict.triplets import predict_triplets
 from tests.helpers.code_calls import predict_observations, sample_bank
 from tests.helpers.models_reference import lively
 from tests.helpers.training_data import random_rows, write_triplets
-from wm.dynamics import Search
-from wm.dynamics.roles import Role, Roles
+from wm.dynamics import CodeForward, CodeInverse, Observation, Search, observe_codes
+from wm.dynamics.pairs import ModelPair
+from wm.dynamics.roles import Role
 from wm.evaluation.heldout import HeldOut
 from wm.models import load_codec, load_model
 from wm.records import derive_seed, row_seeds
@@ -90,15 +92,25 @@ def test_order_batch_and_subset_change_no_candidate(role, held_out, tiny_base, b
         assert part == {held_out.ids[row]: complete[held_out.ids[row]] for row in rows}
 
 
+def sources_of(part: HeldOut, role: Role) -> TripletSources:
+    """Sources as ``predict`` takes them, of stored codes."""
+
+    def observe(pair: ModelPair, rows: range) -> list[Observation]:
+        return observe_codes(part.source_codes[rows.start : rows.stop].tolist(), role.model.codec_id)
+
+    return TripletSources(part.ids, part.actions, observe, lambda row: (part.source_pixels[row],) * 2)
+
+
 def test_predictions_are_the_same_in_any_parts(role, held_out, tmp_path, monkeypatch) -> None:
     """And each is what the library predicts alone from its source with the seed that the row names."""
     search = Search(num_candidates=4, min_gain_nats=0.6, num_return=4)
     tables = []
     for place, (rows, part) in enumerate((([*range(ROWS)], 64), ([8, 3, 1, 0, 2, 7, 6, 5, 4], 2), ([6, 1], 1))):
         monkeypatch.setattr(triplets, "ROWS_PER_PART", part)
-        out, chosen = tmp_path / str(place), take(held_out, rows)
+        out = tmp_path / str(place)
         list(predict_triplets(
-            Roles(role, role), chosen, out, search=search, sampling=Sampling(), seed=5, batch_size=part,
+            ModelPair(CodeForward(role), CodeInverse(role)), sources_of(take(held_out, rows), role), out, search=search,
+            sampling=Sampling(), seed=5, batch_size=part,
         ))  # fmt: skip
         found = read_table(out / "predictions", triplets.SCHEMA).to_pylist()
         tables.append({(row["triplet_id"], row["rank"]): (row["codes"], row["seed"], row["draws"]) for row in found})
