@@ -21,7 +21,7 @@ SHAPE = {
     "head_dim": 8,
     "max_position_embeddings": 192,
     "rms_norm_eps": 1e-5,
-    "rope_theta": 1e6,
+    "rope_theta": 500.0,
 }
 
 

@@ -65,6 +65,7 @@ def write_lumina(folder: Path, *, seed: int = 0, heads: int = 4) -> ChameleonFor
         num_attention_heads=heads,
         num_key_value_heads=heads // 2,
         max_position_embeddings=128,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
         vocabulary_map=dict(tokenizer.get_vocab()),
         vq_config=vq | {"num_embeddings": 8, "resolution": 8},
     )
@@ -82,7 +83,7 @@ def write_lumina(folder: Path, *, seed: int = 0, heads: int = 4) -> ChameleonFor
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     values = json.loads((folder / "config.json").read_text())
     values |= {"architectures": ["ChameleonXLLMXForConditionalGeneration"], "mask_image_logits": False}
-    values |= {"dropout": 0.05, "z_loss_weight": 1e-5, "rope_theta": 10000.0, "rope_scaling": None}
+    values |= {"dropout": 0.05, "z_loss_weight": 1e-5, "rope_theta": 500.0, "rope_scaling": None}
     values.pop("rope_parameters", None)
     (folder / "config.json").write_text(json.dumps(values))
     # A size beside the release's files: its own images have 512 px.

@@ -20,7 +20,7 @@ from wm.models.pickled import check_downloaded
 
 MAX_FILE_BYTES = 64 << 20
 """The largest file that is read; the released ones have 2.6 and 3.1 MB."""
-_MAX_TOKEN_BYTES = 1024
+_MAX_TOKEN_BYTES = 256
 
 
 def read_tiktoken(ranks_file: Path, special: Sequence[str], pattern: str, **roles: str) -> PreTrainedTokenizerFast:

@@ -1,4 +1,4 @@
-"""Tell layouts apart that share a ``model_type``: which family reads a folder.
+"""Distinguish layouts that share a ``model_type``: which family reads a folder.
 
 Lumina-mGPT 2.0 calls itself ``chameleon`` and has another vocabulary and codec; Emu3.5 calls itself ``Emu3``, as the
 authors' own layout of Emu3 does, and is another decoder. Only configurations and names of tensors are looked at.

@@ -6,7 +6,8 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from jobs.annotate import job as annotate
+from jobs.annotate.models import check_models
+from jobs.annotate.recipe import AnnotateRecipe
 from tests.helpers.models_families import write_emu3, write_janus, write_liquid
 from tests.helpers.models_folders import copy_of
 from wm.dynamics.vlm_scorer import load_vlm_scorer
@@ -112,15 +113,15 @@ def test_a_name_of_the_hub_is_told_what_to_run(tmp_path, monkeypatch, folder_nam
 
 
 def test_jobs_tell_it_as_well(tiny_base, tmp_path):
-    recipe = {"idm": "deepseek-ai/Janus-Pro-7B", "videos": str(tmp_path), "out": str(tmp_path / "out")}
+    recipe = {"videos": str(tmp_path), "out": str(tmp_path / "out")}
     with pytest.raises(
         InputError, match=r"idm = 'deepseek-ai/Janus-Pro-7B': no such model folder; .*deepseek-community"
     ):
-        annotate._check_model("idm", recipe["idm"])
+        check_models(AnnotateRecipe(idm="deepseek-ai/Janus-Pro-7B", **recipe))
     (tmp_path / "gguf").mkdir()
     (tmp_path / "gguf" / "anole-q4.gguf").write_bytes(b"GGUF")
     with pytest.raises(InputError, match=r"holds anole-q4.gguf: GGUF files of llama.cpp are not read"):
-        annotate._check_model("idm", str(tmp_path / "gguf"))
+        check_models(AnnotateRecipe(idm=str(tmp_path / "gguf"), **recipe))
 
 
 def test_folders_of_other_programs_are_told(tiny_base, tmp_path):

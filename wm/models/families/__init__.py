@@ -1,6 +1,6 @@
 """Model families: one file each, found by the ``model_type`` of a folder's ``config.json``.
 
-Two releases share the ``model_type`` of another family and are told apart by :mod:`wm.models.variants`: Lumina-mGPT
+Two releases share the ``model_type`` of another family and are distinguished by :mod:`wm.models.variants`: Lumina-mGPT
 2.0 (a ``chameleon``) and Emu3.5 (``Emu3``; written as ``qwen3``, whose decoder it has).
 """
 
@@ -66,6 +66,6 @@ def family_of_model(vlm: UnifiedVLM) -> Family[UnifiedVLM]:
         vlm: The model.
     """
     config = vlm.inner.config
-    # Only what tells families apart: a configuration as a dictionary copies the vocabulary.
+    # Only what distinguishes families: a configuration as a dictionary copies the vocabulary.
     facts = {name: getattr(config, name, None) for name in ("model_type", "vocab_size", "vocabulary_map")}
     return load_family(str(family_key(facts)))

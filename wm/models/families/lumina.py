@@ -4,7 +4,7 @@ Sources are files of github.com/Alpha-VLLM/Lumina-mGPT-2.0. An image is ``<racm3
 codes with ``<reserved08799>`` after each, ``<eoss>``; HEIGHT and WIDTH are tokens ``<reserved08800 + n>``, n cells of
 32 pixels, and a code is 8 x 8 pixels (``FlexARItemProcessor`` in ``lumina_mgpt/data/item_processor.py``). Size and
 row ends are given, neither learned nor sampled. Code c is vocabulary id 155,000 + c. The tokenizer has no begin of
-sequence, for which its end stands (``xllmx/model/tokenizer.py``), and a turn ends in ``<reserved08706>``
+sequence, its end serves in that place (``xllmx/model/tokenizer.py``), and a turn ends in ``<reserved08706>``
 (``lumina_mgpt/data/convertsation.py``), which is the end of an action here. Guidance compares with the image alone,
 from its first token on (``inference_solver.py``), as a tenth of the training did (``finetune_solver.py``).
 
