@@ -1,4 +1,4 @@
-"""Run the whole loop on a cluster of several nodes of this machine that share nothing but a bucket: the bootstrap as
+"""Run the loop on a cluster of several nodes of this machine that share nothing but a bucket: the bootstrap as
 one submitted job (ingest, train, annotate, select, train, evaluate), then ``serve deploy`` of both models from the
 bucket, and a verified prediction through HTTP with a key.
 
@@ -6,7 +6,6 @@ Checked: every stage has its record in the bucket, the server asks for the key, 
 status 0 where all of that holds, 2 where not.
 """
 
-import hashlib
 import os
 import shlex
 import shutil
@@ -24,7 +23,6 @@ from pydantic import Field
 from cluster.chaos.bucket import CACHES, cache_of, served_bucket
 from cluster.chaos.bucket import NAME as BUCKET
 from cluster.local_nodes import local_nodes
-from serve_apps.keys import PREFIX, KeyLimits, entry_text
 from wm.cli import main as command_line
 from wm.config import Recipe
 from wm.errors import InputError
@@ -92,7 +90,9 @@ def run(recipe: LoopRecipe, *, dry_run: bool = False) -> dict[str, object]:
     # Before the cluster starts, whose processes inherit them.
     os.environ.setdefault(_PROXY_VARIABLE, _MIDDLEWARES)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
+    # Python's clients of a local cluster know that it has a token; `serve` does not.
     os.environ["RAY_AUTH_MODE"] = "token"
+    # The bucket first: the nodes' processes inherit its address and keys.
     record: dict[str, object] = {"nodes": recipe.nodes, "overrides": recipe.overrides}
     with (
         served_bucket(out, is_wanted=True) as bucket,
@@ -108,7 +108,7 @@ def run(recipe: LoopRecipe, *, dry_run: bool = False) -> dict[str, object]:
         limit_s = 60 * recipe.limit_minutes
         _say(f"loop: {recipe.nodes} nodes that share {root} alone")
         record["job_s"] = _run_job(JobSubmissionClient(dashboard), job, out / "bootstrap.log", limit_s)
-        record["stages"] = _check_stages(root, recipe.nodes)
+        record["stages"] = _check_stages(root)
         record |= _serve(root, dashboard, out, limit_s)
     write_json(out / "loop.json", record)
     _say(f"loop: done; {out / 'loop.json'}")
@@ -119,11 +119,13 @@ def _run_job(client: "JobSubmissionClient", command: Sequence[str], log: Path, l
     """Submit a command and wait for its end; returns the seconds that it took."""
     begin_s = time.monotonic()
     job = client.submit_job(entrypoint=shlex.join(command))
+    # Asked for again and again: a connection for its log would break with every busy moment of the head.
     while not (status := client.get_job_status(job)).is_terminal():
         if time.monotonic() - begin_s > limit_s:
             client.stop_job(job)
             raise InputError(f"the job has not ended after {limit_s / 60:g} minutes")
         time.sleep(_POLL_S)
+    # Kept whatever it says: the cluster, which has it too, ends with this command.
     text = client.get_job_logs(job)
     log.write_text(text)
     if status.value != "SUCCEEDED":
@@ -133,15 +135,17 @@ def _run_job(client: "JobSubmissionClient", command: Sequence[str], log: Path, l
     return seconds
 
 
-def _check_stages(root: str, num_nodes: int) -> dict[str, object]:
+def _check_stages(root: str) -> dict[str, object]:
     """Read the records of the stages from the bucket; returns counts of the annotation and seconds by stage."""
     records: dict[str, RunRecord] = {}
+    # From the bucket, not from a node's copies: what was not published does not count.
     for name in STAGES:
         record = read_run(_path_of(f"{root}/{name}"))
         if record is None:
             raise InputError(f"{root}/{name} has no record: the loop is not complete")
         records[name] = record
     counts = records["annotated"]["counts"]
+    # A loop without annotated videos would be supervised training.
     if not counts["triplets"]:
         raise InputError(f"{root}/annotated has no triplet: nothing was learned from videos")
     traffic = records["annotated"].get("traffic") or {}
@@ -166,11 +170,11 @@ def _serve(root: str, dashboard: str, out: Path, limit_s: float) -> dict[str, ob
         InputError: The deployment fails, answers without the key, or its prediction is not verified.
     """
     begin_s = time.monotonic()
-    port, token = find_free_port(), PREFIX + hashlib.sha256(os.urandom(32)).hexdigest()
+    port = find_free_port()
     # 1. The key file and the application, as a user would write them.
     keys = out / "keys.toml"
-    keys.write_text(entry_text(KeyLimits(name="loop"), token))
-    keys.chmod(0o600)
+    token = _make_key(keys)
+    # Two replicas of half a core, so that ingress and both models fit on two nodes.
     arguments = {
         "fdm": f"{root}/fdm/model", "idm": f"{root}/idm/model", "device": "cpu", "keys": str(keys),
         "fdm_server": _REPLICA, "idm_server": _REPLICA, "num_candidates": 4,
@@ -183,6 +187,7 @@ def _serve(root: str, dashboard: str, out: Path, limit_s: float) -> dict[str, ob
     (out / "serve.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     # 2. Deploy, and wait until it runs.
     _run_serve(dashboard, "deploy", str(out / "serve.yaml"))
+    # A replica downloads its model first, which counts as starting.
     while (state := _state_of(dashboard)).get("status") != "RUNNING":
         if state.get("status") == "DEPLOY_FAILED" or time.monotonic() - begin_s > limit_s:
             raise InputError(f"the deployment is {state.get('status')}: {state.get('message', '')!r:.1000}")
@@ -197,11 +202,23 @@ def _serve(root: str, dashboard: str, out: Path, limit_s: float) -> dict[str, ob
     reply = _ask(url, token)
     if reply.status_code != requests.codes.ok:
         raise InputError(f"the server answered with status {reply.status_code}: {reply.text:.300}")
+    # A model that samples alone would answer too: the verifier's word is what was asked for.
     verification = reply.json()["data"][0]["verification"]
     if not isinstance(verification["logprob"], float) or verification["rank"] != 0:
         raise InputError(f"the prediction is not verified: {verification}")
     _say(f"loop: a prediction, verified with {verification['logprob']:.3f} nats")
     return {"deploy_s": deploy_s, "status_without_key": refusal.status_code, "verification": verification}
+
+
+def _make_key(file: Path) -> str:
+    """Write a key file by the command that makes keys; returns the key, which that shows once."""
+    result = subprocess.run(
+        [sys.executable, "-m", "serve_apps.keys", "name=loop"], capture_output=True, text=True, cwd=_ROOT, check=True
+    )
+    file.write_text(result.stdout)
+    file.chmod(0o600)
+    # The entry is on standard output, the key itself ends what is on the other one.
+    return result.stderr.split()[-1]
 
 
 def _ask(url: str, token: str) -> requests.Response:
@@ -214,12 +231,13 @@ def _ask(url: str, token: str) -> requests.Response:
 def _run_serve(dashboard: str, command: str, *words: str) -> str:
     """Run one of Ray's ``serve`` commands against the cluster; returns its output."""
     program = str(Path(sys.executable).parent / "serve")
-    done = subprocess.run(
+    result = subprocess.run(
         [program, command, "-a", dashboard, *words], capture_output=True, text=True, cwd=_ROOT, check=False
     )
-    if done.returncode:
-        raise InputError(f"serve {command} ended with status {done.returncode}: {done.stderr[-500:]!r}")
-    return done.stdout
+    # Ray's own notices come first: the reason is in the last lines.
+    if result.returncode:
+        raise InputError(f"serve {command} ended with status {result.returncode}: {result.stderr[-500:]!r}")
+    return result.stdout
 
 
 def _state_of(dashboard: str) -> dict[str, str]:

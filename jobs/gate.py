@@ -15,12 +15,15 @@ from pydantic import Field
 from jobs.shared.devices import DeviceSettings, check_device
 from wm.cli import main as cli_main
 from wm.config import Recipe
+from wm.dynamics.pixel_inverse import load_pixel_inverse
 from wm.errors import InputError
 from wm.evaluation.gates import Gate, GateMetric, Role, gate, read_gate_set
 from wm.evaluation.heldout import SubsetColumn
+from wm.evaluation.pixel_gates import pixel_gate, read_pixel_gate_set
 from wm.evaluation.sensitivity import SHUFFLED
 from wm.files.mirror import shown, uri_of
-from wm.models import copy_model, load_model, read_manifest
+from wm.models import copy_model, is_adapter, load_model, read_manifest
+from wm.models.kinds import kind_of
 from wm.paths import ModelPath, OutputPath, TablePath
 from wm.runs import Run, RunRecord, digest_of, read_run
 from wm.tables import read_table, triplets_folder
@@ -42,7 +45,7 @@ class GateRecipe(Recipe):
     role: Role
     """Inverse (idm) or forward (fdm) dynamics."""
     triplets: TablePath
-    """Folder of held-out triplets with image codes, not those that the report uses."""
+    """Folder of held-out triplets, not those that the report uses; with image codes for models that read these."""
     out: OutputPath
     """Output folder; out/model leads to the promoted model: a link, or a copy if one of them is in a bucket."""
     metric: GateMetric = "nats"
@@ -87,8 +90,10 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
         if manifest is not None and manifest.task not in (None, recipe.role):
             path = shown(getattr(recipe, name))
             raise InputError(f"{name} = {path} was trained as {manifest.task}, not as {recipe.role}")
-        if manifest is not None and not is_complete:
+        if manifest is not None and not is_complete and not manifest.reads_pixels:
             _check_codes(recipe, name, manifest.codec_id)
+    if not is_complete:
+        _check_kinds(recipe)
     if dry_run or is_complete:
         print(f"gate: {'already complete in' if is_complete else 'would decide in'} {shown(recipe.out)}")
         return (read_run(recipe.out) or {}) if is_complete else {}
@@ -119,6 +124,21 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
     gap = f"{'better' if gain > 0 else 'worse'} by {abs(gain):.4f}{spread}" if gain else "equal"
     print(f"gate: by {recipe.metric} the challenger is {gap}: the {winner} is used, {shown(stage.out / 'model')}")
     return record
+
+
+def _check_kinds(recipe: GateRecipe) -> None:
+    """Check that both can be compared by the metric, in their role."""
+    kinds = {name: kind_of(getattr(recipe, name), recipe.base or None) for name in ("champion", "challenger")}
+    for name, kind in kinds.items():
+        if kind == "editor" or (kind == "pixels" and recipe.role == "fdm"):
+            nature = "is an image editor" if kind == "editor" else "reads images and makes none"
+            raise InputError(f"{name} = {getattr(recipe, name)} {nature}: it has no likelihoods as {recipe.role}")
+    # Tokens of two vocabularies are of other lengths.
+    if len(set(kinds.values())) > 1 and recipe.metric == "nats":
+        raise InputError(
+            f"metric = 'nats': champion reads {kinds['champion']}, challenger {kinds['challenger']}, whose tokens "
+            "differ; choose metric = 'preference'"
+        )
 
 
 def _check_codes(recipe: GateRecipe, name: str, codec_id: str) -> None:
@@ -160,10 +180,15 @@ def gain_of(champion: Gate, challenger: Gate, metric: GateMetric) -> tuple[float
 
 
 def _evaluate(recipe: GateRecipe, path: str) -> Gate:
+    if kind_of(path, recipe.base or None) == "pixels":
+        base = (recipe.base or None) if is_adapter(path) else None
+        inverse = load_pixel_inverse(path, base=base, device=recipe.resources.device)
+        pairs = read_pixel_gate_set(recipe.triplets, limit=recipe.limit, subset=recipe.subset)
+        return pixel_gate(inverse.scorer, pairs, batch_size=recipe.resources.batch_size or 8)
     manifest = read_manifest(path)
     # A complete model takes no base.
-    is_adapter = manifest is not None and manifest.kind == "adapter"
-    vlm = load_model(path, base=(recipe.base or None) if is_adapter else None, device=recipe.resources.device)
+    takes_base = manifest is not None and manifest.kind == "adapter"
+    vlm = load_model(path, base=(recipe.base or None) if takes_base else None, device=recipe.resources.device)
     held_out = read_gate_set(recipe.triplets, vlm, limit=recipe.limit, subset=recipe.subset)
     if recipe.metric == "sensitivity.shuffled" and not held_out.has_other_actions:
         raise InputError(f"metric = {recipe.metric!r}: no subset of {recipe.triplets} has two different actions")

@@ -1,4 +1,5 @@
-"""Train the nano base from scratch: a VQGAN, then a Chameleon on captioned pairs of images, no action among them.
+"""Train a nano base from scratch: a VQGAN, then a Chameleon on captioned pairs of images, no action among them; or a
+Qwen3-VL that reads pixels, on the same pairs.
 
 It stands in for the pre-trained checkpoint (Anole-7B and the like) that a laptop cannot hold.
 """
@@ -6,7 +7,7 @@ It stands in for the pre-trained checkpoint (Anole-7B and the like) that a lapto
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 class PretrainRecipe(Recipe):
     """Sizes of the data and lengths of the trainings."""
 
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"reads"})
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
         "threads": "num_threads",
         "images": "num_images",
@@ -41,6 +43,9 @@ class PretrainRecipe(Recipe):
 
     out: OutputPath
     """Folder; the base (codec, language model, tokenizer) is out/model."""
+    reads: Literal["codes", "pixels"] = "codes"
+    """codes: a Chameleon with its codec, for both roles. pixels: a Qwen3-VL with its processor, an inverse model alone;
+    keys of the codec and action_slot_tokens are not used."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the documents and of both trainings."""
     num_threads: int = Field(default=1, ge=1)
@@ -75,9 +80,10 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> RunRecord:
     stage = Run(recipe.out, "pretrain", recipe)
     is_complete = stage.is_complete()
     if dry_run or is_complete:
+        of_codec = f"codec {recipe.encoder_steps} + {recipe.decoder_steps} steps, " if recipe.reads == "codes" else ""
         print(
             f"pretrain: {'already complete in' if is_complete else 'would train into'} {shown(recipe.out)}/model: "
-            f"codec {recipe.encoder_steps} + {recipe.decoder_steps} steps, language model {recipe.max_steps} steps"
+            f"{of_codec}language model {recipe.max_steps} steps"
         )
         for line in [] if is_complete else schedule_warnings(recipe):
             print(f"warning: {line}")
@@ -94,6 +100,8 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> RunRecord:
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.num_threads)
     try:
+        if recipe.reads == "pixels":
+            return _pretrain_pixels(recipe, stage)
         with stage.timed("codec_s"):
             codec, codec_figures = _load_or_train_codec(recipe)
         with stage.timed("documents_s"):
@@ -123,8 +131,9 @@ def _describe(recipe: PretrainRecipe, figures: Mapping[str, float]) -> "CardFact
 
     return CardFacts(
         title=name_of(Path(recipe.out) / "model"),
-        data_note=f"Everything is rendered by wm.nano.world: {recipe.num_images:,} images for the codec, "
-        f"{recipe.num_documents:,} captioned pairs for the language model; no other data.",
+        data_note="Everything is rendered by wm.nano.world: "
+        + (f"{recipe.num_images:,} images for the codec, " if recipe.reads == "codes" else "")
+        + f"{recipe.num_documents:,} captioned pairs for the language model; no other data.",
         recipe=recipe.model_dump(mode="json"),
         figures=[
             CardFigure("loss of the language model, nats a token", f"{figures['loss']:.4f}", None, "its last steps")
@@ -140,7 +149,8 @@ def schedule_warnings(recipe: PretrainRecipe) -> list[str]:
     from wm.nano.train_language_model import pretrain_warning
 
     line = pretrain_warning(_pretrain_settings(recipe))
-    return [*codec_warnings(_codec_settings(recipe)), *([line] if line else [])]
+    codec = codec_warnings(_codec_settings(recipe)) if recipe.reads == "codes" else []
+    return [*codec, *([line] if line else [])]
 
 
 def _codec_settings(recipe: PretrainRecipe) -> "CodecSettings":
@@ -241,6 +251,35 @@ def _train_language_model(recipe: PretrainRecipe, vlm: "ChameleonVLM", ids_MT: "
             bar.update()
 
         return pretrain(vlm, ids_MT, _pretrain_settings(recipe), report)
+
+
+def _pretrain_pixels(recipe: PretrainRecipe, stage: Run) -> RunRecord:
+    """Train the base that reads pixels and write ``out/model``."""
+    from wm.models.card import write_card
+    from wm.nano.pixel_preset import write_pixel_base
+    from wm.nano.train_pixel_model import build_untrained, pretrain_pixels, sample_captioned_pairs
+    from wm.nano.world.actions import vocabulary
+
+    with stage.timed("documents_s"), progress_bar(recipe.num_documents, "doc", "documents") as bar:
+        documents = sample_captioned_pairs(recipe.num_documents, recipe.seed, bar.update)
+    model = build_untrained(recipe.seed, Path(recipe.out))
+    with stage.timed("language_model_s"), progress_bar(recipe.max_steps, "step", "language model") as bar:
+
+        def report(_step: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+
+        figures = pretrain_pixels(model, documents, _pretrain_settings(recipe), report)
+    out = Path(recipe.out) / "model"
+    write_pixel_base(model.inner, out, words=vocabulary(), recipe_digest=recipe.digest())
+    write_card(out, _describe(recipe, figures))
+    size = sum(parameter.numel() for parameter in model.module.parameters())
+    record = stage.finish({"parameters": size, "documents": recipe.num_documents}, figures={"language_model": figures})
+    print(
+        f"pretrain: base of {size / 1e6:.2f} M parameters that reads pixels in {shown(recipe.out)}/model "
+        f"(loss {figures['loss']:.3f} nats a caption's token)"
+    )
+    return record
 
 
 def main() -> int:

@@ -8,19 +8,21 @@ from serve_apps.openai.errors import ApiError
 from wm.dynamics import Prediction, SampleFailure
 
 
-def no_image(failures: Sequence[tuple[int, SampleFailure]], what: str) -> ApiError:
+def no_image(failures: Sequence[tuple[int, SampleFailure]], subject: str) -> ApiError:
     """Build the answer where none of the candidates has an image, as OpenAI answers what its safety system withholds.
 
     Args:
         failures: Of all candidates.
-        what: What has none, for the message.
+        subject: The prediction or the step that has none, for the message.
     """
+    # Each reason once, however many candidates it has cost.
     reasons = Counter(failure.reason for _, failure in failures)
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
     details = "; ".join(dict.fromkeys(failure.detail for _, failure in failures))
+    # OpenAI's own code, which clients know; NaN and the like are another matter.
     is_withheld = set(reasons) == {"safety_checker"}
     return ApiError(
-        f"{what} has no image: of {len(failures)} candidates {counts}: {details}; another seed may do better",
+        f"{subject} has no image: of {len(failures)} candidates {counts}: {details}; another seed may do better",
         kind="image_generation_user_error",
         code="moderation_blocked" if is_withheld else "no_image",
     )

@@ -74,15 +74,17 @@ def _check_pipeline(folder: str, table: EditorTable) -> None:
     """Check the class of a pipeline, its folder's parts and the names of its settings."""
     from wm.dynamics.editor_calls import list_call_settings
     from wm.dynamics.editor_forward import check_editor_folder, name_pipeline
+    from wm.models.folders import quiet_transformers
     from wm.models.pipelines import find_editor_class
 
-    check_editor_folder(folder, table.pipeline, safety_checker=table.safety_checker)
-    name = table.pipeline or name_pipeline(Path(folder))
-    known = list_call_settings(find_editor_class(name))
-    if unknown := [key for key in table.settings if key not in known]:
-        raise InputError(
-            f"editor.settings.{unknown[0]}: {name} takes no such argument; expected one of {', '.join(sorted(known))}"
-        )
+    # Its import says which optional packages are not there.
+    with quiet_transformers():
+        check_editor_folder(folder, table.pipeline, safety_checker=table.safety_checker)
+        name = table.pipeline or name_pipeline(Path(folder))
+        arguments = list_call_settings(find_editor_class(name))
+    if unknown := [key for key in table.settings if key not in arguments]:
+        names = ", ".join(sorted(arguments))
+        raise InputError(f"editor.settings.{unknown[0]}: {name} takes no such argument; expected one of {names}")
 
 
 def _check_processor(folder: str, table: PixelsTable) -> None:

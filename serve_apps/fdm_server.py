@@ -67,6 +67,7 @@ class FDMServer(SearchServer):
         model = await self._forward_model(request.model)
         await self._check_actions(model, [request.prompt], request.verifier if request.verify else None)
         (source,) = await self._observe(model, [source_HWC])
+        # Only images that grow code by code have something to show before they are complete.
         if not isinstance(model, CodeModel):
             yield await self._predict(model, request, source)
             return
@@ -82,6 +83,7 @@ class FDMServer(SearchServer):
                 if len(codes) < due[0] or len(codes) == num_tokens:
                     continue
                 due = [count for count in due if count > len(codes)]
+                # What is not sampled yet is still the source's.
                 mixed = Observation.from_codes([*codes.tolist(), *source_codes[len(codes) :]], model.codec)
                 (pixels_HWC,) = await self._decode([mixed])
                 yield Preview(pixels_HWC, len(codes) / num_tokens)
@@ -113,6 +115,7 @@ class FDMServer(SearchServer):
             predictions = await asyncio.gather(
                 *(self._search(model, request.verifier, start, search, sampling) for start in state.starts())
             )
+            # A sequence may go on without an image of one candidate, and a beam without one of its sequences.
             failures = [failure for prediction in predictions for failure in prediction.failures]
             if not any(prediction.candidates for prediction in predictions):
                 raise no_image(failures, f"step {len(counts)} of the rollout")
@@ -169,6 +172,7 @@ class FDMServer(SearchServer):
             ranked = sorted(prediction.candidates, key=lambda candidate: candidate.duplicate_of is not None)
             verifications = [verification_of(candidate) for candidate in ranked]
         else:
+            # Nothing is ranked: candidates keep the order in which they are sampled.
             samples = dict(enumerate(await self._sample(model, start, range(request.best_of), sampling, on_tokens)))
             images = {index: item for index, item in samples.items() if isinstance(item, Observation)}
             failures = tuple((index, item) for index, item in samples.items() if isinstance(item, SampleFailure))

@@ -183,7 +183,7 @@ def _to_observation(model: InverseServed, image: SentImage, codec_id: str) -> Ob
     if not isinstance(model, CodeModel) or model.vlm.codec_id != codec_id:
         message = f"codes of codec {codec_id} are not this verifier's; try again"
         raise ApiError.unavailable(message, "models_do_not_match")
-    return Observation.from_codes(image, model.codec)
+    return Observation.from_codes(np.asarray(image).tolist(), model.codec)
 
 
 def _score(model: InverseServed, requests: Sequence[Candidates]) -> list[list[Score]]:

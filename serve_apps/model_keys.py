@@ -13,9 +13,11 @@ from wm.config import Recipe
 from wm.paths import ModelPath, OptionalModelPath
 
 
+# Keys as those of wm.dynamics.editor_settings, which jobs use and which imports torch.
 class EditorTable(Recipe):
     """How an image editor of diffusers is called."""
 
+    # Values of a text table of serve run may be texts.
     model_config = ConfigDict(strict=False)
 
     pipeline: str = ""
@@ -27,13 +29,13 @@ class EditorTable(Recipe):
     scheduler: str = ""
     """Class of diffusers that replaces the folder's scheduler, such as EulerAncestralDiscreteScheduler; empty: the
     folder's own."""
-    resolution: int | None = Field(None, ge=0, le=2048)
+    resolution: int | None = Field(default=None, ge=0, le=2048)
     """Side of the squares that the pipeline is given, rounded up to a multiple of 64; 0: those that clients' images are
     fitted to, of side_px; left out: 512 for InstructPix2Pix, as its authors do, and 0 for others, which scale by
     themselves."""
-    side_px: int = Field(0, ge=0, le=2048)
+    side_px: int = Field(default=0, ge=0, le=2048)
     """Side of the squares that clients' images are fitted to and predictions have; 0: resolution, or 1024 without."""
-    batch_size: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
     """Images of a call, between two of which other requests have their turn; left out: 8 where the pipeline makes
     several, else 1."""
     safety_checker: bool = True
@@ -47,13 +49,14 @@ class EditorTable(Recipe):
 class PixelsTable(Recipe):
     """How a vision-language model is asked for the action between two images."""
 
+    # As above.
     model_config = ConfigDict(strict=False)
 
     base: OptionalModelPath = None
     """Folder of the base, where idm is an adapter; the one that its manifest names if left out."""
     prompt: str = ""
     """The question after both images; empty: that of wm train."""
-    image_cache_mb: int = Field(1024, ge=0)
+    image_cache_mb: int = Field(default=1024, ge=0)
     """MB of vision features that are kept between requests; 0: none."""
     device: str = ""
     """cpu or cuda; empty: as the recipe's device."""
@@ -64,6 +67,7 @@ class PixelsTable(Recipe):
 class ModelKeys(Recipe):
     """Which models are served, and where they run. Values may be text, as ``serve run`` passes them."""
 
+    # serve run passes texts alone.
     model_config = ConfigDict(strict=False)
 
     fdm: ModelPath
@@ -81,7 +85,7 @@ class ModelKeys(Recipe):
     """Folder with more adapters of the same base, one a folder: each is served as base:NAME, read when it is first
     asked for. fdm and idm are then adapters of that base too, applied as they run; not with base_sharing = merged, and
     only where both have image codes."""
-    max_adapters: int = Field(4, ge=1)
+    max_adapters: int = Field(default=4, ge=1)
     """Of them in the memory of a replica at a time; the one that was asked for longest ago makes room."""
     baseline: OptionalModelPath = None
     """Folder of a second forward model with the same image codec, full or an adapter, served as baseline: to compare
@@ -99,6 +103,7 @@ class ModelKeys(Recipe):
     @classmethod
     def _read_table(cls, value: object) -> object:
         """Read a table that ``serve run`` passes as text: {resolution = 512}."""
+        # A file and wm serve give tables as they are.
         if not isinstance(value, str):
             return value
         try:
@@ -108,4 +113,5 @@ class ModelKeys(Recipe):
 
     def model_folders(self) -> dict[str, str]:
         """Return the folder of each model that the recipe names itself, by the model's name."""
+        # In the order of GET /v1/models.
         return {FDM: self.fdm, IDM: self.idm} | ({BASELINE: self.baseline} if self.baseline else {})

@@ -10,7 +10,7 @@ from wm.files.mirror import shown
 from wm.packaged import SHIPPED, to_packaged_name
 
 if TYPE_CHECKING:  # torch is imported with it
-    from wm.dynamics.protocols import ModelKind
+    from wm.models.kinds import ModelKind
 
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0, "image_guidance_scale": 1.0}
 """Settings of sampling codes, with the values that ask for nothing."""
@@ -44,8 +44,11 @@ def read_kinds(recipe: ServeRecipe) -> ServedKinds:
     Raises:
         InputError: A folder is no model.
     """
+    from wm.models.kinds import kind_of
+
     folders = recipe.model_folders()
-    kinds = {name: _kind_of(folder, _base_of(recipe, name)) for name, folder in folders.items()}
+    kinds = {name: kind_of(folder, _base_of(recipe, name)) for name, folder in folders.items()}
+    # Read where no manifest names it: only what speaks codes has a codec.
     codecs = {name: _codec_of(recipe, folders[name]) if kind == "codes" else "" for name, kind in kinds.items()}
     return ServedKinds(kinds, codecs)
 
@@ -71,6 +74,7 @@ def check_kinds(recipe: ServeRecipe, served: ServedKinds) -> None:
     _check_tasks(recipe)
     # 2. Both together.
     if recipe.base_sharing == "shared" or recipe.adapters:
+        # Weights are shared by adapters of one base alone, as codes of its codec go between them.
         key = "adapters" if recipe.adapters else "base_sharing = 'shared'"
         for name in (FDM, IDM):
             if kinds[name] != "codes":
@@ -104,6 +108,7 @@ def list_notices(recipe: ServeRecipe) -> list[str]:
 def _check_tasks(recipe: ServeRecipe) -> None:
     from wm.models import read_manifest
 
+    # A base has no task, and may do both.
     for name, folder in recipe.model_folders().items():
         manifest, task = read_manifest(folder), IDM if name == IDM else FDM
         if manifest is not None and manifest.task not in (None, task):
@@ -123,6 +128,7 @@ def _check_toy(recipe: ServeRecipe, served: ServedKinds) -> None:
 def _check_baseline(recipe: ServeRecipe, served: ServedKinds) -> None:
     if not recipe.baseline:
         return
+    # Blind means that nothing but the pixels differs, their size and quality neither.
     if {served.kinds[FDM], served.kinds[BASELINE]} != {"codes"}:
         raise InputError(f"{_name(recipe, BASELINE)}: only two forward models with image codes are compared")
     if served.codecs[BASELINE] != served.codecs[FDM]:
@@ -139,6 +145,7 @@ def _check_editor(recipe: ServeRecipe) -> None:
             f"num_draft_tokens = {recipe.num_draft_tokens}: {_name(recipe, FDM)} is an image editor, which has no "
             "tokens to draft; leave it out"
         )
+    # A recipe's defaults ask for nothing: whatever else there is was given.
     for key, neutral in NEUTRAL.items():
         value = getattr(recipe, key)
         if value != neutral:
@@ -152,22 +159,6 @@ def is_toy(codec_id: str) -> bool:
 
     manifest = read_manifest(SHIPPED / "base")
     return manifest is not None and manifest.codec_id == codec_id
-
-
-def _kind_of(folder: str, base: str | None) -> "ModelKind":
-    from wm import models
-    from wm.models.pipelines import INDEX
-
-    path = models.model_folder(folder)
-    manifest = models.read_manifest(folder)
-    # With a manifest nothing of the models' code is imported: it would take a server seconds more to start.
-    if (path / INDEX).is_file():
-        return "editor"
-    if manifest is not None:
-        return "pixels" if manifest.reads_pixels else "codes"
-    from wm.dynamics.loading import kind_of
-
-    return kind_of(folder, base)
 
 
 def _codec_of(recipe: ServeRecipe, folder: str) -> str:

@@ -100,7 +100,7 @@ class ModelServer:
             raise ApiError.unavailable(f"this replica has no model {name!r:.80} yet; try again", "model_starting")
         return await self._adapters.load(name)
 
-    async def _observe(self, model: ServedModel, images_BHWC: Sequence[Pixels]) -> list[Observation]:
+    async def _observe(self, model: ServedModel, images_BHWC: Pixels | Sequence[Pixels]) -> list[Observation]:
         """Make observations of images in the form that this replica's models exchange.
 
         Args:
@@ -124,7 +124,7 @@ class ModelServer:
             )
         return observations
 
-    async def _encode(self, codec: ImageCodec, images_BHWC: Sequence[Pixels]) -> list[list[int]]:
+    async def _encode(self, codec: ImageCodec, images_BHWC: Pixels | Sequence[Pixels]) -> list[list[int]]:
         """Encode images uint8 (B, height, width, 3), square, of the codec's size, as codebook ids (B, N)."""
         codes: list[list[int]] = []
         with metrics.stage("encode"):

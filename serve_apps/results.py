@@ -187,6 +187,8 @@ class ModelEntry(TypedDict):
     tokens_per_image: NotRequired[int]
     side_px: NotRequired[int]
     """Of the square images that it reads and writes, where it has a size of its own."""
+    decoding: NotRequired[dict[str, object]]
+    """How image codes are decoded, and the self-tests that this rests on."""
 
 
 class AdapterEntry(TypedDict):

@@ -87,9 +87,9 @@ class SearchServer(ModelServer):
     ) -> Sequence[Score]:
         # Codes are a thousandth of the pixels, and need no decoding there and back.
         codec_id = self._kinds.codecs[FDM] if self._kinds.exchanges_codes else ""
-        sent = [item.codes for item in (source, *candidates)] if codec_id else pixels_of([source, *candidates])
+        images = [item.codes for item in (source, *candidates)] if codec_id else pixels_of([source, *candidates])
         scores: list[Score] = await call(
-            self._idm, "score_candidates", verifier, sent[0], action, sent[1:], codec_id, model=verifier
+            self._idm, "score_candidates", verifier, images[0], action, images[1:], codec_id, model=verifier
         )
         return scores
 

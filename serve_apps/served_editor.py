@@ -45,6 +45,7 @@ class EditorModel:
         Args:
             task: What it does here.
         """
+        # What it has not is absent: a codec, tokens.
         family = type(self.forward.editor.pipeline).__name__
         return {
             "task": task, "kind": self.kind, "family": family, "base": self.forward.model_id, "side_px": self.side_px,
@@ -65,6 +66,7 @@ class EditorModel:
 
     def check_progress(self) -> None:
         """Raise TimeoutError if a call is at work, and has made no denoising step for too long."""
+        # Read once: the model thread sets it anew meanwhile.
         heard_s = self._heard_s
         if heard_s is not None and time.monotonic() - heard_s > self._max_silence_s:
             raise TimeoutError(f"the pipeline has made no denoising step for {self._max_silence_s:g} s")
@@ -85,6 +87,7 @@ class EditorModel:
             An image of each, or why there is none.
         """
         is_left = threading.Event()
+        # As many images as the pipeline makes in one call.
         step = self.forward.editor.batch_size
         samples: Samples = []
         try:
@@ -109,6 +112,7 @@ class EditorModel:
             InputError: Nobody does.
         """
         self._heard_s = time.monotonic()
+        # An error is the only way to end a call from within.
         if is_left.is_set():
             raise InputError("nobody waits for these images any more")
 
@@ -137,6 +141,7 @@ def _edit(model: EditorModel, turns: Sequence[_Turn]) -> list[Samples]:
                 on_progress=lambda *_, is_left=turn.is_left: model.hear(is_left),
             )  # fmt: skip
         finally:
+            # However it ended: a health check must not take it for stuck.
             model.rest()
         results.append(samples.candidates[0])
     return results

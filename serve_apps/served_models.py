@@ -14,6 +14,7 @@ from torch import Tensor
 
 from serve_apps import metrics
 from serve_apps.model_thread import ModelThread
+from serve_apps.names import IDM
 from serve_apps.results import ModelEntry
 from wm.dynamics import (
     CodeInverse,
@@ -74,7 +75,7 @@ class CodeModel:
         Args:
             task: What it does here.
         """
-        return {
+        entry: ModelEntry = {
             "task": task,
             "kind": self.kind,
             "family": self.vlm.family,
@@ -83,6 +84,8 @@ class CodeModel:
             "tokens_per_image": self.vlm.tokens_per_image,
             "side_px": self.codec.side_px,
         }
+        # Only what makes images decodes them; how depends on the machine of the replica.
+        return entry if task == IDM else entry | {"decoding": self.runner.describe_decoding()}
 
     async def check_health(self, thread: ModelThread) -> None:
         """Decode a token, in its turn; raise what that raises.

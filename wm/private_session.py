@@ -132,6 +132,7 @@ def check_listening(address: str) -> None:
         host, port = parts.hostname, parts.port or (_CLIENT_PORT if scheme else None)
     except ValueError as error:
         raise InputError(f"RAY_ADDRESS = {address!r:.200}: {error}; {expected}") from error
+    # Ray would raise a bare ValueError.
     if not host or port is None:
         raise InputError(f"RAY_ADDRESS = {address!r:.200} names no port; {expected}")
     reason = _find_connect_error(host, port)

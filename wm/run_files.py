@@ -13,6 +13,7 @@ from typing import Any, Final
 from wm.errors import InputError
 from wm.files.atomic import replace_file
 from wm.files.mirror import list_below, mirrored_path, uri_of
+from wm.files.writer_lock import LOCK
 
 COMPLETE: Final = "run.json"
 """Name of the record of a complete run."""
@@ -144,6 +145,7 @@ def digest_of(path: str | Path) -> str:
 def _list_local(root: Path) -> Iterator[tuple[str, int, int]]:
     """Yield name below the root, size and time of every file, sorted by path."""
     for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
-        if file.is_file():
+        # What a writer that was killed has left of its lock is no content.
+        if file.is_file() and file.name != LOCK:
             facts = file.stat()
             yield str(file.relative_to(root)), facts.st_size, facts.st_mtime_ns

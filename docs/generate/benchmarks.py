@@ -22,6 +22,7 @@ FILES = {
     "chaos": "Chaos: parts of a cluster killed under load",
     "chaos-serving": "Chaos: parts of a server killed under load",
     "gpu": "On a GPU",
+    "pixels": "Inverse models that read pixels",
     "scale": "The driver of a very long annotation",
     "probe": "The probe on three nodes of one machine",
 }
@@ -67,6 +68,11 @@ WORDS = {
     "first_over_stored_features": "scoring: time of the first run over one that finds all features stored",
     "driver_memory_growth_0_workers": "scoring: the process's memory at 16,000 images over that at 1,000, without Ray",
     "driver_memory_growth_2_workers": "the same of the driver, with two Ray workers",
+    "pixels_all_over_one": "pixel-reading IDM: 8 candidates over 1, images of 256 pixels, features kept, source shared",
+    "pixels_all_over_one_plain": "the same the plain way: processor and model read every pair anew",
+    "pixels_all_over_one_large_source": "the same as the first with a source of twice the side, as of a photograph",
+    "pixels_plain_over_kept": "8 candidates, the plain way over ours",
+    "pixels_annotate_plain_over_kept": "annotating the key-frames of a clip, the plain way over ours",
     "stages by wall": "seconds of all stages over those of the complete run: above 1, some ran side by side",
 }
 """What a ratio is, in words; one without is shown under its own name, below the others."""

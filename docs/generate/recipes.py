@@ -55,6 +55,7 @@ EXAMPLES = {
     "benchmark demo": "wm benchmark demo out=demo.json",
     "benchmark gpu": "wm benchmark gpu out=gpu.json",
     "benchmark keyframes": "wm benchmark keyframes out=keyframes.json",
+    "benchmark pixels": "wm benchmark pixels out=pixels.json",
     "benchmark probe": "wm benchmark probe videos=VIDEOS idm=IDM minutes=10 out=probe.json",
     "benchmark compare": "wm benchmark compare new='[\"sampling.json\"]'",
     "benchmark sampling": "wm benchmark sampling out=sampling.json",

@@ -19,7 +19,7 @@ from jobs.annotate.decoder import Decoder
 from jobs.annotate.endpoint import check_endpoint
 from jobs.annotate.models import check_base, check_contents, check_models, settle_filters
 from jobs.annotate.recipe import AnnotateRecipe
-from jobs.annotate.report import print_passed_over, print_plan, print_result
+from jobs.annotate.report import print_passed_over, print_plan, print_result, print_without_codes
 from jobs.annotate.shards import (
     TABLES,
     cut_shards,
@@ -73,7 +73,9 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         inputs["base"] = digest_of(recipe.base)
     if recipe.codec:
         inputs["codec"] = digest_of(recipe.codec)
-    recipe = settle_filters(recipe)
+    if (settled := settle_filters(recipe)) is not recipe:
+        print_without_codes(recipe)
+    recipe = settled
     stage = Run(recipe.out, "annotate", recipe, inputs)
     is_complete = stage.is_complete()
     retried = shards_with(Path(recipe.out), recipe.retry) if recipe.retry else []

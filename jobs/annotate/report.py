@@ -43,6 +43,14 @@ def print_plan(recipe: AnnotateRecipe, listing: pa.Table, is_complete: bool) -> 
     return {"videos": listing.num_rows, "whole": is_complete}
 
 
+def print_without_codes(recipe: AnnotateRecipe) -> None:
+    """Print what is left out where neither model nor recipe has a codec."""
+    print(
+        f"annotate: {recipe.model_name} reads pixels and no codec is given: triplets get no image codes, and "
+        "filters.unchanged is not applied; wm encode adds codes later"
+    )
+
+
 def _list_settings(settings: Mapping[str, Any], table: str = "") -> list[str]:
     """Write each setting as ``key = value``; keys of tables are dotted, as a command line takes them."""
     texts: list[str] = []

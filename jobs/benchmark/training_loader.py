@@ -15,7 +15,7 @@ from wm.records import TRIPLET_SCHEMA, StoredImage, triplet_row
 from wm.tables import write_table
 from wm.training import Lora, RecognitionWeights, SampleOrder, Source, TokenSet, completion_loss, open_tokens, prepare
 from wm.training.data.prefetch import prefetch
-from wm.training.step import MicroBatch
+from wm.training.step import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _write_triplets(vlm: UnifiedVLM, folder: Path, count: int) -> None:
 
 
 def _load(tokens: TokenSet, order: SampleOrder, shape: LoaderShape) -> int:
-    def build(step: int) -> tuple[MicroBatch, int]:
+    def build(step: int) -> tuple[TokenBatch, int]:
         rows = order.batch(step, shape.batch)
         return tokens.batch(rows), tokens.num_completion_tokens(rows)
 
@@ -87,7 +87,7 @@ def _load(tokens: TokenSet, order: SampleOrder, shape: LoaderShape) -> int:
         return sum(count for _, count in batches)
 
 
-def _build_step(vlm: UnifiedVLM, batch: MicroBatch) -> Callable[[], object]:
+def _build_step(vlm: UnifiedVLM, batch: TokenBatch) -> Callable[[], object]:
     prepare(vlm, Lora(), 0)
     # One batch again and again: only its step is timed.
     num_tokens = int(batch[1].sum())

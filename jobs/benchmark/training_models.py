@@ -13,7 +13,7 @@ from jobs.benchmark.models import FIRST_CODE, SPECIAL, DecoderShape, RandomVLM, 
 from wm.models import pack
 from wm.models.prompts import Task, layout
 from wm.training import Lora, completion_loss, prepare
-from wm.training.step import MicroBatch
+from wm.training.step import TokenBatch
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,7 +30,7 @@ class Shape(DecoderShape):
     action_tokens: int = 12
     rows: int = 1
 
-    def batch(self, task: Task, seed: int = 0) -> MicroBatch:
+    def batch(self, task: Task, seed: int = 0) -> TokenBatch:
         """Build random triplets in the project's prompt layout.
 
         Args:
@@ -109,7 +109,7 @@ def build_ours(module: FullLogits, lora: Lora, shape: Shape) -> RandomVLM:
     return vlm
 
 
-def peft_step(model: "PeftModel", batch: MicroBatch) -> Callable[[], Tensor]:
+def peft_step(model: "PeftModel", batch: TokenBatch) -> Callable[[], Tensor]:
     """Build a step of transformers' model with PEFT's adapters.
 
     Args:
@@ -122,7 +122,7 @@ def peft_step(model: "PeftModel", batch: MicroBatch) -> Callable[[], Tensor]:
     return train_step(model, lambda: model(input_ids=ids_BT, labels=labels_BT))
 
 
-def our_step(vlm: RandomVLM, batch: MicroBatch) -> Callable[[], Tensor]:
+def our_step(vlm: RandomVLM, batch: TokenBatch) -> Callable[[], Tensor]:
     """Build a step of our own model.
 
     Args:

@@ -19,7 +19,8 @@ class EditResources(Recipe):
     dtype: Precision = "float32"
     """Type of the weights; float16 halves the memory, and may give black images, which are rejects."""
     batch_size: int = Field(default=1, ge=1)
-    """Images in a call; above 1 for InstructPix2Pix alone, as others read several images as references of one."""
+    """Images in a call; above 1 for InstructPix2Pix, and for Qwen-Image-Edit and FLUX Kontext, which make candidates of
+    one triplet in one call; others make one image a call."""
 
 
 class EditRecipe(Recipe):

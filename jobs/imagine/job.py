@@ -12,11 +12,11 @@ from jobs.imagine import report
 from jobs.imagine.recipe import ImagineRecipe
 from jobs.imagine.rows import Outcome, build_reject, build_triplets
 from jobs.imagine.tries import Try, pair_tries
-from jobs.shared.roles import check_roles, load_forward_codec, load_recipe_roles
+from jobs.shared.roles import check_roles, load_forward_codec, load_recipe_roles, show_steps
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
-from wm.datasets.changes import count_changes
+from wm.datasets.changes import Changes, count_changes
 from wm.dynamics import Observation, predict_observations
 from wm.dynamics.pairs import ModelPair
 from wm.errors import InputError
@@ -69,14 +69,14 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> RunRecord:
     # 3. Predict and verify, part by part.
     stage.start()
     with stage.timed("imagine"), torch.inference_mode(), progress_bar(len(tries), "source", "imagine") as bar:
-        for num_sources in _write_parts(recipe, tries, pair):
+        for num_sources in _write_parts(recipe, tries, show_steps(pair, bar)):
             bar.update(num_sources)
     # 4. Count from the files, parts of an earlier attempt included.
     counts = _count(stage.out, num_tries)
     fill_empty_tables(recipe.out, STAGE_TABLES, "part-00000.parquet")  # before the card, which names every table
     title = f"{recipe.dataset}: triplets imagined by a forward and verified by an inverse model"
     write_dataset_card(recipe.out, title=title, license="", split=recipe.split)
-    record = stage.finish(counts)
+    record = stage.finish(counts, **pair.describe())
     report.print_result(recipe, counts)
     return record
 
@@ -133,10 +133,17 @@ def _count(out: Path, num_tries: int) -> report.Counts:
     return {
         "tries": num_tries,
         "triplets": changes.rows,
-        "unchanged_codes": changes.unchanged,
+        **_count_codes(changes),
         "rejects": reasons.total(),
         "by_reason": dict(sorted(reasons.items())),
     }
+
+
+def _count_codes(changes: Changes) -> report.CodeCounts:
+    # An editor's images have no codes where the inverse model has none: no number would be true.
+    if not changes.without_codes:
+        return {"unchanged_codes": changes.unchanged}
+    return {"without_codes": changes.without_codes}
 
 
 def main() -> int:

@@ -1,20 +1,26 @@
 """Print what ``imagine`` would do and has done. Knows nothing of how it is done."""
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Required, TypedDict
 
 from jobs.imagine.recipe import ImagineRecipe
 from wm.files.mirror import shown
 
 
-class Counts(TypedDict):
-    """What ``run.json`` counts; tries are triplets and rejects. ``unchanged_codes``: triplets that are copies."""
+class CodeCounts(TypedDict, total=False):
+    """``unchanged_codes``: triplets that are copies; ``without_codes``: those that have no codes, instead."""
 
-    tries: int
-    triplets: int
     unchanged_codes: int
-    rejects: int
-    by_reason: Mapping[str, int]
+    without_codes: int
+
+
+class Counts(CodeCounts):
+    """What ``run.json`` counts; tries are triplets and rejects."""
+
+    tries: Required[int]
+    triplets: Required[int]
+    rejects: Required[int]
+    by_reason: Required[Mapping[str, int]]
 
 
 def print_plan(recipe: ImagineRecipe, num_tries: int, num_sources: int) -> None:
@@ -45,6 +51,6 @@ def print_result(recipe: ImagineRecipe, counts: Counts) -> None:
         f"imagine: {counts['tries']:,} tries → {counts['triplets']:,} triplets in {shown(recipe.out)}/triplets, "
         f"{counts['rejects']:,} rejects ({reasons})"
     )
-    if counts["unchanged_codes"]:
+    if counts.get("unchanged_codes"):
         copies = f"{counts['unchanged_codes']:,} triplets have the image codes of their source"
         print(f"  {copies} (filters.max_unchanged = 1)")

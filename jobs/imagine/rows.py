@@ -12,7 +12,7 @@ from wm.dynamics.observation import codes_of, pixels_of
 from wm.dynamics.pairs import ModelPair
 from wm.images import encode_png, fit_square
 from wm.models import ImageCodec, change_map
-from wm.records import RejectRow, TripletRow, reject_row, stable_id, triplet_row
+from wm.records import CodeColumns, RejectRow, TripletRow, reject_row, stable_id, triplet_row
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Outcome:
         Returns:
             ``copy`` or ``unlikely``, or why an editor gave no image, such as ``safety_checker``.
         """
+        # All candidates have failed, mostly for one reason.
         if not self.prediction.candidates:
             return self.prediction.failures[0][1].reason
         if self.best.unchanged_share > recipe.filters.max_unchanged:
@@ -117,14 +118,16 @@ def build_triplets(recipe: ImagineRecipe, pair: ModelPair, accepted: list[Outcom
     ]
 
 
-def _list_codes(pair: ModelPair, accepted: list[Outcome]) -> list[TripletRow]:
+def _list_codes(pair: ModelPair, accepted: list[Outcome]) -> list[CodeColumns]:
     """List the columns of codes of each row: those of the pair's stored codec, or none."""
     codec = pair.stored_codec
+    # Models that exchange pixels alone leave the columns empty, as wm annotate does without a codec.
     if codec is None:
         return [{} for _ in accepted]
     sources, targets = [outcome.source for outcome in accepted], [outcome.best.observation for outcome in accepted]
     source_BN, target_BN = (torch.tensor(codes_of(images, codec)) for images in (sources, targets))
     change_BN = _change(codec, source_BN, target_BN) if pair.codec else _measure_change(codec, sources, targets)
+    # A predicted image has no features before quantisation; one that is there as pixels has.
     rows = zip(source_BN.tolist(), target_BN.tolist(), change_BN.tolist(), strict=True)
     return [
         {"codec": codec.codec_id, "source_codes": source, "target_codes": target, "change": change}

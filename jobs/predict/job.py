@@ -16,10 +16,10 @@ from jobs.predict import report
 from jobs.predict.action_tree import write_tree
 from jobs.predict.recipe import PredictRecipe
 from jobs.predict.rollout_image import write_rollout
+from jobs.predict.sources import TripletSources, read_sources
 from jobs.predict.triplet_storyboard import STORYBOARD, write_triplet_storyboard
 from jobs.predict.triplets import count_parts, parts_of, predict_triplets
-from jobs.predict.sources import TripletSources, read_sources
-from jobs.shared.roles import check_roles, load_forward_codec, load_recipe_roles
+from jobs.shared.roles import check_roles, load_forward_codec, load_recipe_roles, show_steps
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.dynamics import StepDone, grow_tree, roll_out
@@ -88,6 +88,8 @@ def _predict_image(recipe: PredictRecipe, stage: Run, image_HWC: Pixels, pair: M
             bar.set_postfix_str(f"{step.num_candidates} candidates")
             bar.update()
 
+        pair = show_steps(pair, bar)
+
         with torch.inference_mode():
             rollout = roll_out(
                 pair.forward, pair.inverse, [pair.observe(source_HWC)], [recipe.actions], search=recipe.search,
@@ -96,7 +98,7 @@ def _predict_image(recipe: PredictRecipe, stage: Run, image_HWC: Pixels, pair: M
             )[0]  # fmt: skip
     with stage.timed("write"):
         counts = write_rollout(rollout, source_HWC, stage.out, num_return=recipe.search.num_return)
-    record = stage.finish(counts)
+    record = stage.finish(counts, **pair.describe())
     report.print_rollout(rollout, counts, stage.out)
     return record
 
@@ -108,13 +110,14 @@ def _predict_tree(recipe: PredictRecipe, stage: Run, image_HWC: Pixels, pair: Mo
     pair.check_actions(action for level in levels for action in level)
     stage.start()
     with stage.timed("predict"), progress_bar(recipe.num_branches, "image", "predict") as bar, torch.inference_mode():
+        pair = show_steps(pair, bar)
         tree = grow_tree(
             pair.forward, pair.inverse, source, levels, search=recipe.search, sampling=recipe.sampling,
             seed=recipe.seed, batch_size=recipe.resources.batch_size, on_level=lambda level: bar.update(len(level)),
         )  # fmt: skip
     with stage.timed("write"):
         counts = write_tree(tree, source, source_HWC, stage.out)
-    record = stage.finish(counts)
+    record = stage.finish(counts, **pair.describe())
     report.print_tree(tree, counts, stage.out)
     return record
 
@@ -127,7 +130,7 @@ def _predict_triplets(
     stage.start()
     with stage.timed("predict"), torch.inference_mode(), progress_bar(len(sources), "triplet", "predict") as bar:
         for count in predict_triplets(
-            pair, sources, stage.out, search=recipe.search, sampling=recipe.sampling,
+            show_steps(pair, bar), sources, stage.out, search=recipe.search, sampling=recipe.sampling,
             seed=recipe.seed, batch_size=recipe.resources.batch_size,
         ):  # fmt: skip
             bar.update(count)
@@ -136,7 +139,7 @@ def _predict_triplets(
     counts = count_parts(files, len(sources))
     if recipe.storyboard_triplets:
         write_triplet_storyboard(sources, files, codec, stage.out, recipe.storyboard_triplets)
-    record = stage.finish(counts)
+    record = stage.finish(counts, **pair.describe())
     report.print_triplets(counts, stage.out, "blocks" if codec is None else "tokens")
     if recipe.storyboard_triplets:
         print(f"  storyboard: {shown(stage.out / STORYBOARD)}")

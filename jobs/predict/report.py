@@ -70,6 +70,7 @@ def print_triplets(counts: Mapping[str, object], out: Path, parts: str = "tokens
         out: Folder of the run.
         parts: What an unchanged share is a share of.
     """
+    # Of no prediction there is no mean.
     means = ""
     if "draws_each" in counts:
         means = f"{counts['draws_each']:.2f} candidates each, {counts['unchanged_share']:.0%} of {parts} unchanged"

@@ -190,6 +190,7 @@ def _describe_candidate(candidate: Candidate, prediction: Prediction) -> dict[st
 
 
 def _build_columns(rollout: Rollout, source_HWC: Pixels, writer: ImageWriter) -> list[Column]:
+    # An editor is given the image itself.
     source = [Shot(source_HWC, ["as given"])]
     if not rollout.source.is_of_pixels:
         source.append(Shot(writer.read(rollout.source), ["as tokens"]))

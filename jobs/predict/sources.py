@@ -56,6 +56,7 @@ def read_sources(folder: str, codec: ImageCodec | None, *, limit: int | None) ->
     """
     if codec is None:
         return _read_images(folder, limit)
+    # Stored codes need no encoding, and are those that the triplets were made with.
     held_out = read_held_out(folder, codec, limit=limit)
 
     def observe(pair: ModelPair, rows: range) -> list[Observation]:

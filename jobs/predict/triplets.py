@@ -133,6 +133,7 @@ def count_parts(files: list[Path], num_triplets: int) -> dict[str, object]:
     # Without partitioning: a folder such as runs/rank=8 is a name, not a column.
     table = pq.read_table(files, columns=columns, partitioning=None)
     best = table.filter(pc.equal(table["rank"], 0)).to_pandas()
+    # A triplet all of whose candidates were withheld has no row.
     counts: dict[str, object] = {"triplets": len(best), "rows": table.num_rows, "draws": int(best["draws"].sum())}
     if len(best):
         counts |= {
@@ -140,6 +141,7 @@ def count_parts(files: list[Path], num_triplets: int) -> dict[str, object]:
             "mean_logprob": float((best["logprob"] / best["action_tokens"]).mean()),
             "unchanged_share": float(best["unchanged_share"].mean()),
         }
+    # Of the files, so that parts of an earlier attempt count too.
     reasons = Counter[str]()
     for file in map(rejects_file, files):
         if file.exists():

@@ -1,8 +1,10 @@
 """Load the forward and the inverse model of a job, after checking their folders. Knows nothing of what they predict."""
 
+import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import torch
 
@@ -19,11 +21,15 @@ from wm.files.mirror import uri_of
 from wm.models import ImageCodec, hub_hint, is_adapter, load_codec, model_folder
 from wm.paths import ModelPath
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 
 class RolesRecipe(Recipe):
     """The two models and where they run."""
 
     RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources.batch_size"})
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"editor", "pixels"})
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
         "device": "resources.device",
         "dtype": "resources.dtype",
@@ -70,6 +76,7 @@ def check_roles(recipe: RolesRecipe, search: Search) -> None:
             for another kind of model, or weights cannot be shared although ``resources.base_sharing = shared``.
     """
     check_device(recipe.resources.device)
+    # 1. The folders are there: what a name of the hub or of a bucket means is said at once.
     for role in ("fdm", "idm"):
         if not _is_folder(folder := getattr(recipe, role)):
             raise InputError(f"{role} = {folder!r}: no such model folder{hub_hint(folder)}")
@@ -77,6 +84,7 @@ def check_roles(recipe: RolesRecipe, search: Search) -> None:
         raise InputError(f"base = {recipe.base!r}: no such model folder{hub_hint(recipe.base)}")
     if recipe.base and not (is_adapter(recipe.fdm) or is_adapter(recipe.idm)):
         raise InputError(f"base = {recipe.base!r}, but neither fdm nor idm is an adapter")
+    # 2. Each model fits its role, and the settings fit the models.
     fdm_kind, _ = recipe.folders().check()
     if fdm_kind == "editor":
         check_editor_search(search, recipe.sampling)
@@ -102,6 +110,7 @@ def load_forward_codec(recipe: RolesRecipe, search: Search) -> ImageCodec | None
         return None
     codec = load_codec(folders.codec_folder("fdm"), recipe.resources.device)
     check_draft_length(search.num_draft_tokens, codec.tokens_per_image)
+    # What the inverse model reads is decoded, unless it speaks the same codec.
     if idm_kind == "pixels" or folders.find_other_codec(codec):
         codec.check_decoder()
     return codec
@@ -126,5 +135,29 @@ def load_recipe_roles(recipe: RolesRecipe, search: Search, codec: ImageCodec | N
     pair = recipe.folders().load(
         device=recipe.resources.device, dtype=getattr(torch, recipe.resources.dtype), codec=codec
     )
+    # Guidance is known of a family alone once its model is there.
     pair.forward.check_search(search, recipe.sampling)
     return pair
+
+
+def show_steps(pair: ModelPair, bar: "tqdm[NoReturn]") -> ModelPair:
+    """Let an editor show its denoising steps beside a progress bar, one unit of which may take it minutes.
+
+    Args:
+        pair: Any; of others than editors nothing changes.
+        bar: Of :func:`wm.cli.progress_bar`.
+
+    Returns:
+        The pair to be used.
+    """
+    last_s = -math.inf
+
+    def show(num_done: int, count: int) -> None:
+        nonlocal last_s
+        bar.set_postfix_str(f"{num_done}/{count} denoising steps", refresh=False)
+        # As often as the bar itself: a log would get a line a step.
+        if time.monotonic() - last_s >= bar.mininterval:
+            last_s = time.monotonic()
+            bar.refresh()
+
+    return pair.listen(show)

@@ -3,8 +3,6 @@
 Not known here: when it is evaluated, and where the figures go.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -19,8 +17,9 @@ from wm.models.kinds import reads_pixels
 from wm.records import row_seeds
 from wm.sampling import Sampling, build_model_runner
 from wm.training import TrainRecipe
-from wm.training.monitoring.evaluation import EvaluationResult, Evaluator, Sample
+from wm.training.monitoring.evaluation import AnyEvaluator, EvaluationResult, Sample
 from wm.training.monitoring.trackers import check_trackers
+from wm.training.pixels.checks import check_pixel_recipe
 
 _NUM_SAMPLES = 2
 """Samples beside the greedy prediction."""
@@ -33,6 +32,9 @@ def check_evaluation(recipe: TrainRecipe) -> None:
         InputError: A package of ``logging.trackers`` is missing, or the held-out set or the codec cannot be used.
     """
     check_trackers(recipe.logging.trackers)
+    # Before any image is read.
+    if reads_pixels(recipe.base):
+        check_pixel_recipe(recipe)
     settings = recipe.eval
     if not settings.is_on:
         return
@@ -60,7 +62,7 @@ def check_evaluation(recipe: TrainRecipe) -> None:
         )
 
 
-def build_evaluator(recipe: TrainRecipe) -> Evaluator[Any]:
+def build_evaluator(recipe: TrainRecipe) -> AnyEvaluator:
     """Build the evaluator of a recipe, by how its base reads images.
 
     Args:

@@ -50,12 +50,14 @@ class PixelEvaluator:
 
     def evaluate(self, vlm: PixelModel) -> EvaluationResult:
         """Compute the figures of :func:`wm.evaluation.pixel_gates.pixel_gate`."""
+        # The adapter's layers are in the inner model; PEFT's wrapper has a forward pass of its own.
         scorer = VLMScorer(vlm.inner, vlm.processor)
         result = pixel_gate(scorer, self._triplets, batch_size=min(8, self._recipe.rows_per_pass))
         return EvaluationResult(result.figures(), result.has_collapsed)
 
     def sample(self, vlm: PixelModel) -> Sample:
         """Propose actions for a few triplets."""
+        # Greedily: what changes from evaluation to evaluation is the model alone.
         triplets = self._sample_triplets
         sources, targets = triplets.sources(), triplets.targets()
         answers = [

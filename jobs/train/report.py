@@ -17,8 +17,8 @@ from wm.training import METRICS, MODEL, TrainRecipe
 from wm.training.checkpoint.retention import FAILED
 from wm.training.monitoring.evaluation import EVALUATIONS, LAST, EvaluationLine
 from wm.training.monitoring.records import StepLine
-from wm.training.planning.memory import StateMemory
 from wm.training.planning.plan import Plan
+from wm.training.planning.state_memory import StateMemory
 
 _POLL_S = 0.5
 _TABLE_ROWS = 8

@@ -37,16 +37,17 @@ export function drawProgress(source, action, bestOf) {
 
 export function drawCandidates(parent, action, answer, via, taken_s) {
   shown = { parent, action, answer, via };
-  const { candidates, numSampled, distinct, seed } = answer;
+  const { candidates, numSampled, distinct, seed, failures = [] } = answer;
   const about = [
-    `${distinct ?? candidates.length} distinct of ${numSampled} sampled${candidates.length < distinct ? `, the best ${candidates.length} shown` : ""}`, `seed ${seed}`, `${number(taken_s, 1)} s`,
+    `${distinct ?? candidates.length} distinct of ${numSampled} sampled${candidates.length < distinct ? `, the best ${candidates.length} shown` : ""}`,
+    ...(failures.length ? [`${failures.length} without an image: ${[...new Set(failures.map(({ reason }) => String(reason)))].join(", ")}`] : []), `seed ${seed}`, `${number(taken_s, 1)} s`,
   ].join(" · ");
   const hasScores = candidates.some(({ verification }) => typeof verification.mean_logprob === "number");
   byId("found").replaceChildren(
     el("p", { class: "action", text: action }), el("p", { class: "hint", text: about }),
     el("ol", { class: "cards" }, ...candidates.map((candidate, place) => el("li", {}, card(candidate, place)))),
     el("p", { class: "hint", text: hasScores
-      ? "Pick one to continue from it; pick another to branch. Bar and %: likelihood of the action per token, the mean in nats, as a probability. Unchanged: share of image tokens equal to the source's."
+      ? "Pick one to continue from it; pick another to branch. Bar and %: likelihood of the action per token, the mean in nats, as a probability. Unchanged: share of the image that is as in the source."
       : "Pick one to continue from it; pick another to branch. These were not verified: they come as they were sampled." }));
   mark();
   reveal(byId("found").querySelector(".cards"));
@@ -67,7 +68,7 @@ function card({ image, verification }, place) {
   el("span", { class: "score" }, el("b", { class: "rank", text: isScored ? `#${place + 1}` : name }), ...(isScored ? [bar(share), el("b", { text: percent(share) })] : [])),
   isScored ? fact("mean", number(mean), "nats per token") : null,
   isScored ? fact("sum", number(logprob, 1), `log-likelihood of the action, ${tokens ?? "?"} tokens, in nats`) : null,
-  typeof unchanged === "number" ? fact("unchanged", percent(unchanged), "share of image tokens equal to the source's") : null);
+  typeof unchanged === "number" ? fact("unchanged", percent(unchanged), "share of the image that is as in the source") : null);
 }
 
 function pick(place, byKey) {

@@ -1,5 +1,6 @@
 // Candidates of one action, steps of a row of actions, the action between two frames: what the page asks the server.
 import { ask, Refused, stream } from "./api.js";
+import { state } from "./state.js";
 
 const PREVIEWS = 3, MAX_RETURNED = 10;
 const STREAMED = ["stream", "partial_images", "return_candidates"];
@@ -9,13 +10,16 @@ const dataUrl = (b64, format) => `data:image/${/^(jpeg|webp)$/.test(format) ? fo
 export async function predict(source, action, settings, { onPreview = () => {}, signal } = {}) {
   const body = { prompt: action, images: [{ image_url: source }], ...settings };
   try {
-    return await streamed({ ...body, stream: true, partial_images: PREVIEWS, return_candidates: true }, onPreview, signal);
+    return await streamed({ ...body, stream: true, partial_images: previewsOf(settings.model), return_candidates: true }, onPreview, signal);
   } catch (error) {
     if (!(error.status === 400 && STREAMED.includes(error.param))) throw error;
   }
   const n = Math.min(MAX_RETURNED, settings.best_of || MAX_RETURNED);
   return toAnswer(await ask("v1/images/edits", { ...body, n }, signal));
 }
+
+// An image editor has none: what it has in between is noise.
+const previewsOf = (name = "fdm") => (state.models.find(({ id }) => id === name)?.kind === "editor" ? 0 : PREVIEWS);
 
 async function streamed(body, onPreview, signal) {
   let answer = null;
@@ -38,6 +42,7 @@ function toAnswer(reply) {
   if (!Array.isArray(entries)) throw new Refused("The server's answer holds no image.");
   return {
     seed: reply.seed, best_of: reply.best_of, model: reply.model, numSampled: reply.drawn ?? reply.best_of, distinct: reply.distinct,
+    failures: Array.isArray(reply.failures) ? reply.failures : [],
     candidates: entries.map((item) => ({
       image: dataUrl(item.b64_json, reply.output_format), verification: item.verification || {},
     })),

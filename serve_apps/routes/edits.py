@@ -83,7 +83,7 @@ async def build_reply(graph: Graph, edit: EditRequest, model: CatalogEntry, resu
         for image, verification in zip(images, result.verifications, strict=False)
     ]
     num_sampled = len(result.verifications) + len(result.failures)
-    reply = {
+    reply: JsonObject = {
         "created": int(time.time()),
         "data": entries[: edit.n],
         "background": "opaque",

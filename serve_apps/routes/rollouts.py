@@ -60,6 +60,7 @@ async def _events(
         "size": size_of(rollout, model),
         "output_format": rollout.output_format,
     }
+    # What a client calls its user comes back as OpenAI sends it.
     head |= {"safety_identifier": rollout.end_user} if rollout.end_user else {}
     # Steps come as they are finished; the result has them again, of the sequence that won.
     async for item in stream(graph.fdm, "roll_out", rollout, source_HWC, model=rollout.model):
@@ -92,6 +93,7 @@ async def _build_reply(graph: Graph, rollout: RolloutRequest, model: CatalogEntr
 
 async def _build_step(graph: Graph, rollout: RolloutRequest, step: RolloutStep) -> JsonObject:
     """Build what a reply says of a step; ``logprob``: sum over the sequence's actions so far, nats."""
+    # "failed" as "failures" of edits: absent where every candidate has an image.
     return {
         "step": step.step,
         "action": step.action,

@@ -76,7 +76,7 @@ def test_the_page_names_every_alert_and_series_that_exist():
     assert series_of(text) - {"ray_actor_options"} <= set(OWN) | rays_series()
 
 
-def test_every_alert_has_a_state_that_fires_and_one_that_does_not():
+def test_every_alert_fires_in_one_state_and_not_in_another():
     document = yaml.safe_load(RULE_TESTS.read_text())
     assert document["rule_files"] == [ALERTS.name]
     states = {name: set() for name in RULES}

@@ -250,6 +250,6 @@ def test_a_folder_named_like_a_column_is_no_column(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     columns = {"rank": [0, 1], "draws": [4, 4], "logprob": [-2.0, -3.0], "action_tokens": [2, 2]}
     pq.write_table(pa.table(columns | {"unchanged_share": [0.25, 0.5]}), folder / "part.parquet")
-    counts = predict.count_parts([folder / "part.parquet"])
+    counts = predict.count_parts([folder / "part.parquet"], 1)
     assert counts["triplets"] == 1 and counts["rows"] == 2 and counts["draws"] == 4
     assert counts["mean_logprob"] == -1.0 and counts["unchanged_share"] == 0.25

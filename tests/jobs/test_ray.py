@@ -105,9 +105,7 @@ def test_a_cluster_that_cannot_be_joined_is_named_in_one_line(
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_an_address_where_nobody_listens_is_named_before_ray_waits(
-    scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_address_where_nobody_listens_is_named_at_once(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"{scheme}127.0.0.1:{find_free_port()}"
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)

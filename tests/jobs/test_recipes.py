@@ -16,6 +16,7 @@ from jobs.ingest.job import IngestRecipe
 from jobs.paper import PaperRecipe
 from jobs.plan.job import PlanRecipe
 from jobs.predict.recipe import PredictRecipe
+from jobs.pretrain import PretrainRecipe
 from jobs.score import ScoreRecipe
 from jobs.select.recipe import SelectRecipe
 from jobs.ship import ShipRecipe
@@ -64,8 +65,11 @@ KINDS: dict[str, type[Recipe]] = {
     "l-idm": TrainRecipe,
     "laptop": PlanRecipe,
     "magicbrush": IngestRecipe,
+    "pixel-base": PretrainRecipe,
+    "pixel-idm": TrainRecipe,
     "predict": PredictRecipe,
     "probe-vlms": EvaluateRecipe,
+    "qwen3-vl-idm": TrainRecipe,
     "rounds": BootstrapRecipe,
     "score-aurora-bench": ScoreRecipe,
     "select-7000": SelectRecipe,
@@ -74,6 +78,7 @@ KINDS: dict[str, type[Recipe]] = {
     "something-v2": IngestRecipe,
     "study-aurora-bench": StudyMakeRecipe,
     "tables-and-figures": PaperRecipe,
+    "verifiers": EvaluateRecipe,
 }
 """Which job reads a file, by its name."""
 

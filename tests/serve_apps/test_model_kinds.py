@@ -9,7 +9,7 @@ from serve_apps.__main__ import main as serve_main
 from serve_apps.model_kinds import read_kinds
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.models_editors import PIPELINE
-from wm.models.manifest import Manifest
+from wm.models.manifest import MANIFEST, read_manifest
 
 IDM, FDM = "idm=PIXELS", "fdm=EDITOR"
 
@@ -71,10 +71,11 @@ def test_pairs_without_a_common_codec_say_so(dry_run, arguments):
 
 
 def test_a_model_of_the_other_task_is_named(dry_run, tmp_path, folders_by_kind):
-    manifest = Manifest(family="qwen2_vl", kind="full", base_id="b", codec_id="", task="fdm")
-    for file in folders_by_kind["pixels"].iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    manifest.write(tmp_path)
+    for file in folders_by_kind["codes"].iterdir():
+        if file.name != MANIFEST:
+            (tmp_path / file.name).symlink_to(file)
+    manifest = read_manifest(folders_by_kind["codes"])
+    manifest.model_copy(update={"kind": "full", "task": "fdm"}).write(tmp_path)
     status, printed = dry_run("fdm=CODES", f"idm={tmp_path}")
     assert status == 2 and "was trained as fdm; expected an IDM" in printed
 

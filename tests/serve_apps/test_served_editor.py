@@ -21,6 +21,8 @@ from serve_apps.openai.rollouts import RolloutRequest
 from serve_apps.recipe import ServeRecipe
 from serve_apps.served_editor import EditorModel
 from tests.helpers.models_editors import PIPELINE
+from tests.helpers.playground_pages import act, frames, start
+from tests.helpers.playground_server import served
 from tests.helpers.serve_local import LocalHandle, local_app, local_servers
 from wm.dynamics import (
     Observation,
@@ -176,9 +178,15 @@ class Failing:
         return Samples([images])
 
 
-def failing_server(folders, failures):
-    fdm, _ = local_servers(recipe_of(folders))
-    fdm._own["fdm"] = EditorModel(Failing(failures), 64, 60.0)
+@pytest.fixture(scope="module")
+def servers(folders):
+    """Both servers, built once: tests put another forward model in."""
+    return local_servers(recipe_of(folders))
+
+
+def put(servers, forward, max_silence_s=60.0):
+    fdm, _ = servers
+    fdm._own["fdm"] = EditorModel(forward, 64, max_silence_s)
     return fdm
 
 
@@ -187,12 +195,12 @@ def edit_of(**fields):
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_candidates_without_an_image_are_counted_and_named(folders, verify):
+def test_candidates_without_an_image_are_counted_and_named(servers, verify):
     withheld = SampleFailure("safety_checker", "the safety checker withheld it")
     recorder = Recorder()
     metrics.record_to(recorder)
     try:
-        fdm = failing_server(folders, {1: withheld, 2: SampleFailure("black_image", "every pixel is black")})
+        fdm = put(servers, Failing({1: withheld, 2: SampleFailure("black_image", "every pixel is black")}))
         result = asyncio.run(fdm.predict(edit_of(verify=verify), SOURCE))
     finally:
         metrics.record_to(None)
@@ -216,10 +224,9 @@ class Recorder:
             self.failed.append(tags["reason"])
 
 
-def test_failures_are_in_the_reply(folders):
-    fdm, idm = local_servers(recipe_of(folders))
-    fdm._own["fdm"] = EditorModel(Failing({0: SampleFailure("black_image", "every pixel is black")}), 64, 60.0)
-    graph = Graph(recipe_of(folders), LocalHandle(fdm), LocalHandle(idm))
+def test_failures_are_in_the_reply(folders, servers):
+    fdm = put(servers, Failing({0: SampleFailure("black_image", "every pixel is black")}))
+    graph = Graph(recipe_of(folders), LocalHandle(fdm), LocalHandle(servers[1]))
     with TestClient(build_app(graph)) as http:
         # The catalog asks a real editor for its class.
         fdm._own["fdm"].describe = lambda task: {
@@ -237,8 +244,8 @@ def test_failures_are_in_the_reply(folders):
 
 
 @pytest.mark.parametrize(("reason", "code"), [("safety_checker", "moderation_blocked"), ("black_image", "no_image")])
-def test_no_image_at_all_is_an_error_of_openai(folders, reason, code):
-    fdm = failing_server(folders, {index: SampleFailure(reason, "there is none") for index in range(4)})
+def test_no_image_at_all_is_an_error_of_openai(servers, reason, code):
+    fdm = put(servers, Failing({index: SampleFailure(reason, "there is none") for index in range(4)}))
     with pytest.raises(ApiError, match=f"of 4 candidates 4 {reason}: there is none") as caught:
         asyncio.run(fdm.predict(edit_of(), SOURCE))
     assert (caught.value.status, caught.value.kind, caught.value.code) == (400, "image_generation_user_error", code)
@@ -268,14 +275,12 @@ def start_of(index=0):
     return Start(Observation.from_pixels(SOURCE), ACTION, index)
 
 
-def test_a_health_check_waits_for_no_edit(folders, monkeypatch):
-    fdm = failing_server(folders, {})
-    slow = fdm._own["fdm"] = EditorModel(Slow(), 64, max_silence_s=0.0)
-    patient = EditorModel(Slow(), 64, max_silence_s=60.0)
+def test_a_health_check_waits_for_no_edit(servers, monkeypatch):
     monkeypatch.setattr("serve_apps.model_server.POLL_S", 0.01)
 
-    async def check_while_editing(model):
-        fdm._own["fdm"] = model
+    async def check_while_editing(max_silence_s):
+        fdm = put(servers, Slow(), max_silence_s)
+        model = fdm._own["fdm"]
         edit = asyncio.ensure_future(model.sample(fdm._thread, start_of(), range(1)))
         await asyncio.to_thread(model.forward.has_begun.wait)
         try:
@@ -286,12 +291,12 @@ def test_a_health_check_waits_for_no_edit(folders, monkeypatch):
         assert not model.is_working
         await fdm.check_health()
 
-    asyncio.run(check_while_editing(patient))
+    asyncio.run(check_while_editing(60.0))
     with pytest.raises(TimeoutError, match="no denoising step for 0 s"):
-        asyncio.run(check_while_editing(slow))
+        asyncio.run(check_while_editing(0.0))
 
 
-def test_a_client_that_left_ends_the_call_and_others_have_their_turn():
+def test_a_client_that_left_ends_the_call_for_others():
     thread, model = ModelThread(), EditorModel(Slow(), 64, 60.0)
 
     async def leave_and_ask():
@@ -309,3 +314,16 @@ def test_a_client_that_left_ends_the_call_and_others_have_their_turn():
     assert len(samples) == 4 and not model.is_working
     # Of the first request one call, which was ended; then those of the second.
     assert model.forward.calls == [range(2), range(2), range(2, 4)]
+
+
+def test_the_playground_works_with_an_editor(page, folders, tmp_path):
+    with served(local_app(recipe_of(folders, num_candidates=2))) as url:
+        start(page, url, tmp_path, SOURCE)
+        assert PIPELINE in page.text("#models")
+        act(page, ACTION)
+        assert page.do("document.querySelectorAll('.card').length") == 2
+        assert page.do("document.querySelector('#error').hidden")
+        page.click(".card", 0)
+        page.click("#ask-button")
+        page.wait("document.querySelector('#answer .action')")
+        assert [name for name, _ in frames(page)] == ["Source", f"Step 1: {ACTION}"]

@@ -68,7 +68,7 @@ sys.stdin.read()
 """
 
 
-def test_a_second_writer_of_a_folder_is_refused_and_a_killed_one_resumed(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_and_a_killed_one_resumed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _WRITER, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
         try:
@@ -200,6 +200,7 @@ def test_digest_of_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "in" / "a.txt").write_text("1")
     (tmp_path / "in" / "deep" / "b.txt").write_text("22")
     first = digest_of(tmp_path / "in")
+    (tmp_path / "in" / "deep" / ".lock").write_text("of a killed writer")
     assert first == digest_of(str(tmp_path / "in"))
     seen = {first, digest_of(tmp_path / "in" / "a.txt")}
     facts = (tmp_path / "in" / "deep" / "b.txt").stat()

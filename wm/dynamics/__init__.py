@@ -1,10 +1,13 @@
 """Propose and score actions, sample and score observations, verify, search, roll out."""
 
 from wm.dynamics.code_models import CodeForward, CodeInverse
+from wm.dynamics.editor_settings import EditorSettings
 from wm.dynamics.fdm import sample_observations, score_observations, speculate_observations
 from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
 from wm.dynamics.loading import kind_of, load_forward_model, load_inverse_model
 from wm.dynamics.observation import Observation, codes_of, observe_codes, pixels_of
+from wm.dynamics.pairs import ModelPair, PairFolders
+from wm.dynamics.pixel_settings import PixelsSettings
 from wm.dynamics.predicted_images import ImagePrediction, ImageRollout, PredictedImage
 from wm.dynamics.protocols import ForwardModel, InverseModel, ModelKind, SampleFailure, Samples
 from wm.dynamics.roles import BaseSharing, Role, Roles, find_shared_base, load_role, load_roles
@@ -22,12 +25,16 @@ __all__ = [
     "Candidate",
     "CodeForward",
     "CodeInverse",
+    "EditorSettings",
     "ForwardModel",
     "ImagePrediction",
     "ImageRollout",
     "InverseModel",
     "ModelKind",
+    "ModelPair",
     "Observation",
+    "PairFolders",
+    "PixelsSettings",
     "PredictedImage",
     "Prediction",
     "Role",

@@ -13,7 +13,15 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from wm.dynamics.editor_calls import BATCHED, SEEDS_BATCHED, Setting, StepMeter, call_pipeline, list_call_settings
+from wm.dynamics.editor_calls import (
+    BATCHED,
+    SEEDS_BATCHED,
+    Setting,
+    StepMeter,
+    call_pipeline,
+    check_call_settings,
+    list_call_settings,
+)
 from wm.dynamics.protocols import OnSamples, SampleFailure
 from wm.errors import InputError
 from wm.images import Pixels
@@ -68,7 +76,7 @@ def fit_resolution(image: Image.Image, resolution: int, fit: Fit = "crop") -> Im
     return ImageOps.fit(image, (width_px, height_px), method=Image.Resampling.LANCZOS)
 
 
-def fit_to_source(image: Pixels, source: Pixels, shown: Image.Image, fit: Fit) -> Pixels:
+def fit_to_source(image: Pixels, source: Pixels, editor_input: Image.Image, fit: Fit) -> Pixels:
     """Scale an edited image to the frame of its source, so that the next edit begins with the frame of this one.
 
     With ``crop``, what was cropped away stays as it is in the source: the editor saw nothing of it.
@@ -76,7 +84,7 @@ def fit_to_source(image: Pixels, source: Pixels, shown: Image.Image, fit: Fit) -
     Args:
         image: uint8 RGB, as the pipeline gave it.
         source: uint8 RGB (H, W, 3).
-        shown: What the pipeline was given.
+        editor_input: What the pipeline was given.
         fit: How that was made of the source.
 
     Returns:
@@ -86,31 +94,34 @@ def fit_to_source(image: Pixels, source: Pixels, shown: Image.Image, fit: Fit) -
         InputError: The image has another aspect than what the pipeline was given.
     """
     height, width = source.shape[:2]
-    ratio = image.shape[1] / image.shape[0] / (shown.width / shown.height)
+    # 1. The whole of what the editor was given, or another image: only the same aspect says which.
+    ratio = image.shape[1] / image.shape[0] / (editor_input.width / editor_input.height)
     if not 1 / (1 + ASPECT_TOLERANCE) <= ratio <= 1 + ASPECT_TOLERANCE:
         raise InputError(
-            f"the editor made an image of {image.shape[1]} x {image.shape[0]} pixels of one of {shown.width} x "
-            f"{shown.height}: another aspect, which would not be the source's frame; give settings.width and "
+            f"the editor made an image of {image.shape[1]} x {image.shape[0]} pixels of one of {editor_input.width} x "
+            f"{editor_input.height}: another aspect, which would not be the source's frame; give settings.width and "
             "settings.height, or sources of an aspect that it makes"
         )
-    left, top, right, bottom = _find_crop(source, shown) if fit == "crop" else (0, 0, width, height)
-    if image.shape[:2] != (bottom - top, right - left):
-        size = right - left, bottom - top
+    # 2. The part of the source that the editor was given, in the source's pixels.
+    x_px, y_px, end_x_px, end_y_px = _find_crop(source, editor_input) if fit == "crop" else (0, 0, width, height)
+    if image.shape[:2] != (end_y_px - y_px, end_x_px - x_px):
+        size = end_x_px - x_px, end_y_px - y_px
         image = np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     if image.shape == source.shape:
         return image
+    # 3. Around it the source as it was.
     frame = source.copy()
-    frame[top:bottom, left:right] = image
+    frame[y_px:end_y_px, x_px:end_x_px] = image
     return frame
 
 
-def _find_crop(source: Pixels, shown: Image.Image) -> tuple[int, int, int, int]:
-    """Find the centre of the source that has the aspect of what was shown, as ``PIL.ImageOps.fit`` does."""
+def _find_crop(source: Pixels, editor_input: Image.Image) -> tuple[int, int, int, int]:
+    """Find the centre of the source that has the aspect of what the editor was given, as ``PIL.ImageOps.fit`` does."""
     height, width = source.shape[:2]
-    aspect = shown.width / shown.height
+    aspect = editor_input.width / editor_input.height
     crop_width, crop_height = (aspect * height, height) if width / height >= aspect else (width, width / aspect)
-    left, top = (width - crop_width) / 2, (height - crop_height) / 2
-    return round(left), round(top), round(left + crop_width), round(top + crop_height)
+    x_px, y_px = (width - crop_width) / 2, (height - crop_height) / 2
+    return round(x_px), round(y_px), round(x_px + crop_width), round(y_px + crop_height)
 
 
 @dataclass(frozen=True)
@@ -130,11 +141,8 @@ class ImageEditor:
             InputError: A setting is no argument of the pipeline's call, or it takes one image a call and
                 ``batch_size`` is more.
         """
-        name, allowed = type(self.pipeline).__name__, list_call_settings(self.pipeline)
-        if unknown := [key for key in self.settings if key not in allowed]:
-            raise InputError(
-                f"settings.{unknown[0]}: {name} takes no such argument; expected one of {', '.join(sorted(allowed))}"
-            )
+        name = type(self.pipeline).__name__
+        check_call_settings(self.pipeline, name, self.settings)
         if self.batch_size > 1 and not self.takes_batches:
             raise InputError(f"batch_size = {self.batch_size}: {name} takes one image a call; expected 1")
 

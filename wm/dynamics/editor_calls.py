@@ -2,7 +2,7 @@
 the noise of each image, progress, and images that are none. Which rows share a call is not decided here.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import Parameter, signature
 from typing import Any, TypeAlias
@@ -38,7 +38,7 @@ def list_call_settings(pipeline: Any) -> dict[str, object]:
     """List the arguments of a pipeline's call that are settings, with their defaults.
 
     Args:
-        pipeline: Of diffusers.
+        pipeline: Of diffusers, or its class.
     """
     parameters = signature(pipeline.__call__).parameters
     return {
@@ -49,6 +49,24 @@ def list_call_settings(pipeline: Any) -> dict[str, object]:
         and not name.startswith("callback")
         and not name.endswith(("_embeds", "_embeds_mask", "_kwargs", "ip_adapter_image", "sigmas", "timesteps"))
     }
+
+
+def check_call_settings(pipeline: Any, name: str, settings: Collection[str]) -> None:
+    """Check that a pipeline's call takes settings.
+
+    Args:
+        pipeline: Of diffusers, or its class.
+        name: That of the class.
+        settings: Names.
+
+    Raises:
+        InputError: One is no argument of the call, or one that is not a setting.
+    """
+    allowed = list_call_settings(pipeline)
+    if unknown := [key for key in settings if key not in allowed]:
+        raise InputError(
+            f"settings.{unknown[0]}: {name} takes no such argument; expected one of {', '.join(sorted(allowed))}"
+        )
 
 
 class StepMeter:
@@ -68,16 +86,16 @@ class StepMeter:
         """
         self._num_before, self._num_batch = num_before, num_batch
 
-    def report(self, done: int, steps: int) -> None:
+    def report(self, num_done: int, steps: int) -> None:
         """Report a step of the call.
 
         Args:
-            done: Steps of the call that are done.
+            num_done: Steps of the call that are done.
             steps: Their number.
         """
         self._steps = steps
         if self._on_progress is not None:
-            self._on_progress(self._num_before * steps + self._num_batch * done, self._num_images * steps)
+            self._on_progress(self._num_before * steps + self._num_batch * num_done, self._num_images * steps)
 
     def finish(self) -> None:
         """Report the end of the call: a pipeline may have no callback."""
@@ -112,9 +130,11 @@ def call_pipeline(
     """
     name = type(pipeline).__name__
     arguments = _list_arguments(name, settings, images, actions, seeds)
+    # Pipelines of before 2024 have none: their progress is that of calls.
     has_callback = "callback_on_step_end" in signature(pipeline.__call__).parameters
     if has_callback:
         arguments["callback_on_step_end"] = _build_callback(meter)
+    # The library's own exceptions become one line; those of the listener stay what they are.
     with _own_noise(pipeline, seeds[0]), _passing_on(), refusing(f"{name} with settings {dict(settings)}"):
         output = pipeline(**arguments, output_type="pil")
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(images)
@@ -139,6 +159,7 @@ def _list_arguments(
     if name in _LISTED:
         width_px, height_px = (side // _LISTED_STEP_PX * _LISTED_STEP_PX for side in images[0].size)
         arguments |= {"image": [images[0]], "width": width_px, "height": height_px}
+    # After what the class needs, so that a size in the settings counts.
     arguments |= settings
     if len(images) > 1 and name in SEEDS_BATCHED:
         arguments |= {"generator": generators, "num_images_per_prompt": len(images)}

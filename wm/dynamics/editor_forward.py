@@ -5,7 +5,7 @@ What they make has the frame of their source, whatever size a pipeline works in:
 Not known here: how a pipeline is called, and what verifies its images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -13,17 +13,25 @@ from typing import TypedDict
 import torch
 
 from wm.dynamics.editor import Fit, ImageEditor, candidate_seed, fit_to_source
-from wm.dynamics.editor_calls import BATCHED, Setting
+from wm.dynamics.editor_calls import BATCHED, Setting, check_call_settings
 from wm.dynamics.observation import Observation, pixels_of
-from wm.dynamics.protocols import ModelKind, OnSamples, SampleFailure, Samples
+from wm.dynamics.protocols import OnSamples, SampleFailure, Samples
 from wm.dynamics.scoring import check_equal_lengths
 from wm.dynamics.settings import Search
 from wm.errors import InputError
 from wm.images import Pixels
 from wm.models.folder_checks import read_json
 from wm.models.identity import fingerprint_of
+from wm.models.kinds import ModelKind
 from wm.models.manifest import model_folder
-from wm.models.pipelines import INDEX, Precision, find_editor_class, load_pipeline, read_parts
+from wm.models.pipelines import (
+    INDEX,
+    Precision,
+    find_editor_class,
+    find_scheduler_class,
+    load_pipeline,
+    read_parts,
+)
 from wm.models.weights import read_header
 from wm.sampling.noise import Sampling
 
@@ -55,17 +63,21 @@ class EditorForward:
         editor: Its pipeline and settings.
         model_id: Name for records.
         kind: ``editor``.
+        on_progress: Called with the denoising steps that are done of a call of :meth:`sample`, and their number, where
+            the caller has no other listener.
     """
 
     editor: ImageEditor
     model_id: str = ""
     kind: ModelKind = "editor"
+    on_progress: OnSamples | None = None
 
     def check_action(self, action: str) -> None:
         """Raise :class:`InputError` for an action without words, or one that the pipeline would cut."""
         if not action.strip():
             raise InputError(f"action = {action!r}: expected some words, without which an editor edits nothing")
         name = type(self.editor.pipeline).__name__
+        # Others read long texts, or have a second reader that does.
         if name in _CLIP_ONLY:
             tokenizer = self.editor.pipeline.tokenizer
             count = len(tokenizer(action, truncation=False).input_ids)
@@ -113,6 +125,7 @@ class EditorForward:
         """
         check_editor_search(Search(num_draft_tokens=num_draft_tokens), sampling)
         check_equal_lengths(sources=len(sources), actions=len(actions), seeds=len(seeds))
+        # Each source as one array: rows that share it go into one call.
         images = pixels_of(sources)
         rows = [(row, candidate) for row in range(len(sources)) for candidate in candidates]
         results = self.editor.edit(
@@ -120,16 +133,17 @@ class EditorForward:
             [actions[row] for row, _ in rows],
             [candidate_seed(seeds[row], "", candidate) for row, candidate in rows],
             batch_size=batch_size,
-            on_progress=on_progress,
+            on_progress=on_progress or self.on_progress,
         )
+        # Failures stay in their places: a candidate's number is its seed's.
         samples: list[list[Observation | SampleFailure]] = [[] for _ in sources]
         for (row, _), result in zip(rows, results, strict=True):
             samples[row].append(result if isinstance(result, SampleFailure) else self._observe(result, images[row]))
         return Samples(samples)
 
     def _observe(self, image: Pixels, source: Pixels) -> Observation:
-        shown = self.editor.fit_source(source)
-        return Observation.from_pixels(fit_to_source(image, source, shown, self.editor.fit))
+        editor_input = self.editor.fit_source(source)
+        return Observation.from_pixels(fit_to_source(image, source, editor_input, self.editor.fit))
 
 
 def check_editor_search(search: Search, sampling: Sampling) -> None:
@@ -143,6 +157,7 @@ def check_editor_search(search: Search, sampling: Sampling) -> None:
         raise InputError(
             f"search.num_draft_tokens = {search.num_draft_tokens}: an image editor has no tokens to draft; expected 0"
         )
+    # Not ignored in silence: a temperature would be believed to have an effect.
     defaults = Sampling()
     for name in Sampling.model_fields:
         if getattr(sampling, name) != getattr(defaults, name):
@@ -187,6 +202,7 @@ def load_editor_forward(
         InputError: As :func:`wm.models.pipelines.load_pipeline`; or a setting is none of the pipeline's call.
     """
     folder = model_folder(path)
+    # The folder's word alone is enough: what it names must be an editor of diffusers.
     class_name = pipeline or name_pipeline(folder)
     loaded = load_pipeline(
         folder, class_name, dtype=name_precision(dtype), device=str(device), scheduler=scheduler,
@@ -201,21 +217,33 @@ def load_editor_forward(
     return EditorForward(editor, f"{class_name}-{_fingerprint(folder, class_name)}")
 
 
-def check_editor_folder(path: str | Path, pipeline: str = "", *, safety_checker: bool = True) -> None:
+def check_editor_folder(
+    path: str | Path,
+    pipeline: str = "",
+    *,
+    safety_checker: bool = True,
+    settings: Collection[str] = (),
+    scheduler: str = "",
+) -> None:
     """Check all of an editor that needs no weights: they take minutes to load.
 
     Args:
         path: A folder in the form of diffusers.
         pipeline: Class of diffusers; empty: the one that the folder names.
         safety_checker: Whether the folder's safety checker will be loaded.
+        settings: Names of the arguments that its call will be given.
+        scheduler: Class of diffusers that will replace the folder's scheduler; empty: none.
 
     Raises:
-        InputError: diffusers is not installed, or the folder is damaged, names code or no editor.
+        InputError: diffusers is not installed; the folder is damaged, names code or no editor; a setting is none of its
+            call; or there is no such scheduler.
     """
     folder = model_folder(path)
     class_name = pipeline or name_pipeline(folder)
     read_parts(folder, class_name, [] if safety_checker else ["safety_checker"])
-    find_editor_class(class_name)
+    check_call_settings(find_editor_class(class_name), class_name, settings)
+    if scheduler:
+        find_scheduler_class(scheduler)
 
 
 def name_pipeline(folder: Path) -> str:
@@ -255,6 +283,7 @@ def name_precision(dtype: torch.dtype) -> Precision:
 def _fingerprint(folder: Path, class_name: str) -> str:
     """Hash the configurations and weights of all parts, large tensors by samples."""
     files = [folder / INDEX, *(folder / part / "config.json" for part in read_parts(folder, class_name))]
+    # What a mere saving by another version writes begins with an underscore.
     configs = {
         str(file.relative_to(folder)): {name: value for name, value in read_json(file).items() if name[0] != "_"}
         for file in files

@@ -4,24 +4,29 @@ Two unified models of one codec exchange codes, and nothing is decoded between t
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from wm.dynamics.code_models import CodeForward, CodeInverse
-from wm.dynamics.editor_forward import check_editor_folder, load_editor_forward
+from wm.dynamics.editor_forward import EditorForward, check_editor_folder, load_editor_forward
 from wm.dynamics.editor_settings import EditorSettings
 from wm.dynamics.loading import kind_of, name_model
 from wm.dynamics.observation import Observation
+from wm.dynamics.pixel_check import check_two_images
 from wm.dynamics.pixel_inverse import load_pixel_inverse
 from wm.dynamics.pixel_settings import PixelsSettings
-from wm.dynamics.protocols import ForwardModel, InverseModel, ModelKind
+from wm.dynamics.protocols import ForwardModel, InverseModel, OnSamples
 from wm.dynamics.roles import BaseSharing, find_shared_base, load_role, load_roles
 from wm.errors import InputError
 from wm.images import Pixels, fit_square
 from wm.models.checkpoints import load_codec
 from wm.models.codec.codec import ImageCodec
-from wm.models.manifest import is_adapter, read_adapter_manifest, read_manifest
+from wm.models.families import FORWARD_ONLY
+from wm.models.folder_checks import read_json
+from wm.models.kinds import ModelKind
+from wm.models.manifest import adapter_base, is_adapter, model_folder, read_adapter_manifest, read_manifest
+from wm.models.pixels.folders import check_pixel_folder, load_pixel_processor
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,27 @@ class ModelPair:
         # Another codec would lose what the inverse model could have seen.
         return self.observe(pixels_HWC) if shares_codec else Observation.from_pixels(self.frame(pixels_HWC))
 
+    def listen(self, on_progress: OnSamples) -> "ModelPair":
+        """Return the same models, an editor of which reports its denoising steps: one step of a rollout takes minutes.
+
+        Args:
+            on_progress: Called with the steps that are done and their number.
+        """
+        if not isinstance(self.forward, EditorForward):
+            return self
+        return replace(self, forward=replace(self.forward, on_progress=on_progress))
+
+    def describe(self) -> dict[str, object]:
+        """Describe how images are made, for records.
+
+        Returns:
+            ``decoding`` of a model of image codes; ``editor``: all settings of an editor's call, its pipeline's own
+            defaults among them.
+        """
+        if isinstance(self.forward, CodeForward):
+            return {"decoding": self.forward.role.runner.describe_decoding()}
+        return {"editor": self.forward.editor.list_settings()} if isinstance(self.forward, EditorForward) else {}
+
     def check_actions(self, actions: Iterable[str]) -> None:
         """Check that both models can read every action, before any of the work.
 
@@ -131,18 +157,28 @@ class PairFolders:
             raise InputError(f"fdm = {self.fdm!r} reads images and makes none; expected a unified model or an editor")
         if idm_kind == "editor":
             raise InputError(f"idm = {self.idm!r} is an image editor: it makes images and says no action")
-        for role, folder in (("fdm", self.fdm), ("idm", self.idm)):
-            manifest = read_adapter_manifest(folder) if is_adapter(folder) else read_manifest(folder)
+        for role, folder, kind in (("fdm", self.fdm, fdm_kind), ("idm", self.idm, idm_kind)):
+            # An adapter of a model of pixels may be another program's; one of codes has to name its codec.
+            needs_manifest = kind == "codes" and is_adapter(folder)
+            manifest = read_adapter_manifest(folder) if needs_manifest else read_manifest(folder)
             # The other way round both would load, and predict noise.
             if manifest is not None and manifest.task not in (None, role):
                 raise InputError(f"{role} = {folder!r} was trained as {manifest.task}")
+        if idm_kind == "codes":
+            self._check_reads_codes()
         self._check_sharing(fdm_kind, idm_kind)
         # Settings of a model that there is none of would be without effect.
         if fdm_kind == "editor":
-            check_editor_folder(self.fdm, self.editor.pipeline, safety_checker=self.editor.safety_checker)
+            editor = self.editor
+            check_editor_folder(
+                self.fdm, editor.pipeline, safety_checker=editor.safety_checker, settings=editor.settings,
+                scheduler=editor.scheduler,
+            )  # fmt: skip
         else:
             self.editor.check_unused(self.fdm)
-        if idm_kind != "pixels":
+        if idm_kind == "pixels":
+            self._check_reads_pixels()
+        else:
             self.pixels.check_unused(self.idm)
         return fdm_kind, idm_kind
 
@@ -212,18 +248,38 @@ class PairFolders:
         if not is_adapter(folder):
             return None
         manifest = read_manifest(folder)
-        reads_pixels = manifest is not None and manifest.reads_pixels
+        # Another program's adapter says nothing: whose base was given decides.
+        reads_pixels = manifest.reads_pixels if manifest is not None else role == "idm" and bool(self.pixels.base)
         return (self.pixels.base if reads_pixels else self.base) or None
+
+    def _check_reads_pixels(self) -> None:
+        folder, base = model_folder(self.idm), self._base_of("idm")
+        if is_adapter(folder):
+            folder = adapter_base(folder, base) if read_manifest(folder) or base is None else model_folder(base)
+        check_pixel_folder(folder)
+        # The question is tried too: a template may leave an image out.
+        prompt = self.pixels.arguments()["prompt"]
+        check_two_images(load_pixel_processor(folder, prompt), prompt, folder)
+
+    def _check_reads_codes(self) -> None:
+        folder = model_folder(self.idm)
+        if is_adapter(folder):
+            folder = adapter_base(folder, self.base)
+        # An original release has no configuration: what loads it says what to do.
+        config = folder / "config.json"
+        model_type = read_json(config).get("model_type") if config.is_file() else None
+        if isinstance(model_type, str) and model_type in FORWARD_ONLY:
+            raise InputError(f"idm = {self.idm!r}: {FORWARD_ONLY[model_type]}")
 
     def _check_sharing(self, fdm_kind: ModelKind, idm_kind: ModelKind) -> None:
         if self.base_sharing == "merged":
             return
         for role, kind in (("fdm", fdm_kind), ("idm", idm_kind)):
             if kind != "codes":
-                what = "an image editor" if kind == "editor" else "a model that reads pixels"
+                description = "an image editor" if kind == "editor" else "a model that reads pixels"
                 raise InputError(
                     f"base_sharing = shared is for two adapters of one unified model, and {role} = "
-                    f"{getattr(self, role)!r} is {what}; expected merged"
+                    f"{getattr(self, role)!r} is {description}; expected merged"
                 )
         # Shared weights need two adapters of one base.
         find_shared_base(self.fdm, self.idm, self.base)

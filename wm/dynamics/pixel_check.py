@@ -56,6 +56,7 @@ def check_device(device: str | torch.device, dtype: torch.dtype) -> None:
     Raises:
         InputError: There is no such device here, or the type is none of weights.
     """
+    # Before gigabytes are read for it.
     with refusing(f"device = {str(device)!r:.60}"):
         kind = torch.device(device).type
     if kind == "cuda" and not torch.cuda.is_available():
@@ -98,6 +99,7 @@ def find_shortcuts(scorer: VLMScorer, folder: Path, image_cache_bytes: int) -> S
     """
     if scorer.model.config.is_encoder_decoder:
         raise InputError(f"{folder}: {type(scorer.model).__name__} has an encoder for text; expected a decoder alone")
+    # Two candidates of one source: both shortcuts have something to do.
     first, *others = (Observation.from_pixels(image) for image in _noise())
     sources, actions = [first, first], [_ACTION, _ACTION.split(maxsplit=1)[0]]
     # Another processor makes patches of another size, or writes too few tokens for them.
@@ -127,6 +129,7 @@ def find_shortcuts(scorer: VLMScorer, folder: Path, image_cache_bytes: int) -> S
 
 
 def _compare(scores: Sequence[Any], expected: Sequence[float], scorer: VLMScorer) -> None:
+    # Relative to the sum where it is large, as rounding is.
     tolerance = _TOLERANCES.get(scorer.model.dtype, _COARSE_TOLERANCE)
     for score, value in zip(scores, expected, strict=True):
         if not abs(score.logprob - value) <= tolerance * max(1.0, abs(value)):
@@ -134,5 +137,6 @@ def _compare(scores: Sequence[Any], expected: Sequence[float], scorer: VLMScorer
 
 
 def _noise() -> list[Pixels]:
+    # Of several shapes, so that rows and columns of patches cannot be mistaken for each other.
     generator = np.random.default_rng(0)
     return [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _SIZES]

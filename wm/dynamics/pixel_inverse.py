@@ -16,7 +16,6 @@ import torch
 from wm.dynamics.idm import ScoredAction
 from wm.dynamics.observation import Observation, pixels_of
 from wm.dynamics.pixel_check import Shortcuts, check_device, check_two_images, find_shortcuts
-from wm.dynamics.protocols import ModelKind
 from wm.dynamics.scoring import check_equal_lengths
 from wm.dynamics.vlm_pairs import read_prompts
 from wm.dynamics.vlm_proposals import AnswerBatch, AnswerVocabulary, Prompts
@@ -27,6 +26,7 @@ from wm.errors import InputError
 from wm.models.adapters import ADAPTER_WEIGHTS, attach_module, merge_adapter
 from wm.models.checkpoints import base_of
 from wm.models.identity import base_id_of
+from wm.models.kinds import ModelKind
 from wm.models.manifest import ADAPTER_CONFIG, fetch_model, is_adapter, read_manifest
 from wm.models.pixels.folders import check_pixel_folder, load_pixel_model, load_pixel_processor
 from wm.models.remote import fetch_all
@@ -64,7 +64,14 @@ class PixelInverse:
         return self.vocabulary.decode(ids)
 
     def check_action(self, action: str) -> None:
-        """Raise :class:`InputError` if the action is empty or holds a special token of the model."""
+        """Check that the model can read an action; to be called before any work.
+
+        Args:
+            action: Of anybody.
+
+        Raises:
+            InputError: It is empty or holds a special token of the model.
+        """
         if not action.strip():
             raise InputError(f"action {action!r} is empty; expected some words")
         check_no_special(self.scorer.processor.tokenizer, action, "action")
@@ -79,9 +86,21 @@ class PixelInverse:
         max_new_tokens: int = 32,
         batch_size: int | None = None,
     ) -> list[ScoredAction]:
-        """Propose one action a pair; see :meth:`wm.dynamics.protocols.InverseModel.propose`.
+        """Propose one action a pair; neither order nor batch changes one, up to rounding.
 
-        An answer without words is returned as it is.
+        Args:
+            sources: Images before.
+            targets: Images after, as many.
+            sampling: How a token is sampled.
+            seeds: One a pair.
+            max_new_tokens: Tokens after which an action is ended.
+            batch_size: Bound on the rows of a pass; what memory holds without it.
+
+        Returns:
+            Actions with the log-probability of their tokens and the end; one without words is returned as it is.
+
+        Raises:
+            InputError: For settings that cannot be used, and for a model that gives non-finite numbers.
         """
         check_equal_lengths(sources=len(sources), targets=len(targets))
         check_max_new_tokens(max_new_tokens)
@@ -137,9 +156,11 @@ class PixelInverse:
     @torch.no_grad()
     def _read_prompts(self, sources: Sequence[Observation], targets: Sequence[Observation]) -> Prompts:
         reader = self.shortcuts.reader
+        # The plain way: the processor and the model read pixels every time.
         if reader is None:
             pairs = list(zip(pixels_of(sources), pixels_of(targets), strict=True))
             return read_prompts(self.scorer.model, self.scorer.processor, self.scorer.prefix, pairs)
+        # Sources and targets at once: the end of one pair is often the start of the next.
         images = reader.store.read([*sources, *targets])
         features = list(zip(images[: len(sources)], images[len(sources) :], strict=True))
         return reader.to_prompts(reader.write(features, [""] * len(features), [0] * len(features)))
@@ -152,7 +173,17 @@ class PixelInverse:
         *,
         batch_size: int | None = None,
     ) -> list[ScoredAction]:
-        """Score each action; see :meth:`wm.dynamics.protocols.InverseModel.score`."""
+        """Score log p(actions[b] | sources[b], targets[b]) in nats; what rows share is read once.
+
+        Args:
+            sources: Images before.
+            targets: Images after, as many.
+            actions: As many.
+            batch_size: Bound on the rows of a pass; what memory holds without it.
+
+        Raises:
+            InputError: An action is empty or holds a special token.
+        """
         check_equal_lengths(sources=len(sources), targets=len(targets), actions=len(actions))
         reader = self.shortcuts.reader
         if reader is None:
@@ -200,6 +231,7 @@ def load_pixel_inverse(
     processor = load_pixel_processor(base_folder, prompt)
     check_two_images(processor, prompt, base_folder)
     model = load_pixel_model(base_folder, device=device, dtype=dtype)
+    # Merged: a pass then costs what the base's costs.
     if base_folder != folder:
         model = merge_adapter(attach_module(model, folder), folder).eval()
     scorer = VLMScorer(model, processor, prompt)
@@ -213,6 +245,7 @@ def _base_of(folder: Path, base: str | Path | None) -> tuple[Path, str]:
         return fetch_all(base_folder), base_id
     if base is None:
         raise InputError(f"adapter {folder} does not say where its base is; give base=")
+    # PEFT's own name of the base may be a path of another machine, or one of the hub.
     base_folder = fetch_model(base)
     if is_adapter(base_folder):
         raise InputError(f"adapter {folder}: its base {base_folder} is an adapter itself, expected a full model folder")
@@ -227,5 +260,6 @@ def _name(folder: Path, base_id: str) -> str:
         return f"{manifest.base_id}/{manifest.recipe_digest}" if manifest.recipe_digest else manifest.base_id
     if not is_adapter(folder):
         return base_id_of(folder)
+    # Two adapters of one base are two models.
     with (folder / ADAPTER_WEIGHTS).open("rb") as file:
         return f"{base_id}/{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"

@@ -24,6 +24,7 @@ class _Decoder:
 
     @property
     def tokenizer(self) -> Any:
+        # Its names of tokens are reported beside their probabilities.
         return self.inverse.scorer.processor.tokenizer
 
     def detokenize(self, ids: Sequence[int]) -> str:
@@ -75,6 +76,7 @@ class PixelProposals:
                 f"both images and the question are {self.prompt_tokens:,} tokens, and the model has {positions:,} "
                 "positions: no action fits behind them; give smaller images"
             )
+        # An end is forced in the last position that is left.
         self._batch.max_new_tokens = min(max_new_tokens, free - 1)
         self._end_ids = inverse.vocabulary.end_ids
         # A text of its own for each: their tokens join differently.

@@ -16,6 +16,8 @@ from wm.dynamics.settings import Search
 from wm.models.kinds import ModelKind
 from wm.sampling.noise import Sampling
 
+__all__ = ["ForwardModel", "InverseModel", "ModelKind", "OnSamples", "SampleFailure", "Samples"]
+
 
 @dataclass(frozen=True)
 class SampleFailure:

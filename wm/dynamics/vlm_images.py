@@ -89,6 +89,7 @@ class FeatureStore:
         # Held here too: what is kept may be less than a call needs.
         features = {key: self._kept[key] for key in keys if key in self._kept}
         missing = {key: item for key, item in zip(keys, observations, strict=True) if key not in features}
+        # Codes are decoded for what is missing alone.
         pixels = dict(zip(missing, pixels_of(list(missing.values())), strict=True))
         names = list(pixels)
 
@@ -117,6 +118,7 @@ class FeatureStore:
             return {}
         if self._output_class is None:
             raise RuntimeError("read() computes features first")
+        # The model writes them over the placeholders in this order.
         vectors = [image.features for image in images]
         output = self._output_class(pooler_output=torch.cat(vectors) if self._is_tensor else vectors)
         if images[0].deep_features:
@@ -152,6 +154,7 @@ class FeatureStore:
             raise UnsupportedModelError(f"{type(self._processor).__name__} does not say what stands for an image")
         placeholders = [item["replacement"] for row in inputs["text_replacement_offsets"] for item in row]
         names = signature(self._encode).parameters.keys() & inputs.keys()
+        # Whatever the encoder asks for: sizes, grids and masks differ by class.
         output = self._encode(
             **{name: move_to(inputs[name], self._model.device, self._model.dtype) for name in names}, return_dict=True
         )

@@ -59,6 +59,7 @@ class PairReader:
             answers: What follows the prompt: an answer with its end, or nothing.
             counts: Tokens of each answer.
         """
+        # As text first: tokens may join across the edge of what stands for an image.
         placeholders = [image.placeholder for pair in pairs for image in pair]
         texts, _ = self.processor.get_text_with_replacements(
             [f"{self.prefix}{answer}" for answer in answers], placeholders
@@ -69,6 +70,7 @@ class PairReader:
         chats = []
         for ids, pair, count, of in zip(rows, pairs, counts, types, strict=True):
             positions = None
+            # Of the complete chat, so that a tail behind a cache counts on from there.
             if self._finder.has_axes:
                 ids_1T = torch.tensor([ids])
                 types_1T = torch.tensor([of]) if of is not None else None
@@ -100,6 +102,7 @@ class PairReader:
             chat: One of those that share them.
             length: Number of tokens.
         """
+        # Nothing is predicted here: the fewest logits that can be asked for.
         only = {"logits_to_keep": 1} if keeps_logits(self.model) else {}
         inputs = self._batch([chat._replace(ids=chat.ids[:length])], 0)
         return self.model(**inputs, use_cache=True, **only).past_key_values
@@ -114,6 +117,7 @@ class PairReader:
             start: Tokens that are in the cache.
             cache: What :meth:`read_shared` has returned; it is not changed.
         """
+        # The union of the positions that predict an answer's token, counted from `start` on.
         lengths = [len(chat.ids) - start for chat in chats]
         positions = sorted(
             {
@@ -127,10 +131,10 @@ class PairReader:
             inputs["past_key_values"] = _repeat(cache, len(chats))
         position_P = torch.tensor(positions, device=self.model.device)
         # Logits of all positions would be larger than the model; some classes have no choice.
-        keeps = keeps_logits(self.model)
-        only = {"logits_to_keep": position_P} if keeps else {}
+        has_choice = keeps_logits(self.model)
+        only = {"logits_to_keep": position_P} if has_choice else {}
         logits_RPV = self.model(**inputs, use_cache=cache is not None, **only).logits
-        logits_RPV = logits_RPV if keeps else logits_RPV[:, position_P]
+        logits_RPV = logits_RPV if has_choice else logits_RPV[:, position_P]
         sums = []
         for row, (length, chat) in enumerate(zip(lengths, chats, strict=True)):
             is_answer_P = (position_P >= length - 1 - chat.num_answer) & (position_P < length - 1)
@@ -193,6 +197,7 @@ class PairReader:
         """Find the images whose tokens are among ``ids``: those before them are in the cache."""
         count = ids.count(self.store.image_token_id)
         images = []
+        # From the side that is read: a shared beginning holds the first image, a tail the last one.
         for image in chat.images[::-1] if start else chat.images:
             if count < len(image.features):
                 break
@@ -203,6 +208,7 @@ class PairReader:
 
 def _repeat(cache: Any, rows: int) -> Any:
     """Repeat the one row of a cache, which stays as it is."""
+    # transformers extends a cache in place, and other rows begin from the same one.
     repeated = copy.deepcopy(cache)
     if rows > 1:
         repeated.batch_repeat_interleave(rows)

@@ -22,6 +22,7 @@ class PositionFinder:
     """
 
     def __init__(self, model: Any) -> None:
+        # Most have it beside the decoder, some on the model itself.
         owners = (model.base_model, model)
         self._rope: Callable[..., tuple[Tensor, Tensor]] | None = next(
             (owner.get_rope_index for owner in owners if hasattr(owner, "get_rope_index")), None
@@ -51,11 +52,12 @@ class PositionFinder:
         """
         if self._rope is None:
             return (mask_BT.cumsum(1) - 1).clamp(min=0)
-        known = [grid for grid in grids if grid is not None]
+        # A class may have axes and a processor that reports no grids.
+        thw = [grid for grid in grids if grid is not None]
         inputs = {
             "input_ids": ids_BT,
             "mm_token_type_ids": types_BT,
-            "image_grid_thw": torch.tensor(known) if known else None,
+            "image_grid_thw": torch.tensor(thw) if thw else None,
             "attention_mask": mask_BT,
         }
         # Not every class asks for all of them.

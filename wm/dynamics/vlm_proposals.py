@@ -127,7 +127,7 @@ class AnswerBatch:
     @property
     def prompt_tokens(self) -> int:
         """Tokens of all prompts, those of images among them."""
-        return int(self._prompts.mask_BT.sum())
+        return int(self._prompts.mask.sum())
 
     @property
     def is_finished(self) -> bool:

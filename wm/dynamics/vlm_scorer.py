@@ -73,6 +73,7 @@ class VLMScorer:
                 check_pixels(name, image)
         scores: list[ScoredAction] = []
 
+        # By batches that are halved where memory does not suffice.
         def score(start: int, stop: int) -> None:
             scores.extend(self._score(source_BHWC[start:stop], target_BHWC[start:stop], actions[start:stop]))
 

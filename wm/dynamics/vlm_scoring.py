@@ -11,7 +11,7 @@ import torch
 from wm.dynamics.idm import ScoredAction
 from wm.dynamics.observation import Observation
 from wm.dynamics.vlm_pairs import Chat, PairReader
-from wm.models.pixels.chats import count_tokens
+from wm.models.pixels.chats import complete_chat, count_tokens
 from wm.sampling.batches import POSITIONS_AT_ONCE, halving, rows_at_once
 
 
@@ -50,7 +50,7 @@ def score_pairs(
 
     def write(rows: Sequence[int]) -> list[Chat]:
         images = reader.store.read([*(sources[row] for row in rows), *(targets[row] for row in rows)])
-        answers = [f"{actions[row]}{tokenizer.eos_token}" for row in rows]
+        answers = [complete_chat(tokenizer, "", actions[row]) for row in rows]
         pairs = list(zip(images[: len(rows)], images[len(rows) :], strict=True))
         return reader.write(pairs, answers, [counts[actions[row]] for row in rows])
 

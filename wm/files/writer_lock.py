@@ -84,6 +84,7 @@ class WriterLock:
         key = os.path.realpath(self._folder)
         if (earlier := _held.pop(key, None)) is not None:
             earlier._close()
+        # Asked in turns: a wait within flock could not be bounded, nor say for whom it waits.
         end_s = time.monotonic() + patience_s
         is_announced = False
         while (writer := self._try()) is not None:
@@ -158,6 +159,7 @@ class WriterLock:
         except OSError as error:
             os.close(descriptor)
             raise self._explain(error) from error
+        # Bound to this object, so that the lock of a run that raised ends with it.
         self.descriptor = descriptor
         self._finalizer = weakref.finalize(self, os.close, descriptor)
 
@@ -187,6 +189,7 @@ def _read_writer(descriptor: int) -> str:
 
 def _let_go_after_fork() -> None:
     """Close the locks in a forked process, which is not the writer; its parent keeps them."""
+    # A copy: locks may be collected meanwhile.
     for lock in list(_held.values()):
         lock._close()
     _held.clear()

@@ -8,6 +8,7 @@ from wm.models.families import FAMILIES
 from wm.models.folder_checks import read_json
 from wm.models.manifest import is_adapter, model_folder, read_manifest
 from wm.models.pipelines import INDEX
+from wm.models.remote import is_in_bucket
 
 ModelKind: TypeAlias = Literal["codes", "pixels", "editor"]
 """How a model exchanges images: codes of its codec; pixels that it reads; pixels that it makes."""
@@ -53,7 +54,8 @@ def reads_pixels(path: str | Path) -> bool:
             says what it is.
     """
     folder = model_folder(path)
-    is_full = (folder / "config.json").is_file() and not is_adapter(folder)
+    # Of a folder in a bucket the configuration alone is here.
+    is_full = (folder / "config.json").is_file() and not is_adapter(folder) and not is_in_bucket(folder)
     if is_full and not any((folder / name).is_file() for name in _PROCESSORS):
         return False
     return kind_of(folder) == "pixels"

@@ -82,7 +82,7 @@ def load_pipeline(
             given |= {"safety_checker": None, "requires_safety_checker": False}
         pipeline = pipeline_class.from_pretrained(path, trust_remote_code=False, **given, **options)
         if scheduler:
-            pipeline.scheduler = _find_scheduler(diffusers, scheduler).from_config(pipeline.scheduler.config)
+            pipeline.scheduler = find_scheduler_class(scheduler).from_config(pipeline.scheduler.config)
         pipeline.set_progress_bar_config(disable=True)
         match_libraries(pipeline)
         return pipeline.to(device)
@@ -228,7 +228,19 @@ def _load_part(folder: Path, part_class: Any, options: Mapping[str, Any]) -> Any
     return model
 
 
-def _find_scheduler(diffusers: Any, name: str) -> Any:
+def find_scheduler_class(name: str) -> Any:
+    """Find a scheduler of diffusers.
+
+    Args:
+        name: Such as ``EulerAncestralDiscreteScheduler``.
+
+    Returns:
+        The class.
+
+    Raises:
+        InputError: diffusers is not installed, or has no such scheduler.
+    """
+    diffusers = _import_diffusers()
     scheduler_class = getattr(diffusers, name, None)
     if not isinstance(scheduler_class, type) or not issubclass(scheduler_class, diffusers.SchedulerMixin):
         raise InputError(f"scheduler = {name!r:.80}: diffusers {diffusers.__version__} has no such scheduler")

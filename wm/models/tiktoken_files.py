@@ -39,6 +39,7 @@ def read_tiktoken(ranks_file: Path, special: Sequence[str], pattern: str, **role
         InputError: The file is absent or none of this kind.
     """
     ranks = _read_ranks(ranks_file)
+    # Merges are over characters: each byte has one, as in GPT-2's vocabulary.
     letters = bytes_to_unicode()
 
     def spell(token: bytes) -> str:
@@ -46,9 +47,10 @@ def read_tiktoken(ranks_file: Path, special: Sequence[str], pattern: str, **role
 
     with refusing(f"{ranks_file} makes no tokenizer"):
         vocabulary = {spell(token): rank for token, rank in ranks.items()}
-        merges = [(spell(left), spell(right)) for left, right in _list_merges(ranks)]
+        merges = [(spell(head), spell(tail)) for head, tail in _list_merges(ranks)]
         tokenizer = Tokenizer(BPE(vocabulary, merges, fuse_unk=False))
         tokenizer.normalizer = normalizers.NFC()
+        # The pattern alone cuts words, not the byte level's own.
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
@@ -83,6 +85,7 @@ def read_lines(file: Path) -> list[str]:
     Raises:
         InputError: It is absent, too large, no text, or has too many lines.
     """
+    # Bounds first: a file of gigabytes would be read into memory.
     check_downloaded(file)
     size = file.stat().st_size
     if size > MAX_FILE_BYTES:
@@ -101,6 +104,7 @@ def _list_merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     """List the pairs that merge to a token, those of a lower rank first: tiktoken merges by the rank of the result."""
     merges: list[tuple[bytes, bytes]] = []
     for token in sorted(ranks, key=lambda token: ranks[token]):
+        # All splits: which of them meets first depends on the text.
         splits = [(token[:at], token[at:]) for at in range(1, len(token))]
         pairs = [pair for pair in splits if pair[0] in ranks and pair[1] in ranks]
         merges += sorted(pairs, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))

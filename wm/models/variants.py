@@ -65,6 +65,7 @@ def is_emu3_5(folder: Path, config: Mapping[str, object]) -> bool:
 def _tensor_names(folder: Path) -> set[str]:
     """Return the names of a folder's tensors as far as they can be read; damaged files are reported elsewhere."""
     try:
+        # The index names the tensors of all shards, which need not be opened.
         if (folder / INDEX).is_file():
             shards = read_json(folder / INDEX).get("weight_map")
             return set(shards) if isinstance(shards, dict) else set()

@@ -76,6 +76,7 @@ def build_pixel_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     spoken = sorted({word.lower() for word in (*words, *PROMPT.split(), "user", "assistant")})
     vocabulary = {name: row for row, name in enumerate([*_SPECIAL, *spoken])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    # As those of the base that speaks codes: answers are compared in lower case.
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(list(_SPECIAL))
@@ -119,6 +120,7 @@ def build_pixel_nano(words: Sequence[str], preset: PixelPreset | None = None) ->
         },
         "pad_token_id": vocabulary[PAD],
     }
+    # Features of the last layer go into the language model's first layers too (DeepStack), as in the release.
     vision = {
         "depth": preset.vision_layers,
         "hidden_size": preset.vision_size,
@@ -129,6 +131,7 @@ def build_pixel_nano(words: Sequence[str], preset: PixelPreset | None = None) ->
         "num_position_embeddings": (preset.side_px // preset.patch_px) ** 2,
         "deepstack_visual_indexes": [preset.vision_layers - 1],
     }
+    # Embeddings and head share a matrix, as in the smaller releases.
     config = Qwen3VLConfig(
         text_config=text,
         vision_config=vision,
@@ -185,6 +188,7 @@ def write_pixel_base(
     Returns:
         The manifest that was written.
     """
+    # Renamed when complete: a killed process leaves no half of a model.
     with replace_folder(Path(path)) as folder:
         write_pixel_processor(folder, words, preset)
         model.save_pretrained(folder)

@@ -40,19 +40,19 @@ def build_model_runner(
     Raises:
         InputError: For a model that neither runner can run.
     """
-    parameter = next(vlm.decoder.parameters())
-    if parameter.is_cuda and parameter.dtype is torch.bfloat16:
-        _warn_of_slow_type(
-            torch.cuda.get_device_name(parameter.device), torch.cuda.get_device_capability(parameter.device)
-        )
     # Rather slow than wrong: what the fast runner does not know, it would leave out.
     reason = find_unsupported(vlm)
+    runner: ModelRunner
     if reason is not None:
         _log_fallback(reason)
-        return TransformersRunner(vlm)
-    # Copies of weights are shared between fast runners alone; the other makes none.
-    beside = beside if isinstance(beside, LlamaRunner) else None
-    return LlamaRunner(vlm, rows=rows, merge=merge, beside=beside, stepping=stepping, kernels=kernels)
+        runner = TransformersRunner(vlm)
+    else:
+        # Copies of weights are shared between fast runners alone; the other makes none.
+        beside = beside if isinstance(beside, LlamaRunner) else None
+        runner = LlamaRunner(vlm, rows=rows, merge=merge, beside=beside, stepping=stepping, kernels=kernels)
+    if runner.device.type == "cuda" and runner.dtype is torch.bfloat16:
+        _warn_of_slow_type(torch.cuda.get_device_name(runner.device), torch.cuda.get_device_capability(runner.device))
+    return runner
 
 
 @cache

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from wm.training.checkpoint.identity import identity_of
 from wm.training.checkpoint.manager import CheckpointManager
 from wm.training.data.order import Indices, SampleOrder, rank_slice
 from wm.training.data.prefetch import prefetch
-from wm.training.monitoring.evaluation import LAST, MODEL, EvaluationLine, Evaluator, PeriodicEvaluation
+from wm.training.monitoring.evaluation import LAST, MODEL, AnyEvaluator, EvaluationLine, PeriodicEvaluation
 from wm.training.monitoring.metrics import Metrics
 from wm.training.monitoring.mirrored_out import MirroredOut
 from wm.training.monitoring.non_finite import DivergenceCheck
@@ -82,9 +81,7 @@ class StepBatch:
     """Of the complete global batch."""
 
 
-def fit(
-    recipe: TrainRecipe, rank_info: RankInfo, *, digest: str, evaluator: Evaluator[Any] | None = None
-) -> FitSummary:
+def fit(recipe: TrainRecipe, rank_info: RankInfo, *, digest: str, evaluator: AnyEvaluator | None = None) -> FitSummary:
     """Train and write ``out/model`` and ``out/metrics.jsonl``. Every rank of the process group calls it.
 
     The run resumes from the newest checkpoint of the recipe, if there is one.
@@ -114,8 +111,7 @@ def fit(
 
     # 2. Model and optimiser. Stage 3 shards weights while they are loaded, so the context surrounds the loading alone.
     with loading(recipe, rank_info.device):
-        dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-        vlm = load_base(recipe.base, device=rank_info.device, dtype=dtype)
+        vlm = load_base(recipe.base, device=rank_info.device, is_half=recipe.precision == "bf16")
     counts = prepare(vlm, recipe.lora, recipe.seed)
     recompute_layers(vlm, bool(recipe.resources.gradient_checkpointing))
     stepper = Stepper(vlm, recipe, num_steps)

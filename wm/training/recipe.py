@@ -80,7 +80,8 @@ class TrainRecipe(Recipe):
     task: Task
     """idm: (source, target) to action. fdm: (source, action) to target."""
     base: ModelPath
-    """Folder of the base model (Hugging Face format)."""
+    """Folder of the base model (Hugging Face format): one that speaks image codes, or with task idm any vision-language
+    model that reads pixels (Qwen3-VL, Qwen2.5-VL, LLaVA-Interleave, InternVL, …)."""
     triplets: list[Source]
     """Tables of triplets: ``[[triplets]]`` tables in the file, or triplets=FOLDER for one."""
     out: OutputPath

@@ -54,9 +54,9 @@ class DataSettings(Recipe):
     """How triplets are prepared for training."""
 
     token_cache: CachePath = ""
-    """Folder that keeps tokenised triplets for other runs, better on a disk of the node than on a network, or one in a
-    bucket, from which each node copies what it lacks; empty: ``out/.tokens`` (with out in a bucket, a folder of each
-    node), which is removed when the run is complete."""
+    """Folder that keeps tokenised triplets (of a base that reads pixels: their images) for other runs, better on a disk
+    of the node than on a network, or one in a bucket, from which each node copies what it lacks; empty: ``out/.tokens``
+    (with out in a bucket, a folder of each node), which is removed when the run is complete."""
 
 
 class EvalSettings(Recipe):

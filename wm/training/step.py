@@ -31,7 +31,8 @@ from wm.training.zero import (
     undo_initial_step,
 )
 
-MicroBatch: TypeAlias = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, dict[str, Any]]
+TokenBatch: TypeAlias = tuple[Tensor, Tensor, Tensor]
+MicroBatch: TypeAlias = TokenBatch | tuple[Tensor, Tensor, Tensor, dict[str, Any]]
 """``ids_BT``, ``is_completion_BT``, ``weight_BT``, from :meth:`wm.training.data.batches.TokenSet.batch`; and what else
 a processor gives, from :meth:`wm.training.pixels.batches.PairSet.batch`."""
 

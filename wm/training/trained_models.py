@@ -16,17 +16,19 @@ from wm.models.vlm import UnifiedVLM
 TrainedModel: TypeAlias = UnifiedVLM | PixelModel
 
 
-def load_base(path: str | Path, *, device: torch.device, dtype: torch.dtype) -> TrainedModel:
+def load_base(path: str | Path, *, device: torch.device, is_half: bool) -> TrainedModel:
     """Load the base of a run.
 
     Args:
         path: A full model folder.
         device: Where the weights go.
-        dtype: Their type.
+        is_half: Whether they are bfloat16, and not float32.
 
     Raises:
         InputError: The folder is no model.
     """
+    # The optimiser has fp32 copies of its own of what is trained.
+    dtype = torch.bfloat16 if is_half else torch.float32
     load = load_pixel_base if reads_pixels(path) else load_model
     return load(path, device=device, dtype=dtype)
 
@@ -48,5 +50,7 @@ def save_trained(
         recipe_digest: Digest of the recipe.
         state_dict: Replaces the module's own tensors.
     """
-    save = save_pixel_model if isinstance(model, PixelModel) else save_model
-    save(model, path, task=task, recipe_digest=recipe_digest, state_dict=state_dict)  # type: ignore[operator]
+    if isinstance(model, PixelModel):
+        save_pixel_model(model, path, task=task, recipe_digest=recipe_digest, state_dict=state_dict)
+    else:
+        save_model(model, path, task=task, recipe_digest=recipe_digest, state_dict=state_dict)

@@ -130,7 +130,9 @@ def test_the_job_records_that_no_filter_of_codes_was_applied(videos, qwen, tmp_p
     monkeypatch.setattr(jobs.annotate.job, "_annotate", annotate)
     one = pixel_recipe(videos, qwen, tmp_path / "out")
     assert run(one, dry_run=True)["videos"] == 2
-    assert "codec" in capsys.readouterr().out
+    assert (
+        "triplets get no image codes, and filters.unchanged is not applied; wm encode adds" in capsys.readouterr().out
+    )
     record = run(one)
     assert record["recipe"]["filters"]["unchanged"] == "off"
     assert record["counts"]["pairs"] == record["counts"]["triplets"] + record["counts"]["filtered"]

@@ -11,12 +11,14 @@ from tests.helpers.models_vlms_new import NEW_WRITERS
 from wm.dynamics.observation import Observation, pixels_of
 from wm.dynamics.pixel_check import Shortcuts, find_shortcuts
 from wm.dynamics.pixel_inverse import PixelInverse, load_pixel_inverse
+from wm.dynamics.verify import verify
 from wm.errors import InputError
+from wm.models import load_codec
 from wm.sampling.noise import Sampling, stack_noise
 from wm.sampling.texts import GREEDY
 
 ALL = WRITERS | NEW_WRITERS
-QUICK = ("qwen3_vl", "llava_onevision", "internvl", "idefics3", "gemma3", "llava")
+QUICK = ("qwen3_vl", "llava_onevision", "internvl", "idefics3", "gemma3")
 """One of each way in which classes hand features over; the others are read alike, and tested by hand."""
 SIZES = ((24, 16), (16, 40), (32, 16), (24, 16), (16, 16))
 # Four candidates of one source, of several sizes; three actions of one pair; a pair alone.
@@ -202,6 +204,21 @@ def test_greedy_proposals_are_those_of_generate(qwen, images):
     proposal = qwen.propose(images[:1], images[1:2], sampling=GREEDY, seeds=[7], max_new_tokens=6)[0]
     assert proposal.text == expected.strip()
     assert proposal.num_tokens == len(expected.split()) + 1
+
+
+def test_candidates_in_codes_are_verified_by_their_pixels(qwen, tiny_base):
+    codec = load_codec(tiny_base)
+    rows = torch.randint(0, codec.num_codes, (4, codec.tokens_per_image), generator=torch.Generator().manual_seed(0))
+    source, *candidates = (Observation.from_codes(row, codec) for row in rows.tolist())
+    # An equal candidate is read once, and named.
+    ranked = verify(qwen, source, "move", [*candidates, candidates[1]])
+    pixels = [Observation.from_pixels(image) for image in codec.decode(rows.numpy())]
+    expected = [cross_entropy(qwen, pixels[0], image, "move") for image in pixels[1:]]
+    assert len({round(value, 6) for value in expected}) == 3
+    assert [candidate.score.logprob for candidate in ranked] == pytest.approx(
+        sorted([*expected, expected[1]], reverse=True), abs=1e-9
+    )
+    assert [candidate.duplicate_of for candidate in ranked if candidate.index == 3] == [1]
 
 
 def test_candidates_are_sampled_token_by_token(qwen, images):

@@ -156,7 +156,7 @@ def write_template(text):
         (edit("preprocessor_config.json", size={"shortest_edge": 0, "longest_edge": 0}), "does not take two images"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_refused_before_its_weights(base, tmp_path, change, message):
+def test_unusable_folders_are_refused_before_their_weights(base, tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         load_pixel_inverse(broken(base, tmp_path, change))
 

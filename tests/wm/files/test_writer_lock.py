@@ -41,7 +41,7 @@ def writer(folder: Path) -> Iterator["subprocess.Popen[str]"]:
         process.communicate()
 
 
-def test_a_second_process_is_told_who_writes_and_a_killed_one_keeps_nobody_out(
+def test_a_second_process_is_refused_until_the_first_is_killed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lock = WriterLock(tmp_path, "annotate")
@@ -62,9 +62,7 @@ def test_a_second_process_is_told_who_writes_and_a_killed_one_keeps_nobody_out(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_who_waits_for_the_file_that_its_writer_removes_gets_another(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_lock_of_a_file_that_was_removed_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with writer(tmp_path) as process:
         # Opened before the writer removes it, and locked afterwards: a lock of no name.
         real = fcntl.flock
@@ -88,7 +86,7 @@ def test_who_waits_for_the_file_that_its_writer_removes_gets_another(
         lock.release()
 
 
-def test_the_lock_changes_hands_within_a_process_and_ends_with_its_object(tmp_path: Path) -> None:
+def test_the_lock_moves_within_a_process_and_ends_with_it(tmp_path: Path) -> None:
     first, second = WriterLock(tmp_path, "one"), WriterLock(tmp_path / "." / "", "two")
     first.acquire()
     second.acquire()
@@ -151,7 +149,7 @@ def test_a_file_system_without_locks_is_written_with_a_note(
 
 
 @pytest.mark.parametrize("call", ["open", "ftruncate"])
-def test_a_read_only_file_system_is_named_and_a_full_one_is_no_bad_input(
+def test_a_read_only_file_system_is_named_a_full_one_raises(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"wm.files.writer_lock.os.{call}", failing(errno.EROFS))

@@ -34,6 +34,7 @@ class Attention(nn.Module):
         normed_BCHW = self.norm(hidden_BCHW, codes_BDHW)
         query, key, value = (layer(normed_BCHW).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
         attended_BNC = F.scaled_dot_product_attention(query, key, value)
+        # One head over all positions: its width is that of the channels.
         return hidden_BCHW + self.proj_out(attended_BNC.transpose(1, 2).reshape(hidden_BCHW.shape))  # type: ignore[no-any-return]
 
 
@@ -42,6 +43,7 @@ class Level(nn.Module):
 
     def __init__(self, block_in: int, block_out: int, num_blocks: int, code_width: int, attend: bool) -> None:
         super().__init__()
+        # The first block changes the width, the others keep it.
         widths = (block_in, *[block_out] * (num_blocks - 1))
         self.block = nn.ModuleList(Emu3VQVAEResnetBlock(width, block_out, code_width) for width in widths)
         self.attn = nn.ModuleList(Attention(block_out, code_width) for _ in widths if attend)
@@ -122,11 +124,13 @@ class MoVQ(VQGAN):
 
     def __init__(self, config: ChameleonVQVAEConfig) -> None:
         super().__init__(config)
+        # In place of taming-transformers' decoder; built without memory, so that nothing is lost.
         self.decoder = MoVQDecoder(config)
 
     def decode_features(self, quantised_BND: Tensor) -> Tensor:
         """Return pixels (B, C, H, W) of code vectors (B, N, D)."""
         side = self.side_tokens
+        # Contiguous, as another memory layout would choose another convolution kernel.
         codes_BDHW = quantised_BND.transpose(1, 2).reshape(len(quantised_BND), -1, side, side).contiguous()
         return self.decoder(self.post_quant_conv(codes_BDHW), codes_BDHW)  # type: ignore[no-any-return]
 

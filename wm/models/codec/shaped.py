@@ -45,6 +45,7 @@ def read_shaped_codec(
         InputError: There is no such file, or its tensors are no VQ model of this layout.
     """
     where, tensors, ignored = _read_tensors(folder)
+    # Whether all tensors fit this architecture is checked as they are loaded.
     config = config_of_tensors(tensors, side_px, where)
     return assemble_codec(lambda: vq_class(config), tensors, scale, str(where), ignored=ignored).to(device)
 
@@ -117,6 +118,7 @@ def config_of_tensors(tensors: Mapping[str, Tensor], side_px: int, where: Path) 
 
 def _shape_of(tensors: Mapping[str, Tensor], name: str, num_sides: int, where: Path) -> tuple[int, ...]:
     shape = tuple(tensors[name].shape) if name in tensors else ()
+    # An absent tensor and one of no elements decide nothing.
     if len(shape) != num_sides or not all(shape):
         raise InputError(f"{where} is no VQ model: expected {name} with {num_sides} sides, got {shape or 'none'}")
     return shape
@@ -134,6 +136,7 @@ def read_side(folder: Path, default_px: int, multiple_px: int) -> int:
         InputError: It is no square of such a side.
     """
     size = read_image_processor(folder).get("size", {"height": default_px, "width": default_px})
+    # A processor may name the side in several ways; a square is asked for.
     side = size.get("height") if isinstance(size, dict) and size.get("height") == size.get("width") else None
     if type(side) is not int or not 0 < side <= MAX_SIDE_PX or side % multiple_px:
         raise InputError(

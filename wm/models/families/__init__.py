@@ -25,6 +25,11 @@ FAMILIES = {
 }
 """The module whose ``FAMILY`` reads and writes folders, by the ``model_type`` of their ``config.json``, or by
 :func:`~wm.models.variants.family_key` where several share one."""
+FORWARD_ONLY = {
+    "janus": "janus cannot serve as an inverse model: it understands images by SigLIP features of their pixels, not by "
+    "codes; as a judge of actions in the probe it reads pixels (reads = 'pixels')"
+}
+"""Why a family is no inverse model, by ``model_type``."""
 
 
 def family_of(folder: Path) -> Family[UnifiedVLM]:
@@ -39,6 +44,7 @@ def family_of(folder: Path) -> Family[UnifiedVLM]:
     Raises:
         InputError: It is none of :data:`FAMILIES`.
     """
+    # Known layouts that are not read have a better message than an unknown model_type.
     explain_unreadable(folder)
     key = family_key(read_json(folder / "config.json"))
     if not isinstance(key, str) or key not in FAMILIES:
@@ -60,5 +66,6 @@ def family_of_model(vlm: UnifiedVLM) -> Family[UnifiedVLM]:
         vlm: The model.
     """
     config = vlm.inner.config
+    # Only what tells families apart: a configuration as a dictionary copies the vocabulary.
     facts = {name: getattr(config, name, None) for name in ("model_type", "vocab_size", "vocabulary_map")}
     return load_family(str(family_key(facts)))

@@ -84,6 +84,7 @@ class Emu35VLM(UnifiedVLM):
     def __init__(self, module: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: Facts) -> None:
         where, side = str(facts.folder or "this tokenizer"), round(facts.tokens_per_image**0.5)
         vocabulary, num_rows = tokenizer.get_vocab(), module.config.vocab_size
+        # An id beyond the rows would end a GPU's process at the first pass.
         if max(vocabulary.values()) >= num_rows:
             raise InputError(f"{where}: the tokenizer has {max(vocabulary.values()) + 1:,} ids, the model {num_rows:,}")
         ids = token_ids(tokenizer, vocabulary, where, _NAMES)
@@ -153,6 +154,7 @@ def read_decoder_config(folder: Path) -> Qwen3Config:
     """
     file = folder / "config.json"
     values = read_json(file)
+    # Written here: transformers' own names and defaults.
     if values.get("model_type") == "qwen3":
         config: Qwen3Config = read_config(folder, Qwen3Config)
         return config
@@ -173,8 +175,10 @@ def read_words(folder: Path) -> PreTrainedTokenizerFast:
     Raises:
         InputError: There is none, or it cannot be read.
     """
+    # What was written here, or by transformers, goes first: it takes no time to make.
     if (folder / "tokenizer.json").is_file() or not (folder / RANKS).is_file():
         return read_tokenizer(folder)
+    # In the order of the authors' class, which numbers them on after the last rank.
     special = [*_SPECIAL, *read_lines(folder / VISION_TOKENS)]
     return read_tiktoken(
         folder / RANKS,
@@ -196,6 +200,7 @@ def read_emu3_5_codec(folder: Path, device: Device, decoder: Path | None) -> Ima
     """
     if decoder is not None:
         raise InputError(f"decoder = {decoder}: Emu3.5's image tokenizer has its own decoder")
+    # The release is a repository of its own: the message says which.
     if not (folder / CODEC_FOLDER).is_dir():
         explain_missing_ibq(folder)
     side = read_side(folder, SIDE_PX, CODE_PX)

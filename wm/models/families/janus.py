@@ -28,6 +28,7 @@ from wm.errors import InputError
 from wm.models.codec.codec import ImageCodec
 from wm.models.codec.files import read_own_codec
 from wm.models.codec.vqgan import VQModel
+from wm.models.families import FORWARD_ONLY
 from wm.models.folder_writing import codec_tensors, write_image_processor, write_weights
 from wm.models.folders import (
     Device,
@@ -98,10 +99,7 @@ class JanusVLM(UnifiedVLM):
             target: Codebook ids of the target image; None: the prefix alone.
         """
         if task == "idm":
-            raise InputError(
-                "janus cannot serve as an inverse model: it understands images by SigLIP features of their pixels, not "
-                "by codes; as a judge of actions in the probe it reads pixels (reads = 'pixels')"
-            )
+            raise InputError(FORWARD_ONLY["janus"])
         return super().layout(task, source=source, action=action, target=target)
 
     def unconditional_prefixes(self, prefix: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -59,6 +59,7 @@ class LuminaVLM(UnifiedVLM):
         vocabulary, num_rows = tokenizer.get_vocab(), module.config.vocab_size
         size_name = f"<reserved{8800 + side * CODE_PX // CELL_PX:05d}>"
         ids = token_ids(tokenizer, vocabulary, where, _NAMES | {"cells": size_name})
+        # As the authors' own wrapper of the tokenizer does.
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if start is None:
             raise InputError(f"{where}: the tokenizer has neither bos_token nor eos_token")
@@ -66,6 +67,7 @@ class LuminaVLM(UnifiedVLM):
         special = SpecialIds(bos=start, eos=ids["turn_end"], pad=pad, boi=ids["boi"], eoi=ids["eoi"])
         first = _first_code(vocabulary, num_rows, facts.num_codes, where)
         image_rows = torch.arange(first, first + facts.num_codes)
+        # By number too, whatever the codes' tokens are called.
         words = text_rows(tokenizer, vocabulary, special, num_rows, _RESERVED)
         super().__init__(
             module,
@@ -102,12 +104,12 @@ def _first_code(vocabulary: Mapping[str, int], num_rows: int, num_codes: int, wh
     first = LUMINA_FIRST_CODE
     # Their number is in their code, for one vocabulary; names serve models of another.
     if num_rows < LUMINA_FIRST_CODE + LUMINA_CODES:
-        named = sorted(row for name, row in vocabulary.items() if name.startswith(LUMINA_CODE_PREFIX))
-        first = named[0] if named else 0
-        if named != list(range(first, first + num_codes)):
+        code_ids = sorted(row for name, row in vocabulary.items() if name.startswith(LUMINA_CODE_PREFIX))
+        first = code_ids[0] if code_ids else 0
+        if code_ids != list(range(first, first + num_codes)):
             raise InputError(
-                f"{where}: the vocabulary names {len(named)} image codes {LUMINA_CODE_PREFIX}…, expected {num_codes} "
-                "with consecutive ids"
+                f"{where}: the vocabulary names {len(code_ids)} image codes {LUMINA_CODE_PREFIX}…, expected "
+                f"{num_codes} with consecutive ids"
             )
     if first + num_codes > num_rows:
         raise InputError(

@@ -19,6 +19,8 @@ from wm.models.pixels.chats import write_chat
 from wm.models.pixels.folders import build_skeleton, check_pixel_folder, load_pixel_folder, load_pixel_processor
 from wm.models.prompts import Task
 from wm.models.remote import to_local
+from wm.models.tensor_checks import check_amount, count_numbers
+from wm.models.weights import list_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,7 +61,8 @@ class PixelModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.inner.device
+        device: torch.device = self.inner.device
+        return device
 
     @property
     def max_positions(self) -> int:
@@ -102,6 +105,7 @@ def load_pixel_base(
         InputError: As :func:`wm.models.pixels.folders.load_pixel_folder`, and for an adapter.
     """
     folder = _full_folder(path)
+    # First, as it costs seconds and says what is wrong with the files.
     base_id = base_id_of(folder)
     model, processor = load_pixel_folder(folder, device=device, dtype=dtype)
     return PixelModel(model, processor, base_id, folder)
@@ -120,6 +124,9 @@ def load_pixel_skeleton(path: str | Path) -> PixelModel:
     check_pixel_folder(folder)
     with refusing(f"{folder} is no model that reads images and text"):
         skeleton = build_skeleton(folder)
+        # Of a dry run weights need not be there.
+        if any(folder.glob("*.safetensors")):
+            check_amount(skeleton, count_numbers(list_tensors(folder)), str(folder))
     return PixelModel(skeleton, load_pixel_processor(folder), "", folder)
 
 
@@ -144,9 +151,11 @@ def save_pixel_model(
         The manifest that was written.
     """
     is_adapted = model.module is not model.inner
+    # Written beside its place and renamed: a process that is killed leaves no half of a model.
     out = to_local(path)
     with replace_folder(out) as folder:
         model.module.save_pretrained(folder, state_dict=state_dict)
+        # An adapter's processor is that of its base.
         if not is_adapted:
             copy_processor(model.folder, folder)
         manifest = Manifest(
@@ -172,6 +181,7 @@ def copy_processor(source: Path, folder: Path) -> None:
         source: A complete folder.
         folder: Where they go; files that are there stay.
     """
+    # By their endings: classes of processors differ in the names of their files.
     for file in sorted(source.iterdir()):
         is_index = file.name.endswith(".index.json")
         if not file.is_file() or file.suffix not in _PROCESSOR_SUFFIXES or file.name in _OWN_FILES or is_index:

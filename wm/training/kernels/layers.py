@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from wm.models.vlm import UnifiedVLM
 from wm.training.kernels.autograd import Norm, gated_down, project, rms_norm
 from wm.training.kernels.lora_linear import Projection
+from wm.training.trained_models import TrainedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -54,7 +54,7 @@ class LayerArguments(TypedDict, total=False):
 _LAYER_ARGUMENTS = frozenset(LayerArguments.__annotations__)
 
 
-def speed_up(vlm: UnifiedVLM, *, one_mask: bool = False) -> int:
+def speed_up(vlm: TrainedModel, *, one_mask: bool = False) -> int:
     """Give every known decoder layer, and the last norm, the fast forward pass.
 
     Args:
@@ -98,7 +98,7 @@ def _gather_together(layer: "GradientCheckpointingLayer") -> None:
     layer.register_forward_pre_hook(require_grad)
 
 
-def _stack(vlm: UnifiedVLM) -> "LlamaModel | None":
+def _stack(vlm: TrainedModel) -> "LlamaModel | None":
     for module in vlm.module.modules():
         if all(hasattr(module, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
             return module

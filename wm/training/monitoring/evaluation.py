@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -75,6 +75,10 @@ class Evaluator(Protocol[ModelT_contra]):
         ...
 
 
+AnyEvaluator: TypeAlias = Evaluator[Any]
+"""One that fits the base of its recipe."""
+
+
 @dataclass(frozen=True)
 class Best:
     """The best evaluation so far and where its model is."""
@@ -91,7 +95,7 @@ class PeriodicEvaluation:
         self,
         recipe: TrainRecipe,
         rank_info: RankInfo,
-        evaluator: Evaluator[Any] | None,
+        evaluator: AnyEvaluator | None,
         first: int,
         *,
         digest: str,
@@ -176,7 +180,7 @@ class PeriodicEvaluation:
             folder.rename(target)
             shutil.rmtree(retired, ignore_errors=True)
 
-    def _evaluate(self, evaluator: Evaluator[Any], vlm: TrainedModel, num_steps: int) -> EvaluationLine:
+    def _evaluate(self, evaluator: AnyEvaluator, vlm: TrainedModel, num_steps: int) -> EvaluationLine:
         begin = time.perf_counter()
         result = evaluator.evaluate(vlm)
         wall_s = round(time.perf_counter() - begin, 3)
@@ -194,7 +198,7 @@ class PeriodicEvaluation:
             self._keep_if_best(vlm, num_steps, result.figures[metric])
         return line
 
-    def _sample(self, evaluator: Evaluator[Any], vlm: TrainedModel, num_steps: int) -> None:
+    def _sample(self, evaluator: AnyEvaluator, vlm: TrainedModel, num_steps: int) -> None:
         sample = evaluator.sample(vlm)
         folder = self._out / SAMPLES
         folder.mkdir(exist_ok=True)

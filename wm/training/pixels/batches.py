@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.pixels.chats import complete_chat, measure_answers, process, special_tokens
+from wm.models.pixels.chats import AnswerLength, complete_chat, measure_answers, process, special_tokens
 from wm.models.pixels.model import PixelModel
 from wm.training.data.batches import NUM_QUANTILES, TOO_LONG, TokenSet
 from wm.training.data.order import Indices
@@ -47,6 +47,7 @@ class PairSet:
         """
         self._stores, self._processor, self._prefix = list(stores), model.processor, model.prefix
         measured = [measure_rows(store, model) for store in stores]
+        # Rows are numbered after those that cannot be learned are left out: numbers are dense for sampling.
         self.facts: list[SourceFacts] = [part.facts for part in measured]
         """Of each source, without the rows that are left out; ``action_tokens_R`` counts the end token too."""
         self._rows = [part.rows for part in measured]
@@ -54,6 +55,7 @@ class PairSet:
         self._starts = np.cumsum([0, *(facts.num_rows for facts in self.facts)])
         self.num_rows = int(self._starts[-1])
         self._num_learned = np.concatenate([facts.action_tokens_R for facts in self.facts])
+        # Quantiles are of all rows that are trained on, so that losses of two runs over the same data compare.
         change = [store.change_R[rows] for store, rows in zip(stores, self._rows, strict=True)]
         self._change = np.concatenate(change)
         parts = np.arange(1, NUM_QUANTILES) / NUM_QUANTILES
@@ -75,6 +77,7 @@ class PairSet:
             store, local = self._stores[number], self._local(number, row)
             texts.append(complete_chat(tokenizer, self._prefix, store.actions[local]))
             images.append(store.images(local))
+        # As scoring does: the very text, padded on the right.
         inputs = process(self._processor, texts, images, padding_side="right")
         ids_BT = inputs.pop("input_ids")
         # The learned tokens are the last ones before the padding.
@@ -158,7 +161,7 @@ def measure_rows(store: PairStore | PairSurvey, model: PixelModel) -> MeasuredRo
     special = special_tokens(tokenizer)
     texts = list(dict.fromkeys(store.actions))
     is_usable = {text: bool(text.strip()) and not any(token in text for token in special) for text in texts}
-    measured = {}
+    measured: dict[str, AnswerLength] = {}
     usable = [text for text in texts if is_usable[text]]
     for begin in range(0, len(usable), _TEXTS_AT_ONCE):
         batch = usable[begin : begin + _TEXTS_AT_ONCE]
@@ -167,6 +170,7 @@ def measure_rows(store: PairStore | PairSurvey, model: PixelModel) -> MeasuredRo
     sizes_R4 = store.sizes_R4
     pairs, at_R = np.unique(sizes_R4, axis=0, return_inverse=True)
     prompts = [_prompt_length(store, model, pair, int((at_R == number).sum())) for number, pair in enumerate(pairs)]
+    # 3. Rows that have both, within the positions of the model.
     rows, learned, lengths = [], [], []
     for row, (text, pair) in enumerate(zip(store.actions, at_R.ravel().tolist(), strict=True)):
         if not is_usable[text]:

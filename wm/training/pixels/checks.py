@@ -14,11 +14,12 @@ def check_pixel_recipe(recipe: TrainRecipe) -> None:
     Raises:
         InputError: It asks for something that such a base has not; the key is named.
     """
-    what = f"base = {recipe.base!r} reads pixels"
+    subject = f"base = {recipe.base!r} reads pixels"
+    # What it cannot do is said before its weights are read.
     if recipe.task == "fdm":
-        raise InputError(f"task = 'fdm': {what} and makes none; expected task = 'idm', or a base that speaks codes")
+        raise InputError(f"task = 'fdm': {subject} and makes none; expected task = 'idm', or a base that speaks codes")
     # Off is what it is anyway.
     if recipe.recognition.enabled and recipe.recognition != RecognitionWeights():
-        raise InputError(f"recognition: {what} and learns no image tokens to weight; leave the table out")
+        raise InputError(f"recognition: {subject} and learns no image tokens to weight; leave the table out")
     if recipe.lora.train_image_rows:
-        raise InputError(f"lora.train_image_rows = true: {what} and has no rows of image codes; leave it out")
+        raise InputError(f"lora.train_image_rows = true: {subject} and has no rows of image codes; leave it out")

@@ -73,6 +73,7 @@ def images_bytes(selection: RowSelection) -> int:
     Args:
         selection: Names the files.
     """
+    # From the ends of the files: no image is read.
     total = 0
     for footer in read_footers(selection.files):
         for group in range(footer.num_row_groups):
@@ -95,6 +96,7 @@ def _is_missing(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
 
 
 def _to_chunk(batch: pa.RecordBatch, rank_P: npt.NDArray[np.int64]) -> ImageChunk:
+    # Bytes alone: names of files say nothing here.
     sides: Sequence[list[bytes]] = [pc.struct_field(batch.column(name), "bytes").to_pylist() for name in IMAGES]
     return ImageChunk(
         rank_P,

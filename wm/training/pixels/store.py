@@ -84,6 +84,7 @@ class PairStore:
         return self._decode(source, f"source_image of {name}"), self._decode(target, f"target_image of {name}")
 
     def _decode(self, image: int, name: str) -> Pixels:
+        # Only these bytes are read of the mapped file.
         start = int(self._image_ends[image - 1]) if image else 0
         return decode_image(bytes(self._images[start : int(self._image_ends[image])]), name)
 
@@ -167,6 +168,7 @@ def pixel_change(source: bytes, target: bytes) -> float:
     Returns:
         Mean absolute difference of grey values, 0 to 255, of images scaled to 16 x 16.
     """
+    # As floats: differences of unsigned bytes would wrap around.
     before, after = (np.frombuffer(side, np.uint8).astype(np.float32) for side in (source, target))
     return float(np.abs(before - after).mean())
 
@@ -193,7 +195,7 @@ def _write_files(folder: Path, source: Source, selection: RowSelection) -> None:
                 rows.append((before.number, after.number, change, name, action))
     # 2. Rows in the order of their ids.
     rows = [rows[at] for at in np.argsort(np.array(ranks)).tolist()]
-    arrays = {
+    arrays: dict[str, npt.NDArray[np.generic]] = {
         "image_ends": np.array(writer.ends, np.int64),
         "sizes": np.array([image.size for image in writer.images.values()], np.int32).reshape(-1, 2),
         "pairs": np.array([row[:2] for row in rows], np.int64).reshape(-1, 2),
@@ -244,6 +246,7 @@ class _ImageWriter:
 def _check(image: tuple[bytes, str]) -> tuple[tuple[int, int], bytes]:
     pixels_HWC = decode_image(*image)
     height, width = pixels_HWC.shape[:2]
+    # Enough to sort rows by how much they change, and 256 bytes an image.
     small = Image.fromarray(pixels_HWC).convert("L").resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BOX)
     return (width, height), small.tobytes()
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from wm.files.uris import is_remote
-from wm.training.planning.memory import StateMemory, StepMemory
+from wm.training.planning.memory import StepMemory
+from wm.training.planning.state_memory import StateMemory
 from wm.training.recipe import TrainRecipe
 
 GIB = 1 << 30

@@ -24,9 +24,10 @@ from wm.training.pixels.batches import TrainingSet, measure_rows, open_pair_set
 from wm.training.pixels.checks import check_pixel_recipe
 from wm.training.pixels.store import survey_pairs
 from wm.training.planning.fit_check import disk_complaints, memory_complaints, state_complaints, usable_bytes
-from wm.training.planning.memory import StateMemory, StepMemory, state_memory, step_memory
+from wm.training.planning.memory import StepMemory, step_memory
 from wm.training.planning.schedule import peak_share, schedule_warnings
 from wm.training.planning.settle import chooser, recompute_layers, settled, state_chooser
+from wm.training.planning.state_memory import StateMemory, state_memory
 from wm.training.recipe import TrainRecipe
 
 

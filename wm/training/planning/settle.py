@@ -20,7 +20,8 @@ from wm.training.data.prompt_batches import RowLayout
 from wm.training.data.tokenized import SourceFacts
 from wm.training.monitoring.records import RankInfo
 from wm.training.planning.fit_check import usable_bytes
-from wm.training.planning.memory import state_memory, step_memory
+from wm.training.planning.memory import step_memory
+from wm.training.planning.state_memory import state_memory
 from wm.training.recipe import TrainRecipe
 from wm.training.trained_models import TrainedModel
 

@@ -167,13 +167,32 @@ def test_adapters_are_in_the_language_model_unless_asked(tmp_path: Path, name: s
 
 
 @pytest.mark.soak
-def test_ranks_and_passes_give_the_same_curve(base: Path, triplets: Path, tmp_path: Path) -> None:
-    fit(recipe_of(base, triplets, tmp_path / "one"), HERE, digest="")
-    values = {"resources": {"num_workers": 2, "zero_stage": 2}, "micro_batch_size": 2}
-    recipe = recipe_of(base, triplets, tmp_path / "two", **values)
-    assert all(summary["num_steps"] == 4 for summary in fit_on_ranks(recipe))
+@pytest.mark.parametrize(
+    ("stage", "lora"), [(0, {"r": 4}), (2, {"r": 4}), (3, {"r": 4}), (3, {"enabled": False, "train_vision": True})]
+)
+def test_ranks_and_passes_give_the_same_curve(
+    base: Path, triplets: Path, tmp_path: Path, stage: int, lora: dict[str, Any]
+) -> None:
+    fit(recipe_of(base, triplets, tmp_path / "one", lora=lora), HERE, digest="")
+    resources = {"num_workers": 2, "zero_stage": stage, "gradient_checkpointing": stage == 3}
+    recipe = recipe_of(base, triplets, tmp_path / "two", lora=lora, resources=resources, micro_batch_size=2)
+    assert [summary if isinstance(summary, Exception) else "" for summary in fit_on_ranks(recipe)] == ["", ""]
     for mine, expected in zip(curve(tmp_path / "two"), curve(tmp_path / "one"), strict=True):
         assert mine == pytest.approx(expected, rel=2e-4)
+    files = [next((tmp_path / name / MODEL).glob("*model.safetensors")) for name in ("one", "two")]
+    one, two = (load_file(file) for file in files)
+    assert one.keys() == two.keys()
+    for name, weight in two.items():
+        torch.testing.assert_close(weight, one[name], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("precision", ["bf16", "autocast"])
+def test_half_precision_follows_the_full_one(base: Path, triplets: Path, tmp_path: Path, precision: str) -> None:
+    for name in ("fp32", precision):
+        fit(recipe_of(base, triplets, tmp_path / name, precision=name, optim={"lr": 3e-3}), HERE, digest="")
+    full, half = ([loss for loss, _ in curve(tmp_path / name)] for name in ("fp32", precision))
+    assert half == pytest.approx(full, rel=0.05) and half != full
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from wm.models.skeleton import load_skeleton
 from wm.training import TrainRecipe, prepare
 from wm.training.data.prompt_batches import RowLayout, Template
 from wm.training.data.sources import CodecShape
+from wm.training.data.token_cache import cache_bytes
 from wm.training.planning.fit_check import GIB, RESERVED_BYTES, disk_complaints, memory_complaints
 from wm.training.planning.memory import StepMemory, step_memory
 from wm.training.planning.settle import recompute_layers
@@ -237,6 +238,6 @@ def test_seven_billion_by_hand(release: Path, tmp_path: Path) -> None:
     assert memory_complaints(recipe.with_resources(device_gib=200), result) == []
 
     codec = CodecShape("", 1024, NUM_CODES)
-    assert disk_complaints(recipe, codec, [1000], adapter) == []
-    (line,) = disk_complaints(recipe, codec, [10**12], adapter)
+    assert disk_complaints(recipe, cache_bytes(1000, codec), adapter) == []
+    (line,) = disk_complaints(recipe, cache_bytes(10**12, codec), adapter)
     assert line.startswith(f"tokens of {10**12 * 1024 * 8 / GIB:.1f} GiB and two checkpoints of 0.9 GiB come to ")

@@ -1,0 +1,203 @@
+"""An image editor as the forward model of ``wm predict`` and ``wm imagine``, verified by models of either kind."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs.imagine import ImagineRecipe
+from jobs.imagine import job as imagine
+from jobs.predict import job as predict
+from jobs.predict import triplets as predict_triplets
+from jobs.predict.recipe import PredictRecipe
+from tests.helpers.models_editors import write_pix2pix
+from tests.helpers.models_vlms import WRITERS
+from tests.helpers.training_data import random_rows, write_triplets
+from wm.dynamics import Search, WorldModel, editor_calls, predict_observations
+from wm.dynamics.editor_settings import EditorSettings
+from wm.dynamics.observation import pixels_of
+from wm.dynamics.protocols import SampleFailure
+from wm.errors import InputError
+from wm.images import decode_image, encode_png, fit_square
+from wm.models import load_codec
+from wm.nano.preset import TINY_WORDS
+from wm.records import REJECT_SCHEMA, row_seeds
+from wm.tables import read_table
+
+EDITOR = {"settings": {"num_inference_steps": 1}, "resolution": 64}
+ACTIONS = ["move the cup", "put it"]
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_base, tmp_path_factory):
+    """An editor, a model that reads pixels, a base that reads codes."""
+    out = tmp_path_factory.mktemp("models")
+    WRITERS["qwen2_5_vl"](out / "reader")
+    editor = write_pix2pix(out / "editor")
+    return SimpleNamespace(editor=str(editor), reader=str(out / "reader"), base=str(tiny_base))
+
+
+@pytest.fixture(scope="module")
+def world(folders):
+    return WorldModel.load(folders.editor, "nano:idm", editor=EditorSettings(**EDITOR))
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    return tmp_path / "wide.png"
+
+
+@pytest.fixture(scope="module")
+def triplets(tiny_base, tmp_path_factory):
+    """Six rows with images of noise."""
+    noise, rows = np.random.default_rng(1), random_rows(tiny_base, 6)
+    for number, row in enumerate(rows):
+        pixels = noise.integers(0, 256, (32, 40, 3), dtype=np.uint8)
+        row["source_image"] = row["target_image"] = {"bytes": encode_png(pixels), "path": None}
+        row["action"] = " ".join(sorted(TINY_WORDS)[number : number + 2])
+    return write_triplets(rows, tmp_path_factory.mktemp("triplets") / "triplets")
+
+
+def recipe_of(editor, out, idm="nano:idm", **more):
+    values = {"fdm": editor, "idm": idm, "out": str(out), "editor": EDITOR, "search": {"num_candidates": 3}, "seed": 4}
+    return PredictRecipe.parse(values | more, "test")
+
+
+def read_png(path):
+    return decode_image(path.read_bytes(), str(path))
+
+
+def withhold_red(monkeypatch):
+    """Images with more red than blue are withheld, whatever a batch rounds: about half of them."""
+    check = editor_calls._check_image
+    withheld = SampleFailure("safety_checker", "withheld")
+    is_red = lambda image: image[..., 0].mean() > image[..., 2].mean()  # noqa: E731
+    monkeypatch.setattr(editor_calls, "_check_image", lambda image, _: withheld if is_red(image) else check(image, _))
+
+
+def test_a_rollout_is_written_as_images(folders, world, picture, tmp_path):
+    record = predict.run(recipe_of(folders.editor, tmp_path / "out", image=str(picture), actions=ACTIONS))
+    assert record["counts"] == {"steps": 2, "draws": 6, "sequences": 1}
+    # The middle square of the image in its own resolution: what the verifier's codec encodes.
+    source = read_png(tmp_path / "out/source.png")
+    assert np.array_equal(source, read_png(picture)[:, 8:56]) and not (tmp_path / "out/source-codes.png").exists()
+    expected = world.roll_out(picture, ACTIONS, num_candidates=3, seed=4)
+    written = json.loads((tmp_path / "out/prediction.json").read_text())
+    assert written["source"] == {"image": "source.png"} and '"codes"' not in json.dumps(written)
+    for name, image, step in zip(written["images"], expected.images, written["steps"], strict=True):
+        assert np.array_equal(read_png(tmp_path / "out" / name), np.asarray(image)) and image.size == (48, 48)
+        # Without codes every candidate is kept as an image.
+        (expansion,) = step["expansions"]
+        assert expansion["draws"] == 3 and all(
+            read_png(tmp_path / "out" / item["image"]).shape == (48, 48, 3) for item in expansion["candidates"]
+        )
+    logprobs = [candidate.score.logprob for candidate in expected.rollout.best.candidates]
+    assert [step["logprob"] for step in written["steps"]] == pytest.approx(logprobs, abs=1e-4)
+    assert (tmp_path / "out/storyboard.png").exists()
+
+
+def test_a_tree_and_a_reader_of_pixels(folders, picture, tmp_path, capsys):
+    tree = [["put the cup", "take the cup"], ["put the cup"]]
+    record = predict.run(recipe_of(folders.editor, tmp_path / "out", folders.reader, image=str(picture), tree=tree))
+    assert record["counts"] == {"levels": 2, "branches": 4, "draws": 12}
+    written = json.loads((tmp_path / "out/tree.json").read_text())
+    # Neither model has a codec: the whole image.
+    shapes = {read_png(tmp_path / "out" / branch["image"]).shape for level in written["levels"] for branch in level}
+    assert shapes == {(48, 64, 3)} and "codes" not in written["levels"][0][0]
+    assert "predict: 4 images, 12 candidates" in capsys.readouterr().out
+
+
+def test_triplets_resume_and_withheld_images_are_rejects(folders, world, triplets, tmp_path, monkeypatch):
+    withhold_red(monkeypatch)
+    monkeypatch.setattr(predict_triplets, "ROWS_PER_PART", 2)
+    more = {"triplets": str(triplets), "search": {"num_candidates": 2, "num_return": 2}, "storyboard_triplets": 6}
+    recipe = recipe_of(folders.editor, tmp_path / "out", **more)
+    counts = predict.run(recipe)["counts"]
+    given = sorted(read_table(triplets).to_pylist(), key=lambda row: row["triplet_id"])
+    sources = [world.observe(row["source_image"]["bytes"]) for row in read_table(triplets).to_pylist()]
+    rows = read_table(triplets).to_pylist()
+    predictions = predict_observations(
+        world.forward, world.inverse, sources, [row["action"] for row in rows], search=Search(num_candidates=2),
+        seed=row_seeds(4, [row["triplet_id"] for row in rows]),
+    )  # fmt: skip
+    expected = {
+        (row["triplet_id"], candidate.rank): pixels_of([candidate.observation])[0]
+        for row, prediction in zip(rows, predictions, strict=True)
+        for candidate in prediction.distinct
+    }
+    withheld = [len(prediction.failures) for prediction in predictions]
+    # Some have no image at all, some one: the noise is fixed.
+    assert 0 < sum(withheld) < 12 and 2 in withheld
+    written = pq.read_table(tmp_path / "out/predictions").to_pylist()
+    images = {(row["triplet_id"], row["rank"]): decode_image(row["image"]["bytes"], "image") for row in written}
+    assert images.keys() == expected.keys()
+    assert all(np.abs(images[key].astype(int) - expected[key]).max() <= 1 for key in expected)
+    assert {(row["codec"], row["codes"], row["draws"]) for row in written} == {(None, None, 2)}
+    assert counts["withheld"] == {"safety_checker": sum(withheld)} and counts["triplets"] + withheld.count(2) == 6
+    assert counts["triplets_without_image"] == withheld.count(2) and len(given) == 6
+    rejects = read_table(tmp_path / "out/rejects", REJECT_SCHEMA).to_pylist()
+    assert len(rejects) == sum(withheld) and {row["stage"] for row in rejects} == {"predict"}
+    assert (tmp_path / "out/storyboard.png").exists()
+    # A killed run: the part that is missing is made again.
+    out = tmp_path / "out"
+    (out / "run.json").rename(out / "run.unfinished.json")
+    (out / "predictions/part-00001.parquet").unlink()
+    assert predict.run(recipe)["counts"] == counts
+
+
+@pytest.mark.parametrize("has_codec", [True, False])
+def test_imagined_triplets_have_the_codes_of_the_verifier(folders, triplets, tmp_path, monkeypatch, has_codec):
+    withhold_red(monkeypatch)
+    values = {
+        "fdm": folders.editor, "idm": folders.base if has_codec else folders.reader, "editor": EDITOR,
+        "sources": str(triplets), "actions": str(triplets), "out": str(tmp_path / "out"),
+        "actions_each": 1, "search": {"num_candidates": 2}, "filters": {"min_score": -50.0, "max_unchanged": 1.0},
+    }  # fmt: skip
+    counts = imagine.run(ImagineRecipe.parse(values, "test"))["counts"]
+    rows = read_table(tmp_path / "out/triplets").to_pylist()
+    rejects = read_table(tmp_path / "out/rejects", REJECT_SCHEMA).to_pylist()
+    assert counts["tries"] == 6 == len(rows) + len(rejects) and rows
+    assert {(row["reason"], row["outcome"]) for row in rejects} <= {("safety_checker", "failed")}
+    codec = load_codec(folders.base)
+    for row in rows:
+        image = decode_image(row["target_image"]["bytes"], "target")
+        # The frame of the source: its middle square where the verifier has a codec, else all of it.
+        assert image.shape == ((32, 32, 3) if has_codec else (32, 40, 3))
+        if not has_codec:
+            assert row["codec"] is row["target_codes"] is row["change"] is None
+            continue
+        squares = [
+            fit_square(pixels, 16)[None] for pixels in (decode_image(row["source_image"]["bytes"], "s")[:, 4:36], image)
+        ]
+        codes, features = zip(*map(codec.encode_with_features, squares), strict=True)
+        assert [row["source_codes"], row["target_codes"]] == [item[0].tolist() for item in codes]
+        expected = (features[0] - features[1]).square().sum(-1)[0]
+        assert row["change"] == pytest.approx(expected.tolist(), rel=1e-4) and row["codec"] == codec.codec_id
+    assert counts.get("without_codes", 0) == (0 if has_codec else len(rows))
+    assert ("unchanged_codes" in counts) == has_codec
+
+
+def test_bad_input_is_one_line_before_weights(folders, picture, tmp_path, monkeypatch):
+    monkeypatch.setattr("wm.dynamics.pairs.load_editor_forward", lambda *_, **__: pytest.fail("was read"))
+    given = {"image": str(picture), "actions": ["put"]}
+    for more, message in (
+        ({"search": {"num_draft_tokens": 2}}, "search.num_draft_tokens = 2: an image editor has no tokens to draft"),
+        ({"sampling": {"top_k": 3}}, "sampling.top_k = 3: it is for models of image codes"),
+        ({"editor": {"settings": {"strength": 0.5}}}, "settings.strength: StableDiff.* takes no such argument"),
+        ({"resources": {"base_sharing": "shared"}}, "base_sharing = shared is for two adapters"),
+        ({"fdm": folders.reader}, "fdm = .* reads images and makes none; expected a unified model or an editor"),
+        ({"idm": folders.editor}, "idm = .* is an image editor: it makes images and says no action"),
+        ({"fdm": folders.base}, "editor.resolution = 64, but fdm = .* is no image editor"),
+        ({"pixels": {"prompt": "What?"}}, "pixels.prompt = 'What?', but idm = .* is no model that reads pixels"),
+    ):
+        values = {"fdm": folders.editor, "idm": "nano:idm", "out": str(tmp_path / "out")}
+        values |= {"editor": EDITOR} | given | more
+        with pytest.raises(InputError, match=message.replace("?", r"\?")):
+            predict.run(PredictRecipe.parse(values, "test"), dry_run=True)
+    assert predict.run(recipe_of(folders.editor, tmp_path / "out", **given), dry_run=True) == {}
+    assert not (tmp_path / "out").exists()
