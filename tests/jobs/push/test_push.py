@@ -158,7 +158,8 @@ def test_what_a_card_lacks_is_named(model: Path) -> None:
     assert push(model, dry_run=True)["problems"] == [
         "README.md names no licence",
         "README.md is an empty template: wm card model=FOLDER writes one",
-        "README.md names base_model '/models/anole', which is no repository of the hub: wm card model=FOLDER writes one",
+        "README.md names base_model '/models/anole', which is no repository of the hub: wm card model=FOLDER "
+        "writes one",
     ]
     card.write_text("# x\n")
     assert "README.md has no YAML head, by which the hub finds it" in push(model, dry_run=True)["problems"]
