@@ -261,8 +261,8 @@ def _build_head(kind: Literal["base", "idm", "fdm"]) -> str:
     """Build the YAML head, by which the hub finds a model."""
     pipeline, role = _HUB_NAMES[kind]
     return f"""---
-library_name: transformers
 license: apache-2.0
+library_name: transformers
 pipeline_tag: {pipeline}
 tags:
 - world-model
