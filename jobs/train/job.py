@@ -106,9 +106,10 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 
 
 def _print_start(recipe: TrainRecipe, tokens: TrainingSet, num_steps: int, first: int) -> None:
-    """Print what is trained, rows that are left out, and what is wrong with the schedule."""
+    """Print what is trained on what, and what of it is not."""
     resumed = f", resuming from step {first:,}" if first else ""
     print(f"train {recipe.task}: {tokens.num_rows:,} triplets, {num_steps:,} steps{resumed}")
+    # Rows that cannot be learned are named with the reason: nothing is dropped in silence.
     for part in tokens.facts:
         for reason, count in part.left_out.items():
             print(f"  left out: {count:,} x {reason}, of {shown(part.source.path)}")
