@@ -63,6 +63,7 @@ def run(recipe: CardRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """
     if not is_model_folder(recipe.model):
         raise InputError(f"model = {recipe.model!r}: no model folder (no config.json or adapter_config.json)")
+    # Everything is read before the old card is written over.
     folder = fetch_model(recipe.model)
     figures, failures = read_card_figures(recipe.evaluation, recipe.model) if recipe.evaluation else ([], [])
     facts = _describe(recipe, folder, figures, failures)
@@ -85,6 +86,7 @@ def _describe(recipe: CardRecipe, folder: Path, figures: list[CardFigure], failu
     if record is not None and record.get("stage") == "train":
         base = find_base(folder, record.get("recipe") or {}, repo_id=recipe.base_model)
         return describe_training(folder, record, licenses=licenses, base=base, figures=figures, failures=failures)
+    # Without a record of a training only the folder speaks.
     settings: Mapping[str, object] | None = record.get("recipe") if record else None
     base = find_base(folder, None, repo_id=recipe.base_model)
     # A base itself is under its release's licence.

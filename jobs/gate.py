@@ -84,6 +84,8 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
     names = ("champion", "challenger", "triplets")
     stage = Run(recipe.out, "gate", recipe, {name: digest_of(getattr(recipe, name)) for name in names})
     is_complete = stage.is_complete()
+    if not is_complete:
+        _check_kinds(recipe)
     # A model of the other task would be compared by figures that mean nothing.
     for name in names[:2]:
         manifest = read_manifest(getattr(recipe, name))
@@ -92,8 +94,6 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
             raise InputError(f"{name} = {path} was trained as {manifest.task}, not as {recipe.role}")
         if manifest is not None and not is_complete and not manifest.reads_pixels:
             _check_codes(recipe, name, manifest.codec_id)
-    if not is_complete:
-        _check_kinds(recipe)
     if dry_run or is_complete:
         print(f"gate: {'already complete in' if is_complete else 'would decide in'} {shown(recipe.out)}")
         return (read_run(recipe.out) or {}) if is_complete else {}

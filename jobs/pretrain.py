@@ -100,6 +100,7 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> RunRecord:
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.num_threads)
     try:
+        # No codec: the vision tower is trained with the rest.
         if recipe.reads == "pixels":
             return _pretrain_pixels(recipe, stage)
         with stage.timed("codec_s"):
@@ -149,6 +150,7 @@ def schedule_warnings(recipe: PretrainRecipe) -> list[str]:
     from wm.nano.train_language_model import pretrain_warning
 
     line = pretrain_warning(_pretrain_settings(recipe))
+    # A base that reads pixels has no codec to train.
     codec = codec_warnings(_codec_settings(recipe)) if recipe.reads == "codes" else []
     return [*codec, *([line] if line else [])]
 
@@ -262,6 +264,7 @@ def _pretrain_pixels(recipe: PretrainRecipe, stage: Run) -> RunRecord:
 
     with stage.timed("documents_s"), progress_bar(recipe.num_documents, "doc", "documents") as bar:
         documents = sample_captioned_pairs(recipe.num_documents, recipe.seed, bar.update)
+    # A stream of its own for the weights: another number of documents leaves them as they are.
     model = build_untrained(recipe.seed, Path(recipe.out))
     with stage.timed("language_model_s"), progress_bar(recipe.max_steps, "step", "language model") as bar:
 
@@ -270,6 +273,7 @@ def _pretrain_pixels(recipe: PretrainRecipe, stage: Run) -> RunRecord:
             bar.update()
 
         figures = pretrain_pixels(model, documents, _pretrain_settings(recipe), report)
+    # The model last: where it is, it is complete.
     out = Path(recipe.out) / "model"
     write_pixel_base(model.inner, out, words=vocabulary(), recipe_digest=recipe.digest())
     write_card(out, _describe(recipe, figures))

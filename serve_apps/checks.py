@@ -73,8 +73,9 @@ def check_models(recipe: ServeRecipe) -> str:
 def _check_pipeline(folder: str, table: EditorTable) -> None:
     """Check the class of a pipeline, its folder's parts and the names of its settings."""
     from wm.dynamics.editor_calls import list_call_settings
-    from wm.dynamics.editor_forward import check_editor_folder, name_pipeline
+    from wm.dynamics.editor_forward import check_editor_folder
     from wm.models.folders import quiet_transformers
+    from wm.models.pipeline_folders import name_pipeline
     from wm.models.pipelines import find_editor_class
 
     # Its import says which optional packages are not there.

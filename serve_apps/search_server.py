@@ -103,8 +103,8 @@ class SearchServer(ModelServer):
         if self._kinds.exchanges_codes:
             return
         if isinstance(model, EditorModel):
-            for action in actions:
-                model.check_action(action)
+            # In the thread: a tokenizer's padding is its state, which a call that is at work there has set.
+            await self._thread.call(_check_all, model, actions)
         if verifier is not None:
             await self._check_by(verifier, actions)
 
@@ -134,3 +134,8 @@ class SearchServer(ModelServer):
                 self._thread, start, candidates, sampling, num_draft_tokens=self._recipe.num_draft_tokens,
                 on_tokens=on_tokens,
             )  # fmt: skip
+
+
+def _check_all(model: EditorModel, actions: Sequence[str]) -> None:
+    for action in actions:
+        model.check_action(action)

@@ -72,7 +72,7 @@ class EditorModel:
             raise TimeoutError(f"the pipeline has made no denoising step for {self._max_silence_s:g} s")
 
     def check_action(self, action: str) -> None:
-        """Raise :class:`InputError` if the pipeline cannot read an action, or would cut it."""
+        """Raise :class:`InputError` if the pipeline cannot read an action, or would cut it; in the model thread."""
         self.forward.check_action(action)
 
     async def sample(self, thread: ModelThread, start: Start, candidates: range) -> Samples:

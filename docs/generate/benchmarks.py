@@ -25,6 +25,7 @@ FILES = {
     "pixels": "Inverse models that read pixels",
     "scale": "The driver of a very long annotation",
     "probe": "The probe on three nodes of one machine",
+    "verifiers": "Inverse models that read codes or pixels, toy world",
 }
 """Name of the file in ``jobs/measured`` and its heading; further files get their name as heading."""
 

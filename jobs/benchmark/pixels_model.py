@@ -73,6 +73,7 @@ def write_qwen3_vl(folder: Path, shape: PixelShape, side_px: int) -> None:
         },
         image_token_id=1, video_token_id=2, vision_start_token_id=3, vision_end_token_id=4, tie_word_embeddings=False,
     )  # fmt: skip
+    # Seeded apart from the caller's numbers: a record can be made again.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         Qwen3VLForConditionalGeneration(config).save_pretrained(folder)

@@ -14,11 +14,12 @@ from jobs.shared.devices import check_device
 from wm import cli
 from wm.datasets.card import write_dataset_card
 from wm.dynamics.editor import ImageEditor
+from wm.dynamics.editor_forward import check_editor_folder
 from wm.evaluation.aspects import describe_stretched, find_stretched
 from wm.evaluation.bench_rows import BenchRow, read_bench_rows
 from wm.evaluation.predictions import PREDICTION_SCHEMA
 from wm.evaluation.subsets import spread_rows
-from wm.models.pipelines import find_editor_class, load_pipeline, read_parts
+from wm.models.pipelines import load_pipeline
 from wm.records import REJECT_SCHEMA
 from wm.runs import Run, RunRecord, digest_of, read_run
 from wm.tables import fill_empty_tables, read_table
@@ -48,8 +49,10 @@ def run(recipe: EditRecipe, *, dry_run: bool = False) -> RunRecord:
         return read_run(recipe.out) or {}
     check_device(recipe.resources.device)
     if dry_run:
-        read_parts(Path(recipe.model), recipe.pipeline, [] if recipe.safety_checker else ["safety_checker"])
-        find_editor_class(recipe.pipeline)
+        check_editor_folder(
+            recipe.model, recipe.pipeline, safety_checker=recipe.safety_checker, settings=recipe.settings,
+            scheduler=recipe.scheduler,
+        )  # fmt: skip
         _print_plan(recipe, rows)
         return {}
     editor = load_editor(recipe)

@@ -140,7 +140,7 @@ def _count(out: Path, num_tries: int) -> report.Counts:
 
 
 def _count_codes(changes: Changes) -> report.CodeCounts:
-    # An editor's images have no codes where the inverse model has none: no number would be true.
+    # An editor's images have no codes where the inverse model has none: 0 would be wrong.
     if not changes.without_codes:
         return {"unchanged_codes": changes.unchanged}
     return {"without_codes": changes.without_codes}

@@ -22,7 +22,14 @@ class ImageWriter:
         self._known: dict[Observation, Pixels] = {}
 
     def read(self, image: Observation) -> Pixels:
-        """Return the pixels of an image, uint8 RGB (H, W, 3); codes are decoded."""
+        """Return the pixels of an image.
+
+        Args:
+            image: Codes are decoded.
+
+        Returns:
+            uint8 RGB (H, W, 3).
+        """
         # Candidates repeat, in one step and from step to step.
         if image not in self._known:
             self._known[image] = pixels_of([image])[0]
@@ -61,7 +68,11 @@ class ImageWriter:
 
 
 def describe_codes(image: Observation) -> dict[str, object]:
-    """Return the codes of an image as a record has them: none of one that was made as pixels."""
+    """Return the codes of an image as a record has them: none of one that was made as pixels.
+
+    Args:
+        image: Of either kind.
+    """
     return {} if image.is_of_pixels else {"codes": list(image.codes)}
 
 
@@ -171,7 +182,11 @@ def _describe_step(
 
 
 def describe_failures(prediction: Prediction) -> dict[str, object]:
-    """Return the candidates of which there is no image as a record has them, each with the reason."""
+    """Return the candidates of which there is no image as a record has them, each with the reason.
+
+    Args:
+        prediction: Of any forward model; only an editor withholds images.
+    """
     if not prediction.failures:
         return {}
     return {"withheld": [{"candidate": index, "reason": item.reason} for index, item in prediction.failures]}
@@ -239,5 +254,9 @@ def _format_change(candidate: Candidate) -> str:
 
 
 def name_parts(candidate: Candidate) -> str:
-    """Return what an unchanged share is a share of."""
+    """Return what an unchanged share is a share of.
+
+    Args:
+        candidate: An image of codes or of pixels.
+    """
     return "blocks" if candidate.observation.is_of_pixels else "tokens"

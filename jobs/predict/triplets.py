@@ -112,7 +112,11 @@ def predict_triplets(
 
 
 def rejects_file(part: Path) -> Path:
-    """Return the file for the candidates without an image of a part, which is absent where there is none."""
+    """Return the file for the candidates without an image of a part, which is absent where there is none.
+
+    Args:
+        part: The file of its predictions.
+    """
     return part.parent.parent / "rejects" / part.name
 
 

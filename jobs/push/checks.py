@@ -17,6 +17,7 @@ from wm.cards import (
     DERIVATIVES,
     REDISTRIBUTION,
     distinct_licenses,
+    is_repo_id,
     licenses_of,
     list_forbidden,
     read_head,
@@ -173,6 +174,10 @@ def _card_problems(selection: Selection, licenses: list[str]) -> list[str]:
     problems += [] if licenses else [f"{CARD} names no licence"]
     # The template that PEFT leaves: nobody has filled it in.
     problems += [f"{CARD} is an empty template: {again}"] if "[More Information Needed]" in text else []
-    if selection.kind == "model" and head and not head.get("base_model") and "| base |" in text:
+    # PEFT writes the folder that the base was read from.
+    base = head.get("base_model")
+    if isinstance(base, str) and not is_repo_id(base):
+        problems.append(f"{CARD} names base_model {base!r:.200}, which is no repository of the hub: {again}")
+    if selection.kind == "model" and head and not base and "| base |" in text:
         problems.append(f"{CARD} names no repository of the base: wm card base_model=owner/name adds it")
     return problems

@@ -19,6 +19,7 @@ def print_selection(recipe: PushRecipe, selection: Selection, findings: Findings
         selection: The files.
         findings: Of the checks.
     """
+    # In one line what would be public, or would not.
     size = format_bytes(selection.num_bytes)
     visibility = "private" if recipe.private else "public"
     print(f"push: {selection.kind} {shown(selection.folder)} to {recipe.repo} ({visibility}): ", end="")

@@ -42,6 +42,7 @@ def upload(selection: Selection, rewritten: Mapping[str, bytes], repo: str, *, p
     Raises:
         InputError: There is no token, it has not the right, or the hub cannot be reached.
     """
+    # Of the environment or of the library's login: never of a recipe, which is stored.
     token = get_token()
     if not token:
         raise InputError(f"no token of the Hugging Face hub: {LOGIN}")
@@ -71,6 +72,7 @@ def _stage(selection: Selection, rewritten: Mapping[str, bytes]) -> Iterator[Pat
     """Make a folder of links to the files that go, and of those that go in another form."""
     with tempfile.TemporaryDirectory(prefix="wm-push-") as name:
         staged = Path(name)
+        # Links cost nothing, whatever the weights weigh; the library reads through them.
         for file in selection.files:
             target = staged / file
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +86,7 @@ def _stage(selection: Selection, rewritten: Mapping[str, bytes]) -> Iterator[Pat
 @contextmanager
 def _explain_errors(repo: str) -> Iterator[None]:
     """Turn the library's errors into one line that says what to do."""
+    # From the particular to the general: most of these are errors of HTTP too.
     try:
         yield
     except OfflineModeIsEnabled as error:

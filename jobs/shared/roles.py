@@ -13,7 +13,8 @@ from wm.config import Recipe
 from wm.dynamics import Sampling
 from wm.dynamics.editor_forward import check_editor_search
 from wm.dynamics.editor_settings import EditorSettings
-from wm.dynamics.pairs import ModelPair, PairFolders
+from wm.dynamics.pair_folders import PairFolders
+from wm.dynamics.pairs import ModelPair
 from wm.dynamics.pixel_settings import PixelsSettings
 from wm.dynamics.settings import Search, check_draft_length
 from wm.errors import InputError
@@ -85,9 +86,11 @@ def check_roles(recipe: RolesRecipe, search: Search) -> None:
     if recipe.base and not (is_adapter(recipe.fdm) or is_adapter(recipe.idm)):
         raise InputError(f"base = {recipe.base!r}, but neither fdm nor idm is an adapter")
     # 2. Each model fits its role, and the settings fit the models.
-    fdm_kind, _ = recipe.folders().check()
+    folders = recipe.folders()
+    fdm_kind, _ = folders.check_roles()
     if fdm_kind == "editor":
         check_editor_search(search, recipe.sampling)
+    folders.check()
 
 
 def load_forward_codec(recipe: RolesRecipe, search: Search) -> ImageCodec | None:
@@ -105,13 +108,13 @@ def load_forward_codec(recipe: RolesRecipe, search: Search) -> ImageCodec | None
             decoder.
     """
     folders = recipe.folders()
-    fdm_kind, idm_kind = folders.check()
+    fdm_kind, idm_kind = folders.check_roles()
     if fdm_kind == "editor":
         return None
     codec = load_codec(folders.codec_folder("fdm"), recipe.resources.device)
     check_draft_length(search.num_draft_tokens, codec.tokens_per_image)
     # What the inverse model reads is decoded, unless it speaks the same codec.
-    if idm_kind == "pixels" or folders.find_other_codec(codec):
+    if idm_kind == "pixels" or folders.has_other_codec(codec):
         codec.check_decoder()
     return codec
 

@@ -81,7 +81,11 @@ class HeldOutEvaluator:
         self._codec: ImageCodec
 
     def prepare(self, vlm: UnifiedVLM) -> None:
-        """Load the held-out triplets, and the codec where images are to be made."""
+        """Load the held-out triplets, and the codec where images are to be made.
+
+        Args:
+            vlm: The model as it is now.
+        """
         settings = self._recipe.eval
         self._triplets = read_gate_set(settings.triplets, vlm, limit=settings.limit)
         self._sample_triplets = read_gate_set(settings.triplets, vlm, limit=settings.sample_rows)
@@ -90,12 +94,20 @@ class HeldOutEvaluator:
 
     def evaluate(self, vlm: UnifiedVLM) -> EvaluationResult:
         """Compute the figures of :func:`wm.evaluation.gates.gate`, and whether the model has collapsed into copying or
-        ignores its action."""
+        ignores its action.
+
+        Args:
+            vlm: The model as it is now.
+        """
         result = gate(vlm, self._recipe.task, self._triplets)
         return EvaluationResult(result.figures(), result.has_collapsed, result.ignores_action)
 
     def sample(self, vlm: UnifiedVLM) -> Sample:
-        """Predict for a few triplets: images between source and target for an FDM, or an IDM's actions."""
+        """Predict for a few triplets: images between source and target for an FDM, or an IDM's actions.
+
+        Args:
+            vlm: The model as it is now.
+        """
         return self._sample_observations(vlm) if self._recipe.task == "fdm" else self._propose_actions(vlm)
 
     def _sample_observations(self, vlm: UnifiedVLM) -> Sample:

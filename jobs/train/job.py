@@ -36,6 +36,7 @@ from wm.training.checkpoint.identity import check_newest, check_writable
 from wm.training.checkpoint.retention import prune
 from wm.training.monitoring.evaluation import BEST, LAST
 from wm.training.monitoring.mirrored_out import MirroredOut
+from wm.training.pixels.batches import TrainingSet
 from wm.training.planning.plan import Plan, check_data, order_of, plan
 from wm.training.planning.schedule import schedule_warnings
 from wm.training.recipe import TOKENS
@@ -80,13 +81,7 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         first = check_newest(recipe, tokens.facts)
     mirrored = MirroredOut(recipe.out)
     stage.start(leave=_NOT_TO_RESUME)
-    resumed = f", resuming from step {first:,}" if first else ""
-    print(f"train {recipe.task}: {tokens.num_rows:,} triplets, {num_steps:,} steps{resumed}")
-    for part in tokens.facts:
-        for reason, count in part.left_out.items():
-            print(f"  left out: {count:,} x {reason}, of {shown(part.source.path)}")
-    for line in schedule_warnings(recipe, num_steps):
-        print(f"warning: {line}")
+    _print_start(recipe, tokens, num_steps, first)
     # 0 workers: this process, for tests and notebooks.
     train = _fit_here if recipe.resources.num_workers == 0 else _fit_on_ray
     with stage.timed("train"), _shown_progress(recipe, num_steps):
@@ -108,6 +103,18 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     mirrored.clean_up(recipe)
     print_summary(recipe, summary, record["wall_s"])
     return record
+
+
+def _print_start(recipe: TrainRecipe, tokens: TrainingSet, num_steps: int, first: int) -> None:
+    """Print what is trained on what, and what of it is not."""
+    resumed = f", resuming from step {first:,}" if first else ""
+    print(f"train {recipe.task}: {tokens.num_rows:,} triplets, {num_steps:,} steps{resumed}")
+    # Rows that cannot be learned are named with the reason: nothing is dropped in silence.
+    for part in tokens.facts:
+        for reason, count in part.left_out.items():
+            print(f"  left out: {count:,} x {reason}, of {shown(part.source.path)}")
+    for line in schedule_warnings(recipe, num_steps):
+        print(f"warning: {line}")
 
 
 def _write_model_card(recipe: TrainRecipe, record: dict[str, Any]) -> None:

@@ -43,20 +43,32 @@ class PixelEvaluator:
         self._sample_triplets: PixelGateSet
 
     def prepare(self, vlm: PixelModel) -> None:
-        """Load the held-out triplets."""
+        """Load the held-out triplets.
+
+        Args:
+            vlm: The model; not used.
+        """
         settings = self._recipe.eval
         self._triplets = read_pixel_gate_set(settings.triplets, limit=settings.limit)
         self._sample_triplets = read_pixel_gate_set(settings.triplets, limit=settings.sample_rows)
 
     def evaluate(self, vlm: PixelModel) -> EvaluationResult:
-        """Compute the figures of :func:`wm.evaluation.pixel_gates.pixel_gate`."""
+        """Compute the figures of :func:`wm.evaluation.pixel_gates.pixel_gate`.
+
+        Args:
+            vlm: The model as it is now.
+        """
         # The adapter's layers are in the inner model; PEFT's wrapper has a forward pass of its own.
         scorer = VLMScorer(vlm.inner, vlm.processor)
         result = pixel_gate(scorer, self._triplets, batch_size=min(8, self._recipe.rows_per_pass))
         return EvaluationResult(result.figures(), result.has_collapsed)
 
     def sample(self, vlm: PixelModel) -> Sample:
-        """Propose actions for a few triplets."""
+        """Propose actions for a few triplets.
+
+        Args:
+            vlm: The model as it is now.
+        """
         # Greedily: what changes from evaluation to evaluation is the model alone.
         triplets = self._sample_triplets
         sources, targets = triplets.sources(), triplets.targets()

@@ -144,10 +144,10 @@ def print_plan(recipe: TrainRecipe, plan: Plan) -> None:
         f"passes, {recipe.precision}, ZeRO-{plan.zero_stage}"
         + (", layers computed again in the backward pass" if plan.recomputes else "")
     )
-    parts = {name: count for name, count in plan.memory.as_dict().items() if name not in ("peak", "least") and count}
+    parts = {name: count for name, count in plan.memory.as_dict().items() if name not in ("peak", "minimum") and count}
     if isinstance(plan.memory, StateMemory):
         print(
-            f"  {_bytes(plan.memory.least):>11} of memory a worker at least; what the layers keep for the backward "
+            f"  {_bytes(plan.memory.minimum):>11} of memory a worker at least; what the layers keep for the backward "
             "pass is not estimated: a vision tower's passes depend on the images"
         )
     else:

@@ -26,6 +26,7 @@ def draw_image(columns: list[Column]) -> Pixels:
         columns: From left to right.
     """
     with tempfile.TemporaryDirectory() as folder:
+        # matplotlib writes files.
         path = Path(folder) / "samples.png"
         draw_storyboard(columns, path)
         return decode_image(path.read_bytes(), path.name)

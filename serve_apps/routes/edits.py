@@ -24,7 +24,11 @@ router = APIRouter()
 
 @router.post("/v1/images/edits", openapi_extra=edit_openapi())
 async def edit_image(request: Request, graph: GraphOf) -> Response:
-    """Predict what the source looks like after the action in ``prompt``; best candidates first."""
+    """Predict what the source looks like after the action in ``prompt``; best candidates first.
+
+    An image editor (``kind`` in /v1/models) samples no codes: settings of sampling and previews are refused by name,
+    there is no ``usage``, and candidates without an image are counted in ``failed`` and named in ``failures``.
+    """
     edit, image = await read_edit(request, graph.limits, graph.work)
     model = await graph.predicting_model(edit)
     with metrics.stages_s() as stages_s:

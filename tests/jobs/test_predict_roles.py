@@ -16,7 +16,7 @@ from jobs.predict.recipe import PredictRecipe
 from tests.helpers.code_calls import predict_observations
 from tests.helpers.models_roles import write_roles
 from tests.helpers.training_data import random_rows, write_triplets
-from wm.dynamics import Search, pairs
+from wm.dynamics import Search, pair_folders
 from wm.errors import InputError
 from wm.images import encode_png
 from wm.models import load_model
@@ -57,8 +57,10 @@ def predicted(recipe: PredictRecipe) -> tuple[list[list[int]], list[float]]:
 @pytest.mark.parametrize(("base_sharing", "dtype"), [*itertools.product(["merged", "shared"], ["float32", "bfloat16"])])
 def test_predictions_are_those_of_the_models_loaded_alone(folders, triplets, monkeypatch, base_sharing, dtype):
     asked, out = [], folders / f"{base_sharing}-{dtype}"
-    read = pairs.load_roles
-    monkeypatch.setattr(pairs, "load_roles", lambda *paths, **how: asked.append(read(*paths, **how)) or asked[-1])
+    read = pair_folders.load_roles
+    monkeypatch.setattr(
+        pair_folders, "load_roles", lambda *paths, **how: asked.append(read(*paths, **how)) or asked[-1]
+    )
     recipe = recipe_of(folders, out, triplets=str(triplets), resources={"base_sharing": base_sharing, "dtype": dtype})
     codes, logprobs = predicted(recipe)
     assert asked[0].fdm.runner.dtype is getattr(torch, dtype)
@@ -86,7 +88,7 @@ def test_a_base_is_for_the_adapter_beside_a_full_model(folders, triplets, tmp_pa
 
 
 def test_weights_that_cannot_be_shared_are_refused_unread(folders, triplets, tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "load_roles", lambda *paths, **how: pytest.fail("was read"))
+    monkeypatch.setattr(pair_folders, "load_roles", lambda *paths, **how: pytest.fail("was read"))
     recipe = recipe_of(
         folders,
         tmp_path / "out",

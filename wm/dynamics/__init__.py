@@ -6,7 +6,8 @@ from wm.dynamics.fdm import sample_observations, score_observations, speculate_o
 from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
 from wm.dynamics.loading import kind_of, load_forward_model, load_inverse_model
 from wm.dynamics.observation import Observation, codes_of, observe_codes, pixels_of
-from wm.dynamics.pairs import ModelPair, PairFolders
+from wm.dynamics.pair_folders import PairFolders
+from wm.dynamics.pairs import ModelPair
 from wm.dynamics.pixel_settings import PixelsSettings
 from wm.dynamics.predicted_images import ImagePrediction, ImageRollout, PredictedImage
 from wm.dynamics.protocols import ForwardModel, InverseModel, ModelKind, SampleFailure, Samples

@@ -94,7 +94,7 @@ def fit_to_source(image: Pixels, source: Pixels, editor_input: Image.Image, fit:
         InputError: The image has another aspect than what the pipeline was given.
     """
     height, width = source.shape[:2]
-    # 1. The whole of what the editor was given, or another image: only the same aspect says which.
+    # 1. An image of another aspect shows another part of the scene, and nothing says which.
     ratio = image.shape[1] / image.shape[0] / (editor_input.width / editor_input.height)
     if not 1 / (1 + ASPECT_TOLERANCE) <= ratio <= 1 + ASPECT_TOLERANCE:
         raise InputError(

@@ -27,7 +27,7 @@ SEEDS_BATCHED = ("QwenImageEditPipeline", "QwenImageEditPlusPipeline", "FluxKont
 """Pipelines that make several images of one image and prompt, each with a generator of its own. Not GLM-Image's: it
 samples all image tokens with the first generator, so that a candidate would depend on its batch."""
 _LISTED = ("GlmImagePipeline",)
-"""Pipelines that take an image in a list alone, and have to be told the size of the image to make."""
+"""Pipelines that take an image in a list alone, and need the size of the image to make."""
 _LISTED_STEP_PX = 32
 """Both sides of those are multiples of it, the width of an image token."""
 _OURS = ("image", "prompt", "generator", "num_images_per_prompt", "output_type", "return_dict", "latents", "kwargs")

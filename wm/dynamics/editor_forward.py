@@ -20,19 +20,10 @@ from wm.dynamics.scoring import check_equal_lengths
 from wm.dynamics.settings import Search
 from wm.errors import InputError
 from wm.images import Pixels
-from wm.models.folder_checks import read_json
-from wm.models.identity import fingerprint_of
 from wm.models.kinds import ModelKind
 from wm.models.manifest import model_folder
-from wm.models.pipelines import (
-    INDEX,
-    Precision,
-    find_editor_class,
-    find_scheduler_class,
-    load_pipeline,
-    read_parts,
-)
-from wm.models.weights import read_header
+from wm.models.pipeline_folders import fingerprint_pipeline, name_pipeline, name_precision
+from wm.models.pipelines import find_editor_class, find_scheduler_class, load_pipeline, read_parts
 from wm.sampling.noise import Sampling
 
 BATCH_SIZE = 8
@@ -45,7 +36,7 @@ _CLIP_ONLY = BATCHED
 
 
 class EditorArguments(TypedDict):
-    """What :func:`load_editor_forward` is told of an editor beside its folder."""
+    """What :func:`load_editor_forward` takes beside an editor's folder."""
 
     pipeline: str
     settings: Mapping[str, Setting]
@@ -73,7 +64,14 @@ class EditorForward:
     on_progress: OnSamples | None = None
 
     def check_action(self, action: str) -> None:
-        """Raise :class:`InputError` for an action without words, or one that the pipeline would cut."""
+        """Check that the pipeline reads all of an action.
+
+        Args:
+            action: A text.
+
+        Raises:
+            InputError: It has no words, or the pipeline would cut it.
+        """
         if not action.strip():
             raise InputError(f"action = {action!r}: expected some words, without which an editor edits nothing")
         name = type(self.editor.pipeline).__name__
@@ -88,7 +86,12 @@ class EditorForward:
                 )
 
     def check_search(self, search: Search, sampling: Sampling) -> None:
-        """Raise :class:`InputError` for drafts and any way of sampling codes: editors have settings of their own."""
+        """Refuse drafts and any way of sampling codes; see :func:`check_editor_search`.
+
+        Args:
+            search: How a prediction is searched for.
+            sampling: How codes would be sampled.
+        """
         check_editor_search(search, sampling)
 
     def sample(
@@ -214,7 +217,7 @@ def load_editor_forward(
     if editor.takes_batches or batch_size is not None:
         # Another number than 1 of a pipeline that makes one a call is an error, which says so.
         editor = ImageEditor(loaded, settings or {}, resolution, batch_size or BATCH_SIZE, fit)
-    return EditorForward(editor, f"{class_name}-{_fingerprint(folder, class_name)}")
+    return EditorForward(editor, f"{class_name}-{fingerprint_pipeline(folder, class_name)}")
 
 
 def check_editor_folder(
@@ -244,54 +247,3 @@ def check_editor_folder(
     check_call_settings(find_editor_class(class_name), class_name, settings)
     if scheduler:
         find_scheduler_class(scheduler)
-
-
-def name_pipeline(folder: Path) -> str:
-    """Return the class that a pipeline's folder names.
-
-    Args:
-        folder: With an index of diffusers.
-
-    Raises:
-        InputError: There is no index, or it names no class.
-    """
-    if not (folder / INDEX).is_file():
-        raise InputError(f"no {INDEX} in {folder}; expected an image editor in the form of diffusers")
-    name = read_json(folder / INDEX).get("_class_name")
-    if not isinstance(name, str) or not name.isidentifier():
-        raise InputError(f"{folder / INDEX} names the pipeline {name!r:.80}; expected a class of diffusers")
-    return name
-
-
-def name_precision(dtype: torch.dtype) -> Precision:
-    """Return the name of a type that pipelines have.
-
-    Args:
-        dtype: Of weights.
-
-    Raises:
-        InputError: It is another one.
-    """
-    names: dict[torch.dtype, Precision] = {
-        torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16",
-    }  # fmt: skip
-    if dtype not in names:
-        raise InputError(f"dtype = {dtype}: expected one of {', '.join(names.values())}")
-    return names[dtype]
-
-
-def _fingerprint(folder: Path, class_name: str) -> str:
-    """Hash the configurations and weights of all parts, large tensors by samples."""
-    files = [folder / INDEX, *(folder / part / "config.json" for part in read_parts(folder, class_name))]
-    # What a mere saving by another version writes begins with an underscore.
-    configs = {
-        str(file.relative_to(folder)): {name: value for name, value in read_json(file).items() if name[0] != "_"}
-        for file in files
-        if file.is_file()
-    }
-    tensors = {
-        f"{file.parent.name}/{name}": tensor
-        for file in sorted(folder.glob("*/*.safetensors"))
-        for name, tensor in read_header(file).items()
-    }
-    return fingerprint_of(configs, tensors)

@@ -113,7 +113,7 @@ def find_shortcuts(scorer: VLMScorer, folder: Path, image_cache_bytes: int) -> S
         store = FeatureStore(scorer.model, scorer.processor, scorer.prefix, image_cache_bytes)
         reader = PairReader(scorer.model, scorer.processor, scorer.prefix, store)
         _compare(score_pairs(reader, sources, others, actions, is_shared=False), expected, scorer)
-    except torch.OutOfMemoryError:
+    except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a class makes of arguments that it does not know
         logger.warning("%s: features of images are computed anew each time: %s", name, one_line(error))
@@ -125,6 +125,9 @@ def find_shortcuts(scorer: VLMScorer, folder: Path, image_cache_bytes: int) -> S
     except Exception as error:  # as above
         logger.warning("%s: a source is read anew for each of its candidates: %s", name, one_line(error))
         return Shortcuts(reader)
+    finally:
+        # Noise comes no second time.
+        store.clear()
     return Shortcuts(reader, shares_prefix=True)
 
 

@@ -53,6 +53,7 @@ class PixelInverse:
     def vocabulary(self) -> AnswerVocabulary:
         """Tokens of answers."""
         tokenizer = self.scorer.processor.tokenizer
+        # The end that training has taught, whatever the template ends a turn by.
         return AnswerVocabulary(self.scorer.model, tokenizer, tokenizer.eos_token)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -117,9 +118,12 @@ class PixelInverse:
                 for row in batch.complete()
             )
 
-        # The first prompt stands for all: of what its images are made is not known before they are read.
-        length = self._read_prompts(sources[:1], targets[:1]).mask.shape[1] + max_new_tokens if sources else 1
-        halving(propose_batch, len(sources), rows_at_once(length, batch_size))
+        rows = rows_at_once(1, batch_size)
+        # What memory holds, by the first prompt: how long others are is not known before their images are read.
+        if batch_size is None and sources:
+            length = self._read_prompts(sources[:1], targets[:1]).mask.shape[1] + max_new_tokens
+            rows = rows_at_once(length, None)
+        halving(propose_batch, len(sources), rows)
         return actions
 
     def start_proposals(
@@ -186,6 +190,7 @@ class PixelInverse:
         """
         check_equal_lengths(sources=len(sources), targets=len(targets), actions=len(actions))
         reader = self.shortcuts.reader
+        # The plain way, whose passes hold the pixels of all rows beside their tokens.
         if reader is None:
             return self.scorer.score_actions(
                 pixels_of(sources), pixels_of(targets), actions, batch_size=batch_size or _ROWS
@@ -234,6 +239,7 @@ def load_pixel_inverse(
     # Merged: a pass then costs what the base's costs.
     if base_folder != folder:
         model = merge_adapter(attach_module(model, folder), folder).eval()
+    # Tried once, on noise: what a class does not allow is not used.
     scorer = VLMScorer(model, processor, prompt)
     return PixelInverse(scorer, _name(folder, base_id), find_shortcuts(scorer, folder, image_cache_mb << 20))
 
@@ -255,6 +261,7 @@ def _base_of(folder: Path, base: str | Path | None) -> tuple[Path, str]:
 def _name(folder: Path, base_id: str) -> str:
     """Name a model for records: base and recipe, or for an adapter of other programs base and weights."""
     manifest = read_manifest(folder)
+    # As all models that were trained here.
     if manifest is not None:
         # Of a fine-tuned model the manifest has its base's id.
         return f"{manifest.base_id}/{manifest.recipe_digest}" if manifest.recipe_digest else manifest.base_id

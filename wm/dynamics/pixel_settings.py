@@ -11,7 +11,7 @@ from wm.paths import ModelPath
 
 
 class PixelArguments(TypedDict):
-    """What :func:`wm.dynamics.pixel_inverse.load_pixel_inverse` is told of a model beside its folder."""
+    """What :func:`wm.dynamics.pixel_inverse.load_pixel_inverse` takes beside a model's folder."""
 
     prompt: str
     image_cache_mb: int

@@ -1,4 +1,4 @@
-"""What the method needs of a model, and no more: one that says which action lies between two images, and one that makes
+"""What the method needs of a model, and no more: one that says which action is between two images, and one that makes
 the next image.
 
 Search, verification, rollouts, annotation, evaluation and the server know these two alone. Implementations: codes of
@@ -49,7 +49,7 @@ OnSamples: TypeAlias = Callable[[int, int], object]
 
 
 class InverseModel(Protocol):
-    """A model that says which action lies between two images."""
+    """A model that says which action is between two images."""
 
     @property
     def model_id(self) -> str:

@@ -79,6 +79,7 @@ class FeatureStore:
         self._output_class: Callable[..., Any] | None = None
         self._is_tensor = False
 
+    @torch.no_grad()
     def read(self, observations: Sequence[Observation]) -> list[ImageFeatures]:
         """Return features of every image; those that are not kept are computed, each of equal ones once.
 

@@ -15,7 +15,7 @@ from wm.dynamics.vlm_images import FeatureStore, ImageFeatures
 from wm.dynamics.vlm_positions import PositionFinder
 from wm.dynamics.vlm_proposals import Prompts
 from wm.images import Pixels
-from wm.models.pixels.chats import begins, count_common, prepare_inputs
+from wm.models.pixels.chats import begins, check_length, count_common, prepare_inputs
 from wm.models.pixels.logits import keeps_logits, log_softmax
 
 
@@ -58,6 +58,9 @@ class PairReader:
             pairs: The images of each.
             answers: What follows the prompt: an answer with its end, or nothing.
             counts: Tokens of each answer.
+
+        Raises:
+            InputError: A chat has more tokens than the model has positions.
         """
         # As text first: tokens may join across the edge of what stands for an image.
         placeholders = [image.placeholder for pair in pairs for image in pair]
@@ -65,6 +68,8 @@ class PairReader:
             [f"{self.prefix}{answer}" for answer in answers], placeholders
         )
         rows = self.processor.tokenizer(texts, add_special_tokens=self._adds_special)["input_ids"]
+        for ids, count in zip(rows, counts, strict=True):
+            check_length(self.model, len(ids), count)
         needs_types = self._needs_types or self._finder.needs_types
         types = self.processor.create_mm_token_type_ids(rows) if needs_types else [None] * len(rows)
         chats = []
@@ -226,6 +231,7 @@ def read_prompts(model: Any, processor: Any, prefix: str, images: Sequence[Seque
     """
     inputs = prepare_inputs(model, processor, [prefix] * len(images), images, padding_side="left")
     mask_BT, finder = inputs.pop("attention_mask"), PositionFinder(model)
+    check_length(model, int(mask_BT.sum(1).max()), 0)
     grids = inputs["image_grid_thw"].tolist() if "image_grid_thw" in inputs else []
     types_BT = inputs.get("mm_token_type_ids")
     types_BT = types_BT.cpu() if types_BT is not None else None

@@ -53,11 +53,11 @@ class PositionFinder:
         if self._rope is None:
             return (mask_BT.cumsum(1) - 1).clamp(min=0)
         # A class may have axes and a processor that reports no grids.
-        thw = [grid for grid in grids if grid is not None]
+        sizes = [grid for grid in grids if grid is not None]
         inputs = {
             "input_ids": ids_BT,
             "mm_token_type_ids": types_BT,
-            "image_grid_thw": torch.tensor(thw) if thw else None,
+            "image_grid_thw": torch.tensor(sizes) if sizes else None,
             "attention_mask": mask_BT,
         }
         # Not every class asks for all of them.

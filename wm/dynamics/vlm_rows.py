@@ -12,6 +12,7 @@ from wm.dynamics.idm import ScoredAction
 from wm.images import Pixels
 from wm.models.folders import quiet_transformers
 from wm.models.pixels.chats import (
+    check_length,
     check_no_special,
     check_pixels,
     complete_chat,
@@ -69,6 +70,8 @@ def score_rows(model: Any, processor: Any, rows: Sequence[Row], *, kind: str = "
         padding_side="right",
     )
     ids_BT, end_B = inputs["input_ids"], inputs["attention_mask"].sum(1)
+    for length, count in zip(end_B.tolist(), counts, strict=True):
+        check_length(model, length, count)
     # The union of the positions that predict an answer's token: logits of all others are never made.
     positions = sorted(
         {end - 1 - back for end, count in zip(end_B.tolist(), counts, strict=True) for back in range(1, count + 1)}

@@ -15,7 +15,8 @@ from PIL import Image
 from wm.dynamics.editor_settings import EditorSettings
 from wm.dynamics.idm import ScoredAction
 from wm.dynamics.observation import CodesRow, Observation, pixels_of
-from wm.dynamics.pairs import ModelPair, PairFolders
+from wm.dynamics.pair_folders import PairFolders
+from wm.dynamics.pairs import ModelPair
 from wm.dynamics.pixel_settings import PixelsSettings
 from wm.dynamics.predicted_images import ImagePrediction, ImageRollout, PredictedImage, to_png
 from wm.dynamics.roles import BaseSharing

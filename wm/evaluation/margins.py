@@ -200,6 +200,7 @@ def explain_absences(entries: Mapping[str, Entry], units: Set[tuple[str, str]]) 
     Returns:
         (label, likelihood or verifier, other action) → reason.
     """
+    # Only forward models have an action to heed.
     reasons: dict[tuple[str, str, str], str] = {}
     for name, entry in entries.items():
         if entry.role != "fdm":

@@ -1,6 +1,6 @@
 """Evaluate a model that reads pixels on held-out triplets: likelihood of the true actions, preference probe.
 
-The counterpart of :mod:`wm.evaluation.gates`, whose models read codes. Nothing is sampled or drawn.
+The counterpart of :mod:`wm.evaluation.gates`, whose models read codes. No image is made.
 """
 
 from collections.abc import Sequence
@@ -64,10 +64,12 @@ def read_pixel_gate_set(folder: str | Path, *, limit: int = 0, subset: SubsetCol
         raise InputError(f"no triplet in {folder}")
     # Spread evenly: the first rows may all be of one class.
     rows = table.take(spread_rows(table.num_rows, limit or None)).to_pylist()
+    # Counted before anything is decoded: a table may have none at all.
     names = ("source_image", "target_image")
     num_missing = sum(any(not (row[name] or {}).get("bytes") for name in names) for row in rows)
     if num_missing:
         raise InputError(f"{folder}: {num_missing} of {len(rows)} triplets have no source_image or no target_image")
+    # Equal files are one image: the probe compares images by their numbers.
     numbers: dict[bytes, int] = {}
     images: list[Pixels] = []
     sides: dict[str, list[list[int]]] = {name: [] for name in names}
@@ -109,6 +111,7 @@ def pixel_gate(vlm: VLMScorer, held_out: PixelGateSet, *, batch_size: int = 8, s
             np.array([action.logprob for action in scored]), np.array([float(action.num_tokens) for action in scored])
         )
 
+    # The likelihood of the truth, and then of the truth against what it is not.
     truth = score(held_out.source_B1, held_out.target_B1, held_out.actions)
     preference = probe(
         score, held_out.source_B1, held_out.target_B1, held_out.actions, held_out.subsets, ids=held_out.ids, seed=seed

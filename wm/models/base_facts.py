@@ -5,10 +5,13 @@ Read from the base's own folder, as far as that is here and says it.
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from wm.cards import CARD, licenses_of, read_head
+from wm.errors import InputError
+from wm.files.mirror import fetch, uri_of
 from wm.models.folder_checks import read_json
 from wm.models.manifest import model_folder, named_base, read_manifest
 from wm.packaged import PREFIX, to_packaged_name
@@ -54,6 +57,7 @@ def describe_base(base: str | Path, *, repo_id: str = "") -> BaseFacts:
     classes = config.get("architectures") if isinstance(config, dict) else None
     class_name = str(classes[0]) if isinstance(classes, list) and classes else ""
     class_name = class_name if class_name.isidentifier() else ""
+    _fetch_card(folder)
     if (folder / CARD).is_file():
         licenses = licenses_of(read_head(folder))
         note = "by the card of the base" if licenses else "the card of the base names none"
@@ -68,6 +72,13 @@ def describe_base(base: str | Path, *, repo_id: str = "") -> BaseFacts:
         note = f"the base's folder has no card; released checkpoints of the family {family} are under it"
         return BaseFacts(name, repo_id, (FAMILY_LICENSES[family],), note, class_name)
     return BaseFacts(name, repo_id, (), "the base's folder has no card", class_name)
+
+
+def _fetch_card(folder: Path) -> None:
+    """Bring the card of a base in a bucket here: of its folder only configuration and manifest are."""
+    if uri_of(folder) is not None:
+        with suppress(InputError):
+            fetch(folder / CARD)
 
 
 def find_base(folder: Path, recipe: Mapping[str, object] | None, *, repo_id: str = "") -> BaseFacts | None:
@@ -85,14 +96,15 @@ def find_base(folder: Path, recipe: Mapping[str, object] | None, *, repo_id: str
     if manifest is None or manifest.kind == "base":
         return None
     path = recipe.get("base") if recipe else None
-    candidates = [named_base(folder, manifest.base_path)] if manifest.base_path else []
-    candidates += [Path(path)] if isinstance(path, str) and path and not path.startswith(PREFIX) else []
-    # The first that is here: a model may have been moved without its base.
+    candidates: list[str | Path] = [named_base(folder, manifest.base_path)] if manifest.base_path else []
+    candidates += [path] if isinstance(path, str) and path else []
+    # The first that is there: a model may have been moved without its base.
     for candidate in candidates:
-        if candidate.is_dir():
-            return describe_base(candidate, repo_id=repo_id)
-    if isinstance(path, str) and path.startswith(PREFIX):
-        return describe_base(path, repo_id=repo_id)
+        try:
+            if model_folder(candidate).is_dir():
+                return describe_base(candidate, repo_id=repo_id)
+        except InputError:
+            continue
     return BaseFacts(repo_id or manifest.base_id, repo_id, (), "the base's folder is not here")
 
 

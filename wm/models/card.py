@@ -164,6 +164,7 @@ def _identity_lines(manifest: Manifest, facts: CardFacts) -> list[str]:
 
 
 def _wm_snippet(manifest: Manifest, facts: CardFacts) -> str:
+    # An adapter needs its base, wherever its user has it.
     base = ', base="BASE"' if manifest.kind == "adapter" else ""
     lines = ["from huggingface_hub import snapshot_download"]
     folder = 'model = snapshot_download("OWNER/NAME")  # or the path of this folder'
@@ -236,6 +237,7 @@ def _recipe_lines(manifest: Manifest, facts: CardFacts) -> list[str]:
 
 
 def _figure_lines(figures: Sequence[CardFigure]) -> list[str]:
+    # Said, so that nobody looks for them elsewhere.
     if not figures:
         return ["None: the model was not evaluated. `wm evaluate` measures it, `wm card` adds its figures here."]
     lines = ["| figure | value | n | by |", "| --- | ---: | ---: | --- |"]

@@ -40,7 +40,7 @@ def kind_of(path: str | Path, base: str | Path | None = None) -> ModelKind:
         if base is not None:
             return kind_of(base)
         return kind_of(base_of(folder, base)[0])
-    # Original releases of Chameleon and others, which are told what to do by what loads codes.
+    # Original releases of Chameleon and others: what loads codes says how to convert them.
     if not (folder / "config.json").is_file():
         return "codes"
     return "codes" if read_json(folder / "config.json").get("model_type") in FAMILIES else "pixels"

@@ -77,10 +77,10 @@ def load_pipeline(
 
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "local_files_only": True, "use_safetensors": True}
     with refusing(f"{path} holds no {class_name} that can be read"), _quiet_libraries():
-        given = {name: _load_part(path / name, part, options) for name, part in _find_models(parts, diffusers).items()}
+        models = {name: _load_part(path / name, part, options) for name, part in _find_models(parts, diffusers).items()}
         if not safety_checker and "safety_checker" in signature(pipeline_class).parameters:
-            given |= {"safety_checker": None, "requires_safety_checker": False}
-        pipeline = pipeline_class.from_pretrained(path, trust_remote_code=False, **given, **options)
+            models |= {"safety_checker": None, "requires_safety_checker": False}
+        pipeline = pipeline_class.from_pretrained(path, trust_remote_code=False, **models, **options)
         if scheduler:
             pipeline.scheduler = find_scheduler_class(scheduler).from_config(pipeline.scheduler.config)
         pipeline.set_progress_bar_config(disable=True)

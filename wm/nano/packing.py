@@ -223,18 +223,7 @@ def _card(kind: Literal["base", "idm", "fdm"], record: RunRecord, figures: Figur
         )
         rows = {name: f"{value:.3f}" if isinstance(value, float) else str(value) for name, value in figures.items()}
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    pipeline, role = _HUB_NAMES[kind]
-    return f"""---
-library_name: transformers
-license: apache-2.0
-pipeline_tag: {pipeline}
-tags:
-- world-model
-- wm
-- {role}
-- chameleon
----
-
+    return f"""{_build_head(kind)}
 # nano:{kind}
 
 The nano world's {_ROLE_TITLES[kind]}.
@@ -265,6 +254,22 @@ $ wm ship nano/shipped
 checkpoint so that every command runs on a laptop; no result about real videos follows from it.
 
 Licence: Apache-2.0. Made with wm {__version__}.
+"""
+
+
+def _build_head(kind: Literal["base", "idm", "fdm"]) -> str:
+    """Build the YAML head, by which the hub finds a model."""
+    pipeline, role = _HUB_NAMES[kind]
+    return f"""---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: {pipeline}
+tags:
+- world-model
+- wm
+- {role}
+- chameleon
+---
 """
 
 

@@ -87,6 +87,7 @@ def train_from_scratch(
         torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     peaks = [settings.muon_lr, settings.lr]
+    # Dropout is 0 in these models; layers that differ by mode behave as in fine-tuning.
     module.train()
     smooth, begin = math.nan, time.perf_counter()
     for step, loss in enumerate(losses):

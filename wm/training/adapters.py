@@ -125,6 +125,7 @@ def _check_has(vlm: TrainedModel, lora: Lora) -> None:
 
 def _freeze_vision(model: PixelModel) -> None:
     """Freeze all but the language model and its head."""
+    # By identity: tied embeddings and head are one parameter.
     modules = [model.inner.get_submodule(name) for name in model.language_modules]
     trained = {id(parameter) for module in modules for parameter in module.parameters()}
     for parameter in model.inner.parameters():

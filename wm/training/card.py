@@ -56,9 +56,11 @@ def describe_training(
         What its card says.
     """
     recipe = record.get("recipe") or {}
+    # 1. What the run's record and the tables say.
     sources, note = _count_data(recipe)
     line = _find_evaluation(folder, record.get("summary") or {})
     trained = _list_figures(recipe, line)
+    # 2. What they do not say: a reader must not take silence for a good figure.
     unknown = []
     if not trained and not figures:
         unknown += ["How good it is: it was not evaluated while it trained (eval.every_steps)."]
@@ -106,6 +108,7 @@ def _find_evaluation(folder: Path, summary: Mapping[str, Any]) -> Mapping[str, A
 
 def _list_figures(recipe: Mapping[str, Any], line: Mapping[str, Any]) -> list[CardFigure]:
     """List the figures of an evaluation while training."""
+    # A figure without its n says little.
     count = _count_held_out(recipe.get("eval") or {})
     return [
         CardFigure(name, f"{line[key]:.4f}", count, f"training, held out, step {line['step']:,}")
@@ -128,6 +131,7 @@ def _list_failures(record: Mapping[str, Any], line: Mapping[str, Any]) -> list[s
     """List how the model fails, as far as its run and the evaluation ``line`` have shown."""
     recipe, counts = record.get("recipe") or {}, record.get("counts") or {}
     failures = []
+    # What makes predictions useless first, then what makes them doubtful.
     if line.get("has_collapsed"):
         failures += [
             f"It has collapsed into copying: {line['copies']:.0%} of the held-out sources come back unchanged."

@@ -67,7 +67,9 @@ class FitSummary:
     def as_dict(self) -> dict[str, object]:
         """Return plain values, for ``run.json``, without those of evaluations where there were none."""
         optional = ("evaluation", "best", "collapsed_at", "ignored_action_at")
-        return {name: value for name, value in asdict(self).items() if name not in optional or value}
+        values = {name: value for name, value in asdict(self).items() if name not in optional or value}
+        # As they are read again.
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)

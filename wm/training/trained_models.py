@@ -50,6 +50,7 @@ def save_trained(
         recipe_digest: Digest of the recipe.
         state_dict: Replaces the module's own tensors.
     """
+    # Neither is a subclass of the other: a codec goes with one, a processor with the other.
     if isinstance(model, PixelModel):
         save_pixel_model(model, path, task=task, recipe_digest=recipe_digest, state_dict=state_dict)
     else:

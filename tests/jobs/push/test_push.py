@@ -152,6 +152,22 @@ def test_a_licence_that_forbids_sharing_is_refused(model: Path, tmp_path: Path) 
         push(out, dry_run=True)
 
 
+def test_what_a_card_lacks_is_named(model: Path) -> None:
+    card = model / "model" / "README.md"
+    card.write_text("---\nbase_model: /models/anole\n---\n# x\n[More Information Needed]\n")
+    assert push(model, dry_run=True)["problems"] == [
+        "README.md names no licence",
+        "README.md is an empty template: wm card model=FOLDER writes one",
+        "README.md names base_model '/models/anole', which is no repository of the hub: wm card model=FOLDER "
+        "writes one",
+    ]
+    card.write_text("# x\n")
+    assert "README.md has no YAML head, by which the hub finds it" in push(model, dry_run=True)["problems"]
+    card.unlink()
+    (problem,) = push(model, dry_run=True)["problems"]
+    assert problem == "there is no card (README.md): wm card model=FOLDER writes one"
+
+
 def test_a_public_repository_is_not_written_as_a_private_one(model: Path, hub: Hub) -> None:
     hub.private["models/me/fdm"] = False
     with pytest.raises(InputError, match=r"repo = 'me/fdm' is there and public: private=false says that this is meant"):

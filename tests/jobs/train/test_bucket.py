@@ -15,7 +15,7 @@ from wm.files.mirror import mirrored_path
 from wm.models import load_model
 from wm.training import METRICS, TrainRecipe
 from wm.training.checkpoint.manager import CheckpointManager
-from wm.training.data import token_cache
+from wm.training.data import cache_folders
 
 
 class KilledError(BaseException):
@@ -78,7 +78,7 @@ def test_a_killed_run_resumes_on_a_node_that_has_nothing(
         assert len(exact(read(client, f"runs/fdm/{METRICS}"))) == 6
         # 3. Node b has nothing, and reads the tokens that node a has published.
         monkeypatch.setenv("WM_CACHE", str(tmp_path / "b"))
-        monkeypatch.setattr(token_cache, "_write", None)
+        monkeypatch.setattr(cache_folders, "_write", None)
         capsys.readouterr()
         record = run(recipe_of("s3://data", "s3://data/runs/fdm", **values))
         assert record["summary"]["resumed_at_step"] == 6

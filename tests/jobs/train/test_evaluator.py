@@ -104,7 +104,7 @@ def test_a_model_that_copies_is_reported_as_collapsed(
     (gate,) = gates_of(tmp_path / "out")
     assert gate["has_collapsed"] and gate["copies"] > 0.5
     assert gate["unchanged_share"] > gate["true_unchanged_share"] == pytest.approx(0.75)
-    assert record["summary"]["collapsed_at"] == (150,)
+    assert record["summary"]["collapsed_at"] == [150]
     text = capsys.readouterr()
     assert "warning: collapsed into copying at the evaluations of steps 150" in text.out
     assert f"returns {gate['copies']:.0%} of the held-out sources unchanged" in text.out + text.err

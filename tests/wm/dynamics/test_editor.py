@@ -14,7 +14,7 @@ from wm.errors import InputError
 
 
 class ReferencesEditPipeline:
-    """Adds noise of the generator to the image; withholds what it is told to, and turns black where asked for gold."""
+    """Adds noise of the generator to the image; withholds secrets, and turns black where asked for it."""
 
     def __init__(self):
         self.calls = []

@@ -19,6 +19,7 @@ from wm.errors import InputError
 from wm.models import Manifest, base_id_of
 from wm.models.identity import fingerprint_of
 from wm.models.manifest import name_base
+from wm.sampling.texts import GREEDY
 
 ACTIONS = ["move", "put the cup down"]
 
@@ -168,6 +169,27 @@ def test_another_models_processor_is_refused(base, tmp_path):
         edit("preprocessor_config.json", **values)(folder)
         with pytest.raises(InputError, match=r"cannot read what its processor makes of two images .*another model's"):
             load_pixel_inverse(folder)
+
+
+def test_chats_longer_than_the_models_positions_are_refused(base, images, tmp_path):
+    inverse = load_pixel_inverse(base)
+    fitting = inverse.score(images[:1], images[1:2], ["move " * 300])[0]
+    assert fitting.num_tokens == 301
+    with pytest.raises(InputError, match=r"an action has 501 tokens: .* the model has 512 positions"):
+        inverse.score(images[:1], images[1:2], ["move " * 500])
+    shutil.copytree(base, tmp_path / "short")
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 32
+    (tmp_path / "short" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"both images and the question are 5\d tokens, .* 32 positions"):
+        load_pixel_inverse(tmp_path / "short")
+    # As with larger images than those that it was tried with; the plain way too.
+    inverse.scorer.model.config.text_config.max_position_embeddings = 40
+    for model in (inverse, PixelInverse(inverse.scorer)):
+        with pytest.raises(InputError, match="no action fits behind them; give smaller images"):
+            model.propose(images[:1], images[1:2], sampling=GREEDY, seeds=[0])
+        with pytest.raises(InputError, match="no action fits behind them; give smaller images"):
+            model.score(images[:1], images[1:2], ["move"])
 
 
 def test_devices_and_types_are_checked_first(tmp_path):

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import torch
 
 from tests.helpers.models_reference import lively, reference_logits
 from wm.evaluation.probe import COUNTERFACTUAL, Likelihoods, Pairs, ProbeScores, score_probe
+from wm.evaluation.report.figures import sensitivity_section
+from wm.evaluation.report.findings import Findings
 from wm.evaluation.scorers import fdm_scorer
 from wm.evaluation.sensitivity import (
     EMPTY,
@@ -93,6 +97,16 @@ def test_the_table_has_subsets_reasons_and_names() -> None:
     assert "shuffled by verifier absent of editor: no inverse model verifies it" in notes
     header, cells = table_cells(table)
     assert [row[0] for row in cells] == ["heeds", "  a", "  b", "blind", "  a", "  b"] and len(header) == len(cells[0])
+
+
+def test_the_report_shows_it_and_labels_stay_texts() -> None:
+    gaps = {("<b>x", 0): {SHUFFLED: Gaps(np.arange(20), np.tile([1.0, -1.0], 10), np.full(20, 4.0))}}
+    table = build_sensitivity(gaps, [""] * 20)
+    html = str(sensitivity_section(cast(Findings, SimpleNamespace(tables={"sensitivity": table}))))
+    assert "&lt;b&gt;x ignores its action" in html and "<b>x" not in html
+    assert html.count("<tr") == 2 and "+0.0000" in html and "opposite by likelihood absent of" in html
+    # An evaluation of an earlier version has none.
+    assert not sensitivity_section(cast(Findings, SimpleNamespace(tables={})))
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_the_base_is_a_folder_as_any_other(tmp_path: Path) -> None:
     assert inverse.score(pair, pair, ["remove the red circle"])[0].num_tokens == 5
 
 
-def test_documents_are_captioned_pairs_and_depend_on_the_seed_alone() -> None:
+def test_documents_are_captioned_pairs_of_the_seed() -> None:
     ticks: list[int] = []
     documents = sample_captioned_pairs(5, 3, lambda: ticks.append(1))
     again = sample_captioned_pairs(3, 3, lambda: None)

@@ -27,6 +27,7 @@ def build_chat(prompt: str = PROMPT) -> list[dict[str, object]]:
     Args:
         prompt: The question.
     """
+    # Images first, as the models' own examples have them.
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": prompt}]
     return [{"role": "user", "content": content}]
 
@@ -102,6 +103,7 @@ def check_pixels(name: str, image: Any) -> None:
         name: Of the image, for errors.
         image: Any array.
     """
+    # Before any pass: a processor would scale floats once more, or take them for another layout.
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise InputError(f"{name} image: expected uint8 pixels (H, W, 3), got {array.dtype} {array.shape}")
@@ -159,6 +161,33 @@ def complete_chat(tokenizer: Any, prefix: str, answer: str) -> str:
         answer: What follows.
     """
     return f"{prefix}{answer}{tokenizer.eos_token}"
+
+
+def check_length(model: Any, length: int, num_answer: int) -> None:
+    """Check that a model has positions for a chat.
+
+    Args:
+        model: Of transformers.
+        length: Tokens of the chat with its images and its answer.
+        num_answer: Those of the answer with the end; 0: it is not known yet.
+
+    Raises:
+        InputError: There are more tokens than positions.
+    """
+    num_positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    # Positions beyond the model's would be garbage, not an error.
+    if not num_positions or length <= num_positions:
+        return
+    prompt = length - num_answer
+    if prompt >= num_positions:
+        raise InputError(
+            f"both images and the question are {prompt:,} tokens, and the model has {num_positions:,} positions: no "
+            "action fits behind them; give smaller images"
+        )
+    raise InputError(
+        f"an action has {num_answer:,} tokens: with both images and the question they are {length:,}, and the model "
+        f"has {num_positions:,} positions"
+    )
 
 
 def check_no_special(tokenizer: Any, text: str, kind: str) -> None:

@@ -79,13 +79,14 @@ class PixelModel:
         """Names of the modules below :attr:`inner` that read and write tokens; all beside them is vision and projector.
 
         Raises:
-            InputError: They cannot be told apart.
+            InputError: They cannot be separated.
         """
+        # The head may share the embeddings' matrix, and is a module of its own all the same.
         decoder, head = self.inner.get_decoder(), self.inner.get_output_embeddings()
         names = [name for name, module in self.inner.named_modules() if module is decoder or module is head]
         if "" in names or decoder is self.inner.base_model:
             raise InputError(
-                f"{self.folder} ({self.family}): language model and vision tower cannot be told apart; choose "
+                f"{self.folder} ({self.family}): language model and vision tower cannot be separated; choose "
                 "lora.train_vision = true"
             )
         return names
@@ -121,6 +122,7 @@ def load_pixel_skeleton(path: str | Path) -> PixelModel:
         InputError: As :func:`load_pixel_base`.
     """
     folder = _full_folder(path)
+    # What needs code, or is no such folder, is refused before anything is built.
     check_pixel_folder(folder)
     with refusing(f"{folder} is no model that reads images and text"):
         skeleton = build_skeleton(folder)

@@ -57,6 +57,7 @@ def ensure_folder(folder: Path, prepare: Callable[[], Callable[[Path], None]]) -
         prepare: Called if it has to be written: checks what can be checked before, and returns a function that writes
             the files into a folder that it is given, :data:`FACTS` last.
     """
+    # Usually an earlier run, or another worker, has written it.
     root = folder.parent
     if is_here(folder, FACTS):
         return
@@ -69,6 +70,7 @@ def ensure_folder(folder: Path, prepare: Callable[[], Callable[[Path], None]]) -
 
 def _write(folder: Path, prepare: Callable[[], Callable[[Path], None]]) -> None:
     _remove_leftovers(folder)
+    # What can be refused is refused before a file is made.
     write_files = prepare()
     prefix = f".{folder.name}.{platform.node()}.{os.getpid()}."
     temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=folder.parent))

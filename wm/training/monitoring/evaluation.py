@@ -63,15 +63,27 @@ class Evaluator(Protocol[ModelT_contra]):
     """Measures a model on held-out triplets. On the first worker alone."""
 
     def prepare(self, vlm: ModelT_contra) -> None:
-        """Read what is needed; :class:`wm.errors.InputError` if it does not fit the model."""
+        """Read what is needed; :class:`wm.errors.InputError` if it does not fit the model.
+
+        Args:
+            vlm: The model.
+        """
         ...
 
     def evaluate(self, vlm: ModelT_contra) -> EvaluationResult:
-        """Measure the model as it is now."""
+        """Measure the model as it is now.
+
+        Args:
+            vlm: The model.
+        """
         ...
 
     def sample(self, vlm: ModelT_contra) -> Sample:
-        """Predict with the model as it is now."""
+        """Predict with the model as it is now.
+
+        Args:
+            vlm: The model.
+        """
         ...
 
 
@@ -127,7 +139,11 @@ class PeriodicEvaluation:
             self._load_best()
 
     def prepare(self, vlm: TrainedModel) -> None:
-        """Read, before the first step, what evaluation needs."""
+        """Read, before the first step, what evaluation needs.
+
+        Args:
+            vlm: The model.
+        """
         if self._evaluator is not None and self._rank_info.rank == 0 and self._recipe.eval.is_on:
             self._evaluator.prepare(vlm)
 

@@ -68,6 +68,9 @@ class PairSet:
     def batch(self, rows: Indices) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
         """Build the batch of these rows, padded on the right to the longest.
 
+        Args:
+            rows: Their numbers, B of them.
+
         Returns:
             ``ids_BT`` int64; ``is_completion_BT`` bool, the answer's tokens and the end; ``weight_BT`` float32, all 1;
             and what else the processor gives, the attention mask among it.
@@ -88,26 +91,46 @@ class PairSet:
         return ids_BT, is_completion_BT, torch.ones(ids_BT.shape), inputs
 
     def num_completion_tokens(self, rows: Indices) -> int:
-        """Count the completion tokens in these rows together; nothing is read."""
+        """Count the completion tokens in these rows together; nothing is read.
+
+        Args:
+            rows: Their numbers.
+        """
         return int(self._num_learned[rows].sum())
 
     def lengths(self, rows: Indices) -> npt.NDArray[np.int64]:
-        """Count the tokens of each of these rows, those of its images among them, int64 (B,)."""
+        """Count the tokens of each of these rows, those of its images among them, int64 (B,).
+
+        Args:
+            rows: Their numbers.
+        """
         lengths_B: npt.NDArray[np.int64] = self._lengths[rows]
         return lengths_B
 
     def source_of(self, rows: Indices) -> npt.NDArray[np.int64]:
-        """Return the number of the source of each of these rows, int64 (B,)."""
+        """Return the number of the source of each of these rows, int64 (B,).
+
+        Args:
+            rows: Their numbers.
+        """
         number_B: npt.NDArray[np.int64] = np.searchsorted(self._starts, rows, side="right") - 1
         return number_B
 
     def change_quantile_of(self, rows: Indices) -> npt.NDArray[np.int64]:
         """Return which part of all rows, sorted by how much they change, each belongs to: 0 (min) to
-        ``NUM_QUANTILES`` - 1."""
+        ``NUM_QUANTILES`` - 1.
+
+        Args:
+            rows: Their numbers.
+        """
         return np.searchsorted(self.change_edges, self._change[rows].astype(np.float64), side="left")
 
     def names(self, rows: Indices) -> list[str]:
-        """Return the ``triplet_id`` of these rows."""
+        """Return the ``triplet_id`` of these rows.
+
+        Args:
+            rows: Their numbers.
+        """
         numbers = self.source_of(rows).tolist()
         return [
             self._stores[number].names[self._local(number, row)]

@@ -43,10 +43,12 @@ def pair_losses(
     """
     # The union over the rows: with padding on the right most rows share theirs.
     position_P = is_completion_BT[:, 1:].any(dim=0).nonzero()[:, 0]
+    # Pixels in the model's type, as scoring gives them.
     others = move_inputs(inputs, ids_BT.device, model.inner.dtype)
     logits_BPV = logits_at(model.module, {"input_ids": ids_BT, **others}, position_P)
     mask_BP = is_completion_BT[:, position_P + 1]
     logits_MV = logits_BPV[mask_BP]
+    # Normalised in float32 at least: a sum over a large vocabulary.
     wide_MV = logits_MV if logits_MV.dtype == torch.float64 else logits_MV.float()
     nll_M = F.cross_entropy(wide_MV, ids_BT[:, position_P + 1][mask_BP], reduction="none")
     weight_M = weight_BT[:, position_P + 1][mask_BP]

@@ -64,11 +64,11 @@ def state_complaints(recipe: TrainRecipe, memory: StateMemory) -> list[str]:
         memory: Of a rank, in bytes.
     """
     usable = usable_bytes(recipe)
-    if usable is None or memory.least <= usable:
+    if usable is None or memory.minimum <= usable:
         return []
     kind = "GPU" if recipe.resources.use_gpu else "worker's share of the memory"
     return [
-        f"weights, optimiser and gradients alone need {memory.least / GIB:.1f} GiB, a {kind} has room for "
+        f"weights, optimiser and gradients alone need {memory.minimum / GIB:.1f} GiB, a {kind} has room for "
         f"{max(usable, 0) / GIB:.1f} GiB of tensors"
     ]
 

@@ -78,6 +78,9 @@ def check_data(recipe: TrainRecipe) -> TrainingSet:
     """Read the triplets into the cache and check them against the base model: its codec, whose weights alone are read,
     or its processor.
 
+    Args:
+        recipe: The run.
+
     Raises:
         InputError: Something is wrong with them, or with settings that do not fit a base that reads pixels.
     """
@@ -111,6 +114,9 @@ def order_of(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> SampleOrder:
 
 def plan(recipe: TrainRecipe) -> Plan:
     """Read configuration, tokenizer and every row as training would; no weights but the codec's, and no output.
+
+    Args:
+        recipe: The run.
 
     Raises:
         InputError: As :func:`check_data`.
@@ -187,6 +193,7 @@ def _build_plan(
     memory: StepMemory | StateMemory,
     complaints: list[str],
 ) -> Plan:
+    # Figures of the first epoch: with mix weights below 1 another one shows other rows, of the same kind.
     order = rows.order
     num_steps, epoch = recipe.num_steps(order), order.epoch(0)
     return Plan(

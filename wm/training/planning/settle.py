@@ -124,9 +124,9 @@ def state_chooser(
     def choose(choices: Sequence[tuple[int, bool]]) -> tuple[int, bool]:
         if usable is None:
             return choices[0]
-        least = {choice: state_memory(model.module, recipe, stage=choice[0]).least for choice in choices}
-        fitting = [choice for choice in choices if least[choice] <= usable]
-        return fitting[0] if fitting else min(choices, key=lambda choice: least[choice])
+        minima = {choice: state_memory(model.module, recipe, stage=choice[0]).minimum for choice in choices}
+        fitting = [choice for choice in choices if minima[choice] <= usable]
+        return fitting[0] if fitting else min(choices, key=lambda choice: minima[choice])
 
     return choose
 

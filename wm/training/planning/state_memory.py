@@ -40,15 +40,16 @@ class StateMemory:
         return self.weights + self.trained + self.optimizer + self.communication
 
     @property
-    def least(self) -> int:
+    def minimum(self) -> int:
         """What a step needs even if its activations took nothing."""
         return self.constant + self.update
 
     def as_dict(self) -> dict[str, int]:
-        """Return plain values, the parts and ``least``."""
+        """Return plain values, the parts and ``minimum``."""
+        # Gradients are listed once, though the update needs them twice.
         parts = asdict(self)
         del parts["update"]
-        return parts | {"least": self.least}
+        return parts | {"minimum": self.minimum}
 
 
 def state_memory(module: nn.Module, recipe: TrainRecipe, *, stage: int) -> StateMemory:

@@ -16,7 +16,7 @@ from wm.errors import InputError
 from wm.models import load_model
 from wm.nano.preset import TINY_WORDS, write_random_base
 from wm.training import RecognitionWeights, Source, TokenSet, open_tokens
-from wm.training.data import token_cache
+from wm.training.data import cache_folders, token_cache
 
 
 def opened(base: Path, root: Path, *sources: Source, task: str = "fdm", seed: int = 0) -> TokenSet:
@@ -38,7 +38,7 @@ def test_cache_is_written_once_and_serves_both_tasks(
     root, source = tmp_path / "deep" / "tokens", Source(path=str(triplets))
     opened(tiny_base, root, source)
     (name,) = folders(root)
-    monkeypatch.setattr(token_cache, "_write", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(cache_folders, "_write", lambda *_: pytest.fail("made again"))
     opened(tiny_base, root, source, task="idm", seed=1)
     assert folders(root) == [name]
     # what a run writes into a row: 4 + 4 codes of 2 bytes, 4 changes of 4
@@ -104,7 +104,7 @@ def test_leftovers_of_a_killed_writer_go(tiny_base: Path, triplets: Path, tmp_pa
     root, source = tmp_path / "tokens", Source(path=str(triplets))
     opened(tiny_base, root, source)
     (name,) = folders(root)
-    node = token_cache.platform.node()
+    node = cache_folders.platform.node()
     dead = multiprocessing.get_context("fork").Process(target=int)
     dead.start()
     dead.join()
@@ -121,14 +121,14 @@ def test_of_several_workers_one_writes_the_cache(
 ) -> None:
     """Threads stand for processes: each opens the lock for itself."""
     writes = []
-    write = token_cache._write
+    write = cache_folders._write
 
     def slow(*args: object) -> None:
         writes.append(1)
         time.sleep(0.3)
         write(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(token_cache, "_write", slow)
+    monkeypatch.setattr(cache_folders, "_write", slow)
     vlm, source = load_model(tiny_base), Source(path=str(triplets))
 
     def batch(_: int) -> tuple[torch.Tensor, ...]:

@@ -134,7 +134,7 @@ def test_the_adapter_is_a_plain_peft_folder(base: Path, triplets: Path, tmp_path
     assert not [name for name in load_file(tmp_path / "out" / MODEL / "adapter_model.safetensors") if "visual" in name]
 
 
-@pytest.mark.parametrize("train_vision", [False, True])
+@pytest.mark.parametrize("train_vision", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_a_fully_tuned_model_is_a_complete_folder(
     base: Path, triplets: Path, tmp_path: Path, train_vision: bool
 ) -> None:
@@ -150,7 +150,9 @@ def test_a_fully_tuned_model_is_a_complete_folder(
     assert inverse.score([image], [image], ["take the cup"])[0].num_tokens == 4
 
 
-@pytest.mark.parametrize("name", ["llava_interleave", "qwen2_5_vl", "llava_next"])
+@pytest.mark.parametrize(
+    "name", ["llava_interleave", *(pytest.param(name, marks=pytest.mark.soak) for name in ("qwen2_5_vl", "llava_next"))]
+)
 def test_adapters_are_in_the_language_model_unless_asked(tmp_path: Path, name: str) -> None:
     """SigLIP's and CLIP's layers have the names of a language model's."""
     WRITERS[name](tmp_path / "base")
