@@ -175,21 +175,23 @@ def layout_question(
     return prefix if answer is None else [*prefix, Segment((*answer, special.eos), True, False)]
 
 
-def drop_text(prefix: Sequence[int], frame: ImageFrame, num_codes: int) -> list[int]:
+def drop_text(prefix: Sequence[int], frame: ImageFrame, num_codes: int, padding: Sequence[int] = ()) -> list[int]:
     """Leave the text out of a forward prompt, as guidance needs it.
 
     Args:
         prefix: Vocabulary ids of ``bos SOURCE ACTION`` and the opening of the target.
         frame: The tokens around and between an image's codes.
         num_codes: Codes of an image.
+        padding: What stays in place of the text: where actions are padded to a fixed length, source and target keep
+            their distance.
 
     Returns:
-        ``bos SOURCE`` and the opening of the target.
+        ``bos SOURCE``, the padding, and the opening of the target.
     """
     # By length, not by tokens: the text may hold the digits that write an image's size.
     row_ends = (num_codes - 1) // frame.row_tokens if frame.row_tokens else 0
     source_end = 1 + len(frame.opening) + num_codes + row_ends + len(frame.closing)
-    return [*prefix[:source_end], *frame.opening]
+    return [*prefix[:source_end], *padding, *frame.opening]
 
 
 def flatten(segments: Sequence[Segment]) -> list[int]:

@@ -15,7 +15,7 @@ WORDS = r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 TEXT = "the other tether; 12 éthéré e\u0301t <|code 0|>the 世界\n"
 
 
-def write_ranks(file, merges=(b"th", b"he", b"the", b"er", b"ther", b"eth", b"\xc3\xa9")):
+def write_ranks(file, merges=(b"th", b"he", b"the", b"er", b"oth", b"eth", b"\xc3\xa9")):
     ranks = {bytes([byte]): byte for byte in range(256)}
     for token in merges:
         ranks[token] = len(ranks)

@@ -119,7 +119,8 @@ class Emu35VLM(UnifiedVLM):
             ``bos SOURCE`` with the opening of the target (the authors' ``unconditional_type = "no_text"``), and
             ``bos`` with it.
         """
-        return drop_text(prefix, self.frame, self.tokens_per_image), [self.bos_id, *self.frame.opening]
+        padding = [self.pad_id] * self.action_slot_tokens
+        return drop_text(prefix, self.frame, self.tokens_per_image, padding), [self.bos_id, *self.frame.opening]
 
 
 def _code_of(name: str) -> int | None:

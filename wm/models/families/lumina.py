@@ -96,7 +96,8 @@ class LuminaVLM(UnifiedVLM):
         Returns:
             ``bos SOURCE`` with the opening of the target, and that opening alone, as the release was trained.
         """
-        return drop_text(prefix, self.frame, self.tokens_per_image), list(self.frame.opening)
+        padding = [self.pad_id] * self.action_slot_tokens
+        return drop_text(prefix, self.frame, self.tokens_per_image, padding), list(self.frame.opening)
 
 
 def _first_code(vocabulary: Mapping[str, int], num_rows: int, num_codes: int, where: str) -> int:

@@ -149,13 +149,21 @@ def test_emu3_5_dynamics(emu, theirs, caplog):
     assert propose_actions(emu, [GRID], [OTHER], max_new_tokens=3)[0].logprob < 0
 
 
-def test_emu3_5_guidance_keeps_digits_of_the_text(emu, theirs):
+def test_emu3_5_guidance_keeps_digits_of_the_text(emu, theirs, monkeypatch):
     """An image's size is written in digits, which a text may hold as well."""
     prefix = flatten(emu.layout("fdm", source=GRID, action="move 4*4"))
     opening = prefix[-5:]
     words = emu.tokenize_action("move 4*4")
     without_text = [*prefix[: len(prefix) - len(words) - len(opening)], *opening]
     assert emu.unconditional_prefixes(prefix) == (without_text, [emu.bos_id, *opening])
+
+    # Where actions have slots, source and target keep their distance.
+    with monkeypatch.context() as patch:
+        patch.setattr(emu, "action_slot_tokens", 16)
+        slotted = flatten(emu.layout("fdm", source=GRID, action="move 4*4"))
+        image, _ = emu.unconditional_prefixes(slotted)
+        assert image == [*without_text[:-5], *[emu.pad_id] * 16, *opening]
+        assert len(image) == len(slotted)
 
     def guided(ids):
         grown = ids[len(prefix) :]
