@@ -29,7 +29,11 @@ def no_image(failures: Sequence[tuple[int, SampleFailure]], subject: str) -> Api
 
 
 def record_prediction(prediction: Prediction) -> None:
-    """Measure the candidates of a prediction, and how sure the verifier is of the best."""
+    """Measure the candidates of a prediction, and how sure the verifier is of the best.
+
+    Args:
+        prediction: Complete; it may have no candidate with an image.
+    """
     distinct = prediction.distinct
     record_candidates(len(prediction.candidates), len(distinct))
     if distinct:

@@ -115,7 +115,7 @@ class FDMServer(SearchServer):
             predictions = await asyncio.gather(
                 *(self._search(model, request.verifier, start, search, sampling) for start in state.starts())
             )
-            # A sequence may go on without an image of one candidate, and a beam without one of its sequences.
+            # A sequence continues without an image of one candidate, and a beam without one of its sequences.
             failures = [failure for prediction in predictions for failure in prediction.failures]
             if not any(prediction.candidates for prediction in predictions):
                 raise no_image(failures, f"step {len(counts)} of the rollout")

@@ -238,7 +238,7 @@ def _advance_by_pixels(
         try:
             while len(steps) < count and not proposing.is_finished:
                 steps.append(proposing.advance())
-        except Exception as error:  # its request's alone: the others have gone on, and cannot be tried again
+        except Exception as error:  # its request's alone: the others have advanced, and cannot be tried again
             results.append(error)
         else:
             results.append(steps)

@@ -154,7 +154,11 @@ def _check_editor(recipe: ServeRecipe) -> None:
 
 
 def is_toy(codec_id: str) -> bool:
-    """Return whether a model's image codec is that of the toy world, whose base is installed with the package."""
+    """Return whether a model's image codec is that of the toy world, whose base is installed with the package.
+
+    Args:
+        codec_id: Of the model; empty for one that has none.
+    """
     from wm.models import read_manifest
 
     manifest = read_manifest(SHIPPED / "base")

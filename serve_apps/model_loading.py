@@ -132,7 +132,7 @@ def _load_editor(recipe: ServeRecipe) -> EditorModel:
 
 
 def _side_of(table: EditorTable, resolution: int) -> int:
-    """Return the side of the squares that an editor is given: what its pipeline would scale them to, unless told."""
+    """Return the side of the squares that an editor is given: the recipe's, or what its pipeline would make of them."""
     side_px = -(-resolution // _SIDE_STEP_PX) * _SIDE_STEP_PX
     return table.side_px or side_px or EDITOR_SIDE_PX
 

@@ -72,7 +72,7 @@ class SearchServer(ModelServer):
             unscored = state.unscored()
             scores: Sequence[Score] = []
             if unscored:
-                # The verifier, and what tells an unchanged image, need pixels where there is no common codec.
+                # The verifier, and the share that is unchanged, need pixels where there is no common codec.
                 if not self._kinds.exchanges_codes:
                     await self._decode(unscored)
                 with metrics.stage("score"):

@@ -28,7 +28,7 @@ class EditorModel:
     Args:
         forward: The pipeline as a forward model.
         side_px: Of the squares that it is given and makes.
-        max_silence_s: How long a call may go on without a denoising step before it is taken for stuck.
+        max_silence_s: How long a call may last without a denoising step before it is taken for stuck.
     """
 
     kind: ClassVar[ModelKind] = "editor"
@@ -72,7 +72,14 @@ class EditorModel:
             raise TimeoutError(f"the pipeline has made no denoising step for {self._max_silence_s:g} s")
 
     def check_action(self, action: str) -> None:
-        """Raise :class:`InputError` if the pipeline cannot read an action, or would cut it; in the model thread."""
+        """Check that the pipeline reads all of an action; called in the model thread.
+
+        Args:
+            action: In words.
+
+        Raises:
+            InputError: It cannot, or would cut it.
+        """
         self.forward.check_action(action)
 
     async def sample(self, thread: ModelThread, start: Start, candidates: range) -> Samples:
@@ -103,7 +110,7 @@ class EditorModel:
         return samples
 
     def hear(self, is_left: threading.Event) -> None:
-        """Note that the call at work goes on; called in the model thread.
+        """Note that the call at work proceeds; called in the model thread.
 
         Args:
             is_left: Set once nobody waits for the images any more.

@@ -96,11 +96,19 @@ class CodeModel:
         await thread.call(_decode_token, self)
 
     def check_action(self, action: str) -> None:
-        """Raise :class:`wm.errors.InputError` if the model cannot read an action."""
+        """Raise :class:`wm.errors.InputError` if the model cannot read an action.
+
+        Args:
+            action: In words.
+        """
         self.inverse.check_action(action)
 
     def count_tokens(self, action: str) -> int:
-        """Count the tokens of an action."""
+        """Count the tokens of an action.
+
+        Args:
+            action: In words.
+        """
         return len(self.vlm.tokenize_action(action))
 
     async def sample(
@@ -159,7 +167,11 @@ class PixelModel:
         return {"task": task, "kind": self.kind, "family": family, "base": self.inverse.model_id}
 
     def check_action(self, action: str) -> None:
-        """Raise :class:`wm.errors.InputError` if the model cannot read an action."""
+        """Raise :class:`wm.errors.InputError` if the model cannot read an action.
+
+        Args:
+            action: In words.
+        """
         self.inverse.check_action(action)
 
     async def check_health(self, thread: ModelThread) -> None:

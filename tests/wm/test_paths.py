@@ -60,6 +60,7 @@ NO_PATHS = {
     *("ModelEntry.idm", "EvaluateRecipe.idm"),
     # Classes of diffusers, and arguments of their call.
     *("EditRecipe.pipeline", "EditRecipe.scheduler", "EditRecipe.settings"),
+    *("EditorTable.pipeline", "EditorTable.scheduler", "EditorTable.settings", "PixelsTable.prompt"),
     *("EditorSettings.pipeline", "EditorSettings.scheduler", "EditorSettings.settings", "PixelsSettings.prompt"),
     # Relative to CollectRecipe.folder; of the judge's endpoint.
     *("ContradictRecipe.model", "ContradictRecipe.base_url", "ContradictRecipe.api_key_variable"),
