@@ -232,7 +232,7 @@ def fetch_remote(uri: str, path: str, time_limit_s: float, max_bytes: int) -> No
         VideoError: For what is the file's or its server's fault.
         MachineError: The store does not let this machine in.
     """
-    from wm.files.storage import LoginError, StorageError
+    from wm.files.storage_errors import LoginError, StorageError
 
     # Only these errors travel through the pipe as they are.
     try:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from wm.files.mirror import uri_of
-from wm.files.storage import StorageError, download, object_store
+from wm.files.storage import download, object_store
+from wm.files.storage_errors import StorageError
 from wm.files.uris import join_uri
 from wm.training import METRICS
 from wm.training.checkpoint.retention import FAILED

@@ -73,7 +73,16 @@ class CodeInverse(_CodeModel):
         max_new_tokens: int = 32,
         batch_size: int | None = None,
     ) -> list[ScoredAction]:
-        """Propose one action a pair; see :func:`wm.dynamics.idm.propose_actions`."""
+        """Propose one action a pair; see :func:`wm.dynamics.idm.propose_actions`.
+
+        Args:
+            sources: Images before.
+            targets: Images after, as many.
+            sampling: How a token is sampled.
+            seeds: One a pair.
+            max_new_tokens: Tokens after which an action is ended.
+            batch_size: Bound on the rows of a pass; what memory holds without it.
+        """
         return propose_actions(
             self.role.model, self.codes_of(sources), self.codes_of(targets), sampling=sampling, seed=seeds,
             max_new_tokens=max_new_tokens, batch_size=batch_size, runner=self.role.runner,
@@ -87,7 +96,14 @@ class CodeInverse(_CodeModel):
         *,
         batch_size: int | None = None,
     ) -> list[ScoredAction]:
-        """Score each action; see :func:`wm.dynamics.idm.score_actions`."""
+        """Score each action; see :func:`wm.dynamics.idm.score_actions`.
+
+        Args:
+            sources: Images before.
+            targets: Images after, as many.
+            actions: As many.
+            batch_size: Bound on the rows of a pass; what memory holds without it.
+        """
         return score_actions(
             self.role.model, self.codes_of(sources), self.codes_of(targets), actions, batch_size=batch_size,
             runner=self.role.runner,
@@ -102,7 +118,12 @@ class CodeForward(_CodeModel):
         self.role.model.layout("fdm", source=self._blank, action=action)
 
     def check_search(self, search: Search, sampling: Sampling) -> None:
-        """Raise :class:`InputError` for drafts longer than an image, and for guidance of a family that has none."""
+        """Raise :class:`InputError` for drafts longer than an image, and for guidance of a family that has none.
+
+        Args:
+            search: How a prediction is searched for.
+            sampling: How codes are sampled.
+        """
         check_search(search, self.role.model)
         if sampling.is_guided:
             self.role.model.check_guidance()
@@ -119,7 +140,18 @@ class CodeForward(_CodeModel):
         batch_size: int | None = None,
         on_progress: OnSamples | None = None,
     ) -> Samples:
-        """Sample codes; see :func:`wm.dynamics.fdm.sample_observations`."""
+        """Sample codes; see :func:`wm.dynamics.fdm.sample_observations`.
+
+        Args:
+            sources: Images before.
+            actions: As many.
+            candidates: Numbers of the candidates.
+            sampling: How a code is sampled.
+            seeds: One a row.
+            num_draft_tokens: Codes drafted a pass; 0: one code a pass.
+            batch_size: Bound on the candidate rows of a pass; what memory holds without it.
+            on_progress: Called with the tokens of an image that are done, and their number, after each line.
+        """
         fdm, runner = self.role.model, self.role.runner
         codes, passes_B = self.codes_of(sources), None
         # Counted only where drafts make the number vary.

@@ -18,6 +18,7 @@ import pyarrow as pa
 from wm.errors import InputError, to_line
 from wm.files.atomic import replace_file
 from wm.files.clients import CONNECT_LIMIT_S, get_filesystem
+from wm.files.storage_errors import LoginError, StorageError
 from wm.files.store_errors import NO_BUCKET, TRANSIENT, explain_refused_login
 from wm.files.uris import OBJECT_STORES, is_remote, parse_address, scheme_of
 
@@ -36,28 +37,6 @@ _OBJECT_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 _BATCH_ROWS = 65536
 LIST_THREADS = 16
 """Folders of a bucket that are listed at a time."""
-
-
-class StorageError(Exception):
-    """A remote file or folder could not be read."""
-
-    def __init__(self, reason: str, detail: str, transient: bool = False) -> None:
-        """Build the error.
-
-        Args:
-            reason: One of ``wm.video.errors.REASONS``: ``missing_file``, ``unreadable``, ``time_out``.
-            detail: The reason in words, with the URI.
-            transient: The same request may well succeed later.
-        """
-        super().__init__(reason, detail, transient)  # all arguments, so that it travels between processes unchanged
-        self.reason, self.detail, self.transient = reason, detail, transient
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
-
-
-class LoginError(StorageError):
-    """The store does not let this machine in, as it has no credentials or others: the file is not at fault."""
 
 
 def list_files(prefix: str) -> pa.Table:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import pyarrow as pa
 
 from wm.files.clients import get_boto_client
-from wm.files.storage import StorageError, object_store
+from wm.files.storage import object_store
+from wm.files.storage_errors import StorageError
 from wm.files.store_errors import BucketError, explain_error
 from wm.files.uris import parse_address
 

@@ -11,7 +11,8 @@ from tests.helpers.storage_servers import s3_server
 from wm.errors import InputError
 from wm.files import cache, store_errors, transfer
 from wm.files.mirror import fetch, list_below, mirrored_path, on_this_node, publish, remove, shown, to_path, uri_of
-from wm.files.storage import StorageError, list_files
+from wm.files.storage import list_files
+from wm.files.storage_errors import StorageError
 from wm.files.transfer import BucketError
 
 

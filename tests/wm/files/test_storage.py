@@ -8,7 +8,8 @@ import pytest
 
 from tests.helpers.storage_servers import closed_port, fill, gs_server, http_server, s3_server, silent_port
 from wm.errors import InputError
-from wm.files.storage import LIST_THREADS, StorageError, collect_objects, download, list_files, read_bytes
+from wm.files.storage import LIST_THREADS, collect_objects, download, list_files, read_bytes
+from wm.files.storage_errors import StorageError
 from wm.video.errors import REASONS
 
 ODD_KEYS = ["a b/x+1.mp4", "a b/ü#?.mp4", "deep/er/y%20.mp4", "z.mp4"]

@@ -16,7 +16,8 @@ from wm.datasets.videos.passed_over import PassedOver, describe
 from wm.datasets.videos.patterns import MARKS, Pattern, States, fixed_part
 from wm.datasets.videos.walk import FolderWalk
 from wm.errors import InputError
-from wm.files.storage import StorageError, list_files
+from wm.files.storage import list_files
+from wm.files.storage_errors import StorageError
 from wm.files.uris import OBJECT_STORES, ends_in, is_remote, parse_address, path_in, scheme_of
 
 

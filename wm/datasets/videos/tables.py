@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from wm.errors import InputError
-from wm.files.storage import StorageError, download
+from wm.files.storage import download
+from wm.files.storage_errors import StorageError
 from wm.files.uris import is_remote, local_path
 
 Row: TypeAlias = tuple[str, list[str]]

@@ -37,7 +37,12 @@ class Steps(Protocol):
         """Logits of the next code."""
 
     def begin(self, candidates: Candidates, noise_LR: Tensor) -> None:
-        """Take over prefixes and noise."""
+        """Take over prefixes and noise.
+
+        Args:
+            candidates: The prefixes, read.
+            noise_LR: float64 in [0, 1).
+        """
 
     def advance(self, position: int) -> None:
         """Sample the code of a position and compute the logits of the next."""
