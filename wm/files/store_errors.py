@@ -33,7 +33,7 @@ class BucketError(InputError):
         Args:
             uri: Of the object or folder.
             detail: What happened, and what to do.
-            reason: One of :class:`wm.files.storage_errors.StorageError`: ``missing_file``, ``unreadable``, ``time_out``.
+            reason: ``missing_file``, ``unreadable`` or ``time_out``; see :class:`wm.files.storage_errors.StorageError`.
             transient: The same request may well succeed later.
         """
         super().__init__(uri, detail, reason, transient)  # all arguments, so that it travels between processes
