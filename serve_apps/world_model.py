@@ -54,15 +54,7 @@ def bind(args: ServeRecipe, codec_id: str) -> serve.Application:
     """
     if args.examples is None and is_toy(codec_id):
         args = args.model_copy(update={"examples": resolve_packaged(TOY_EXAMPLES)})
-    # Workers may run in another folder, and on nodes that keep their copies of buckets elsewhere.
-    paths = {key: uri_of(value) or str(Path(value).resolve()) for key in PATHS if (value := getattr(args, key))}
-    if args.keys:
-        # Links stay: Kubernetes leads the file of a Secret through one that is set anew when its keys change, and that
-        # leads elsewhere on every node.
-        paths["keys"] = str(Path(args.keys).absolute())
-    if args.comparisons:
-        paths["comparisons"] = str(Path(args.comparisons).absolute())
-    args = args.model_copy(update=paths)
+    args = resolve_paths(args)
     ingress = serve.deployment(Ingress, name="Ingress").options(**args.ingress_options())
     # Without the recipe: a new one replaces the ingresses, and what their keys have used stays known.
     limits = None
@@ -78,6 +70,28 @@ def bind(args: ServeRecipe, codec_id: str) -> serve.Application:
     fdm = _deployment("serve_apps.fdm_server", "FDMServer", args.server_options(FDM))
     idm = _deployment("serve_apps.idm_server", "IDMServer", args.server_options(IDM)).bind(args)
     return ingress.bind(args, fdm.bind(args, idm), idm, limits, votes)
+
+
+def resolve_paths(args: ServeRecipe) -> ServeRecipe:
+    """Return the same recipe for workers, which may run in another folder.
+
+    Args:
+        args: The recipe, with paths relative to this process's folder.
+    """
+    # Nodes keep their copies of buckets elsewhere: of those the URI is passed.
+    paths: dict[str, object] = {
+        key: uri_of(value) or str(Path(value).resolve()) for key in PATHS if (value := getattr(args, key))
+    }
+    if args.pixels is not None and args.pixels.base:
+        base = uri_of(args.pixels.base) or str(Path(args.pixels.base).resolve())
+        paths["pixels"] = args.pixels.model_copy(update={"base": base})
+    if args.keys:
+        # Links stay: Kubernetes leads the file of a Secret through one that is set anew when its keys change, and that
+        # leads elsewhere on every node.
+        paths["keys"] = str(Path(args.keys).absolute())
+    if args.comparisons:
+        paths["comparisons"] = str(Path(args.comparisons).absolute())
+    return args.model_copy(update=paths)
 
 
 def _deployment(module: str, name: str, options: DeploymentOptions) -> serve.Deployment:

@@ -8,6 +8,7 @@ import pytest
 from serve_apps.__main__ import main as serve_main
 from serve_apps.model_kinds import read_kinds
 from serve_apps.recipe import ServeRecipe
+from serve_apps.world_model import resolve_paths
 from tests.helpers.models_editors import PIPELINE
 from wm.models.manifest import MANIFEST, read_manifest
 
@@ -92,6 +93,12 @@ def test_kinds_are_read_from_folders(folders_by_kind):
     codec = json.loads((folders_by_kind["codes"] / "wm_model.json").read_text())["codec_id"]
     assert served.kinds == {"fdm": "editor", "idm": "codes"} and served.codecs == {"fdm": "", "idm": codec}
     assert not served.exchanges_codes
+
+
+def test_workers_find_the_base_of_an_adapter(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    recipe = resolve_paths(ServeRecipe.model_validate({"fdm": "a", "idm": "b", "pixels": {"base": "c"}}))
+    assert [recipe.fdm, recipe.idm, recipe.pixels.base] == [str(tmp_path / name) for name in "abc"]
 
 
 def test_tables_as_serve_run_passes_them():
