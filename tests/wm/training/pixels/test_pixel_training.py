@@ -92,6 +92,24 @@ def test_what_is_learned_is_what_is_scored(base: Path, tmp_path: Path) -> None:
         assert tokenizer.decode(ids[flags]) == f"{action} {tokenizer.eos_token}"
 
 
+def test_rows_that_cannot_be_scored_are_left_out(base: Path, triplets: Path, tmp_path: Path) -> None:
+    model, source = load_pixel_base(base), Source(path=str(triplets))
+    lengths = open_pair_set([source], model, root=tmp_path, seed=0).lengths(torch.arange(20).numpy()).tolist()
+    shortest, longest = min(lengths), max(lengths)
+    model.inner.config.text_config.max_position_embeddings = longest - 1
+    pairs = open_pair_set([source], model, root=tmp_path, seed=0)
+    assert pairs.facts[0].left_out == {"row too long for the model": lengths.count(longest)}
+    assert 0 < len(pairs) == lengths.count(shortest) and longest == shortest + 1
+    store, scorer = pairs._stores[0], VLMScorer(model.module, model.processor)
+    for row in range(20):
+        images = [[image] for image in store.images(row)]
+        if row in pairs._rows[0]:
+            assert scorer.score_actions(*images, [store.actions[row]])[0].logprob < 0
+        else:
+            with pytest.raises(InputError, match=f"the model has {longest - 1} positions"):
+                scorer.score_actions(*images, [store.actions[row]])
+
+
 def test_resumed_run_equals_the_uninterrupted_to_the_last_bit(base: Path, triplets: Path, tmp_path: Path) -> None:
     lora = {"r": 4, "dropout": 0.3}
     fit(recipe_of(base, triplets, tmp_path / "whole", lora=lora, checkpoint={"keep_last": 2}), HERE, digest="d")
