@@ -198,7 +198,7 @@ def test_images_that_the_processor_does_not_take_are_named(base, images):
     inverse = load_pixel_inverse(base)
     strip = Observation.from_pixels(np.zeros((400, 1, 3), np.uint8))
     for model in (inverse, PixelInverse(inverse.scorer)):
-        with pytest.raises(InputError, match=r"images of 1 x 400, 16 x 24 pixels: the processor does not take them: abs"):
+        with pytest.raises(InputError, match="images of 1 x 400, 16 x 24 pixels: the processor does not take"):
             model.score(images[:1], [strip], ["move"])
         with pytest.raises(InputError, match="the processor does not take them"):
             model.propose([strip], images[:1], sampling=GREEDY, seeds=[0])
