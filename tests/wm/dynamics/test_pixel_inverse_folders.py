@@ -250,6 +250,7 @@ def test_other_types_of_weights_score_alike(base, images):
             assert score.logprob == pytest.approx(expected.logprob, abs=tolerance)
 
 
+@pytest.mark.soak  # the folders of all classes are read in test_pixel_inverse
 def test_a_model_whose_folder_is_llavas_is_read_alike(tmp_path, images):
     write_llava(tmp_path / "llava")
     inverse = load_inverse_model(tmp_path / "llava")

@@ -18,7 +18,7 @@ from wm.dynamics.observation import Observation
 from wm.dynamics.vlm_scorer import VLMScorer
 from wm.errors import InputError
 from wm.models import base_id_of, read_manifest
-from wm.models.pixels.model import load_pixel_base
+from wm.models.pixels.model import load_pixel_base, save_pixel_model
 from wm.nano.pixel_preset import write_random_pixel_base
 from wm.training import METRICS, MODEL, Lora, RankInfo, Source, TrainRecipe, fit, prepare
 from wm.training.pixels.batches import open_pair_set
@@ -240,6 +240,8 @@ def test_a_base_that_speaks_codes_has_no_vision_tower(tiny_base: Path) -> None:
 
 
 def test_an_adapter_is_no_base(base: Path, triplets: Path, tmp_path: Path) -> None:
-    fit(recipe_of(base, triplets, tmp_path / "out", max_steps=1), HERE, digest="")
+    model = load_pixel_base(base)
+    prepare(model, Lora(r=2), seed=0)
+    save_pixel_model(model, tmp_path / MODEL, task="idm")
     with pytest.raises(InputError, match=r"model is an adapter; expected a full model that reads pixels"):
-        fit(recipe_of(tmp_path / "out" / MODEL, triplets, tmp_path / "again"), HERE, digest="")
+        fit(recipe_of(tmp_path / MODEL, triplets, tmp_path / "again"), HERE, digest="")
