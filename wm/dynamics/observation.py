@@ -135,16 +135,17 @@ def codes_of(observations: Sequence[Observation], codec: ImageCodec) -> list[Cod
     Raises:
         InputError: Codes of another codec cannot be decoded.
     """
-    missing = [item for item in dict.fromkeys(observations) if codec.codec_id not in item._codes_by_codec]
+    # Equal observations may be different objects, any of which may have them.
+    codes_by_item = {
+        item: item._codes_by_codec[codec.codec_id] for item in observations if codec.codec_id in item._codes_by_codec
+    }
+    missing = [item for item in dict.fromkeys(observations) if item not in codes_by_item]
     pixels = pixels_of(missing)
     for begin in range(0, len(missing), _AT_ONCE):
         batch = missing[begin : begin + _AT_ONCE]
         squares_BHWC = np.stack([fit_square(image, codec.side_px) for image in pixels[begin : begin + _AT_ONCE]])
-        for item, codes in zip(batch, codec.encode(squares_BHWC).tolist(), strict=True):
-            item._codes_by_codec[codec.codec_id] = tuple(codes)
-    new = {item: item._codes_by_codec[codec.codec_id] for item in missing}
-    # Equal observations may be different objects, of which one was encoded.
-    return [item._codes_by_codec.setdefault(codec.codec_id, new.get(item, ())) for item in observations]
+        codes_by_item |= zip(batch, map(tuple, codec.encode(squares_BHWC).tolist()), strict=True)
+    return [item._codes_by_codec.setdefault(codec.codec_id, codes_by_item[item]) for item in observations]
 
 
 def pixels_of(observations: Sequence[Observation]) -> list[Pixels]:
@@ -156,14 +157,16 @@ def pixels_of(observations: Sequence[Observation]) -> list[Pixels]:
     Raises:
         InputError: An observation has codes alone, and its codec is not at hand or has no decoder.
     """
+    # Equal observations may be different objects, any of which may have been decoded, or know its codec.
+    decoded = {item: item._pixels_HWC for item in observations if item._pixels_HWC is not None}
+    codecs = {item.codec_id: item._codec for item in observations if item._codec is not None}
     # By codec: those of one are decoded in one batch.
     missing: dict[str, list[Observation]] = defaultdict(list)
     for item in dict.fromkeys(observations):
-        if item._pixels_HWC is None:
+        if item not in decoded:
             missing[item.codec_id].append(item)
-    decoded: dict[Observation, Pixels] = {}
     for codec_id, items in missing.items():
-        codec = next((item._codec for item in items if item._codec is not None), None)
+        codec = codecs.get(codec_id)
         if codec is None:
             raise InputError(f"images are codes of codec {codec_id}, which is not at hand to decode them")
         codec.check_decoder()
@@ -174,7 +177,7 @@ def pixels_of(observations: Sequence[Observation]) -> list[Pixels]:
     for item in observations:
         if item._pixels_HWC is None:
             item._pixels_HWC = decoded[item]
-    return [item._pixels_HWC for item in observations if item._pixels_HWC is not None]
+    return [decoded[item] for item in observations]
 
 
 def unchanged_share(source: Observation, candidate: Observation) -> float:

@@ -84,7 +84,7 @@ def read_pixel_gate_set(folder: str | Path, *, limit: int = 0, subset: SubsetCol
         images,
         torch.tensor(sides["source_image"]),
         torch.tensor(sides["target_image"]),
-        actions=[row["action"] for row in rows],
+        actions=[row["action"] or "" for row in rows],
         subsets=[row[subset] or "" for row in rows],
         ids=[row["triplet_id"] or "" for row in rows],
     )
