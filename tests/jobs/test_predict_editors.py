@@ -139,7 +139,7 @@ def test_triplets_resume_and_withheld_images_are_rejects(folders, world, triplet
     assert all(np.abs(images[key].astype(int) - expected[key]).max() <= 1 for key in expected)
     assert {(row["codec"], row["codes"], row["draws"]) for row in written} == {(None, None, 2)}
     assert counts["withheld"] == {"safety_checker": sum(withheld)} and counts["triplets"] + withheld.count(2) == 4
-    assert counts["triplets_without_image"] == withheld.count(2)
+    assert counts["triplets_without_image"] == withheld.count(2) and counts["draws"] == 4 * 2
     rejects = read_table(tmp_path / "out/rejects", REJECT_SCHEMA).to_pylist()
     assert len(rejects) == sum(withheld) and {row["stage"] for row in rejects} == {"predict"}
     assert (tmp_path / "out/storyboard.png").exists()
