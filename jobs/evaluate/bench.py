@@ -2,7 +2,7 @@
 
 import torch
 
-from jobs.evaluate.entries import build_entries, check_codec_and_base
+from jobs.evaluate.entries import build_entries, check_codec_and_base, reads_opposites
 from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.shared.devices import check_device
 from wm.dynamics import check_draft_length
@@ -50,7 +50,7 @@ def build_bench(recipe: EvaluateRecipe) -> Bench:
         from jobs.evaluate.oracle import build_oracle
 
         judge_many, action_is_right, opposites = build_oracle(held_out)
-    is_contradicted = recipe.probe or recipe.action_margins
+    is_contradicted = reads_opposites(recipe, entries)
     counterfactuals = find_counterfactuals(recipe, held_out, opposites) if is_contradicted else None
     return Bench(
         held_out=held_out,
