@@ -44,8 +44,8 @@ def build_entries(recipe: EvaluateRecipe) -> dict[str, Entry]:
     # An option that does nothing is a mistake of whoever gave it.
     if recipe.action_margins and not any(entry.takes_margins(True) for entry in checked.values()):
         raise InputError(
-            "action_margins = true measures forward models by their verifier, and none has one: give idm=NAME, an entry "
-            "with role=idm, or leave it out"
+            "action_margins = true measures forward models by their verifier, and none has one: give idm=NAME, an "
+            "entry with role=idm, or leave it out"
         )
     return checked
 

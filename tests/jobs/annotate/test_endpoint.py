@@ -162,6 +162,10 @@ def test_codes_and_bases_of_an_endpoint_are_refused(videos, tiny_base, tmp_path)
             "compares image codes, but eyes-1 at http://127.0.0.1:1/v1 reads pixels",
         ),
         ({"base": str(tiny_base)}, "an endpoint's model has no adapter here; leave base out"),
+        (
+            {"endpoint": {"base_url": "http://me:sk-1@here/v1"}},
+            "^test: endpoint: base_url holds a name or a password, wh",
+        ),
         ({"endpoint": {"base_url": "here:80"}}, "base_url = 'here:80': expected http://"),
     ):
         with pytest.raises(InputError, match=message):
