@@ -164,7 +164,7 @@ def test_codes_and_bases_of_an_endpoint_are_refused(videos, tiny_base, tmp_path)
         ({"base": str(tiny_base)}, "an endpoint's model has no adapter here; leave base out"),
         (
             {"endpoint": {"base_url": "http://me:sk-1@here/v1"}},
-            "^test: endpoint: base_url holds a name or a password, wh",
+            "base_url holds a name or a password",
         ),
         ({"endpoint": {"base_url": "here:80"}}, "base_url = 'here:80': expected http://"),
     ):
