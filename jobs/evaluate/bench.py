@@ -44,8 +44,8 @@ def build_bench(recipe: EvaluateRecipe) -> Bench:
         codec.check_decoder()
     elif recipe.judge == "oracle" and recipe.image_side_px != SIDE_PX:
         raise InputError(
-            f"image_side_px = {recipe.image_side_px}: judge = 'oracle' reads images of {SIDE_PX} px, and no model has a "
-            f"codec that decides their size; give image_side_px={SIDE_PX}"
+            f"image_side_px = {recipe.image_side_px}: judge = 'oracle' reads images of {SIDE_PX} px, and no model has "
+            f"a codec that decides their size; give image_side_px={SIDE_PX}"
         )
     # 3. The triplets and their judge.
     subset = choose_subset(recipe.triplets) if recipe.subset == "auto" else recipe.subset

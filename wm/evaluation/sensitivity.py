@@ -7,7 +7,6 @@ how images are sampled (:mod:`wm.evaluation.margins` does it for models without 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -116,7 +115,9 @@ def align_runs(runs: Sequence[Gaps], rows: Indices | None = None) -> list[Gaps]:
         runs: Of each training run.
         rows: Numbers of the triplets that count; None: all.
     """
-    common = reduce(np.intersect1d, [gaps.rows for gaps in runs] + ([] if rows is None else [rows]))
+    common: Indices = runs[0].rows if rows is None else np.intersect1d(runs[0].rows, rows)
+    for gaps in runs[1:]:
+        common = np.intersect1d(common, gaps.rows)
     # Rows ascend in each, so that the same ones come in the same order.
     masks = [np.isin(gaps.rows, common) for gaps in runs]
     return [Gaps(common, gaps.sums[mask_P], gaps.tokens[mask_P]) for gaps, mask_P in zip(runs, masks, strict=True)]

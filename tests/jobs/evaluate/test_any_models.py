@@ -222,7 +222,7 @@ def test_opposite_actions_are_read_for_editors_without_a_probe(tiny_base, folder
 def test_the_oracles_size_is_asked_for_where_no_codec_decides_it(tiny_base, folders, triplets, tmp_path):
     recipe = any_recipe(tiny_base, folders, triplets, tmp_path / "out", judge="oracle")
     pixels = recipe.model_copy(update={"models": {name: recipe.models[name] for name in ("qwen", "edit")}, "codec": ""})
-    with pytest.raises(InputError, match="image_side_px = 512: judge = 'oracle' reads .*; give image_side_px=48"):
+    with pytest.raises(InputError, match=r"image_side_px = 512: judge = 'oracle' reads .*; give image_side_px=48"):
         evaluate.run(pixels, dry_run=True)
 
 
