@@ -114,6 +114,9 @@ def test_empty_and_long_answers_are_rejects(videos, block, tmp_path):
     reasons = sorted(row["reason"] for row in result["rejects"])
     assert reasons == ["empty_action", "empty_action", "unparsed_action"]
     assert {row["action"] for row in result["triplets"]} == {"push it"}
+    # Of the answer without any token neither a likelihood nor a number is made up.
+    empty = [(row["action_logprob"], row["action_tokens"]) for row in result["pairs"] if row["action"] == ""]
+    assert sorted(empty, key=str) == [(-1.0, 1), (None, None)]
 
 
 @pytest.mark.parametrize(
