@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_refused_by_name(tiny_base, folders, triplets, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_opposite_actions_are_read_for_editors_without_a_probe(tiny_base, folders, triplets, tmp_path):
+def test_editors_have_opposites_without_a_probe(tiny_base, folders, triplets, tmp_path):
     (tmp_path / "opposites.jsonl").write_text('{"triplet_id": "elsewhere", "action": "stay"}\n')
     changes = {"probe": False, "counterfactuals": str(tmp_path / "opposites.jsonl")}
     with pytest.raises(InputError, match="none of its 1 counterfactual actions is of one of the 3 triplets"):
@@ -219,7 +219,7 @@ def test_opposite_actions_are_read_for_editors_without_a_probe(tiny_base, folder
     )
 
 
-def test_the_oracles_size_is_asked_for_where_no_codec_decides_it(tiny_base, folders, triplets, tmp_path):
+def test_the_oracles_size_is_asked_for_without_a_codec(tiny_base, folders, triplets, tmp_path):
     recipe = any_recipe(tiny_base, folders, triplets, tmp_path / "out", judge="oracle")
     pixels = recipe.model_copy(update={"models": {name: recipe.models[name] for name in ("qwen", "edit")}, "codec": ""})
     with pytest.raises(InputError, match=r"image_side_px = 512: judge = 'oracle' reads .*; give image_side_px=48"):
@@ -233,7 +233,7 @@ def test_margins_without_a_verifier_are_refused(tiny_base, folders, triplets, tm
         build_entries(recipe.model_copy(update={"models": models}))
 
 
-def test_images_that_editors_withhold_are_counted_by_what_they_are_for(monkeypatch, capsys):
+def test_withheld_images_are_counted_by_their_use(monkeypatch, capsys):
     facts = {
         "sample": {"withheld": {"safety_checker": 2}, "cut_actions": 4},
         "margin": {"withheld": {"safety_checker": 1, "black": 1}},

@@ -107,7 +107,7 @@ class StrictEditor(Editor):
         return super().sample(sources, actions, candidates=candidates)
 
 
-def test_margins_of_an_editor_have_its_own_settings_and_leave_withheld_images_out(held_out):
+def test_margins_use_the_editors_own_settings(held_out):
     withheld, arrays = score_other_predictions(
         StrictEditor((3, 0)), Verifier(), held_out, None, {"shuffled": ["1", "3", None, "1", "0"]},
         sampling=Sampling(temperature=0.5), seed=0, batch_size=2, num_draft_tokens=4,
