@@ -116,4 +116,4 @@ def pixel_gate(vlm: VLMScorer, held_out: PixelGateSet, *, batch_size: int = 8, s
     preference = probe(
         score, held_out.source_B1, held_out.target_B1, held_out.actions, held_out.subsets, ids=held_out.ids, seed=seed
     )
-    return Gate(-truth.sums / truth.tokens, preference)
+    return Gate(-truth.sums / truth.tokens, preference, tokens_B=truth.tokens)
