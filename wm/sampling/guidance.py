@@ -11,6 +11,7 @@ Shape suffixes: C conditions (3, or 1 without guidance), P sources, K candidates
 a row, V image codes, H hidden width.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -114,6 +115,13 @@ class Candidates:
             positions = positions.repeat(self.conditions)
         hidden = self.runner.extend(ids, self._prefix, self._rows, positions, filled)
         return self.build_head()(hidden.flatten(0, 1)).view(*codes_RS.shape, -1)
+
+    @property
+    def error_gain(self) -> float:
+        """By how much mixing enlarges errors of the conditions' logits that are independent: 1 without guidance."""
+        text, image = self._sampling.guidance_scale, self._sampling.image_guidance_scale
+        # The coefficients of :func:`mix_logits`; variances add by their squares.
+        return math.hypot(1 - image, image - text, text) if self.conditions > 1 else 1.0
 
     def build_input(self, code_R: Tensor, position: int) -> StepInput:
         """Build the part of one code a row in a pass of several batches.

@@ -18,6 +18,8 @@ from wm.sampling.model_runner import SelfTest
 MAX_ERRORS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Root mean square of the difference of logits, over their standard deviation, up to which two ways agree; ours. Other
 orders of summing give about 1e-5 in float32 and .01 in bfloat16 at 32 layers, a wrong mask or position about 1."""
+_MAX_GUIDED_ERROR = 0.5
+"""With guidance, whatever its scales."""
 _EDGE = 128
 
 
@@ -65,7 +67,9 @@ def compare_steps(steps: Steps, candidates: Candidates, noise_LR: Tensor, *, eac
 
         Without memory for one candidate of each prefix beside the steps, they count as failed.
     """
-    limit, positions = MAX_ERRORS[candidates.runner.dtype], choose_positions(len(noise_LR))
+    # Guidance subtracts logits that are alike, and enlarges what is left.
+    limit = min(_MAX_GUIDED_ERROR, MAX_ERRORS[candidates.runner.dtype] * max(1.0, candidates.error_gain))
+    positions = choose_positions(len(noise_LR))
     try:
         error = max(_relative_errors(steps, candidates, noise_LR, each, positions))
     except torch.OutOfMemoryError:
