@@ -79,17 +79,26 @@ class Candidates:
         # No rows yet: :meth:`start` reserves them, and static steps have their own.
         self._rows = runner.reserve(0, 0)
 
-    def start(self, each: int, capacity: int) -> Tensor:
+    def start(self, each: int, capacity: int, sources: Sequence[int] | None = None) -> Tensor:
         """Begin anew with ``each`` candidates a source of ``capacity`` tokens each; return the first token's logits
         (R, V).
 
         Args:
             each: Candidates of each source, K.
             capacity: Tokens of each candidate.
+            sources: Indices of the sources that get candidates; all without.
         """
-        self._prefix = self._all
+        self._prefix, last_PH = self._all, self._last_PH
+        if sources is not None:
+            num_sources = self._all.count // self.conditions
+            index = [c * num_sources + source for c in range(self.conditions) for source in sources]
+            self._prefix, last_PH = self._all.select(index), last_PH[index]
         self._rows = self.runner.reserve(self._prefix.count * each, capacity)
-        return self.start_logits(each)
+        return self.build_head()(last_PH.repeat_interleave(each, dim=0))
+
+    def stop(self) -> None:
+        """Free the rows; :meth:`start` reserves others."""
+        self._prefix, self._rows = self._all, self.runner.reserve(0, 0)
 
     @property
     def prefix(self) -> PrefixCache:
