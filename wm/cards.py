@@ -34,14 +34,23 @@ MANY_LICENSES = 20
 
 COMMERCIAL_USE, REDISTRIBUTION, DERIVATIVES = "commercial use", "redistribution", "derivatives"
 _FORBIDDING = {
-    COMMERCIAL_USE: r"non-?\s?commercial|\bnc\b|research[- ](use[- ])?(only|licen[cs]e)|academic use|evaluation only",
-    REDISTRIBUTION: r"no[- ](re)?distribution|(not|without)( be)? (re)?distribut|proprietary|all rights reserved",
+    COMMERCIAL_USE: r"\bnon-?\s?commercial|\bnc\b|research[- ](use[- ]|purposes[- ])?(only|licen[cs]e)|academic use"
+    r"|(evaluation|personal use) only|\b(no|not)\b[^.,;]{0,12}\bcommercial",
+    REDISTRIBUTION: r"\b(no|not|without)\b[^.,;]{0,15}\b(re)?distribut|proprietary|all rights reserved"
+    r"|distribution[^.,;]{0,15}\b(not|prohibited|forbidden)\b",
     DERIVATIVES: r"\bnd\b|no[- ]derivative",
 }
 """What a licence forbids → words of it that say so. A name without such words may forbid it all the same."""
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _MAX_CARD_BYTES = 1 << 20
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Read YAML without merge keys (<<), by which a few lines describe a mapping of gigabytes."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge nothing: such a key is an error then."""
 
 
 def list_forbidden(license: str) -> list[str]:
@@ -64,7 +73,11 @@ def license_lines(licenses: Sequence[str]) -> list[str]:
         return []
     if len(names) == 1 and names[0] in KNOWN_LICENSES:
         return [f"license: {names[0]}"]
-    name = ", ".join(names) if len(names) <= MANY_LICENSES else f"{len(names)} licences, one in each row"
+    if len(names) > MANY_LICENSES:
+        # Those that forbid something are named all the same.
+        forbidding = [name for name in names if list_forbidden(name)][:MANY_LICENSES]
+        names = [*forbidding, f"{len(names)} licences, one in each row"]
+    name = ", ".join(names)
     return ["license: other", f"license_name: {quote_yaml(name)}"]
 
 
@@ -136,7 +149,7 @@ def read_head(folder: Path) -> dict[str, Any]:
     if match is None:
         return {}
     try:
-        head = yaml.safe_load(match[1])
+        head = yaml.load(match[1], Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InputError(f"{path}: its head is no YAML: {to_line(error)}") from error
     if head is not None and not isinstance(head, dict):
@@ -146,8 +159,9 @@ def read_head(folder: Path) -> dict[str, Any]:
 
 def licenses_of(head: Mapping[str, Any]) -> list[str]:
     """List the licences that a card's head names: ``license``, or the parts of ``license_name`` where it is other."""
-    value = head.get("license")
-    names = [str(name) for name in value] if isinstance(value, list) else [str(value)] if value else []
-    if names == ["other"] and head.get("license_name"):
-        return [part.strip() for part in str(head["license_name"]).split(",") if part.strip()]
+    value, name = head.get("license"), head.get("license_name")
+    # Texts alone: nested aliases of a hostile head would print as gigabytes.
+    names = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str) and text]
+    if names == ["other"] and isinstance(name, str) and name:
+        return [part.strip() for part in name.split(",") if part.strip()]
     return names

@@ -112,9 +112,14 @@ def _judge(guard: Guard, before: float | None, after: float | None, allowed: flo
     # A run that leaves a part out must not pass for one that is as good.
     if after is None:
         return "absent"
-    change = (after - before) / abs(before) if before else float(after > 0)
-    gain = change if guard.better == "higher" else -change
-    if gain < -allowed:
+    better, other = (after, before) if guard.better == "higher" else (before, after)
+    # The same for half and for twice: a loss relative to the earlier ratio would never reach 100 %.
+    if before > 0 and after > 0:
+        gain = better / other - 1 if better > other else 1 - other / better
+    else:
+        gain = (better - other) / (abs(before) or 1.0)
+    # NaN is worse too.
+    if not gain >= -allowed:
         return "worse"
     return "better" if gain > allowed else "same"
 

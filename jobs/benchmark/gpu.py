@@ -129,6 +129,8 @@ def _read_earlier(recipe: BenchmarkRecipe) -> dict[str, Figures]:
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError:
         return {}
+    if not isinstance(before, dict):
+        return {}
     card = torch.cuda.get_device_name(recipe.device) if torch.device(recipe.device).type == "cuda" else "none"
     # How long it may take changes no figure.
     settings = {**recipe.settings(), "seconds": (before.get("settings") or {}).get("seconds")}

@@ -131,8 +131,11 @@ def _sole_run(out: Path) -> Iterator[int]:
     lock.acquire(_LOCK_S)
     try:
         yield lock.descriptor
-    finally:
-        lock.release()
+    except BaseException:
+        # After a second Ctrl-C stages may not have ended: without the file their lock would keep nobody out.
+        lock.close()
+        raise
+    lock.release()
 
 
 @contextmanager

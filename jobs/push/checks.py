@@ -24,11 +24,14 @@ from wm.cards import (
 )
 from wm.errors import InputError, to_line
 
-_TEXTS = (".json", ".jsonl", ".md", ".txt", ".toml", ".yaml", ".yml", ".csv", ".html", ".jinja")
+_BINARY = (".safetensors", ".parquet", ".png", ".jpg", ".jpeg", ".webp", ".mp4", ".npy", ".npz", ".tar", ".arrow")
+"""Endings of files without text; every other file is looked through, such as a log or a .env without its dot."""
 _MAX_TEXT_BYTES = 64 << 20
 _SECRETS = {
     "a token of the Hugging Face hub": rb"\bhf_[A-Za-z0-9]{30,}\b",
     "a key of an API": rb"\bsk-[A-Za-z0-9_-]{20,}",
+    "a key of wm serve": rb"\bwm-[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])",
+    "a password in an address": rb"://[^\s/:@\"'<>{}]+:[^\s/:@\"'<>{}]+@[A-Za-z0-9]",
     "a key of AWS": rb"\bAKIA[0-9A-Z]{16}\b",
     "a token of GitHub": rb"\b(ghp|gho|ghs|github_pat)_[A-Za-z0-9_]{30,}",
     "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
@@ -66,7 +69,7 @@ def check_selection(selection: Selection, allowed: Iterable[str]) -> Findings:
     needles = _machine_paths(selection.folder)
     for name in selection.files:
         path = selection.folder / name
-        if not name.endswith(_TEXTS):
+        if name.lower().endswith(_BINARY):
             problems += _path_columns(path, name) if name.endswith(".parquet") else []
             continue
         if selection.files[name] > _MAX_TEXT_BYTES:

@@ -1,7 +1,7 @@
 """Choose the files of a folder that may go to the hub, and say why the others stay. Knows nothing of the hub."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -76,6 +76,8 @@ def select_files(path: str) -> Selection:
             files[name] = file.stat().st_size
     if not files:
         raise InputError(f"folder = {path!r}: none of its files may be shared")
+    if is_model:
+        _check_weights(folder, files, left_out)
     return Selection("model" if is_model else "dataset", folder, files, left_out)
 
 
@@ -113,7 +115,6 @@ def _check_complete(folder: Path, *, is_model: bool) -> None:
                 f"{shown(run)} is not complete ({UNFINISHED}): start its command again, it resumes; then push it"
             )
     if is_model:
-        _check_weights(folder)
         return
     record = read_run(folder)
     if record is None:
@@ -133,14 +134,18 @@ def _check_complete(folder: Path, *, is_model: bool) -> None:
                 )
 
 
-def _check_weights(folder: Path) -> None:
-    """Check that every shard that an index of weights names is there, and that there are weights."""
+def _check_weights(folder: Path, files: Mapping[str, int], left_out: Mapping[str, str]) -> None:
+    """Check that weights go, and every shard that an index of them names: without, the hub would have no model."""
     from wm.models.folder_checks import read_json
 
     for index in folder.glob("*.safetensors.index.json"):
         shards = read_json(index).get("weight_map")
         for shard in sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []:
-            if not (folder / shard).is_file():
-                raise InputError(f"{shown(folder)} is not complete: {index.name} lists {shard!r:.100}: not there")
-    if not any(folder.rglob("*.safetensors")):
+            if shard not in files:
+                reason = left_out.get(shard, "not there")
+                raise InputError(f"{shown(folder)} is not complete: {index.name} lists {shard!r:.100}: {reason}")
+    # A file of weights is often a link into a cache or another disk.
+    for name in (name for name in left_out if "/" not in name and name.endswith(".safetensors")):
+        raise InputError(f"{shown(folder)}: {name} would stay ({left_out[name]}): put the file itself there")
+    if not any(name.endswith(".safetensors") for name in files):
         raise InputError(f"{shown(folder)} holds no weights (*.safetensors): there is no model to push")

@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from jobs.shared.ray_session import connect, shutdown
 from wm.errors import InputError
 from wm.images import encode_png
 from wm.interrupts import raise_on_terminate
-from wm.ports import find_free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,12 +106,15 @@ def test_a_cluster_that_cannot_be_joined_is_named_in_one_line(
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_an_address_where_nobody_listens_is_named_at_once(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    address = f"{scheme}127.0.0.1:{find_free_port()}"
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", None)
-    with pytest.raises(InputError) as caught:
-        connect()
+    # Bound, so that no other process takes the port, and not listening.
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "init", None)
+        with pytest.raises(InputError) as caught:
+            connect()
     assert str(caught.value) == (
         f"RAY_ADDRESS = {address!r}: no cluster listens there (Connection refused); start one with `ray start --head`, "
         "or unset RAY_ADDRESS for a session of this machine alone"

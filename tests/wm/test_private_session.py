@@ -248,10 +248,11 @@ def test_a_clusters_address_is_tried_before_it_is_joined(monkeypatch: pytest.Mon
         ):
             check_listening(address)
     # Names are not looked up at any length, and `ray://` has a port of its own.
-    tried, is_over = [], threading.Event()
+    tried, has_begun, is_over = [], threading.Event(), threading.Event()
 
     def search(address: tuple[str, int], timeout: float) -> None:
         tried.append(address)
+        has_begun.set()
         is_over.wait(60)
         raise OSError
 
@@ -259,5 +260,7 @@ def test_a_clusters_address_is_tried_before_it_is_joined(monkeypatch: pytest.Mon
     monkeypatch.setattr("wm.private_session._CONNECT_S", 0.05)
     with pytest.raises(InputError, match=r"'ray://head': no cluster listens there \(no answer within 0\.05 s\)"):
         check_listening("ray://head")
+    # On a busy machine the thread may begin after its time is up.
+    assert has_begun.wait(60)
     is_over.set()
     assert tried == [("head", 10_001)]

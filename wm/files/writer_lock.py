@@ -83,7 +83,7 @@ class WriterLock:
         """
         key = os.path.realpath(self._folder)
         if (earlier := _held.pop(key, None)) is not None:
-            earlier._close()
+            earlier.close()
         # Asked in turns: a wait within flock could not be bounded, nor say for whom it waits.
         end_s = time.monotonic() + patience_s
         is_announced = False
@@ -104,7 +104,7 @@ class WriterLock:
         # While it is still locked: a process that opened it meanwhile sees that it is gone, and makes another.
         if _is_same_file(self.descriptor, self._path):
             self._path.unlink(missing_ok=True)
-        self._close()
+        self.close()
 
     def _try(self) -> str | None:
         """Lock the file; returns the writer that has it, in words, or None where this process has it now."""
@@ -138,7 +138,8 @@ class WriterLock:
     def _open(self) -> int:
         try:
             # For writing: NFS refuses an exclusive lock of what is open for reading alone.
-            return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            # A link is not followed: what it leads to would be emptied.
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise self._explain(error) from error
 
@@ -163,7 +164,8 @@ class WriterLock:
         self.descriptor = descriptor
         self._finalizer = weakref.finalize(self, os.close, descriptor)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Give the right back and leave the file: processes that inherited the descriptor keep the lock."""
         if self._finalizer is not None:
             self._finalizer()
         self.descriptor = -1
@@ -191,7 +193,7 @@ def _let_go_after_fork() -> None:
     """Close the locks in a forked process, which is not the writer; its parent keeps them."""
     # A copy: locks may be collected meanwhile.
     for lock in list(_held.values()):
-        lock._close()
+        lock.close()
     _held.clear()
 
 

@@ -11,6 +11,7 @@ Shape suffixes: C conditions (3, or 1 without guidance), P sources, K candidates
 a row, V image codes, H hidden width.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -78,17 +79,26 @@ class Candidates:
         # No rows yet: :meth:`start` reserves them, and static steps have their own.
         self._rows = runner.reserve(0, 0)
 
-    def start(self, each: int, capacity: int) -> Tensor:
+    def start(self, each: int, capacity: int, sources: Sequence[int] | None = None) -> Tensor:
         """Begin anew with ``each`` candidates a source of ``capacity`` tokens each; return the first token's logits
         (R, V).
 
         Args:
             each: Candidates of each source, K.
             capacity: Tokens of each candidate.
+            sources: Indices of the sources that get candidates; all without.
         """
-        self._prefix = self._all
+        self._prefix, last_PH = self._all, self._last_PH
+        if sources is not None:
+            num_sources = self._all.count // self.conditions
+            index = [c * num_sources + source for c in range(self.conditions) for source in sources]
+            self._prefix, last_PH = self._all.select(index), last_PH[index]
         self._rows = self.runner.reserve(self._prefix.count * each, capacity)
-        return self.start_logits(each)
+        return self.build_head()(last_PH.repeat_interleave(each, dim=0))
+
+    def stop(self) -> None:
+        """Free the rows; :meth:`start` reserves others."""
+        self._prefix, self._rows = self._all, self.runner.reserve(0, 0)
 
     @property
     def prefix(self) -> PrefixCache:
@@ -114,6 +124,13 @@ class Candidates:
             positions = positions.repeat(self.conditions)
         hidden = self.runner.extend(ids, self._prefix, self._rows, positions, filled)
         return self.build_head()(hidden.flatten(0, 1)).view(*codes_RS.shape, -1)
+
+    @property
+    def error_gain(self) -> float:
+        """By how much mixing enlarges errors of the conditions' logits that are independent: 1 without guidance."""
+        text, image = self._sampling.guidance_scale, self._sampling.image_guidance_scale
+        # The coefficients of :func:`mix_logits`; variances add by their squares.
+        return math.hypot(1 - image, image - text, text) if self.conditions > 1 else 1.0
 
     def build_input(self, code_R: Tensor, position: int) -> StepInput:
         """Build the part of one code a row in a pass of several batches.

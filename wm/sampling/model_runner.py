@@ -102,11 +102,11 @@ class ModelRunner(ABC):
 
     def describe_decoding(self) -> dict[str, object]:
         """Describe how images are decoded, for records: the way, and the comparisons that it rests on."""
+        # A copy: a server is asked while another thread samples.
+        tests = dict(self.self_tests)
         return {
             "stepping": self.stepping,
-            "self_tests": {
-                way: test._asdict() | {"positions": list(test.positions)} for way, test in self.self_tests.items()
-            },
+            "self_tests": {way: test._asdict() | {"positions": list(test.positions)} for way, test in tests.items()},
         }
 
     @property

@@ -13,7 +13,7 @@ from wm.models.card import CardFacts, CardFigure, DataSource, strip_paths
 from wm.runs import parse_json
 from wm.tables import read_footers, table_files, triplets_folder
 from wm.training.data.provenance import count_sources
-from wm.training.monitoring.evaluation import EVALUATIONS
+from wm.training.monitoring.evaluation import EVALUATIONS, LAST
 from wm.training.recipe import TrainRecipe
 
 FEW_TRIPLETS = 1000
@@ -97,7 +97,8 @@ def _find_evaluation(folder: Path, summary: Mapping[str, Any]) -> Mapping[str, A
     """Find the evaluation of the very model: the last one, or that of the best step where that is kept."""
     last = summary.get("evaluation") or {}
     best = summary.get("best") or {}
-    if not best or best["step"] == last.get("step"):
+    # Beside the best model, the folder ``last`` has that of the last step.
+    if folder.name == LAST or not best or best["step"] == last.get("step"):
         return last
     path = folder.parent / EVALUATIONS
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

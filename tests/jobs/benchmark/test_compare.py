@@ -36,6 +36,15 @@ def test_verdicts_follow_the_direction():
     assert verdicts(*lower) == {"n8_over_n1": "worse"} and verdicts(*lower[::-1]) == {"n8_over_n1": "better"}
 
 
+def test_noise_beyond_the_ratio_itself_hides_no_collapse():
+    """Three standard errors of 147 %: .9 of 1.5 may be chance, a third is not. NaN is no figure at all."""
+    noisy = {"scale_out_2_cores": spread(1.5, 0.56)}
+    for after, verdict in ((0.9, "same"), (0.5, "worse"), (float("nan"), "worse"), (4.0, "better")):
+        pair = [record({"scale_out_2_cores": value}, name="annotate", spreads=noisy) for value in (after, 1.5)]
+        (row,) = compare_records(*pair)
+        assert row.allowed == pytest.approx(3 * 0.93 * 1.12 / 2 / 1.5 * 2**0.5) and row.verdict == verdict
+
+
 def test_a_ratio_that_is_gone_is_absent():
     fewer = {"hf_memory_over_ours": 4.0}
     assert verdicts(record(fewer), record())["hf_step_over_ours_fdm"] == "absent"

@@ -1,6 +1,7 @@
 """The whole loop, very small: it runs from nothing, goes on where something changed, and does nothing twice."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 from jobs import train
 from jobs.__main__ import main as wm
 from jobs.bootstrap import BootstrapRecipe, plan, run
+from jobs.bootstrap.job import _sole_run
 from jobs.bootstrap.report import list_next_commands
 from jobs.predict.triplet_storyboard import STORYBOARD
-from wm.errors import OtherRunError
+from wm.errors import InputError, OtherRunError
+from wm.files.writer_lock import WriterLock
 from wm.images import decode_image
 from wm.ports import find_free_port
 from wm.records import REJECT_SCHEMA
@@ -214,3 +217,17 @@ def test_another_run_in_a_stages_folder_is_moved_not_overwritten(
 
 def _always_another(_: Any) -> None:
     raise OtherRunError("holds another run")
+
+
+def test_a_stage_that_outlives_a_broken_run_keeps_others_out(tmp_path: Path) -> None:
+    """As after a second Ctrl-C, which ends the wait for the stages."""
+    stages: list[int] = []
+    with pytest.raises(KeyboardInterrupt), _sole_run(tmp_path) as lock:
+        stages.append(os.dup(lock))
+        raise KeyboardInterrupt
+    with pytest.raises(InputError, match="is being written by bootstrap"):
+        WriterLock(tmp_path, "bootstrap").acquire()
+    os.close(stages[0])
+    with _sole_run(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -112,6 +112,13 @@ def test_incomplete_outputs_are_refused(model: Path, tmp_path: Path) -> None:
     write_json(model / "model" / "model.safetensors.index.json", index)
     with pytest.raises(InputError, match=r"model.safetensors.index.json lists 'model-00001.safetensors': not there"):
         push(model, dry_run=True)
+    (model / "model" / "model.safetensors.index.json").unlink()
+    # Weights on another disk stay: a model without them is none.
+    weights = model / "model" / "model.safetensors"
+    weights.rename(tmp_path / "elsewhere.safetensors")
+    weights.symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(InputError, match=r"model.safetensors would stay \(a link out of the folder\): put the file"):
+        push(model, dry_run=True)
     out = write_output(tmp_path / "data", [triplet(number) for number in range(6)])
     with pytest.raises(InputError, match=r"neither a model .* nor the output of a complete stage \(no run.json\)"):
         push(out, dry_run=True)
@@ -127,6 +134,16 @@ def test_secrets_are_refused_and_paths_named(model: Path, tmp_path: Path) -> Non
     notes.write_text("token hf_" + "a" * 34)
     with pytest.raises(InputError, match=r"^notes.txt holds a token of the Hugging Face hub"):
         push(model, dry_run=True)
+    notes.unlink()
+    # Whatever its name: a log, or one without an ending.
+    for name, text, secret in (
+        ("train.log", "ask http://me:pass@host/v1", "a password in an address"),
+        ("credentials", "key wm-" + "a" * 43, "a key of wm serve"),
+    ):
+        (model / "model" / name).write_text(text)
+        with pytest.raises(InputError, match=rf"^{name} holds {secret}"):
+            push(model, dry_run=True)
+        (model / "model" / name).unlink()
     rows = [triplet(number, video_uri=f"/home/me/{number}.mp4") for number in range(2)]
     out = write_output(tmp_path / "data", rows)
     write_json(out / "run.json", {"stage": "ingest", "counts": {}})

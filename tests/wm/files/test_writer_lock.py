@@ -97,6 +97,14 @@ def test_the_lock_moves_within_a_process_and_ends_with_it(tmp_path: Path) -> Non
     assert not is_locked(tmp_path)
 
 
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("x")
+    (tmp_path / LOCK).symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match="cannot be written to: Too many levels of symbolic links"):
+        WriterLock(tmp_path, "train").acquire()
+    assert (tmp_path / "precious").read_text() == "x"
+
+
 def is_locked(folder: Path) -> bool:
     with (folder / LOCK).open("r+") as file:
         try:
@@ -120,7 +128,7 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
     theirs.close()
     assert ours.recv(16) == b"closed"
     assert is_locked(tmp_path)
-    lock._close()
+    lock.close()
     assert not is_locked(tmp_path)
     ours.close()
     assert os.waitpid(child, 0)[1] == 0

@@ -6,7 +6,16 @@ import markdown
 import pytest
 from huggingface_hub import ModelCard
 
-from wm.cards import code_block, escape_markdown, is_repo_id, license_lines, list_forbidden, quote_yaml, read_head
+from wm.cards import (
+    code_block,
+    escape_markdown,
+    is_repo_id,
+    license_lines,
+    licenses_of,
+    list_forbidden,
+    quote_yaml,
+    read_head,
+)
 from wm.errors import InputError
 from wm.models.base_facts import BaseFacts, describe_base
 from wm.models.card import CardFacts, CardFigure, DataSource, strip_paths, write_card
@@ -124,7 +133,10 @@ def test_escapes() -> None:
         ("CC BY-NC-ND 4.0", ["commercial use", "derivatives"]),
         ("cc_by_nc_nd", ["commercial use", "derivatives"]),
         ("Chameleon Research License", ["commercial use"]),
-        ("Non-Commercial, not to be redistributed", ["commercial use"]),
+        ("Non-Commercial, not to be redistributed", ["commercial use", "redistribution"]),
+        ("not for commercial use", ["commercial use"]),
+        ("For research purposes only; redistribution is not permitted", ["commercial use", "redistribution"]),
+        ("No warranty; free to redistribute, commercial use allowed", []),
         ("may not be redistributed", ["redistribution"]),
         ("No redistribution", ["redistribution"]),
         ("All rights reserved", ["redistribution"]),
@@ -141,6 +153,9 @@ def test_what_licences_forbid(license: str, forbidden: list[str]) -> None:
 
 def test_licences_that_the_hub_knows_go_by_its_identifier() -> None:
     assert license_lines(["Apache-2.0", "apache-2.0 ", ""]) == ["license: apache-2.0"]
+    # Of many only those that forbid something are named.
+    many = [*(f"licence {number}" for number in range(25)), "CC-BY-ND-4.0"]
+    assert license_lines(many)[1] == 'license_name: "CC-BY-ND-4.0, 26 licences, one in each row"'
     assert license_lines(["Apache-2.0", "MIT"]) == ["license: other", 'license_name: "apache-2.0, mit"']
 
 
@@ -159,6 +174,14 @@ def test_heads_that_are_no_yaml(tmp_path: Path) -> None:
             continue
         with pytest.raises(InputError, match=problem):
             read_head(tmp_path)
+    # Lines that double a value, by aliases and by merges: neither takes memory, nor time.
+    doubled = "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+    path.write_text(f"---\na0: &a0 [x]\n{doubled}license: *a39\nlicense_name: *a39\n---\n")
+    assert licenses_of(read_head(tmp_path)) == []
+    merged = "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40))
+    path.write_text(f"---\na0: &a0 {{x: 1}}\n{merged}---\n")
+    with pytest.raises(InputError, match="no YAML"):
+        read_head(tmp_path)
     path.write_bytes(b"\xef\xbb\xbf---\r\nlicense: mit\r\n---\r\nx \xff")
     assert read_head(tmp_path) == {"license": "mit"}
 

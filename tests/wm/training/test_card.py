@@ -71,6 +71,12 @@ def test_figures_and_failures_are_those_of_the_model(tiny_base: Path, data: Path
     facts = describe_training(folder, record_of(tiny_base, data, evaluation=LINE | flags, best=best))
     assert [figure.value for figure in facts.figures] == ["2.2500", "1.0000"]
     assert not any("action" in text or "copying" in text for text in facts.failures)
+    # The folder beside it has the model of the last step, whoever writes its card.
+    folder.rename(last := folder.with_name("last"))
+    facts = describe_training(last, record_of(tiny_base, data, evaluation=LINE | flags, best=best))
+    assert facts.figures[0].value == "2.5000" and "copying" in facts.failures[0]
+    last.rename(folder)
+    facts = describe_training(folder, record_of(tiny_base, data, evaluation=LINE | flags, best=best))
     text = write_card(folder, facts).read_text()
     assert 'datasets:\n- "me/a"\n' in text and "| me/a | human | 4 | MIT |" in text and str(tmp_path) not in text
 

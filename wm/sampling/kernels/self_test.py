@@ -18,6 +18,10 @@ from wm.sampling.model_runner import SelfTest
 MAX_ERRORS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Root mean square of the difference of logits, over their standard deviation, up to which two ways agree; ours. Other
 orders of summing give about 1e-5 in float32 and .01 in bfloat16 at 32 layers, a wrong mask or position about 1."""
+_MAX_GUIDED_ERROR = 0.5
+"""With guidance, whatever its scales."""
+MAX_SOURCES = 4
+"""Prefixes that are compared."""
 _EDGE = 128
 
 
@@ -58,33 +62,39 @@ def compare_steps(steps: Steps, candidates: Candidates, noise_LR: Tensor, *, eac
         steps: What is tested; :meth:`Steps.begin` is to be called again before an image.
         candidates: The prefixes, read.
         noise_LR: float64 in [0, 1), 0 at row ends.
-        each: Candidates of each prefix, of which the first is compared.
+        each: Candidates of each prefix, of which the first is compared, for some prefixes.
 
     Returns:
         Whether both agree, and how far they differ.
 
-        Without memory for one candidate of each prefix beside the steps, they count as failed.
+        Without memory for a candidate of :data:`MAX_SOURCES` prefixes beside the steps, they count as failed.
     """
-    limit, positions = MAX_ERRORS[candidates.runner.dtype], choose_positions(len(noise_LR))
+    # Guidance subtracts logits that are alike, and enlarges what is left.
+    limit = min(_MAX_GUIDED_ERROR, MAX_ERRORS[candidates.runner.dtype] * max(1.0, candidates.error_gain))
+    positions = choose_positions(len(noise_LR))
     try:
         error = max(_relative_errors(steps, candidates, noise_LR, each, positions))
     except torch.OutOfMemoryError:
         return SelfTest(agrees=False, error=inf, limit=limit, positions=(), detail="no memory for its self-test")
+    finally:
+        candidates.stop()  # the images themselves need the memory
     return SelfTest(error <= limit, error, limit, tuple(positions))
 
 
 def _relative_errors(
     steps: Steps, candidates: Candidates, noise_LR: Tensor, each: int, positions: Sequence[int]
 ) -> Iterator[float]:
+    # One candidate of a few prefixes: batches are planned to fill the memory, without space for a second cache.
+    sources = choose_sources(noise_LR.shape[1] // each)
+    rows = [source * each for source in sources]
     steps.begin(candidates, noise_LR)
-    # One candidate of each prefix: a share of the memory, and every prefix's length is tested.
-    yield _relative_error(steps.logits_RV[::each], candidates.start(1, len(noise_LR)))
+    yield _relative_error(steps.logits_RV[rows], candidates.start(1, len(noise_LR), sources))
     for position in positions:
         # Positions between are empty in both caches, and equal.
         steps.seek(position)
         steps.advance(position)
-        logits_R1V = candidates.extend(steps.codes_RL[::each, position : position + 1], position, position + 1)
-        yield _relative_error(steps.logits_RV[::each], logits_R1V[:, 0])
+        logits_R1V = candidates.extend(steps.codes_RL[rows, position : position + 1], position, position + 1)
+        yield _relative_error(steps.logits_RV[rows], logits_R1V[:, 0])
 
 
 @torch.no_grad()
@@ -99,6 +109,9 @@ def compare_fused_attention(heads: int, width: int, dtype: torch.dtype, device: 
 
     Returns:
         Whether both agree; a kernel that cannot be called does not.
+
+    Raises:
+        torch.OutOfMemoryError: There is no memory for these numbers.
     """
     limit = MAX_ERRORS[dtype]
     # On the CPU: the same numbers on every device.
@@ -114,6 +127,8 @@ def compare_fused_attention(heads: int, width: int, dtype: torch.dtype, device: 
         own = key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous()
         plain = attend_shared(query, keys, values, *own, prefix_hidden_PT=None, own_hidden=hidden_11SF)
         error = _relative_error(fused, plain)
+    except torch.OutOfMemoryError:
+        raise  # which says nothing of the kernel; the caller halves its batch
     except Exception as problem:
         # What a driver or a build of torch lacks shows here, in many kinds of errors.
         detail = f"{type(problem).__name__}: {problem}"[:300]
@@ -128,6 +143,16 @@ def choose_positions(length: int) -> Sequence[int]:
         length: Slots of an image.
     """
     return sorted({0, 1, _EDGE - 1, _EDGE, length - 2} & set(range(length - 1)))
+
+
+def choose_sources(count: int) -> Sequence[int]:
+    """Choose the prefixes that are compared: at most :data:`MAX_SOURCES`, the first and the last among them, which are
+    the shortest and the longest of a batch that was sorted.
+
+    Args:
+        count: Prefixes of the batch.
+    """
+    return sorted({round(step * (count - 1) / (MAX_SOURCES - 1)) for step in range(MAX_SOURCES)})
 
 
 def _relative_error(logits: Tensor, reference: Tensor) -> float:
