@@ -21,9 +21,10 @@ from wm.dynamics.settings import Search
 from wm.errors import InputError
 from wm.images import Pixels
 from wm.models.kinds import ModelKind
-from wm.models.manifest import model_folder
+from wm.models.manifest import fetch_model, model_folder
 from wm.models.pipeline_folders import fingerprint_pipeline, name_pipeline, name_precision
 from wm.models.pipelines import find_editor_class, find_scheduler_class, load_pipeline, read_parts
+from wm.models.remote import is_in_bucket
 from wm.sampling.noise import Sampling
 
 BATCH_SIZE = 8
@@ -204,7 +205,7 @@ def load_editor_forward(
     Raises:
         InputError: As :func:`wm.models.pipelines.load_pipeline`; or a setting is none of the pipeline's call.
     """
-    folder = model_folder(path)
+    folder = fetch_model(path)
     # The folder's word alone is enough: what it names must be an editor of diffusers.
     class_name = pipeline or name_pipeline(folder)
     loaded = load_pipeline(
@@ -243,7 +244,9 @@ def check_editor_folder(
     """
     folder = model_folder(path)
     class_name = pipeline or name_pipeline(folder)
-    read_parts(folder, class_name, [] if safety_checker else ["safety_checker"])
+    # Of a bucket only the index is here: whoever loads the editor fetches its parts, and checks them.
+    if not is_in_bucket(folder):
+        read_parts(folder, class_name, [] if safety_checker else ["safety_checker"])
     check_call_settings(find_editor_class(class_name), class_name, settings)
     if scheduler:
         find_scheduler_class(scheduler)

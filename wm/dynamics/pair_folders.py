@@ -23,6 +23,7 @@ from wm.models.folder_checks import read_json
 from wm.models.kinds import ModelKind
 from wm.models.manifest import adapter_base, is_adapter, model_folder, read_adapter_manifest, read_manifest
 from wm.models.pixels.folders import check_pixel_folder, load_pixel_processor
+from wm.models.remote import is_in_bucket
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,9 @@ class PairFolders:
         folder, base = model_folder(self.idm), self._base_of("idm")
         if is_adapter(folder):
             folder = adapter_base(folder, base) if read_manifest(folder) or base is None else model_folder(base)
+        # Of a bucket only the configuration is here: whoever loads the model fetches the rest, and checks it.
+        if is_in_bucket(folder):
+            return
         check_pixel_folder(folder)
         # The question is tried too: a template may leave an image out.
         prompt = self.pixels.arguments()["prompt"]
