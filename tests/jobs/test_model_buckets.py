@@ -22,9 +22,7 @@ from jobs.predict import triplets as predict_triplets
 from jobs.predict.recipe import PredictRecipe
 from tests.helpers.bench_files import write_bench
 from tests.helpers.bucket_models import bucket, empty, keys, upload
-from tests.helpers.models_editors import write_pix2pix
 from tests.helpers.models_folders import logits, with_adapter
-from tests.helpers.models_vlms import WRITERS
 from tests.helpers.training_data import random_rows, write_triplets
 from tests.helpers.video_files import marked_frame, write_video
 from wm.buckets import prepare_buckets
@@ -130,25 +128,6 @@ def test_a_rollout_from_an_image_in_a_bucket(data: Path, client: Any, tmp_path: 
     more = {"actions": ["move the red cup"], "out": "s3://data/rollout", "search": {"num_candidates": 2}}
     predict_job.run(PredictRecipe.parse(recipe | more, "test"))
     assert {"run.json", "prediction.json", "source.png", "storyboard.png"} <= names(client, "rollout")
-
-
-def test_an_editor_and_a_reader_of_pixels_come_from_a_bucket(client: Any, tmp_path: Path) -> None:
-    WRITERS["qwen2_5_vl"](tmp_path / "qwen")
-    roots = {"fdm": write_pix2pix(tmp_path / "pix2pix"), "idm": tmp_path / "qwen"}
-    uris = {role: upload(client, folder, "data", folder.name) for role, folder in roots.items()}
-    (tmp_path / "source.png").write_bytes(encode_png(np.full((64, 64, 3), 90, np.uint8)))
-    more = {"image": str(tmp_path / "source.png"), "actions": ["move the cup"], "search": {"num_candidates": 1}}
-    more["editor"] = {"settings": {"num_inference_steps": 1}, "resolution": 64}
-    images = []
-    for out, folders in (("remote", uris), ("local", {role: str(folder) for role, folder in roots.items()})):
-        recipe = PredictRecipe.parse(more | folders | {"out": str(tmp_path / out)}, "test")
-        prepare_buckets(recipe)
-        predict_job.run(recipe, dry_run=True)
-        # Who checks a recipe reads no weights.
-        assert not list((tmp_path / "a").rglob("*.safetensors")) or out == "local"
-        predict_job.run(recipe)
-        images.append((tmp_path / out / "step-1.png").read_bytes())
-    assert images[0] == images[1]
 
 
 def test_imagined_triplets_equal_local_ones(data: Path, client: Any, tmp_path: Path) -> None:
