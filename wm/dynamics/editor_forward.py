@@ -79,7 +79,7 @@ class EditorForward:
         # Others read long texts, or have a second reader that does.
         if name in _CLIP_ONLY:
             tokenizer = self.editor.pipeline.tokenizer
-            count = len(tokenizer(action, truncation=False).input_ids)
+            count = len(tokenizer(action, truncation=False, verbose=False).input_ids)
             if count > tokenizer.model_max_length:
                 raise InputError(
                     f"action {action!r:.60} has {count} tokens with their ends; {name} reads "
@@ -228,6 +228,7 @@ def check_editor_folder(
     safety_checker: bool = True,
     settings: Collection[str] = (),
     scheduler: str = "",
+    table: str = "",
 ) -> None:
     """Check all of an editor that needs no weights: they take minutes to load.
 
@@ -237,6 +238,7 @@ def check_editor_folder(
         safety_checker: Whether the folder's safety checker will be loaded.
         settings: Names of the arguments that its call will be given.
         scheduler: Class of diffusers that will replace the folder's scheduler; empty: none.
+        table: Recipe's table of these settings, with its dot, for errors.
 
     Raises:
         InputError: diffusers is not installed; the folder is damaged, names code or no editor; a setting is none of its
@@ -247,6 +249,6 @@ def check_editor_folder(
     # Of a bucket only the index is here: whoever loads the editor fetches its parts, and checks them.
     if not is_in_bucket(folder):
         read_parts(folder, class_name, [] if safety_checker else ["safety_checker"])
-    check_call_settings(find_editor_class(class_name), class_name, settings)
+    check_call_settings(find_editor_class(class_name), class_name, settings, table)
     if scheduler:
         find_scheduler_class(scheduler)
