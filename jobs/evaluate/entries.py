@@ -125,7 +125,7 @@ def _find_kind(entry: Entry, recipe: EvaluateRecipe) -> ModelKind:
         editor = (model.editor if model is not None else None) or EditorSettings()
         check_editor_folder(
             entry.path, editor.pipeline, safety_checker=editor.safety_checker, settings=editor.settings,
-            scheduler=editor.scheduler,
+            scheduler=editor.scheduler, table=f"{key}.editor.",
         )  # fmt: skip
     elif model is not None and model.editor is not None:
         raise InputError(f"{key}.editor: {entry.path} is no image editor; leave it out")

@@ -188,11 +188,13 @@ def test_bad_input_is_one_line_before_weights(folders, image_file, tmp_path, mon
     for more, message in (
         ({"search": {"num_draft_tokens": 2}}, "search.num_draft_tokens = 2: an image editor has no tokens to draft"),
         ({"sampling": {"top_k": 3}}, "sampling.top_k = 3: it is for models of image codes"),
-        ({"editor": {"settings": {"strength": 0.5}}}, "settings.strength: StableDiff.* takes no such argument"),
+        ({"editor": {"settings": {"strength": 0.5}}}, "^editor.settings.strength: StableDiff.* takes no such argument"),
         ({"resources": {"base_sharing": "shared"}}, "base_sharing = shared is for two adapters"),
         ({"fdm": folders.reader}, "fdm = .* reads images and makes none; expected a unified model or an editor"),
         ({"idm": folders.editor}, "idm = .* is an image editor: it makes images and says no action"),
         ({"fdm": folders.base}, "editor.resolution = 64, but fdm = .* is no image editor"),
+        ({"idm": folders.reader, "pixels": {"base": folders.reader}}, "pixels.base = .* idm = .* is no adapter; leave"),
+        ({"idm": folders.reader, "pixels": {"prompt": "</s>"}}, "prompt '</s>' holds a special token of the model"),
         ({"pixels": {"prompt": "What?"}}, "pixels.prompt = 'What?', but idm = .* is no model that reads pixels"),
     ):
         values = {"fdm": folders.editor, "idm": "nano:idm", "out": str(tmp_path / "out")}

@@ -193,7 +193,7 @@ WRONG = [
     ("fdm", {"editor": EDITOR}, "models.fdm.editor: .* is no image editor; leave it out"),
     ("codes", {"prompt": "what?"}, "models.codes.prompt: .* reads no pixels, and is asked no question"),
     ("edit", {"editor": {"pipeline": "FluxKontextPipeline"}}, "names the pipeline"),
-    ("edit", {"editor": {"settings": {"steps": 3}}}, "settings.steps: .* takes no such argument"),
+    ("edit", {"editor": {"settings": {"steps": 3}}}, "models.edit.editor.settings.steps: .* takes no such argument"),
     ("qwen", {"prompt": "<|image_pad|>?"}, "special token of the model"),
     ("fdm", {"idm": "edit"}, "verifier 'edit' is no IDM of this recipe; those are qwen, codes"),
 ]
