@@ -124,15 +124,27 @@ def score_other_predictions(
                 row: image for (row, _), (image,) in zip(part, samples, strict=True) if isinstance(image, Observation)
             }
             # 3. Score the true action, whatever the image was made under.
-            if images:
-                scored = verifier.score(
-                    [idm_sources[row] for row in images], list(images.values()),
-                    [held_out.actions[row] for row in images], batch_size=batch_size,
-                )  # fmt: skip
-                scores |= {row: action.logprob for row, action in zip(images, scored, strict=True)}
+            scores |= _score_images(verifier, idm_sources, held_out.actions, images, batch_size)
         arrays[f"rows.{other}"] = np.array(list(scores), np.int64)
         arrays[f"score.{other}"] = np.array(list(scores.values()), np.float64)
     return dict(withheld), arrays
+
+
+def _score_images(
+    verifier: InverseModel,
+    sources: Sequence[Observation],
+    actions: Sequence[str],
+    images: Mapping[int, Observation],
+    batch_size: int,
+) -> dict[int, float]:
+    """Return the true action's log-likelihood of each image, by the number of its triplet."""
+    if not images:
+        return {}
+    scored = verifier.score(
+        [sources[row] for row in images], list(images.values()), [actions[row] for row in images],
+        batch_size=batch_size,
+    )  # fmt: skip
+    return {row: action.logprob for row, action in zip(images, scored, strict=True)}
 
 
 def measure_margins(bench: Bench, name: str, seed: int) -> tuple[dict[str, object], Arrays]:
