@@ -4,8 +4,10 @@ names.
 Annotation by a model that reads pixels may leave codes out, and each base to train needs those of its own codec.
 """
 
+import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -95,9 +97,9 @@ def run(recipe: EncodeRecipe, *, dry_run: bool = False) -> RunRecord:
     # 2. Write what is missing.
     stage.start(leave=["*.parquet"])
     with stage.timed("encode_s"), progress_bar(num_rows, "row", "encode") as bar:
-        for file in files:
-            if not (Path(recipe.out) / "triplets" / file.name).is_file():
-                _encode_file(recipe, codec, file)
+        for file, name in zip(files, name_outputs(files), strict=True):
+            if not (Path(recipe.out) / "triplets" / name).is_file():
+                _encode_file(recipe, codec, file, name)
                 stage.check_writer()
             bar.update(open_parquet(file).metadata.num_rows)
     # 3. Rows in = rows out + rejects.
@@ -112,21 +114,39 @@ def run(recipe: EncodeRecipe, *, dry_run: bool = False) -> RunRecord:
     return record
 
 
-def _encode_file(recipe: EncodeRecipe, codec: ImageCodec, file: Path) -> None:
+def name_outputs(files: Sequence[Path]) -> list[str]:
+    """Name the output of each file: by its own name, and by its folders too where several files share that.
+
+    Args:
+        files: Of one folder and those below it.
+    """
+    names = [file.name for file in files]
+    if len(set(names)) == len(names):
+        return names
+    # One folder of outputs, as its card and readers expect.
+    root = os.path.commonpath([file.parent for file in files])
+    return ["__".join(file.relative_to(root).parts) for file in files]
+
+
+def _encode_file(recipe: EncodeRecipe, codec: ImageCodec, file: Path, name: str) -> None:
     """Write the triplets of a file with their codes, and a file of those whose images cannot be read."""
     out, rejects = Path(recipe.out), list[RejectRow]()
-    path = out / "triplets" / file.name
+    path = out / "triplets" / name
     path.parent.mkdir(parents=True, exist_ok=True)
+    parquet = open_parquet(file)
+    # Columns of the user's own stay, such as a bench's counterfactual_action.
+    more = [field for field in parquet.schema_arrow if field.name not in TRIPLET_SCHEMA.names]
+    schema = pa.schema([*TRIPLET_SCHEMA, *more], metadata=TRIPLET_SCHEMA.metadata)
     with replace_file(path) as temporary:
         # A few rows at a time are in memory, whatever the length of the file.
-        with pq.ParquetWriter(temporary, TRIPLET_SCHEMA, compression="zstd") as writer:
-            for batch in open_parquet(file).iter_batches(batch_size=recipe.resources.batch_size):
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for batch in parquet.iter_batches(batch_size=recipe.resources.batch_size):
                 rows = _encode_rows(cast(list[TripletRow], batch.to_pylist()), codec, rejects)
                 if rows:
-                    writer.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=TRIPLET_SCHEMA))
+                    writer.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
         # The rejects first: a file whose triplets are there is complete.
         if rejects:
-            write_table(rejects, out / "rejects" / file.name, REJECT_SCHEMA)
+            write_table(rejects, out / "rejects" / name, REJECT_SCHEMA)
     publish(path)
 
 

@@ -102,6 +102,12 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
     for name in names[:2]:
         with stage.timed(name):
             gates[name] = _evaluate(recipe, getattr(recipe, name))
+    if recipe.metric == "nats" and not _have_equal_tokens(gates["champion"], gates["challenger"]):
+        stage.abandon()
+        raise InputError(
+            "metric = 'nats': champion and challenger cut the actions into other tokens, so that nats a token do not "
+            "compare; choose metric = 'preference'"
+        )
     # Both saw the same triplets, so that the error is that of their differences.
     gain, error = gain_of(gates["champion"], gates["challenger"], recipe.metric)
     # A model that copies its source has good likelihoods of what does not change: it never replaces one.
@@ -139,6 +145,13 @@ def _check_kinds(recipe: GateRecipe) -> None:
             f"metric = 'nats': champion reads {kinds['champion']}, challenger {kinds['challenger']}, whose tokens "
             "differ; choose metric = 'preference'"
         )
+
+
+def _have_equal_tokens(champion: Gate, challenger: Gate) -> bool:
+    # Models of codes have those of their codec in common, or are refused.
+    if champion.tokens_B is None or challenger.tokens_B is None:
+        return True
+    return np.array_equal(champion.tokens_B, challenger.tokens_B)
 
 
 def _check_codes(recipe: GateRecipe, name: str, codec_id: str) -> None:

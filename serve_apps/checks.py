@@ -80,7 +80,7 @@ def _check_pipeline(folder: str, table: EditorTable) -> None:
 
     # Its import says which optional packages are not there.
     with quiet_transformers():
-        check_editor_folder(folder, table.pipeline, safety_checker=table.safety_checker)
+        check_editor_folder(folder, table.pipeline, safety_checker=table.safety_checker, scheduler=table.scheduler)
         name = table.pipeline or name_pipeline(Path(folder))
         arguments = list_call_settings(find_editor_class(name))
     if unknown := [key for key in table.settings if key not in arguments]:

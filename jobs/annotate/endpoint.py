@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -46,6 +47,13 @@ class EndpointSettings(Recipe):
     def _check_both(self) -> Self:
         if bool(self.base_url) != bool(self.model):
             raise ValueError("base_url and model belong together")
+        # Recipes are recorded, and the address is in messages.
+        address = urlsplit(self.base_url)
+        if address.username or address.password:
+            raise ValueError(
+                "base_url holds a name or a password, which run.json would show; put the key into the environment "
+                f"variable {self.api_key_variable}"
+            )
         return self
 
 

@@ -1,5 +1,6 @@
 """Hold a proposed pair on its way through the filters, and split work into batches. Knows neither codec nor IDM."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,6 +79,8 @@ class Pair:
         """
         # What was not measured, or not reached, is null.
         frames, action = self.video["keyframes"], self.action
+        # An endpoint may report no token of an answer without words.
+        is_scored = action is not None and not math.isnan(action.logprob)
         hashes = self.hashes() if filters.near_duplicate != "off" else (None, None)
         return {
             "triplet_id": stable_id(dataset, *self.id_parts()),
@@ -92,8 +95,8 @@ class Pair:
             "changed_codes": self.changed_codes,
             "changed_share": None if self.changed_codes is None else self.changed_codes / self.num_codes,
             "action": action.text if action else None,
-            "action_logprob": action.logprob if action else None,
-            "action_tokens": action.num_tokens if action else None,
+            "action_logprob": action.logprob if action and is_scored else None,
+            "action_tokens": action.num_tokens if action and is_scored else None,
             "outcome": "filtered" if self.reason else "ok",
             "reason": self.reason,
             "findings": self.findings,

@@ -3,7 +3,9 @@
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jobs.bootstrap.graph import Graph
 from jobs.bootstrap.plan import Stage
@@ -118,11 +120,19 @@ def _describe_state(stage: Stage, folder: Path) -> str:
     if record is None:
         return "to do"
     old, new = record.get("recipe") or {}, stage.recipe.model_dump(mode="json")
-    # The evaluation records the column that it has found.
-    if isinstance(stage.recipe, EvaluateRecipe) and stage.recipe.subset == "auto":
-        new["subset"] = old.get("subset")
+    if isinstance(stage.recipe, EvaluateRecipe):
+        _take_recorded(new, old)
     is_same = stage.recipe.identity_settings(old) == stage.recipe.identity_settings(new)
     return "complete" if is_same else "complete, of another recipe"
+
+
+def _take_recorded(new: dict[str, Any], old: Mapping[str, Any]) -> None:
+    """Put what an evaluation has recorded in place of ``auto``: the column, how each model exchanges images."""
+    if new["subset"] == "auto":
+        new["subset"] = old.get("subset")
+    for name, model in new["models"].items():
+        if model["reads"] == "auto":
+            model["reads"] = ((old.get("models") or {}).get(name) or {}).get("reads", "auto")
 
 
 def _list_warnings(stage: Stage) -> list[str]:

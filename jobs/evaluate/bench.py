@@ -2,10 +2,11 @@
 
 import torch
 
-from jobs.evaluate.entries import build_entries, check_codec_and_base
+from jobs.evaluate.entries import build_entries, check_codec_and_base, reads_opposites
 from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.shared.devices import check_device
 from wm.dynamics import check_draft_length
+from wm.errors import InputError
 from wm.evaluation.bench import Bench
 from wm.evaluation.counterfactuals import (
     Counterfactuals,
@@ -16,6 +17,7 @@ from wm.evaluation.counterfactuals import (
 from wm.evaluation.heldout import HeldOut, choose_subset, read_held_out
 from wm.models import is_adapter, load_codec, model_folder
 from wm.models.sharing import check_shareable
+from wm.nano.world.scenes import SIDE_PX
 
 
 def build_bench(recipe: EvaluateRecipe) -> Bench:
@@ -40,6 +42,11 @@ def build_bench(recipe: EvaluateRecipe) -> Bench:
         check_draft_length(recipe.search.num_draft_tokens, codec.tokens_per_image)
         # Predictions are compared as images.
         codec.check_decoder()
+    elif recipe.judge == "oracle" and recipe.image_side_px != SIDE_PX:
+        raise InputError(
+            f"image_side_px = {recipe.image_side_px}: judge = 'oracle' reads images of {SIDE_PX} px, and no model has "
+            f"a codec that decides their size; give image_side_px={SIDE_PX}"
+        )
     # 3. The triplets and their judge.
     subset = choose_subset(recipe.triplets) if recipe.subset == "auto" else recipe.subset
     held_out = read_held_out(
@@ -50,7 +57,7 @@ def build_bench(recipe: EvaluateRecipe) -> Bench:
         from jobs.evaluate.oracle import build_oracle
 
         judge_many, action_is_right, opposites = build_oracle(held_out)
-    is_contradicted = recipe.probe or recipe.action_margins
+    is_contradicted = reads_opposites(recipe, entries)
     counterfactuals = find_counterfactuals(recipe, held_out, opposites) if is_contradicted else None
     return Bench(
         held_out=held_out,

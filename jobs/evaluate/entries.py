@@ -1,6 +1,7 @@
 """Build the models that a recipe names, and check each before any is loaded."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 from jobs.evaluate.recipe import EvaluateRecipe
@@ -39,7 +40,14 @@ def build_entries(recipe: EvaluateRecipe) -> dict[str, Entry]:
         )  # fmt: skip
     if not entries:
         raise InputError("nothing to evaluate: give base, or models as tables [models.NAME]")
-    return {name: _check_entry(entry, entries, recipe) for name, entry in entries.items()}
+    checked = {name: _check_entry(entry, entries, recipe) for name, entry in entries.items()}
+    # An option that does nothing is a mistake of whoever gave it.
+    if recipe.action_margins and not any(entry.takes_margins(True) for entry in checked.values()):
+        raise InputError(
+            "action_margins = true measures forward models by their verifier, and none has one: give idm=NAME, an "
+            "entry with role=idm, or leave it out"
+        )
+    return checked
 
 
 def record_kinds(recipe: EvaluateRecipe, entries: dict[str, Entry]) -> EvaluateRecipe:
@@ -54,6 +62,16 @@ def record_kinds(recipe: EvaluateRecipe, entries: dict[str, Entry]) -> EvaluateR
         for name, model in recipe.models.items()
     }
     return recipe.model_copy(update={"models": models})
+
+
+def reads_opposites(recipe: EvaluateRecipe, entries: Mapping[str, Entry]) -> bool:
+    """Return whether actions that contradict the true ones are asked about: by the probe, or by a verifier.
+
+    Args:
+        recipe: What is measured.
+        entries: Its models.
+    """
+    return recipe.probe or any(entry.takes_margins(recipe.action_margins) for entry in entries.values())
 
 
 def _check_entry(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe) -> Entry:
@@ -107,7 +125,7 @@ def _find_kind(entry: Entry, recipe: EvaluateRecipe) -> ModelKind:
         editor = (model.editor if model is not None else None) or EditorSettings()
         check_editor_folder(
             entry.path, editor.pipeline, safety_checker=editor.safety_checker, settings=editor.settings,
-            scheduler=editor.scheduler,
+            scheduler=editor.scheduler, table=f"{key}.editor.",
         )  # fmt: skip
     elif model is not None and model.editor is not None:
         raise InputError(f"{key}.editor: {entry.path} is no image editor; leave it out")

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.evaluate import report
 from jobs.evaluate.bench import build_bench
-from jobs.evaluate.entries import build_entries, record_kinds
+from jobs.evaluate.entries import build_entries, reads_opposites, record_kinds
 from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.evaluate.workers import parts_folder, run_units
 from jobs.shared.cluster_size import fit_to_cluster
@@ -106,7 +106,7 @@ def _digest_inputs(recipe: EvaluateRecipe, entries: Mapping[str, Entry]) -> dict
     """Digest what the figures are of: triplets, models, contradicting actions, and how rows get their seeds."""
     inputs = {"triplets": digest_of(recipe.triplets)}
     inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
-    if (recipe.probe or recipe.action_margins) and recipe.counterfactuals:
+    if recipe.counterfactuals and reads_opposites(recipe, entries):
         inputs["counterfactuals"] = digest_of(recipe.counterfactuals)
     inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
     return inputs
@@ -118,7 +118,7 @@ def _print_notices(recipe: EvaluateRecipe, bench: Bench, is_auto: bool) -> None:
         report.print_crossing(recipe, labels)
     if is_auto and recipe.subset == "class_label":
         report.print_choice(recipe, _list_classes(recipe))
-    if recipe.probe:
+    if reads_opposites(recipe, bench.entries):
         report.print_counterfactuals(bench.counterfactuals)
 
 
@@ -135,13 +135,15 @@ def _list_decodings(entries: Mapping[str, Entry], units: Sequence[Unit], parts: 
 def _count_editor_failures(entries: Mapping[str, Entry], units: Sequence[Unit], parts: Path) -> dict[str, int]:
     """Count and print the images that editors withheld, and the actions that they cut; return the counts above 0."""
     counts: Counter[str] = Counter()
-    for unit in units:
-        if entries[unit.entry].kind == "editor":
-            facts = load_part(unit.file(parts))[0]
-            report.print_editor_failures(unit.entry, facts.get("withheld", {}), facts.get("cut_actions", 0))
-            counts.update(
-                {"withheld": sum(facts.get("withheld", {}).values()), "cut_actions": facts.get("cut_actions", 0)}
-            )
+    for name in [name for name, entry in entries.items() if entry.kind == "editor"]:
+        facts = {unit: load_part(unit.file(parts))[0] for unit in units if unit.entry == name}
+        sampled, contradicted = Counter[str](), Counter[str]()
+        for unit, of_unit in facts.items():
+            (contradicted if unit.ask == "margin" else sampled).update(of_unit.get("withheld", {}))
+        # The same actions are cut whatever the sampling seed.
+        cut_actions = max((of_unit.get("cut_actions", 0) for of_unit in facts.values()), default=0)
+        report.print_editor_failures(name, sampled, contradicted, cut_actions)
+        counts.update({"withheld": sampled.total() + contradicted.total(), "cut_actions": cut_actions})
     return {name: count for name, count in counts.items() if count}
 
 

@@ -81,18 +81,25 @@ def print_tables(tables: Tables, counts: dict[str, int], path: Path) -> None:
     print(f"evaluated {counts['models']} models on {counts['triplets']} triplets: {path}")
 
 
-def print_editor_failures(name: str, withheld: Mapping[str, int], cut_actions: int) -> None:
+def print_editor_failures(
+    name: str, withheld: Mapping[str, int], contradicted: Mapping[str, int], cut_actions: int
+) -> None:
     """Print what an image editor did not give, or did not read.
 
     Args:
         name: Of its entry.
-        withheld: Images by reason.
+        withheld: Images under the true actions, by reason.
+        contradicted: The same under other actions, which action sensitivity compares.
         cut_actions: Triplets whose action is longer than it reads.
     """
-    # Both change what a figure is of, so that neither may pass in silence.
-    if withheld:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(withheld.items()))
-        print(f"models.{name} withheld images ({reasons}); further candidates took their places")
+    # All change what a figure is of, so that none may pass in silence.
+    for images, outcome in (
+        (withheld, "further candidates took their places"),
+        (contradicted, "under other actions; action sensitivity leaves these triplets out"),
+    ):
+        if images:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(images.items()))
+            print(f"models.{name} withheld images ({reasons}); {outcome}")
     if cut_actions:
         print(
             f"warning: models.{name} does not read {cut_actions:,} actions to their end: they are longer than its text "

@@ -27,7 +27,7 @@ class PredictRecipe(RolesRecipe):
     }
 
     image: InputPath = ""
-    """The source image (PNG, JPEG, WebP, BMP), cut to the models' square."""
+    """The source image (PNG, JPEG, WebP, BMP), cut to its middle square where one of the models has image codes."""
     actions: list[str] = []
     """With image: what is done, one action after the other."""
     tree: list[list[str]] | None = Field(default=None, min_length=1)

@@ -128,12 +128,12 @@ def count_parts(files: list[Path], num_triplets: int) -> dict[str, object]:
         num_triplets: Those that were predicted for.
 
     Returns:
-        ``triplets`` with a prediction and ``rows``; ``draws`` in all and ``draws_each``, the mean candidates of a
+        ``triplets`` with a prediction and ``rows``; ``draws`` in all and ``draws_each``, the mean candidates of such a
         triplet; ``mean_logprob``, nats an action token; ``unchanged_share``, the mean share of the source that is
         unchanged. Where an editor gave no image for some candidates, ``withheld`` by reason and
         ``triplets_without_image``. Means of nothing are absent.
     """
-    columns = ["rank", "draws", "logprob", "action_tokens", "unchanged_share"]
+    columns = ["triplet_id", "rank", "draws", "logprob", "action_tokens", "unchanged_share"]
     # Without partitioning: a folder such as runs/rank=8 is a name, not a column.
     table = pq.read_table(files, columns=columns, partitioning=None)
     best = table.filter(pc.equal(table["rank"], 0)).to_pandas()
@@ -146,12 +146,21 @@ def count_parts(files: list[Path], num_triplets: int) -> dict[str, object]:
             "unchanged_share": float(best["unchanged_share"].mean()),
         }
     # Of the files, so that parts of an earlier attempt count too.
-    reasons = Counter[str]()
-    for file in map(rejects_file, files):
-        if file.exists():
-            reasons.update(pq.read_table(file, columns=["reason"], partitioning=None).column("reason").to_pylist())
-    if reasons:
-        counts |= {"withheld": dict(sorted(reasons.items())), "triplets_without_image": num_triplets - len(best)}
+    rejects = [
+        row
+        for file in map(rejects_file, files)
+        if file.exists()
+        for row in pq.read_table(file, columns=["uri", "reason"], partitioning=None).to_pylist()
+    ]
+    if rejects:
+        # Candidates of a triplet without a row are sampled all the same.
+        have_row = set(best["triplet_id"])
+        num_without_row = sum(row["uri"] not in have_row for row in rejects)
+        counts |= {
+            "draws": int(best["draws"].sum()) + num_without_row,
+            "withheld": dict(sorted(Counter(row["reason"] for row in rejects).items())),
+            "triplets_without_image": num_triplets - len(best),
+        }
     return counts
 
 

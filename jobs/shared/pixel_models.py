@@ -18,7 +18,7 @@ def check_pixel_idm(path: str, base: str | None, prompt: str) -> None:
     from wm.files.mirror import uri_of
     from wm.models import is_adapter, model_folder
     from wm.models.manifest import adapter_base, read_manifest
-    from wm.models.pixels.chats import PROMPT, check_no_special
+    from wm.models.pixels.chats import PROMPT
     from wm.models.pixels.folders import check_pixel_folder, load_pixel_processor
 
     folder, question = model_folder(path), prompt or PROMPT
@@ -29,7 +29,4 @@ def check_pixel_idm(path: str, base: str | None, prompt: str) -> None:
     if uri_of(folder) is not None:
         return
     check_pixel_folder(folder)
-    processor = load_pixel_processor(folder, question)
-    # It would end the question, or open a third image.
-    check_no_special(processor.tokenizer, prompt, "prompt")
-    check_two_images(processor, question, folder)
+    check_two_images(load_pixel_processor(folder, question), question, folder)

@@ -9,6 +9,7 @@ from wm.dynamics.vlm_scorer import VLMScorer
 from wm.errors import InputError
 from wm.evaluation.pixel_gates import PixelGateSet, pixel_gate, read_pixel_gate_set
 from wm.evaluation.report.storyboard import CHOSEN, OTHER, Column, Shot
+from wm.models.pixels.chats import count_tokens
 from wm.models.pixels.model import PixelModel
 from wm.training import TrainRecipe
 from wm.training.monitoring.evaluation import EvaluationResult, Sample
@@ -43,14 +44,21 @@ class PixelEvaluator:
         self._sample_triplets: PixelGateSet
 
     def prepare(self, vlm: PixelModel) -> None:
-        """Load the held-out triplets.
+        """Load the held-out triplets, and check that the model can read their actions.
 
         Args:
-            vlm: The model; not used.
+            vlm: The model.
+
+        Raises:
+            InputError: An action is empty or holds a special token.
         """
         settings = self._recipe.eval
         self._triplets = read_pixel_gate_set(settings.triplets, limit=settings.limit)
         self._sample_triplets = read_pixel_gate_set(settings.triplets, limit=settings.sample_rows)
+        # Now and not at the first evaluation, after hours of training.
+        for name, action in zip(self._triplets.ids, self._triplets.actions, strict=True):
+            kind = f"{settings.triplets}: triplet {name}: action"
+            count_tokens(vlm.processor.tokenizer, vlm.prefix, action, kind)
 
     def evaluate(self, vlm: PixelModel) -> EvaluationResult:
         """Compute the figures of :func:`wm.evaluation.pixel_gates.pixel_gate`.

@@ -189,7 +189,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_resumes(
 
     train = importlib.import_module("jobs.train")
     with monkeypatch.context() as patch:
-        patch.setattr("wm.training.loop.save_model", full)
+        patch.setattr("wm.training.trained_models.save_model", full)
         assert train.main(argv) == 1
     told = capsys.readouterr().err
     assert "error: [Errno 28] No space left on device: 'o/model'\n" in told

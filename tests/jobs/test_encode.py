@@ -1,11 +1,13 @@
 """Codes for triplets that have none, or another codec's: all else of a row stays."""
 
+import pyarrow as pa
 import pytest
 
 from jobs import encode
 from jobs.encode import EncodeRecipe, run
 from tests.helpers.evaluate_data import ACTIONS, ITEMS, noise_pair, write_triplets
 from wm.errors import InputError
+from wm.evaluation.counterfactuals import read_counterfactual_column
 from wm.evaluation.heldout import read_held_out
 from wm.models import load_codec
 from wm.packaged import resolve_packaged
@@ -54,11 +56,11 @@ def test_a_damaged_image_is_a_reject_and_a_killed_run_resumes(tiny_base, tmp_pat
     write_table(broken[1:2], triplets / "part-1.parquet", TRIPLET_SCHEMA)
     one, direct, files = recipe_of(triplets, tiny_base, tmp_path / "out"), encode._encode_file, []
 
-    def stop_at_the_second(recipe, codec, file):
+    def stop_at_the_second(recipe, codec, file, name):
         if files:
             raise KeyboardInterrupt
         files.append(file.name)
-        direct(recipe, codec, file)
+        direct(recipe, codec, file, name)
 
     monkeypatch.setattr(encode, "_encode_file", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
@@ -85,3 +87,16 @@ def test_bad_input_is_named_before_anything_is_written(tiny_base, tmp_path, caps
         with pytest.raises(InputError, match=message):
             run(recipe_of(folder, codec, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_columns_of_the_users_own_and_equal_names_stay(tiny_base, tmp_path):
+    """A bench's opposite actions are a column, and several exports in one folder have files of one name."""
+    schema = TRIPLET_SCHEMA.append(pa.field("counterfactual_action", pa.string()))
+    (row, *_) = read_table(write_triplets(tmp_path / "set", noise_pair, ACTIONS[:1]), TRIPLET_SCHEMA).to_pylist()
+    for part in "ab":
+        named = row | {"triplet_id": part, "counterfactual_action": f"no {part}"}
+        write_table([named], tmp_path / "sets" / part / "part-0.parquet", schema)
+    counts = run(recipe_of(tmp_path / "sets", tiny_base, tmp_path / "out"))["counts"]
+    assert counts["triplets"] == 2 and read_counterfactual_column(tmp_path / "out") == {"a": "no a", "b": "no b"}
+    names = sorted(file.name for file in (tmp_path / "out" / "triplets").iterdir())
+    assert names == ["a__part-0.parquet", "b__part-0.parquet"]

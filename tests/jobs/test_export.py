@@ -234,6 +234,15 @@ def test_several_processes_write_the_same_files(world: Path, tmp_path: Path, ray
         shard_rows=1,
         resources={"num_workers": 2},
     )
+    # Whether the other task has written its part by then is a matter of time: see the next test for what is kept.
+    with pytest.raises(InputError, match=r"0001 in .* has no source_image"):
+        run(bad)
+
+
+def test_what_is_written_before_bad_input_is_kept(tmp_path: Path) -> None:
+    """In this process parts are written one after the other: the first is there when the second cannot be."""
+    write_table([triplet(0), triplet(1) | {"source_image": None}], tmp_path / "bad" / "a.parquet", TRIPLET_SCHEMA)
+    bad = recipe(tmp_path, tmp_path / "y", format="aurora", triplets=str(tmp_path / "bad"), shard_rows=1)
     with pytest.raises(InputError, match=r"0001 in .* has no source_image.*the same command resumes"):
         run(bad)
 

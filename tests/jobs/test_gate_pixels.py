@@ -10,6 +10,7 @@ from jobs.gate import GateRecipe
 from tests.helpers.pixel_training import write_pixel_triplets
 from wm.dynamics.vlm_scorer import load_vlm_scorer
 from wm.errors import InputError
+from wm.evaluation.gates import Gate
 from wm.evaluation.pixel_gates import read_pixel_gate_set
 from wm.nano.pixel_preset import write_random_pixel_base
 
@@ -42,3 +43,19 @@ def test_the_likelier_of_two_replaces_the_other(tiny_base: Path, tmp_path: Path)
         with pytest.raises(InputError, match=message):
             gate_job.run(wrong)
     assert not (tmp_path / "wrong").exists()
+
+
+def test_nats_of_other_tokens_do_not_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    triplets = write_pixel_triplets(tmp_path / "triplets", 4)
+    for seed, name in enumerate(("one", "two")):
+        write_random_pixel_base(tmp_path / name, seed=seed)
+    gates = {
+        str(tmp_path / name): Gate(np.ones(4), {}, tokens_B=np.full(4, count))
+        for name, count in (("one", 3.0), ("two", 4.0))
+    }
+    monkeypatch.setattr(gate_job, "_evaluate", lambda recipe, path: gates[path])
+    values = {"champion": str(tmp_path / "one"), "challenger": str(tmp_path / "two"), "role": "idm"}
+    recipe = GateRecipe(**values, triplets=str(triplets), out=str(tmp_path / "out"))
+    with pytest.raises(InputError, match=r"cut the actions into other tokens, .*; choose metric = 'preference'"):
+        gate_job.run(recipe)
+    assert not (tmp_path / "out" / "model").exists() and not (tmp_path / "out" / "run.json").exists()

@@ -139,7 +139,7 @@ def test_triplets_resume_and_withheld_images_are_rejects(folders, world, triplet
     assert all(np.abs(images[key].astype(int) - expected[key]).max() <= 1 for key in expected)
     assert {(row["codec"], row["codes"], row["draws"]) for row in written} == {(None, None, 2)}
     assert counts["withheld"] == {"safety_checker": sum(withheld)} and counts["triplets"] + withheld.count(2) == 4
-    assert counts["triplets_without_image"] == withheld.count(2)
+    assert counts["triplets_without_image"] == withheld.count(2) and counts["draws"] == 4 * 2
     rejects = read_table(tmp_path / "out/rejects", REJECT_SCHEMA).to_pylist()
     assert len(rejects) == sum(withheld) and {row["stage"] for row in rejects} == {"predict"}
     assert (tmp_path / "out/storyboard.png").exists()
@@ -188,11 +188,13 @@ def test_bad_input_is_one_line_before_weights(folders, image_file, tmp_path, mon
     for more, message in (
         ({"search": {"num_draft_tokens": 2}}, "search.num_draft_tokens = 2: an image editor has no tokens to draft"),
         ({"sampling": {"top_k": 3}}, "sampling.top_k = 3: it is for models of image codes"),
-        ({"editor": {"settings": {"strength": 0.5}}}, "settings.strength: StableDiff.* takes no such argument"),
+        ({"editor": {"settings": {"strength": 0.5}}}, "^editor.settings.strength: StableDiff.* takes no such argument"),
         ({"resources": {"base_sharing": "shared"}}, "base_sharing = shared is for two adapters"),
         ({"fdm": folders.reader}, "fdm = .* reads images and makes none; expected a unified model or an editor"),
         ({"idm": folders.editor}, "idm = .* is an image editor: it makes images and says no action"),
         ({"fdm": folders.base}, "editor.resolution = 64, but fdm = .* is no image editor"),
+        ({"idm": folders.reader, "pixels": {"base": folders.reader}}, "pixels.base = .* idm = .* is no adapter; leave"),
+        ({"idm": folders.reader, "pixels": {"prompt": "</s>"}}, "prompt '</s>' holds a special token of the model"),
         ({"pixels": {"prompt": "What?"}}, "pixels.prompt = 'What?', but idm = .* is no model that reads pixels"),
     ):
         values = {"fdm": folders.editor, "idm": "nano:idm", "out": str(tmp_path / "out")}

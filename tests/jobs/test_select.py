@@ -277,7 +277,7 @@ def test_a_killed_run_leaves_nothing_in_the_next(tmp_path: Path, monkeypatch: py
         patch.setattr(jobs.select.files, "choose", broken)
         with pytest.raises(OSError, match="No space left"):
             run(recipe_)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.unfinished.json", "selection"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "run.unfinished.json", "selection"]
     (tmp_path / "out" / "selection" / "part-00099.parquet").write_bytes(b"of a killed run")
     (tmp_path / "out" / ".work" / "candidates").mkdir(parents=True)
     run(recipe_)

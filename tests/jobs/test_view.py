@@ -68,7 +68,7 @@ def test_a_killed_run_leaves_no_page_and_goes_on(tmp_path: Path, monkeypatch: py
         patch.setattr("wm.viewer.build.build_details", fail)
         with pytest.raises(KeyboardInterrupt):
             run(recipe(tmp_path))
-    assert sorted(path.name for path in (tmp_path / "view").iterdir()) == ["run.unfinished.json"]
+    assert sorted(path.name for path in (tmp_path / "view").iterdir()) == [".lock", "run.unfinished.json"]
     (tmp_path / "view" / ".page.tmp").mkdir()  # what a kill -9 would have left
     assert run(recipe(tmp_path))["counts"]["shown"] == 40
     assert sorted(path.name for path in (tmp_path / "view").iterdir()) == ["index.html", "page", "run.json"]

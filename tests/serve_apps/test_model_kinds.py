@@ -48,6 +48,7 @@ def dry_run(folders_by_kind, capsys, monkeypatch):
         ([FDM, IDM, "base=CODES"], "neither model has image codes; of idm give pixels.base"),
         (["fdm=CODES", IDM, "pixels.base=CODES"], "is no adapter; leave it out"),
         ([FDM, IDM, "editor.pipeline=QwenImageEditPipeline"], "names the pipeline"),
+        ([FDM, IDM, "editor.scheduler=Euler"], "scheduler = 'Euler': diffusers "),
         ([FDM, IDM, "editor.settings.steps=3"], "editor.settings.steps: " + PIPELINE + " takes no such argument"),
         ([FDM, IDM, "editor.resolution=4096"], "editor.resolution = 4096"),
     ],

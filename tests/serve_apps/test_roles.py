@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import threading
 
 import httpx2
 import numpy as np
@@ -71,16 +72,34 @@ def test_one_process_answers_as_two_do_bit_for_bit(folders, settings):
 
 
 def test_scores_of_many_requests_are_batched_and_equal(folders, monkeypatch):
-    fdm, _ = local_servers(recipe_of(folders))
-    sizes, score = [], idm_server._score
-    monkeypatch.setattr(idm_server, "_score", lambda model, calls: sizes.append(len(calls)) or score(model, calls))
+    fdm, idm = local_servers(recipe_of(folders))
+    sizes, waiting, all_wait = [], [], threading.Event()
+    score, batch = idm_server._score, idm._thread.batch
     requests = [request_of(seed=seed, best_of=4, n=1) for seed in range(8)]
+
+    async def wait_in_batch(*item):
+        task = asyncio.ensure_future(batch(*item))
+        # The task's first step, which comes before this one's next, puts the item where the thread takes it from.
+        await asyncio.sleep(0)
+        waiting.append(item)
+        if len(waiting) == len(requests):
+            all_wait.set()
+        return await task
+
+    def score_when_all_wait(model, calls):
+        assert all_wait.wait(60)
+        sizes.append(len(calls))
+        return score(model, calls)
+
+    monkeypatch.setattr(idm._thread, "batch", wait_in_batch)
+    monkeypatch.setattr(idm_server, "_score", score_when_all_wait)
 
     async def all_at_once():
         return await asyncio.gather(*(fdm.predict(request, SOURCE) for request in requests))
 
     together = asyncio.run(all_at_once())
-    assert sum(sizes) == 8 and len(sizes) <= 4
+    # Those that came while the first call was at work are one batch.
+    assert sum(sizes) == 8 and len(sizes) <= 2
     other = separate(recipe_of(folders))
     for request, result in zip(requests, together, strict=True):
         alone = asyncio.run(other.predict(request, SOURCE))

@@ -84,7 +84,7 @@ def test_packaged_recipes_are_found_from_any_folder(tmp_path, monkeypatch):
     [
         ("nano/dmeo", "did you mean nano/demo?"),
         ("jobs/recipes/paper/c-idm.toml", "did you mean paper/c-idm?"),
-        ("zzz", "those installed with the package are data/aurora-ag, "),
+        ("zzz", "those installed with the package are bases/qwen3-vl-idm, data/aurora-ag, "),
     ],
 )
 def test_an_unknown_recipe_names_the_nearest(name, hint, tmp_path, monkeypatch):

@@ -185,7 +185,8 @@ class ImageEditor:
             InputError: The pipeline cannot be called with these settings.
         """
         # 1. Prepare sources one by one: their sizes differ. Rows of one source share its array.
-        fitted = {id(source): self.fit_source(source) for source in sources}
+        distinct = {id(source): source for source in sources}
+        fitted = {key: self.fit_source(source) for key, source in distinct.items()}
         images = [fitted[id(source)] for source in sources]
         keys = [self._batch_key(row, id(sources[row]), images[row], actions[row]) for row in range(len(sources))]
         groups: dict[object, list[int]] = defaultdict(list)

@@ -51,13 +51,14 @@ def list_call_settings(pipeline: Any) -> dict[str, object]:
     }
 
 
-def check_call_settings(pipeline: Any, name: str, settings: Collection[str]) -> None:
+def check_call_settings(pipeline: Any, name: str, settings: Collection[str], table: str = "") -> None:
     """Check that a pipeline's call takes settings.
 
     Args:
         pipeline: Of diffusers, or its class.
         name: That of the class.
         settings: Names.
+        table: Recipe's table that they are in, with its dot.
 
     Raises:
         InputError: One is no argument of the call, or one that is not a setting.
@@ -65,7 +66,7 @@ def check_call_settings(pipeline: Any, name: str, settings: Collection[str]) -> 
     allowed = list_call_settings(pipeline)
     if unknown := [key for key in settings if key not in allowed]:
         raise InputError(
-            f"settings.{unknown[0]}: {name} takes no such argument; expected one of {', '.join(sorted(allowed))}"
+            f"{table}settings.{unknown[0]}: {name} takes no such argument; expected one of {', '.join(sorted(allowed))}"
         )
 
 

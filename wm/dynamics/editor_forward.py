@@ -21,9 +21,10 @@ from wm.dynamics.settings import Search
 from wm.errors import InputError
 from wm.images import Pixels
 from wm.models.kinds import ModelKind
-from wm.models.manifest import model_folder
+from wm.models.manifest import fetch_model, model_folder
 from wm.models.pipeline_folders import fingerprint_pipeline, name_pipeline, name_precision
 from wm.models.pipelines import find_editor_class, find_scheduler_class, load_pipeline, read_parts
+from wm.models.remote import is_in_bucket
 from wm.sampling.noise import Sampling
 
 BATCH_SIZE = 8
@@ -78,7 +79,7 @@ class EditorForward:
         # Others read long texts, or have a second reader that does.
         if name in _CLIP_ONLY:
             tokenizer = self.editor.pipeline.tokenizer
-            count = len(tokenizer(action, truncation=False).input_ids)
+            count = len(tokenizer(action, truncation=False, verbose=False).input_ids)
             if count > tokenizer.model_max_length:
                 raise InputError(
                     f"action {action!r:.60} has {count} tokens with their ends; {name} reads "
@@ -204,7 +205,7 @@ def load_editor_forward(
     Raises:
         InputError: As :func:`wm.models.pipelines.load_pipeline`; or a setting is none of the pipeline's call.
     """
-    folder = model_folder(path)
+    folder = fetch_model(path)
     # The folder's word alone is enough: what it names must be an editor of diffusers.
     class_name = pipeline or name_pipeline(folder)
     loaded = load_pipeline(
@@ -227,6 +228,7 @@ def check_editor_folder(
     safety_checker: bool = True,
     settings: Collection[str] = (),
     scheduler: str = "",
+    table: str = "",
 ) -> None:
     """Check all of an editor that needs no weights: they take minutes to load.
 
@@ -236,6 +238,7 @@ def check_editor_folder(
         safety_checker: Whether the folder's safety checker will be loaded.
         settings: Names of the arguments that its call will be given.
         scheduler: Class of diffusers that will replace the folder's scheduler; empty: none.
+        table: Recipe's table of these settings, with its dot, for errors.
 
     Raises:
         InputError: diffusers is not installed; the folder is damaged, names code or no editor; a setting is none of its
@@ -243,7 +246,9 @@ def check_editor_folder(
     """
     folder = model_folder(path)
     class_name = pipeline or name_pipeline(folder)
-    read_parts(folder, class_name, [] if safety_checker else ["safety_checker"])
-    check_call_settings(find_editor_class(class_name), class_name, settings)
+    # Of a bucket only the index is here: whoever loads the editor fetches its parts, and checks them.
+    if not is_in_bucket(folder):
+        read_parts(folder, class_name, [] if safety_checker else ["safety_checker"])
+    check_call_settings(find_editor_class(class_name), class_name, settings, table)
     if scheduler:
         find_scheduler_class(scheduler)

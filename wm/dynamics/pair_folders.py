@@ -23,6 +23,8 @@ from wm.models.folder_checks import read_json
 from wm.models.kinds import ModelKind
 from wm.models.manifest import adapter_base, is_adapter, model_folder, read_adapter_manifest, read_manifest
 from wm.models.pixels.folders import check_pixel_folder, load_pixel_processor
+from wm.models.remote import is_in_bucket
+from wm.models.unreadable import hub_hint
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class PairFolders:
             editor = self.editor
             check_editor_folder(
                 self.fdm, editor.pipeline, safety_checker=editor.safety_checker, settings=editor.settings,
-                scheduler=editor.scheduler,
+                scheduler=editor.scheduler, table="editor.",
             )  # fmt: skip
         if idm_kind == "pixels":
             self._check_reads_pixels()
@@ -91,6 +93,8 @@ class PairFolders:
             self.editor.check_unused(self.fdm)
         if idm_kind != "pixels":
             self.pixels.check_unused(self.idm)
+        elif self.pixels.base:
+            self._check_pixels_base(self.pixels.base)
         return fdm_kind, idm_kind
 
     def codec_folder(self, role: str) -> str:
@@ -167,10 +171,19 @@ class PairFolders:
         folder, base = model_folder(self.idm), self._base_of("idm")
         if is_adapter(folder):
             folder = adapter_base(folder, base) if read_manifest(folder) or base is None else model_folder(base)
+        # Of a bucket only the configuration is here: whoever loads the model fetches the rest, and checks it.
+        if is_in_bucket(folder):
+            return
         check_pixel_folder(folder)
         # The question is tried too: a template may leave an image out.
         prompt = self.pixels.arguments()["prompt"]
         check_two_images(load_pixel_processor(folder, prompt), prompt, folder)
+
+    def _check_pixels_base(self, base: str) -> None:
+        if not is_adapter(self.idm):
+            raise InputError(f"pixels.base = {base!r}, but idm = {self.idm!r} is no adapter; leave it out")
+        if not model_folder(base).is_dir():
+            raise InputError(f"pixels.base = {base!r}: no such model folder{hub_hint(base)}")
 
     def _check_reads_codes(self) -> None:
         folder = model_folder(self.idm)

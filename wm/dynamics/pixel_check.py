@@ -21,7 +21,7 @@ from wm.dynamics.vlm_scoring import score_pairs
 from wm.errors import InputError
 from wm.images import Pixels
 from wm.models.folder_checks import one_line, refusing
-from wm.models.pixels.chats import write_chat
+from wm.models.pixels.chats import check_no_special, write_chat
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +74,11 @@ def check_two_images(processor: Any, prompt: str, folder: Path) -> None:
         folder: Named in errors.
 
     Raises:
-        InputError: The template leaves an image out, or the processor takes one alone.
+        InputError: The prompt holds a special token, the template leaves an image out, or the processor takes one
+            alone.
     """
+    # It would end the question, or open a third image.
+    check_no_special(processor.tokenizer, prompt, "prompt")
     prefix, token = write_chat(processor, prompt), getattr(processor, "image_token", None)
     if token is not None and prefix.count(token) != 2:
         raise InputError(

@@ -28,6 +28,7 @@ from wm.models.checkpoints import base_of
 from wm.models.identity import base_id_of
 from wm.models.kinds import ModelKind
 from wm.models.manifest import ADAPTER_CONFIG, fetch_model, is_adapter, read_manifest
+from wm.models.pixels.chats import check_length
 from wm.models.pixels.folders import check_pixel_folder, load_pixel_model, load_pixel_processor
 from wm.models.remote import fetch_all
 from wm.sampling.batches import halving, rows_at_once
@@ -113,6 +114,8 @@ class PixelInverse:
                 sources[start:stop], targets[start:stop], sampling=sampling, seeds=seeds[start:stop],
                 max_new_tokens=max_new_tokens,
             )  # fmt: skip
+            # The end is sampled and not read: it needs no position.
+            check_length(self.scorer.model, batch.longest_prompt + max_new_tokens, max_new_tokens)
             actions.extend(
                 ScoredAction(self.decode([token.id for token in row]), sum(token.logprob for token in row), len(row))
                 for row in batch.complete()

@@ -98,11 +98,15 @@ def predict_observations(
         on_round: Called after each round.
 
     Raises:
-        InputError: For images, actions or settings that do not fit the models.
+        InputError: For actions and settings that do not fit the models, before any work; and for such images.
     """
     sampling = sampling or Sampling()
     fdm.check_search(search, sampling)
     check_equal_lengths(sources=len(sources), actions=len(actions))
+    # An editor would cut a long action without an error, and scores of a bad one fail after all sampling.
+    for action in dict.fromkeys(actions):
+        fdm.check_action(action)
+        idm.check_action(action)
     seeds = expand_seeds(seed, len(sources))
     rows = [SearchState(*row, search, sampling) for row in zip(sources, actions, seeds, strict=True)]
     # Rounds, each in one batch, until every row is settled.
@@ -168,8 +172,8 @@ class SearchState:
         self.candidates = range(0) if self._is_settled() else next(self._rounds, range(0))
 
     def _is_settled(self) -> bool:
-        # Where no image could be made, others may do better.
-        if not self._images:
+        # Where no image could be made, others may do better; without a minimum gain all are sampled, whatever they are.
+        if not self._images or self._search.min_gain_nats is None:
             return False
         best = self.prediction().best
         # A copy of the source must not end the search: the guard ranks it last anyway.

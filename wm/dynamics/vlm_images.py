@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wm.dynamics.observation import Observation, pixels_of
-from wm.models.pixels.chats import begins, move_to
+from wm.models.pixels.chats import begins, move_to, process
 from wm.sampling.batches import halving
 
 _PAIRS_AT_ONCE = 8
@@ -143,14 +143,21 @@ class FeatureStore:
         # The last one is doubled where their number is odd.
         padded = [*pixels, pixels[-1]] if len(pixels) % 2 else list(pixels)
         num_pairs = len(padded) // 2
-        inputs = self._processor(
-            text=[self._prefix] * num_pairs,
-            images=[padded[2 * pair : 2 * pair + 2] for pair in range(num_pairs)],
-            padding=True,
-            add_special_tokens=not begins(self._prefix, self._processor.tokenizer.bos_token),
-            return_text_replacement_offsets=True,
-            return_tensors="pt",
-        )
+        pairs = [padded[2 * pair : 2 * pair + 2] for pair in range(num_pairs)]
+        try:
+            inputs = self._processor(
+                text=[self._prefix] * num_pairs,
+                images=pairs,
+                padding=True,
+                add_special_tokens=not begins(self._prefix, self._processor.tokenizer.bos_token),
+                return_text_replacement_offsets=True,
+                return_tensors="pt",
+            )
+        except ValueError:
+            # An image that the plain way does not take either is named, one by one; else it is the offsets' fault.
+            for pair in pairs:
+                process(self._processor, [self._prefix], [pair], padding_side="right")
+            raise
         if "text_replacement_offsets" not in inputs:
             raise UnsupportedModelError(f"{type(self._processor).__name__} does not say what stands for an image")
         placeholders = [item["replacement"] for row in inputs["text_replacement_offsets"] for item in row]

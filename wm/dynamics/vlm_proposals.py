@@ -130,6 +130,11 @@ class AnswerBatch:
         return int(self._prompts.mask.sum())
 
     @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt."""
+        return int(self._prompts.mask.sum(1).max())
+
+    @property
     def is_finished(self) -> bool:
         """Return whether all answers have their end."""
         return not any(self.is_open)

@@ -1,8 +1,8 @@
 """Score actions by any vision-language model of transformers that reads pixels: log p(action | two images).
 
 One adapter over ``AutoModelForImageTextToText`` and the model's own processor and chat template (Qwen2-VL,
-Qwen2.5-VL, the thinker of Qwen2.5-Omni, LLaVA, LLaVA-NeXT, LLaVA-Interleave, Janus, …). Such a model has no image
-codes, so it can score actions for the preference probe, and neither propose nor predict.
+Qwen2.5-VL, the thinker of Qwen2.5-Omni, LLaVA, LLaVA-NeXT, LLaVA-Interleave, Janus, …). Every row is read
+anew; :mod:`wm.dynamics.pixel_inverse` keeps what rows share, and proposes too.
 """
 
 from collections.abc import Sequence

@@ -53,6 +53,15 @@ class Entry:
         """Return whether it can be probed: an editor gives images, and no likelihood of one."""
         return self.kind != "editor"
 
+    def takes_margins(self, wish: bool | None) -> bool:
+        """Return whether action sensitivity is measured by its verifier.
+
+        Args:
+            wish: What was asked for; None: of models without likelihoods alone.
+        """
+        is_measured = not self.has_likelihoods if wish is None else wish
+        return self.role == "fdm" and bool(self.verifier) and is_measured
+
 
 @dataclass(frozen=True)
 class Bench:

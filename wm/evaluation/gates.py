@@ -62,6 +62,7 @@ class Gate:
     unchanged_share: float | None = None  # mean share of image tokens left as they are
     copies: float | None = None  # share of predictions that leave all, among triplets whose target differs
     true_unchanged_share: float | None = None  # of the true targets
+    tokens_B: Floats | None = None  # noqa: N815  # of a model that reads pixels: tokens of each action
     sensitivity: dict[str, GapSummary] = field(default_factory=dict)  # of an FDM: other action → the true one's lead
 
     @property

@@ -78,6 +78,7 @@ def score_other_predictions(
     sampling: Sampling,
     seed: int,
     batch_size: int,
+    num_draft_tokens: int = 0,
 ) -> tuple[dict[str, int], Arrays]:
     """Sample a prediction under each other action, and score the true action of it.
 
@@ -87,9 +88,10 @@ def score_other_predictions(
         held_out: The triplets.
         codec: Of models that read codes.
         others: As :func:`list_other_actions` returns them.
-        sampling: How images are sampled.
+        sampling: How codes are sampled; an editor has settings of its own.
         seed: Sampling seed of the run: a triplet's noise is that of the first candidate of its bank.
         batch_size: Rows of a pass.
+        num_draft_tokens: Codes drafted a pass, as for the bank.
 
     Returns:
         Images that were withheld, by reason; and arrays ``rows.OTHER``, numbers of triplets, and ``score.OTHER``,
@@ -98,6 +100,9 @@ def score_other_predictions(
     withheld: Counter[str] = Counter()
     arrays: Arrays = {}
     seeds = held_out.sampling_seeds(seed)
+    # Its own, as for the bank: an editor refuses settings of codes.
+    if fdm.kind == "editor":
+        sampling, num_draft_tokens = Sampling(), 0
     # Each is shown what it reads: a code model's source is the set's own codes.
     fdm_sources = held_out.observe("source", codec if fdm.kind == "codes" else None)
     idm_sources = held_out.observe("source", codec if verifier.kind == "codes" else None)
@@ -110,7 +115,8 @@ def score_other_predictions(
             with torch.inference_mode():
                 samples = fdm.sample(
                     [fdm_sources[row] for row, _ in part], [action for _, action in part], candidates=range(1),
-                    sampling=sampling, seeds=[seeds[row] for row, _ in part], batch_size=batch_size,
+                    sampling=sampling, seeds=[seeds[row] for row, _ in part], num_draft_tokens=num_draft_tokens,
+                    batch_size=batch_size,
                 ).candidates  # fmt: skip
             # 2. A withheld image leaves its triplet out of this comparison, and is counted.
             withheld.update(image.reason for (image,) in samples if isinstance(image, SampleFailure))
@@ -144,7 +150,7 @@ def measure_margins(bench: Bench, name: str, seed: int) -> tuple[dict[str, objec
     withheld, arrays = score_other_predictions(
         bench.load_forward(name), bench.load_inverse(bench.entries[name].verifier), bench.held_out,
         bench.codec, list_other_actions(bench.held_out, counterfactuals, seed=seed),
-        sampling=bench.sampling, seed=seed, batch_size=bench.batch_size,
+        sampling=bench.sampling, seed=seed, batch_size=bench.batch_size, num_draft_tokens=bench.num_draft_tokens,
     )  # fmt: skip
     return {"withheld": withheld} if withheld else {}, arrays
 

@@ -84,7 +84,7 @@ def read_pixel_gate_set(folder: str | Path, *, limit: int = 0, subset: SubsetCol
         images,
         torch.tensor(sides["source_image"]),
         torch.tensor(sides["target_image"]),
-        actions=[row["action"] for row in rows],
+        actions=[row["action"] or "" for row in rows],
         subsets=[row[subset] or "" for row in rows],
         ids=[row["triplet_id"] or "" for row in rows],
     )
@@ -116,4 +116,4 @@ def pixel_gate(vlm: VLMScorer, held_out: PixelGateSet, *, batch_size: int = 8, s
     preference = probe(
         score, held_out.source_B1, held_out.target_B1, held_out.actions, held_out.subsets, ids=held_out.ids, seed=seed
     )
-    return Gate(-truth.sums / truth.tokens, preference)
+    return Gate(-truth.sums / truth.tokens, preference, tokens_B=truth.tokens)

@@ -108,19 +108,35 @@ def list_gaps(scores: ProbeScores, empty_B: Floats | None = None) -> dict[str, G
     return gaps
 
 
+def align_runs(runs: Sequence[Gaps], rows: Indices | None = None) -> list[Gaps]:
+    """Take of each training run the triplets that all of them have, as an editor may withhold an image in one.
+
+    Args:
+        runs: Of each training run.
+        rows: Numbers of the triplets that count; None: all.
+    """
+    common: Indices = runs[0].rows if rows is None else np.intersect1d(runs[0].rows, rows)
+    for gaps in runs[1:]:
+        common = np.intersect1d(common, gaps.rows)
+    # Rows ascend in each, so that the same ones come in the same order.
+    masks = [np.isin(gaps.rows, common) for gaps in runs]
+    return [Gaps(common, gaps.sums[mask_P], gaps.tokens[mask_P]) for gaps, mask_P in zip(runs, masks, strict=True)]
+
+
 def summarise_gaps(runs: Sequence[Gaps], rows: Indices | None = None) -> GapSummary:
     """Summarise differences; several training runs count as their mean, triplet by triplet.
 
     Args:
-        runs: Of each training run, all of the same triplets.
+        runs: Of each training run; only triplets count that all of them have.
         rows: Numbers of the triplets that count; None: all.
 
     Returns:
         Mean, interval and share of the triplets, at least one.
     """
-    selected_P = np.ones(len(runs[0].rows), bool) if rows is None else np.isin(runs[0].rows, rows)
-    sums_RP = np.stack([gaps.sums[selected_P] for gaps in runs])
-    gaps_P: Floats = np.mean(sums_RP / runs[0].tokens[selected_P], axis=0)
+    aligned = align_runs(runs, rows)
+    sums_RP = np.stack([gaps.sums for gaps in aligned])
+    # Each by its own tokens: verifiers of several runs may cut an action otherwise.
+    gaps_P: Floats = np.mean(sums_RP / np.stack([gaps.tokens for gaps in aligned]), axis=0)
     low, high = bootstrap_intervals([gaps_P[:, None]])[0]
     # Ties by the sums, as the probe counts them: rounding is of sums.
     wins_RP = np.where(np.abs(sums_RP) <= TIE_NATS, 0.5, sums_RP > 0)

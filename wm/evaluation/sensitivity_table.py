@@ -17,6 +17,7 @@ from wm.evaluation.sensitivity import (
     VERIFIER,
     Gaps,
     GapSummary,
+    align_runs,
     summarise_gaps,
 )
 from wm.runs import write_text
@@ -56,7 +57,7 @@ def build_sensitivity(
             for other in OTHER_ACTIONS:
                 parts = {run: of_run[other] for run, of_run in runs.items() if other in of_run}
                 # A mean over some of the training runs would be another row's figure.
-                if parts and len(parts) == len(runs):
+                if parts and len(parts) == len(runs) and len(align_runs([*parts.values()])[0].rows):
                     table["rows"].append(_build_row(label, by, other, parts, subsets))
                 else:
                     reason = reasons.get((label, by, other), NO_OTHER[other])
@@ -66,7 +67,8 @@ def build_sensitivity(
 
 
 def _build_row(label: str, by: str, other: str, runs: Mapping[int, Gaps], subsets: Sequence[str]) -> SensitivityRow:
-    parts = list(runs.values())
+    parts = align_runs([*runs.values()])
+    aligned = dict(zip(runs, parts, strict=True))
     of_row = [subsets[int(row)] for row in parts[0].rows]
     by_subset: dict[str, SubsetSensitivity] = {}
     # One subset alone would be the row again.
@@ -81,7 +83,7 @@ def _build_row(label: str, by: str, other: str, runs: Mapping[int, Gaps], subset
         "other": other,
         "unit": UNITS[by],
         "verdict": summary.verdict if other == SHUFFLED else "",
-        "runs": {str(run): float((gaps.sums / gaps.tokens).mean()) for run, gaps in sorted(runs.items())},
+        "runs": {str(run): float((aligned[run].sums / aligned[run].tokens).mean()) for run in sorted(runs)},
         "by_subset": by_subset,
     }
 

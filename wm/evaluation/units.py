@@ -73,8 +73,7 @@ def list_units(
     for name, entry in entries.items():
         if entry.role == "fdm":
             units += [Unit(name, "sample", seed) for seed in seeds]
-            is_measured = not entry.has_likelihoods if with_margins is None else with_margins
-            units += [Unit(name, "margin", seeds[0])] if is_measured and entry.verifier else []
+            units += [Unit(name, "margin", seeds[0])] if entry.takes_margins(with_margins) else []
             # An editor has no likeliest image.
             units += [Unit(name, "greedy", seeds[0])] if greedy and entry.has_likelihoods else []
         else:

@@ -20,6 +20,8 @@ from wm.runs import write_json
 MANIFEST = "wm_model.json"
 ADAPTER_CONFIG = "adapter_config.json"
 _CONFIGS = ("config.json", ADAPTER_CONFIG)
+# The second is an image editor's (wm.models.pipelines.INDEX), by which kind_of knows one.
+_OTHER_HEADS = (MANIFEST, "model_index.json")
 
 
 class Manifest(Recipe):
@@ -72,7 +74,7 @@ def model_folder(path: str | Path) -> Path:
     """
     folder = to_local(resolve_packaged(str(path)))
     if is_in_bucket(folder):
-        return fetch_heads(folder, _CONFIGS, (MANIFEST,))
+        return fetch_heads(folder, _CONFIGS, _OTHER_HEADS)
     # A run's folder holds its record beside the model.
     if not _has_config(folder) and _has_config(folder / "model"):
         return folder / "model"

@@ -46,7 +46,7 @@ def name_precision(dtype: torch.dtype) -> Precision:
 
 
 def fingerprint_pipeline(folder: Path, class_name: str) -> str:
-    """Hash the configurations and weights of all parts, large tensors by samples.
+    """Hash the configurations and weights of all parts that are there, large tensors by samples.
 
     Args:
         folder: Of diffusers.
@@ -55,7 +55,9 @@ def fingerprint_pipeline(folder: Path, class_name: str) -> str:
     Returns:
         16 hexadecimal digits, as of :func:`wm.models.identity.fingerprint_of`.
     """
-    files = [folder / INDEX, *(folder / part / "config.json" for part in read_parts(folder, class_name))]
+    # A safety checker that nobody loads need not be there.
+    absent = [name for name in read_json(folder / INDEX) if not (folder / name).is_dir()]
+    files = [folder / INDEX, *(folder / part / "config.json" for part in read_parts(folder, class_name, absent))]
     # What a mere saving by another version writes begins with an underscore.
     configs = {
         str(file.relative_to(folder)): {name: value for name, value in read_json(file).items() if name[0] != "_"}

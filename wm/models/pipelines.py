@@ -171,7 +171,9 @@ def find_editor_class(class_name: str) -> Any:
         InputError: diffusers is not installed, or has no such class that edits images.
     """
     diffusers = _import_diffusers()
-    pipeline_class: Any = getattr(diffusers, class_name, None)
+    # Imported by this, as diffusers does it late; transformers then says which optional packages are not there.
+    with quiet_transformers():
+        pipeline_class: Any = getattr(diffusers, class_name, None)
     is_pipeline = isinstance(pipeline_class, type) and issubclass(pipeline_class, diffusers.DiffusionPipeline)
     # Connected pipelines fetch what the folder's README names.
     if not is_pipeline or getattr(pipeline_class, "_load_connected_pipes", False):

@@ -114,6 +114,9 @@ def test_empty_and_long_answers_are_rejects(videos, block, tmp_path):
     reasons = sorted(row["reason"] for row in result["rejects"])
     assert reasons == ["empty_action", "empty_action", "unparsed_action"]
     assert {row["action"] for row in result["triplets"]} == {"push it"}
+    # Of the answer without any token neither a likelihood nor a number is made up.
+    empty = [(row["action_logprob"], row["action_tokens"]) for row in result["pairs"] if row["action"] == ""]
+    assert sorted(empty, key=str) == [(-1.0, 1), (None, None)]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +165,10 @@ def test_codes_and_bases_of_an_endpoint_are_refused(videos, tiny_base, tmp_path)
             "compares image codes, but eyes-1 at http://127.0.0.1:1/v1 reads pixels",
         ),
         ({"base": str(tiny_base)}, "an endpoint's model has no adapter here; leave base out"),
+        (
+            {"endpoint": {"base_url": "http://me:sk-1@here/v1"}},
+            "base_url holds a name or a password",
+        ),
         ({"endpoint": {"base_url": "here:80"}}, "base_url = 'here:80': expected http://"),
     ):
         with pytest.raises(InputError, match=message):

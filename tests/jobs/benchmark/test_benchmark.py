@@ -47,7 +47,7 @@ def test_a_quick_run_writes_the_record(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["fast"], "benchmark 'fast'; expected one of annotate, demo, gpu, keyframes"),
+        (["fast"], "benchmark 'fast'; expected one of annotate, compare, demo, gpu, keyframes"),
         ([], "benchmark ''"),
         (["keyframes", "out=x.txt"], "out = 'x.txt': expected the name of a .json file"),
         (["keyframes", "out=x.json", "videos=/nowhere"], "/nowhere"),

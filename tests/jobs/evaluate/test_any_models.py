@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jobs import evaluate
+from jobs.evaluate import job as evaluate_job
 from jobs.evaluate.entries import build_entries, record_kinds
 from tests.helpers.evaluate_data import ACTIONS as ALL_ACTIONS
 from tests.helpers.evaluate_data import noise_pair, recipe_of, write_triplets
@@ -18,9 +19,10 @@ from wm.dynamics.editor_forward import load_editor_forward
 from wm.dynamics.observation import unchanged_share
 from wm.dynamics.pixel_inverse import load_pixel_inverse
 from wm.errors import InputError
+from wm.evaluation.bench import Entry
 from wm.evaluation.heldout import read_held_out
 from wm.evaluation.predictions import list_predictions, read_image_bytes
-from wm.evaluation.units import load_bank, load_part
+from wm.evaluation.units import Unit, load_bank, load_part
 from wm.images import decode_image
 from wm.models import load_codec
 from wm.sampling import Sampling
@@ -191,7 +193,7 @@ WRONG = [
     ("fdm", {"editor": EDITOR}, "models.fdm.editor: .* is no image editor; leave it out"),
     ("codes", {"prompt": "what?"}, "models.codes.prompt: .* reads no pixels, and is asked no question"),
     ("edit", {"editor": {"pipeline": "FluxKontextPipeline"}}, "names the pipeline"),
-    ("edit", {"editor": {"settings": {"steps": 3}}}, "settings.steps: .* takes no such argument"),
+    ("edit", {"editor": {"settings": {"steps": 3}}}, "models.edit.editor.settings.steps: .* takes no such argument"),
     ("qwen", {"prompt": "<|image_pad|>?"}, "special token of the model"),
     ("fdm", {"idm": "edit"}, "verifier 'edit' is no IDM of this recipe; those are qwen, codes"),
 ]
@@ -204,3 +206,44 @@ def test_what_does_not_fit_is_refused_by_name(tiny_base, folders, triplets, tmp_
         with pytest.raises(InputError, match=message):
             evaluate.run(evaluate.EvaluateRecipe.parse(values, "test"), dry_run=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_editors_have_opposites_without_a_probe(tiny_base, folders, triplets, tmp_path):
+    (tmp_path / "opposites.jsonl").write_text('{"triplet_id": "elsewhere", "action": "stay"}\n')
+    changes = {"probe": False, "counterfactuals": str(tmp_path / "opposites.jsonl")}
+    with pytest.raises(InputError, match="none of its 1 counterfactual actions is of one of the 3 triplets"):
+        evaluate.run(any_recipe(tiny_base, folders, triplets, tmp_path / "out", **changes), dry_run=True)
+    # Nobody reads them where nothing is compared.
+    evaluate.run(
+        any_recipe(tiny_base, folders, triplets, tmp_path / "out", action_margins=False, **changes), dry_run=True
+    )
+
+
+def test_the_oracles_size_is_asked_for_without_a_codec(tiny_base, folders, triplets, tmp_path):
+    recipe = any_recipe(tiny_base, folders, triplets, tmp_path / "out", judge="oracle")
+    pixels = recipe.model_copy(update={"models": {name: recipe.models[name] for name in ("qwen", "edit")}, "codec": ""})
+    with pytest.raises(InputError, match=r"image_side_px = 512: judge = 'oracle' reads .*; give image_side_px=48"):
+        evaluate.run(pixels, dry_run=True)
+
+
+def test_margins_without_a_verifier_are_refused(tiny_base, folders, triplets, tmp_path):
+    recipe = any_recipe(tiny_base, folders, triplets, tmp_path / "out", idm="", action_margins=True)
+    models = {name: recipe.models[name] for name in ("codes", "fdm", "edit")}
+    with pytest.raises(InputError, match="action_margins = true measures forward models by their verifier, and none"):
+        build_entries(recipe.model_copy(update={"models": models}))
+
+
+def test_withheld_images_are_counted_by_their_use(monkeypatch, capsys):
+    facts = {
+        "sample": {"withheld": {"safety_checker": 2}, "cut_actions": 4},
+        "margin": {"withheld": {"safety_checker": 1, "black": 1}},
+    }
+    units = [Unit("edit", "sample", 0), Unit("edit", "sample", 1), Unit("edit", "margin", 0)]
+    monkeypatch.setattr(evaluate_job, "load_part", lambda path: (facts[path.name.split(".")[1]], {}))
+    entries = {"edit": Entry("edit", "folder", "fdm", "Editor", kind="editor")}
+    # An action that is cut is one, however many seeds there are.
+    assert evaluate_job._count_editor_failures(entries, units, Path()) == {"withheld": 6, "cut_actions": 4}
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == "models.edit withheld images (safety_checker 4); further candidates took their places"
+    assert second.startswith("models.edit withheld images (black 1, safety_checker 1); under other actions; action")
+    assert "does not read 4 actions to their end" in third

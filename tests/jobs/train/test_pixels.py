@@ -16,6 +16,7 @@ from tests.helpers.training_data import merge_tables, to_arguments, write_triple
 from wm.dynamics.loading import load_inverse_model
 from wm.dynamics.observation import Observation
 from wm.dynamics.vlm_scorer import load_vlm_scorer
+from wm.errors import InputError
 from wm.evaluation.pixel_gates import pixel_gate, read_pixel_gate_set
 from wm.images import decode_image
 from wm.models.pixels.model import load_pixel_base
@@ -131,6 +132,17 @@ def test_what_cannot_be_trained_on_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("action", "message"), [(None, "action '' is empty"), ("go <|im_end|>", "a special token")])
+def test_held_out_actions_are_checked_before_training(
+    data: Path, tmp_path: Path, action: str | None, message: str
+) -> None:
+    rows = [{**row, "action": action if number else row["action"]} for number, row in enumerate(pixel_rows(2))]
+    held_out = write_triplets(rows, tmp_path / "held-out")
+    recipe = recipe_of(data, tmp_path / "out", eval={"triplets": str(held_out)})
+    with pytest.raises(InputError, match=rf"held-out: triplet .*: .*{message}"):
+        build_evaluator(recipe).prepare(load_pixel_base(data / "base"))
 
 
 def test_the_recipe_for_qwen3_vl_plans_a_tiny_one(data: Path, tmp_path: Path) -> None:

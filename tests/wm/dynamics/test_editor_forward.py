@@ -1,5 +1,7 @@
 """Image editors as forward models: candidates that depend on nothing but source, action, seed and number."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,14 @@ def test_candidates_are_those_of_diffusers(pix2pix):
     rounds = [sample(forward, sources, candidates=numbers, batch_size=2) for numbers in (range(1), range(1, 3))]
     assert are_near(images, [first + second for first, second in zip(*rounds, strict=True)])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_safety_checker_that_is_not_loaded_need_not_be_there(tmp_path):
+    folder = write_pix2pix(tmp_path / "model", checked=True)
+    shutil.rmtree(folder / "safety_checker")
+    with pytest.raises(InputError, match="names safety_checker, and there is no folder"):
+        load_editor_forward(folder)
+    assert load_editor_forward(folder, safety_checker=False).editor.pipeline.safety_checker is None
 
 
 def test_settings_of_codes_are_refused_by_name(pix2pix):

@@ -65,6 +65,13 @@ def test_failed_candidates_are_named_and_left_out():
         _ = prediction.best.codes
 
 
+def test_an_action_that_a_model_cannot_read_is_refused_before_any_work():
+    editor = Editor()
+    editor.sample = None
+    with pytest.raises(InputError, match="action is empty"):
+        predict_observations(editor, Eyes(), [image(0)] * 2, ["brighten", ""], search=Search(num_candidates=1))
+
+
 def test_a_round_without_image_does_not_end_the_search():
     search = Search(num_candidates=4, min_candidates=1, min_gain_nats=5.0)
     (prediction,) = predict_observations(Editor(0), Eyes(), [image(0)], ["brighten"], search=search)

@@ -62,6 +62,19 @@ def test_pixels_of_codes_are_decoded_once(codec, monkeypatch):
         pixels_of([Observation.from_codes([1], "other")])
 
 
+def test_equal_objects_share_what_one_of_them_has(codec):
+    """As two requests with one image, of which one was encoded or decoded before."""
+    first, second = (Observation.from_pixels(noise(16, 16)) for _ in range(2))
+    expected = codes_of([first], codec)[0]
+    assert codes_of([first, second], codec) == codes_of([second], codec) * 2 == [expected] * 2
+    first, second = (Observation.from_codes([1, 2, 3, 4], codec) for _ in range(2))
+    image = pixels_of([first])[0]
+    assert all(np.array_equal(pixels, image) for pixels in pixels_of([first, second]))
+    # One of them knows the codec by its name alone.
+    named, known = (Observation.from_codes([1, 2, 3, 4], of) for of in (codec.codec_id, codec))
+    assert np.array_equal(pixels_of([named, known])[0], image)
+
+
 def test_order_and_batch_change_nothing(codec):
     images = [noise(16, 16, seed) for seed in range(40)]
     together = codes_of([Observation.from_pixels(image) for image in images], codec)

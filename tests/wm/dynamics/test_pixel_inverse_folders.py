@@ -175,8 +175,10 @@ def test_chats_longer_than_the_models_positions_are_refused(base, images, tmp_pa
     inverse = load_pixel_inverse(base)
     fitting = inverse.score(images[:1], images[1:2], ["move " * 300])[0]
     assert fitting.num_tokens == 301
-    with pytest.raises(InputError, match=r"an action has 501 tokens: .* the model has 512 positions"):
+    with pytest.raises(InputError, match=r"an action of 501 tokens: .* the model has 512 positions"):
         inverse.score(images[:1], images[1:2], ["move " * 500])
+    with pytest.raises(InputError, match=r"an action of 500 tokens: .* 5\d\d positions are needed, .* has 512"):
+        inverse.propose(images[:1], images[1:2], sampling=GREEDY, seeds=[0], max_new_tokens=500)
     shutil.copytree(base, tmp_path / "short")
     config = json.loads((base / "config.json").read_text())
     config["text_config"]["max_position_embeddings"] = 32
@@ -190,6 +192,18 @@ def test_chats_longer_than_the_models_positions_are_refused(base, images, tmp_pa
             model.propose(images[:1], images[1:2], sampling=GREEDY, seeds=[0])
         with pytest.raises(InputError, match="no action fits behind them; give smaller images"):
             model.score(images[:1], images[1:2], ["move"])
+
+
+def test_images_that_the_processor_does_not_take_are_named(base, images):
+    inverse = load_pixel_inverse(base)
+    strip = Observation.from_pixels(np.zeros((400, 1, 3), np.uint8))
+    for model in (inverse, PixelInverse(inverse.scorer)):
+        with pytest.raises(InputError, match="images of 1 x 400, 16 x 24 pixels: the processor does not take"):
+            model.score(images[:1], [strip], ["move"])
+        with pytest.raises(InputError, match="the processor does not take them"):
+            model.propose([strip], images[:1], sampling=GREEDY, seeds=[0])
+    # What was asked before is answered as before.
+    assert inverse.score(images[:1], images[1:2], ["move"])[0].num_tokens == 2
 
 
 def test_devices_and_types_are_checked_first(tmp_path):
@@ -236,6 +250,7 @@ def test_other_types_of_weights_score_alike(base, images):
             assert score.logprob == pytest.approx(expected.logprob, abs=tolerance)
 
 
+@pytest.mark.soak  # the folders of all classes are read in test_pixel_inverse
 def test_a_model_whose_folder_is_llavas_is_read_alike(tmp_path, images):
     write_llava(tmp_path / "llava")
     inverse = load_inverse_model(tmp_path / "llava")

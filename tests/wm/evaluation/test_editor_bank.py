@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from wm.dynamics import Observation, ScoredAction
+from wm.dynamics import Observation, Sampling, ScoredAction
 from wm.dynamics.observation import pixels_of
 from wm.dynamics.protocols import SampleFailure, Samples
 from wm.errors import InputError
 from wm.evaluation import editor_bank
 from wm.evaluation.editor_bank import sample_editor_bank
 from wm.evaluation.heldout import HeldOut
+from wm.evaluation.margins import score_other_predictions
 from wm.judging import JudgeScore
 
 ROWS, SIDE = 5, 8
@@ -96,3 +97,21 @@ def test_an_editor_that_withholds_all_of_a_triplet_is_named(held_out):
 
 def test_actions_that_are_cut_are_counted(held_out):
     assert editor_bank.count_cut_actions(Editor(), held_out) == 1
+
+
+class StrictEditor(Editor):
+    """Refuses settings of codes, as editors do."""
+
+    def sample(self, sources: Any, actions: Any, *, candidates: range, **settings: Any) -> Samples:
+        assert settings["sampling"] == Sampling() and not settings["num_draft_tokens"]
+        return super().sample(sources, actions, candidates=candidates)
+
+
+def test_margins_use_the_editors_own_settings(held_out):
+    withheld, arrays = score_other_predictions(
+        StrictEditor((3, 0)), Verifier(), held_out, None, {"shuffled": ["1", "3", None, "1", "0"]},
+        sampling=Sampling(temperature=0.5), seed=0, batch_size=2, num_draft_tokens=4,
+    )  # fmt: skip
+    # Row 1 is shown nothing, row 2 has no other action; values are those of the other action's image.
+    assert withheld == {"safety_checker": 1} and arrays["rows.shuffled"].tolist() == [0, 3, 4]
+    assert arrays["score.shuffled"].tolist() == [11, 11, 1]

@@ -74,6 +74,25 @@ def test_runs_are_averaged_triplet_by_triplet() -> None:
     assert summarise_gaps([first, second], np.array([3, 4])).mean == 0.5
 
 
+def test_runs_are_compared_by_the_triplets_that_both_have() -> None:
+    """An editor withholds another image in each run, and each run's verifier has tokens of its own."""
+    first = Gaps(np.array([0, 1, 2]), np.array([4.0, 8.0, 100.0]), np.full(3, 4.0))
+    second = Gaps(np.array([0, 1, 3]), np.array([2.0, 6.0, -100.0]), np.full(3, 2.0))
+    by_run = {("edit", 0): {SHUFFLED: first}, ("edit", 1): {SHUFFLED: second}}
+    (row,) = build_sensitivity({}, ["a", "b", "b", "b"], verifier=by_run)["rows"]
+    assert (row["pairs"], row["mean"], row["share"]) == (2, (1 + 2 + 1 + 3) / 4, 1.0)
+    assert row["runs"] == {"0": 1.5, "1": 2.0}
+    assert {name: (figures["pairs"], figures["mean"]) for name, figures in row["by_subset"].items()} == {
+        "a": (1, 1.0),
+        "b": (1, 2.5),
+    }
+    # Without a common one there is no figure.
+    other = Gaps(np.array([3]), np.array([1.0]), np.array([2.0]))
+    third = Gaps(np.array([2]), np.array([1.0]), np.array([2.0]))
+    apart = {("edit", 0): {SHUFFLED: third}, ("edit", 1): {SHUFFLED: other}}
+    assert not build_sensitivity({}, [""] * 4, verifier=apart)["rows"]
+
+
 def test_the_table_has_subsets_reasons_and_names() -> None:
     gaps = {
         ("heeds", 0): {SHUFFLED: Gaps(np.arange(20), np.linspace(4, 8, 20), np.full(20, 4.0))},

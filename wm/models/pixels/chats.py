@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.images import Pixels
+from wm.models.folder_checks import one_line
 
 PROMPT = (
     "The first image shows a scene before an action, the second one the same scene after it. "
@@ -71,16 +72,25 @@ def process(
 
     Returns:
         The model's inputs by name, on the CPU.
+
+    Raises:
+        InputError: The processor does not take images of these sizes.
     """
-    inputs = processor(
-        text=list(texts),
-        images=[list(of) for of in images],
-        padding=True,
-        padding_side=padding_side,
-        # The template may have written the beginning, which must not come twice.
-        add_special_tokens=not begins(texts[0], processor.tokenizer.bos_token),
-        return_tensors="pt",
-    )
+    try:
+        inputs = processor(
+            text=list(texts),
+            images=[list(of) for of in images],
+            padding=True,
+            padding_side=padding_side,
+            # The template may have written the beginning, which must not come twice.
+            add_special_tokens=not begins(texts[0], processor.tokenizer.bos_token),
+            return_tensors="pt",
+        )
+    # Qwen2-VL's takes no strip whose sides are as 1 to 200, for one.
+    except ValueError as error:
+        sizes = sorted({image.shape[1::-1] for of in images for image in of})
+        names = ", ".join(f"{width} x {height}" for width, height in sizes[:4])
+        raise InputError(f"images of {names} pixels: the processor does not take them: {one_line(error)}") from error
     return dict(inputs)
 
 
@@ -185,8 +195,8 @@ def check_length(model: Any, length: int, num_answer: int) -> None:
             "action fits behind them; give smaller images"
         )
     raise InputError(
-        f"an action has {num_answer:,} tokens: with both images and the question they are {length:,}, and the model "
-        f"has {num_positions:,} positions"
+        f"an action of {num_answer:,} tokens: with both images and the question {length:,} positions are needed, and "
+        f"the model has {num_positions:,} positions"
     )
 
 

@@ -66,8 +66,8 @@ class PixelModel:
 
     @property
     def max_positions(self) -> int:
-        """Tokens that a row may have."""
-        return int(self.inner.config.get_text_config().max_position_embeddings)
+        """Tokens that a row may have; without bound where the configuration names none."""
+        return int(getattr(self.inner.config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
     @cached_property
     def prefix(self) -> str:

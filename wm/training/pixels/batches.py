@@ -200,8 +200,8 @@ def measure_rows(store: PairStore | PairSurvey, model: PixelModel) -> MeasuredRo
             left_out[RESERVED if text.strip() else EMPTY] += 1
             continue
         length = prompts[pair] + measured[text].num_added
-        # The last token of a row is predicted and not read: it needs no position.
-        if length - 1 > model.max_positions:
+        # As in scoring: the processor's inputs hold the end too.
+        if length > model.max_positions:
             left_out[TOO_LONG] += 1
             continue
         rows.append(row)
@@ -218,10 +218,6 @@ def _prompt_length(store: PairStore | PairSurvey, model: PixelModel, sizes_4: np
     blank = [np.zeros((high, wide, 3), np.uint8) for high, wide in ((height, width), (target_height, target_width))]
     try:
         inputs = process(model.processor, [model.prefix], [blank], padding_side="right")
-    # Qwen2-VL's takes no strip of more than 200 squares, for one.
-    except ValueError as error:
-        raise InputError(
-            f"{store.source.folder}: {count} triplets have images of {width} x {height} and {target_width} x "
-            f"{target_height} pixels, which the processor of {model.folder} does not take: {error}"
-        ) from error
+    except InputError as error:
+        raise InputError(f"{store.source.folder}, {count} triplets: {error} (processor of {model.folder})") from error
     return int(inputs["input_ids"].shape[1])

@@ -89,7 +89,8 @@ def test_a_wrong_kernel_is_not_used(models, monkeypatch, caplog, fault):
     test = runner.self_tests[WAY]
     assert not test.agrees and test.error > 0.01
     assert (test.error == inf) == (fault == "nan")
-    (record,) = caplog.records
+    # Others' records come through the same logger where a test before has turned them on.
+    (record,) = [item for item in caplog.records if item.levelno >= logging.WARNING]
     assert "static decoding failed (its logits differ by" in record.message
     assert record.message.endswith("continuing with plain decoding")
 

@@ -18,7 +18,7 @@ from wm.dynamics.observation import Observation
 from wm.dynamics.vlm_scorer import VLMScorer
 from wm.errors import InputError
 from wm.models import base_id_of, read_manifest
-from wm.models.pixels.model import load_pixel_base
+from wm.models.pixels.model import load_pixel_base, save_pixel_model
 from wm.nano.pixel_preset import write_random_pixel_base
 from wm.training import METRICS, MODEL, Lora, RankInfo, Source, TrainRecipe, fit, prepare
 from wm.training.pixels.batches import open_pair_set
@@ -90,6 +90,24 @@ def test_what_is_learned_is_what_is_scored(base: Path, tmp_path: Path) -> None:
     tokenizer = model.processor.tokenizer
     for ids, flags, action in zip(ids_BT, is_completion_BT, actions, strict=True):
         assert tokenizer.decode(ids[flags]) == f"{action} {tokenizer.eos_token}"
+
+
+def test_rows_that_cannot_be_scored_are_left_out(base: Path, triplets: Path, tmp_path: Path) -> None:
+    model, source = load_pixel_base(base), Source(path=str(triplets))
+    lengths = open_pair_set([source], model, root=tmp_path, seed=0).lengths(torch.arange(20).numpy()).tolist()
+    shortest, longest = min(lengths), max(lengths)
+    model.inner.config.text_config.max_position_embeddings = longest - 1
+    pairs = open_pair_set([source], model, root=tmp_path, seed=0)
+    assert pairs.facts[0].left_out == {"row too long for the model": lengths.count(longest)}
+    assert 0 < len(pairs) == lengths.count(shortest) and longest == shortest + 1
+    store, scorer = pairs._stores[0], VLMScorer(model.module, model.processor)
+    for row in range(20):
+        images = [[image] for image in store.images(row)]
+        if row in pairs._rows[0]:
+            assert scorer.score_actions(*images, [store.actions[row]])[0].logprob < 0
+        else:
+            with pytest.raises(InputError, match=f"the model has {longest - 1} positions"):
+                scorer.score_actions(*images, [store.actions[row]])
 
 
 def test_resumed_run_equals_the_uninterrupted_to_the_last_bit(base: Path, triplets: Path, tmp_path: Path) -> None:
@@ -222,6 +240,8 @@ def test_a_base_that_speaks_codes_has_no_vision_tower(tiny_base: Path) -> None:
 
 
 def test_an_adapter_is_no_base(base: Path, triplets: Path, tmp_path: Path) -> None:
-    fit(recipe_of(base, triplets, tmp_path / "out", max_steps=1), HERE, digest="")
+    model = load_pixel_base(base)
+    prepare(model, Lora(r=2), seed=0)
+    save_pixel_model(model, tmp_path / MODEL, task="idm")
     with pytest.raises(InputError, match=r"model is an adapter; expected a full model that reads pixels"):
-        fit(recipe_of(tmp_path / "out" / MODEL, triplets, tmp_path / "again"), HERE, digest="")
+        fit(recipe_of(tmp_path / MODEL, triplets, tmp_path / "again"), HERE, digest="")
