@@ -123,11 +123,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.path != stash.get(_LAST_FILE, None) and item.path not in stash[_FILES_ON_RAY]:
         _end_ray_session()
     stash[_LAST_FILE] = item.path
-    # A replica of an earlier test, in this process, has led them into Ray Serve's log.
-    for name in OWN_LOGGERS:
+    # A replica of an earlier test, in this process, has led them into Ray Serve's log; a command has set their levels.
+    for name in (*OWN_LOGGERS, "wm.sampling"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
