@@ -248,7 +248,13 @@ def test_a_folder_named_like_a_column_is_no_column(tmp_path: Path) -> None:
     """Pyarrow reads ``rank=8`` in a list of files' paths as a value of the column ``rank``."""
     folder = tmp_path / "rank=8" / "draws=2"
     folder.mkdir(parents=True)
-    columns = {"rank": [0, 1], "draws": [4, 4], "logprob": [-2.0, -3.0], "action_tokens": [2, 2]}
+    columns = {
+        "triplet_id": ["a", "a"],
+        "rank": [0, 1],
+        "draws": [4, 4],
+        "logprob": [-2.0, -3.0],
+        "action_tokens": [2, 2],
+    }
     pq.write_table(pa.table(columns | {"unchanged_share": [0.25, 0.5]}), folder / "part.parquet")
     counts = predict.count_parts([folder / "part.parquet"], 1)
     assert counts["triplets"] == 1 and counts["rows"] == 2 and counts["draws"] == 4

@@ -65,7 +65,7 @@ def test_failed_candidates_are_named_and_left_out():
         _ = prediction.best.codes
 
 
-def test_an_action_that_a_model_cannot_read_is_refused_before_any_work():
+def test_an_unreadable_action_is_refused_before_any_work():
     editor = Editor()
     editor.sample = None
     with pytest.raises(InputError, match="action is empty"):
