@@ -154,7 +154,7 @@ def test_a_folder_of_models_is_listed_without_weights(tiny_base: Path, client: A
     assert again is not None and again.recipe_digest == "second-time"
 
 
-def test_an_editor_and_a_reader_of_pixels_are_checked_by_their_heads(client: Any, tmp_path: Path) -> None:
+def test_editors_and_readers_of_pixels_are_checked_by_heads(client: Any, tmp_path: Path) -> None:
     WRITERS["qwen2_5_vl"](tmp_path / "qwen")
     editor = upload(client, write_pix2pix(tmp_path / "pix2pix"), "models", "pix2pix")
     folders = PairFolders(fdm=editor, idm=upload(client, tmp_path / "qwen", "models", "qwen"))
