@@ -168,7 +168,9 @@ def _check_licenses(licenses: Iterable[str], allowed: set[str]) -> list[str]:
 
 def _card_problems(selection: Selection, licenses: list[str]) -> list[str]:
     """List what a reader of the card will miss."""
-    again = "wm card model=FOLDER writes one" if selection.kind == "model" else "the stage that made it writes one"
+    # Not every stage writes one, wm tabletop for example.
+    is_model = selection.kind == "model"
+    again = "wm card model=FOLDER writes one" if is_model else "write one, with what the files are and their licence"
     if CARD not in selection.files:
         return [f"there is no card ({CARD}): {again}"]
     head: Mapping[str, Any] = read_head(selection.folder)

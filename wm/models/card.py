@@ -23,7 +23,8 @@ from wm.cards import (
     quote_yaml,
 )
 from wm.models.base_facts import BaseFacts
-from wm.models.manifest import Manifest, read_manifest
+from wm.models.folder_checks import read_json
+from wm.models.manifest import Manifest, is_adapter, read_manifest
 from wm.runs import write_text
 
 MANY_SOURCES = 50
@@ -33,6 +34,8 @@ _ROLES = {
     "fdm": "forward dynamics model: an image and an action in words → the image afterwards",
     None: "base model: text and image tokens in one sequence",
 }
+_PIXEL_BASE = "base model that reads pixels: images and text → text"
+_NOT_KNOWN = "not known"
 _PIPELINES = {"idm": "image-text-to-text", "fdm": "image-to-image", None: "image-text-to-text"}
 _RUN_KEYS = {"out", "resources", "logging", "checkpoint"}
 """Keys of a recipe that say how a run went, not what the model is."""
@@ -84,10 +87,22 @@ def write_card(folder: Path, facts: CardFacts) -> Path:
     Returns:
         The file.
     """
-    manifest = read_manifest(folder) or Manifest(family="unknown", kind="full", base_id="", codec_id="")
+    manifest = read_manifest(folder) or _describe_release(folder)
     path = folder / CARD
     write_text(path, "\n".join([*_head(manifest, facts), "", *_body(manifest, facts)]).rstrip() + "\n")
     return path
+
+
+def _describe_release(folder: Path) -> Manifest:
+    """Describe what a folder without a manifest holds, as far as its files say it."""
+    from wm.models.kinds import kind_of
+
+    # Nothing is known of the base of another program's adapter.
+    if is_adapter(folder):
+        return Manifest(family="unknown", kind="adapter", base_id=_NOT_KNOWN, codec_id=_NOT_KNOWN)
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    codec_id = "" if kind_of(folder) == "pixels" else _NOT_KNOWN
+    return Manifest(family=str(config.get("model_type", "unknown")), kind="full", base_id=_NOT_KNOWN, codec_id=codec_id)
 
 
 def list_licenses(facts: CardFacts) -> list[str]:
@@ -122,7 +137,8 @@ def _body(manifest: Manifest, facts: CardFacts) -> list[str]:
     lines += [f"**{line}**\n" for line in map(escape_sentence, facts.failures)]
     # 2. What it is.
     article = "An" if manifest.task == "idm" else "A"
-    lines += [f"{article} {_ROLES[manifest.task]}. Made with `wm` {__version__}.", ""]
+    role = _PIXEL_BASE if manifest.task is None and manifest.reads_pixels else _ROLES[manifest.task]
+    lines += [f"{article} {role}. Made with `wm` {__version__}.", ""]
     lines += _identity_lines(manifest, facts)
     lines += ["", "## Load it", "", *code_block(_wm_snippet(manifest, facts), "python"), ""]
     if manifest.kind == "adapter":
@@ -156,7 +172,8 @@ def _identity_lines(manifest: Manifest, facts: CardFacts) -> list[str]:
     if facts.base is not None:
         is_named = facts.base.name != manifest.base_id and manifest.base_id
         rows["base"] = f"{facts.base.name} ({manifest.base_id})" if is_named else facts.base.name
-    rows["images"] = "pixels" if manifest.reads_pixels else f"codes of codec {manifest.codec_id}"
+    if manifest.codec_id != _NOT_KNOWN:
+        rows["images"] = "pixels" if manifest.reads_pixels else f"codes of codec {manifest.codec_id}"
     if manifest.action_slot_tokens:
         rows["action slot"] = f"{manifest.action_slot_tokens} tokens"
     lines = ["| | |", "| --- | --- |"]
@@ -177,7 +194,7 @@ def _wm_snippet(manifest: Manifest, facts: CardFacts) -> str:
         lines += ["from wm.dynamics import WorldModel", "", folder]
         lines += [f'world = WorldModel.load(fdm="FORWARD-MODEL", idm=model{base})']
         lines += ['print(world.propose("before.png", "after.png").text)']
-    elif manifest.task == "idm":
+    elif manifest.reads_pixels:
         lines += ["from wm.dynamics.loading import load_inverse_model", "", folder]
         lines += [f"idm = load_inverse_model(model{base})"]
     else:

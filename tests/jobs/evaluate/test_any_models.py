@@ -195,6 +195,7 @@ WRONG = [
     ("edit", {"editor": {"pipeline": "FluxKontextPipeline"}}, "names the pipeline"),
     ("edit", {"editor": {"settings": {"steps": 3}}}, "models.edit.editor.settings.steps: .* takes no such argument"),
     ("qwen", {"prompt": "<|image_pad|>?"}, "special token of the model"),
+    ("qwen", {"base": "elsewhere"}, "is no adapter, so that base = '.*elsewhere' has no effect"),
     ("fdm", {"idm": "edit"}, "verifier 'edit' is no IDM of this recipe; those are qwen, codes"),
 ]
 

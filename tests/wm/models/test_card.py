@@ -36,6 +36,7 @@ HOSTILE = [
 def write(folder: Path, facts: CardFacts, **manifest: object) -> str:
     """Write a card and return its text."""
     values = {"family": "chameleon", "kind": "adapter", "base_id": "chameleon-1", "codec_id": "vq-1", "task": "fdm"}
+    folder.mkdir(exist_ok=True)
     Manifest.parse(values | manifest, "test").write(folder)
     return write_card(folder, facts).read_text(encoding="utf-8")
 
@@ -207,3 +208,17 @@ def test_a_base_is_described_by_its_folder(tiny_base: Path, tmp_path: Path) -> N
     snapshot.parent.mkdir(parents=True)
     snapshot.symlink_to(tiny_base)
     assert describe_base(snapshot, repo_id="me/b").repo_id == "me/b"
+
+
+def test_a_base_that_reads_pixels_is_no_model_of_codes(tmp_path: Path) -> None:
+    text = write(tmp_path / "own", CardFacts("base"), family="qwen3_vl", kind="base", codec_id="", task=None)
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release/config.json").write_text('{"model_type": "qwen3_vl"}')
+    release = write_card(tmp_path / "release", CardFacts("base")).read_text(encoding="utf-8")
+    for card in (text, release):
+        assert "A base model that reads pixels" in card and "| images | pixels |" in card
+        assert "idm = load_inverse_model(model)" in card and "load_codec" not in card and "qwen3" in card
+    # Of a release of codes the codec is not known without its weights.
+    (tmp_path / "release/config.json").write_text('{"model_type": "chameleon"}')
+    card = write_card(tmp_path / "release", CardFacts("base")).read_text(encoding="utf-8")
+    assert "| family | chameleon |" in card and "| images |" not in card and "load_codec(model)" in card

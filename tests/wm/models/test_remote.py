@@ -8,16 +8,14 @@ import pytest
 import torch
 
 from tests.helpers.bucket_models import bucket, empty, files_below, keys, upload
-from tests.helpers.models_editors import write_pix2pix
 from tests.helpers.models_folders import logits, with_adapter
 from tests.helpers.models_vlms import WRITERS
+from wm.dynamics.editor_forward import load_editor_forward
 from wm.dynamics.pair_folders import PairFolders
 from wm.errors import InputError
 from wm.files.mirror import mirrored_path, publish
 from wm.models import copy_model, is_adapter, load_codec, load_model, read_manifest, save_model
-from wm.models.identity import base_id_of
 from wm.models.manifest import list_model_folders, model_folder
-from wm.models.pipeline_folders import fingerprint_pipeline
 from wm.models.remote import changed_s
 
 
@@ -154,13 +152,23 @@ def test_a_folder_of_models_is_listed_without_weights(tiny_base: Path, client: A
     assert again is not None and again.recipe_digest == "second-time"
 
 
-def test_an_editor_and_a_reader_of_pixels_are_checked_by_their_heads(client: Any, tmp_path: Path) -> None:
+def test_editors_and_readers_of_pixels_are_checked_by_heads(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     WRITERS["qwen2_5_vl"](tmp_path / "qwen")
-    editor = upload(client, write_pix2pix(tmp_path / "pix2pix"), "models", "pix2pix")
-    folders = PairFolders(fdm=editor, idm=upload(client, tmp_path / "qwen", "models", "qwen"))
-    folders.check()
-    # Who checks a recipe reads no weights; who loads it has all of them.
-    assert not list((tmp_path / "a").rglob("*.safetensors"))
-    pair, name = folders.load(), "StableDiffusionInstructPix2PixPipeline"
-    assert pair.forward.model_id == f"{name}-{fingerprint_pipeline(tmp_path / 'pix2pix', name)}"
-    assert pair.inverse.model_id == base_id_of(tmp_path / "qwen")
+    (tmp_path / "editor/unet").mkdir(parents=True)
+    (tmp_path / "editor/model_index.json").write_text('{"_class_name": "StableDiffusionInstructPix2PixPipeline"}')
+    (tmp_path / "editor/unet/config.json").write_text("{}")
+    uris = {role: upload(client, tmp_path / role, "models", role) for role in ("editor", "qwen")}
+    PairFolders(fdm=uris["editor"], idm=uris["qwen"]).check()
+    copies = mirrored_path("s3://models/")
+    assert files_below(copies) == ["editor/model_index.json", "qwen/config.json"]
+    # Who loads an editor has all of it.
+    monkeypatch.setattr("wm.dynamics.editor_forward.load_pipeline", _refuse)
+    with pytest.raises(InputError, match="read"):
+        load_editor_forward(uris["editor"])
+    assert "editor/unet/config.json" in files_below(copies)
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise InputError("read")

@@ -48,7 +48,8 @@ def family_of(folder: Path) -> Family[UnifiedVLM]:
     explain_unreadable(folder)
     key = family_key(read_json(folder / "config.json"))
     if not isinstance(key, str) or key not in FAMILIES:
-        raise InputError(f"{folder}: model_type is {key!r:.60}; supported: {', '.join(FAMILIES)}")
+        names = ", ".join(FAMILIES)
+        raise InputError(f"{folder}: model_type is {key!r:.60}; supported: {names}, which have image codes")
     check_no_code(folder)
     return load_family(key)
 
