@@ -90,22 +90,12 @@ def _check_pipeline(folder: str, table: EditorTable) -> None:
 
 def _check_processor(folder: str, table: PixelsTable) -> None:
     """Check that a model's processor and chat template take two images."""
-    from wm.dynamics.pixel_check import check_two_images
-    from wm.models import is_adapter, model_folder
-    from wm.models.manifest import adapter_base
-    from wm.models.pixels.chats import PROMPT
-    from wm.models.pixels.folders import check_pixel_folder, load_pixel_processor
+    from wm.dynamics.pixel_check import check_pixel_files
+    from wm.models import is_adapter
 
-    path = model_folder(folder)
-    if table.base and not is_adapter(path):
+    if table.base and not is_adapter(folder):
         raise InputError(f"pixels.base = {shown(table.base)!r}: idm = {shown(folder)!r} is no adapter; leave it out")
-    if table.base:
-        path = model_folder(table.base)
-    elif is_adapter(path):
-        path = adapter_base(path)
-    check_pixel_folder(path)
-    prompt = table.prompt or PROMPT
-    check_two_images(load_pixel_processor(path, prompt), prompt, path)
+    check_pixel_files(folder, table.base, table.prompt)
 
 
 def _look_up(key: str, folder: str) -> None:

@@ -4,8 +4,7 @@ The inverse model may read codes or pixels. Whose codes are stored is another qu
 of the inverse model's own, or none.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from jobs.annotate.endpoint import EndpointProposer
 from jobs.annotate.frames import Observer
@@ -15,37 +14,8 @@ from jobs.shared.pixel_models import check_pixel_idm
 from wm.errors import InputError
 
 if TYPE_CHECKING:
-    from wm.dynamics import Observation, Sampling, ScoredAction
+    from wm.dynamics.protocols import Proposer
     from wm.models import ImageCodec
-
-
-class Proposer(Protocol):
-    """What annotation needs of an inverse model."""
-
-    @property
-    def model_id(self) -> str:
-        """Name for records."""
-
-    def propose(
-        self,
-        sources: "Sequence[Observation]",
-        targets: "Sequence[Observation]",
-        *,
-        sampling: "Sampling",
-        seeds: Sequence[int],
-        max_new_tokens: int = 32,
-        batch_size: int | None = None,
-    ) -> "list[ScoredAction]":
-        """Propose one action a pair; see :meth:`wm.dynamics.protocols.InverseModel.propose`.
-
-        Args:
-            sources: Images before.
-            targets: Images after, as many.
-            sampling: How a token is sampled.
-            seeds: One a pair.
-            max_new_tokens: Tokens after which an action is ended.
-            batch_size: Bound on the rows of a pass.
-        """
 
 
 def load_annotator_models(settings: AnnotatorSettings) -> "tuple[Proposer, ImageCodec | None, Observer]":

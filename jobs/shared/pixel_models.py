@@ -10,26 +10,13 @@ def check_pixel_idm(path: str, base: str | None, prompt: str) -> None:
         prompt: The question; empty: the one of this package.
 
     Raises:
-        InputError: The folder is damaged or runs code, the base is not there or not needed, two images or the question
-            cannot be given.
+        InputError: The base is not needed, or as :func:`wm.dynamics.pixel_check.check_pixel_files`.
     """
     # Imported here: commands that ask no such model need none of it.
-    from wm.dynamics.pixel_check import check_two_images
+    from wm.dynamics.pixel_check import check_pixel_files
     from wm.errors import InputError
-    from wm.files.mirror import uri_of
-    from wm.models import is_adapter, model_folder
-    from wm.models.manifest import adapter_base, read_manifest
-    from wm.models.pixels.chats import PROMPT
-    from wm.models.pixels.folders import check_pixel_folder, load_pixel_processor
+    from wm.models import is_adapter
 
-    folder, question = model_folder(path), prompt or PROMPT
-    # One of another program says nothing of its base.
-    if is_adapter(folder):
-        folder = adapter_base(folder, base) if read_manifest(folder) or base is None else model_folder(base)
-    elif base is not None:
+    if base is not None and not is_adapter(path):
         raise InputError(f"{path} is no adapter, so that base = {base!r} has no effect; leave it out")
-    # Of a bucket only the configuration is here: whoever loads the model fetches the rest.
-    if uri_of(folder) is not None:
-        return
-    check_pixel_folder(folder)
-    check_two_images(load_pixel_processor(folder, question), question, folder)
+    check_pixel_files(path, base, prompt)

@@ -183,7 +183,7 @@ def test_imagined_triplets_have_the_codes_of_the_verifier(folders, triplets, tmp
 
 
 def test_bad_input_is_one_line_before_weights(folders, image_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("wm.dynamics.pair_folders.load_editor_forward", lambda *_, **__: pytest.fail("was read"))
+    monkeypatch.setattr("wm.dynamics.editor_forward.load_editor_forward", lambda *_, **__: pytest.fail("was read"))
     given = {"image": str(image_file), "actions": ["put"]}
     for more, message in (
         ({"search": {"num_draft_tokens": 2}}, "search.num_draft_tokens = 2: an image editor has no tokens to draft"),

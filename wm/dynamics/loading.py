@@ -7,7 +7,7 @@ import torch
 
 from wm.dynamics.code_models import CodeForward, CodeInverse
 from wm.dynamics.protocols import ForwardModel, InverseModel
-from wm.dynamics.roles import Role, load_role
+from wm.dynamics.roles import load_role
 from wm.errors import InputError
 from wm.models.checkpoints import load_codec
 from wm.models.codec.codec import ImageCodec
@@ -24,7 +24,6 @@ def load_inverse_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     rows: int = 8,
-    over: Role | None = None,
     codec: ImageCodec | None = None,
     **pixel_settings: Any,
 ) -> InverseModel:
@@ -36,7 +35,6 @@ def load_inverse_model(
         device: Where the weights go.
         dtype: Their type.
         rows: How many token rows a pass usually has (a hint).
-        over: The bare base whose weights a unified model's adapter shares.
         codec: Codec of a unified model; loaded from its folder without it.
         pixel_settings: Of :func:`wm.dynamics.pixel_inverse.load_pixel_inverse`.
 
@@ -50,7 +48,7 @@ def load_inverse_model(
         from wm.dynamics.pixel_inverse import load_pixel_inverse
 
         return load_pixel_inverse(path, base=base, device=device, dtype=dtype, **pixel_settings)
-    role = load_role(path, base=base, device=device, dtype=dtype, rows=rows, over=over)
+    role = load_role(path, base=base, device=device, dtype=dtype, rows=rows)
     return CodeInverse(role, codec or load_codec(base or path, device), name_model(path, role.model.base_id))
 
 
@@ -60,8 +58,6 @@ def load_forward_model(
     base: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-    rows: int = 8,
-    over: Role | None = None,
     codec: ImageCodec | None = None,
     **editor_settings: Any,
 ) -> ForwardModel:
@@ -72,8 +68,6 @@ def load_forward_model(
         base: Base of an adapter; the one that its manifest names without it.
         device: Where the weights go.
         dtype: Their type.
-        rows: How many token rows a pass usually has (a hint).
-        over: The bare base whose weights a unified model's adapter shares.
         codec: Codec of a unified model; loaded from its folder without it.
         editor_settings: Of :func:`wm.dynamics.editor_forward.load_editor_forward`.
 
@@ -87,7 +81,7 @@ def load_forward_model(
         from wm.dynamics.editor_forward import load_editor_forward
 
         return load_editor_forward(path, device=device, dtype=dtype, **editor_settings)
-    role = load_role(path, base=base, device=device, dtype=dtype, rows=rows, over=over)
+    role = load_role(path, base=base, device=device, dtype=dtype)
     return CodeForward(role, codec or load_codec(base or path, device), name_model(path, role.model.base_id))
 
 

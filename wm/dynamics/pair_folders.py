@@ -1,20 +1,20 @@
 """Load a forward and an inverse model of any kinds from their folders, after checking what needs no weights: whether
 each can be in its role, and whether the settings are for such models."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from wm.dynamics.code_models import CodeForward, CodeInverse
-from wm.dynamics.editor_forward import check_editor_folder, load_editor_forward
+from wm.dynamics.editor_forward import check_editor_folder
 from wm.dynamics.editor_settings import EditorSettings
-from wm.dynamics.loading import kind_of, name_model
+from wm.dynamics.loading import kind_of, load_forward_model, load_inverse_model, name_model
 from wm.dynamics.pairs import ModelPair
-from wm.dynamics.pixel_check import check_two_images
-from wm.dynamics.pixel_inverse import load_pixel_inverse
+from wm.dynamics.pixel_check import check_pixel_files
 from wm.dynamics.pixel_settings import PixelsSettings
-from wm.dynamics.protocols import ForwardModel, InverseModel
-from wm.dynamics.roles import BaseSharing, find_shared_base, load_role, load_roles
+from wm.dynamics.roles import BaseSharing, find_shared_base, load_roles
 from wm.errors import InputError
 from wm.models.checkpoints import load_codec
 from wm.models.codec.codec import ImageCodec
@@ -22,8 +22,6 @@ from wm.models.families import FORWARD_ONLY
 from wm.models.folder_checks import read_json
 from wm.models.kinds import ModelKind
 from wm.models.manifest import adapter_base, is_adapter, model_folder, read_adapter_manifest, read_manifest
-from wm.models.pixels.folders import check_pixel_folder, load_pixel_processor
-from wm.models.remote import is_in_bucket
 from wm.models.unreadable import hub_hint
 
 
@@ -61,7 +59,7 @@ class PairFolders:
                 scheduler=editor.scheduler, table="editor.",
             )  # fmt: skip
         if idm_kind == "pixels":
-            self._check_reads_pixels()
+            check_pixel_files(self.idm, self._base_of("idm"), self.pixels.prompt)
 
     def check_roles(self) -> tuple[ModelKind, ModelKind]:
         """Check by the configurations whether each model can be in its role, and the settings fit both.
@@ -136,25 +134,15 @@ class PairFolders:
         fdm_kind, idm_kind = self.check_roles()
         if fdm_kind == idm_kind == "codes":
             return self._load_codes(codec, device, dtype)
-        inverse: InverseModel
-        # 1. The forward model, as what it makes decides what is exchanged.
-        if fdm_kind == "editor":
-            forward: ForwardModel = load_editor_forward(self.fdm, device=device, dtype=dtype, **self.editor.arguments())
-        else:
+        if fdm_kind != "editor":
+            # Before any weights: what the forward model makes has to become pixels.
             codec = codec or load_codec(self.codec_folder("fdm"), device)
             codec.check_decoder()
-            role = load_role(self.fdm, base=self._base_of("fdm"), device=device, dtype=dtype)
-            forward = CodeForward(role, codec, name_model(self.fdm, role.model.base_id))
-        # 2. The inverse one, which reads its pixels, or encodes them.
-        if idm_kind == "pixels":
-            inverse = load_pixel_inverse(
-                self.idm, base=self._base_of("idm"), device=device, dtype=dtype, **self.pixels.arguments()
-            )
-        else:
-            role = load_role(self.idm, base=self._base_of("idm"), device=device, dtype=dtype)
-            inverse = CodeInverse(
-                role, load_codec(self.codec_folder("idm"), device), name_model(self.idm, role.model.base_id)
-            )
+        editor: Mapping[str, Any] = self.editor.arguments() if fdm_kind == "editor" else {}
+        pixels: Mapping[str, Any] = self.pixels.arguments() if idm_kind == "pixels" else {}
+        where: Mapping[str, Any] = {"device": device, "dtype": dtype}
+        forward = load_forward_model(self.fdm, base=self._base_of("fdm"), codec=codec, **where, **editor)
+        inverse = load_inverse_model(self.idm, base=self._base_of("idm"), **where, **pixels)
         return ModelPair(forward, inverse)
 
     def _base_of(self, role: str) -> str | None:
@@ -166,18 +154,6 @@ class PairFolders:
         # Another program's adapter says nothing: whose base was given decides.
         reads_pixels = manifest.reads_pixels if manifest is not None else role == "idm" and bool(self.pixels.base)
         return (self.pixels.base if reads_pixels else self.base) or None
-
-    def _check_reads_pixels(self) -> None:
-        folder, base = model_folder(self.idm), self._base_of("idm")
-        if is_adapter(folder):
-            folder = adapter_base(folder, base) if read_manifest(folder) or base is None else model_folder(base)
-        # Of a bucket only the configuration is here: whoever loads the model fetches the rest, and checks it.
-        if is_in_bucket(folder):
-            return
-        check_pixel_folder(folder)
-        # The question is tried too: a template may leave an image out.
-        prompt = self.pixels.arguments()["prompt"]
-        check_two_images(load_pixel_processor(folder, prompt), prompt, folder)
 
     def _check_pixels_base(self, base: str) -> None:
         if not is_adapter(self.idm):

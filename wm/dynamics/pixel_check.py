@@ -21,7 +21,10 @@ from wm.dynamics.vlm_scoring import score_pairs
 from wm.errors import InputError
 from wm.images import Pixels
 from wm.models.folder_checks import one_line, refusing
-from wm.models.pixels.chats import check_no_special, write_chat
+from wm.models.manifest import adapter_base, is_adapter, model_folder, read_manifest
+from wm.models.pixels.chats import PROMPT, check_no_special, write_chat
+from wm.models.pixels.folders import check_pixel_folder, load_pixel_processor
+from wm.models.remote import is_in_bucket
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +90,30 @@ def check_two_images(processor: Any, prompt: str, folder: Path) -> None:
         )
     with refusing(f"{folder}: the processor does not take two images"):
         processor(text=[prefix], images=[_noise()[:2]], return_tensors="pt")
+
+
+def check_pixel_files(path: str | Path, base: str | Path | None, prompt: str) -> None:
+    """Check a model by its files and try its processor and chat template with two images; no weights are read.
+
+    Args:
+        path: Its folder, full or an adapter, whose processor is its base's.
+        base: Base of an adapter; None: the one that its manifest names.
+        prompt: The question; empty: that of ``wm train``.
+
+    Raises:
+        InputError: The folder is damaged or runs code, the base is not there, or two images or the question cannot be
+            given.
+    """
+    folder, question = model_folder(path), prompt or PROMPT
+    # An adapter of another program says nothing of its base.
+    if is_adapter(folder):
+        folder = adapter_base(folder, base) if read_manifest(folder) or base is None else model_folder(base)
+    # Of a bucket only the configuration is here: whoever loads the model fetches the rest, and checks it.
+    if is_in_bucket(folder):
+        return
+    check_pixel_folder(folder)
+    # The question is tried too: a template may leave an image out.
+    check_two_images(load_pixel_processor(folder, question), question, folder)
 
 
 def find_shortcuts(scorer: VLMScorer, folder: Path, image_cache_bytes: int) -> Shortcuts:

@@ -48,19 +48,12 @@ OnSamples: TypeAlias = Callable[[int, int], object]
 """Called while images are made, with the parts (tokens, denoising steps) that are done and their number."""
 
 
-class InverseModel(Protocol):
-    """A model that says which action is between two images."""
+class Proposer(Protocol):
+    """What annotation needs: something that proposes the action between two images, such as an endpoint."""
 
     @property
     def model_id(self) -> str:
         """Name for records: the fingerprint of its base, and the digest of the recipe that fine-tuned it."""
-
-    @property
-    def kind(self) -> ModelKind:
-        """``codes`` or ``pixels``."""
-
-    def check_action(self, action: str) -> None:
-        """Raise :class:`wm.errors.InputError` if the model cannot read the action; to be called before any work."""
 
     def propose(
         self,
@@ -82,6 +75,17 @@ class InverseModel(Protocol):
             max_new_tokens: Tokens after which an action is ended.
             batch_size: Bound on the rows of a pass; what memory holds without it.
         """
+
+
+class InverseModel(Proposer, Protocol):
+    """A model that says which action is between two images, and scores given ones."""
+
+    @property
+    def kind(self) -> ModelKind:
+        """``codes`` or ``pixels``."""
+
+    def check_action(self, action: str) -> None:
+        """Raise :class:`wm.errors.InputError` if the model cannot read the action; to be called before any work."""
 
     def score(
         self,
