@@ -1,6 +1,7 @@
 """What works with what: every kind of forward model verified by every kind of inverse model, and what is refused."""
 
 import json
+from dataclasses import replace
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,6 +199,9 @@ def test_an_adapter_of_pixels_has_a_base_of_its_own(folders, models, tmp_path):
     pixels = PixelsSettings(base=folders["llava_interleave"], prompt="move the cup", image_cache_mb=0)
     pair = PairFolders(folders["editor"], str(tmp_path / "adapter"), pixels=pixels, editor=EDITOR)
     pair.check()
+    # The only adapter reads pixels: a base of image codes would be nobody's.
+    with pytest.raises(InputError, match=r"base = .*, but neither fdm nor idm is an adapter of a model with image"):
+        replace(pair, base=folders["chameleon"]).check()
     inverse = pair.load().inverse
     image = Observation.from_pixels(np.zeros((16, 16, 3), np.uint8))
     arguments = {"base": folders["llava_interleave"], "prompt": "move the cup", "image_cache_mb": 0}
