@@ -48,12 +48,8 @@ def build_entries(recipe: EvaluateRecipe) -> dict[str, Entry]:
             "entry with role=idm, or leave it out"
         )
     # It is evaluated, is an adapter's, or gives its codec.
-    if (
-        recipe.base
-        and not recipe.zero_shot
-        and recipe.codec
-        and recipe.base not in {of.base for of in checked.values()}
-    ):
+    bases = {entry.base for entry in checked.values()}
+    if recipe.base and recipe.codec and not recipe.zero_shot and recipe.base not in bases:
         raise InputError(
             f"base = {recipe.base!r}: no model is an adapter of it, codec is another folder's, and zero_shot is false; "
             "leave it out"
