@@ -19,6 +19,7 @@ from tests.helpers.training_data import random_rows, write_triplets
 from wm.dynamics import Search, WorldModel, editor_calls, predict_observations
 from wm.dynamics.editor_settings import EditorSettings
 from wm.dynamics.observation import pixels_of
+from wm.dynamics.pixel_inverse import PixelInverse
 from wm.dynamics.protocols import SampleFailure
 from wm.errors import InputError
 from wm.images import decode_image, encode_png, fit_square
@@ -111,6 +112,36 @@ def test_a_tree_and_a_reader_of_pixels(folders, image_file, tmp_path, capsys):
     shapes = {read_png(tmp_path / "out" / branch["image"]).shape for level in written["levels"] for branch in level}
     assert shapes == {(48, 64, 3)} and "codes" not in written["levels"][0][0]
     assert "predict: 4 images, 12 candidates" in capsys.readouterr().out
+
+
+def test_a_reader_of_pixels_is_shown_the_true_source(folders, image_file, triplets, tmp_path, monkeypatch):
+    shown, score = [], PixelInverse.score
+
+    def remember(self, sources, targets, actions, **more):
+        shown.extend(pixels_of(sources))
+        return score(self, sources, targets, actions, **more)
+
+    monkeypatch.setattr(PixelInverse, "score", remember)
+    models = {"fdm": folders.base, "idm": folders.reader, "search": {"num_candidates": 2}}
+    values = {"image": str(image_file), "actions": ["put the cup"], "out": str(tmp_path / "image")}
+    predict.run(PredictRecipe.parse(models | values, "test"))
+    predict.run(PredictRecipe.parse(models | {"triplets": str(triplets), "out": str(tmp_path / "table")}, "test"))
+    values = {"sources": str(triplets), "actions": str(triplets), "actions_each": 1, "out": str(tmp_path / "imagined")}
+    imagine.run(ImagineRecipe.parse(models | values | {"filters": {"min_score": -50.0}}, "test"))
+    files = [decode_image(row["source_image"]["bytes"], "source") for row in read_table(triplets).to_pylist()]
+    squares = [fit_square(pixels, 16) for pixels in (read_png(image_file), *files)]
+    # Two candidates of the image, of each triplet, and of each source that is imagined from.
+    assert len(shown) == 2 * 9 and {image.tobytes() for image in shown} == {image.tobytes() for image in squares}
+    # What the forward model reads of it is recorded as before.
+    codec = load_codec(folders.base)
+    written = json.loads((tmp_path / "image/prediction.json").read_text())
+    assert written["source"]["codes"] == codec.encode(squares[0][None])[0].tolist()
+    assert np.array_equal(
+        read_png(tmp_path / "image/source-codes.png"), codec.decode(np.array([written["source"]["codes"]]))[0]
+    )
+    stored = {row["triplet_id"]: row["source_codes"] for row in read_table(triplets).to_pylist()}
+    imagined = read_table(tmp_path / "imagined/triplets").to_pylist()
+    assert {tuple(row["source_codes"]) for row in imagined} <= set(map(tuple, stored.values())) and imagined
 
 
 def test_triplets_resume_and_withheld_images_are_rejects(folders, world, triplets, tmp_path, monkeypatch):

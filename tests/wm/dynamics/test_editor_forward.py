@@ -122,7 +122,7 @@ def test_candidates_are_those_of_diffusers(pix2pix):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_fingerprint_counts_the_scheduler_and_not_its_version(pix2pix, tmp_path):
+def test_a_fingerprint_counts_the_scheduler_not_its_version(pix2pix, tmp_path):
     ids = [fingerprint_pipeline(pix2pix, PIPELINE)]
     folder = shutil.copytree(pix2pix, tmp_path / "model")
     file = folder / "scheduler/scheduler_config.json"

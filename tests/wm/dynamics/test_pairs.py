@@ -102,6 +102,9 @@ def test_every_forward_model_is_verified_by_every_inverse_model(models, fdm, idm
     # Codes between two of one codec, else pixels, which the other model reads as it reads a file.
     has_codes = [isinstance(pair.forward, CodeForward), isinstance(pair.inverse, CodeInverse)]
     shown = pixels_of([source, *(candidate.observation for candidate in prediction.candidates)])
+    # The verifier is shown the image itself, unless both models have one codec.
+    assert source.is_of_pixels is not pair.shares_codec
+    assert pair.shares_codec or np.array_equal(shown[0], pair.frame(image))
     before, *after = (Observation.from_pixels(pixels) for pixels in shown)
     if has_codes[1]:
         codec = pair.inverse.codec
