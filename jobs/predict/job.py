@@ -118,6 +118,9 @@ def _predict_tree(recipe: PredictRecipe, stage: Run, image_HWC: Pixels, pair: Mo
             pair.forward, pair.inverse, source, levels, search=recipe.search, sampling=recipe.sampling,
             seed=recipe.seed, batch_size=recipe.resources.batch_size, on_level=lambda level: bar.update(len(level)),
         )  # fmt: skip
+    # Paths that end are named in the file; without any image there is nothing to write.
+    if not any(branch.prediction.candidates for branch in tree[0]):
+        raise InputError(f"tree: {tree[0][0].prediction.explain_failures()}")
     with stage.timed("write"):
         counts = write_tree(tree, pair.to_codes(source), source_HWC, stage.out)
     record = stage.finish(counts, **pair.describe())
