@@ -134,6 +134,8 @@ def _check_kinds(recipe: GateRecipe) -> None:
         if kind == "editor" or (kind == "pixels" and recipe.role == "fdm"):
             nature = "is an image editor" if kind == "editor" else "reads images and makes none"
             raise InputError(f"{name} = {getattr(recipe, name)} {nature}: it has no likelihoods as {recipe.role}")
+    if recipe.base and not any(is_adapter(getattr(recipe, name)) for name in kinds):
+        raise InputError(f"base = {recipe.base!r}, but neither champion nor challenger is an adapter; leave it out")
     # Tokens of two vocabularies are of other lengths.
     if len(set(kinds.values())) > 1 and recipe.metric == "nats":
         raise InputError(

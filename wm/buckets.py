@@ -5,7 +5,7 @@ Not known here: which command it is.
 
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO, TypeVar, cast
@@ -14,7 +14,7 @@ from wm.config import Recipe
 from wm.errors import InputError
 from wm.files.mirror import WRITERS, fetch, mirrored_path, on_this_node, shown, uri_of
 from wm.files.uris import join_uri
-from wm.paths import PathKey, path_key
+from wm.paths import PathKey, find_paths, path_key
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 
@@ -46,29 +46,18 @@ def prepare_buckets(recipe: Recipe) -> None:
             fetch_input(name, uri, is_lazy=mark.is_lazy, is_model=mark.is_model)
 
 
-def find_bucket_paths(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, str, PathKey]]:
+def find_bucket_paths(recipe: Recipe) -> Iterator[tuple[str, str, PathKey]]:
     """Find every path of a recipe, and of tables in it, that stands for an object.
 
     Args:
         recipe: The recipe.
-        prefix: Of the keys.
 
     Yields:
         Dotted key, URI and mark.
     """
-    for name, field in type(recipe).model_fields.items():
-        mark = path_key(field.metadata)
-        value = getattr(recipe, name)
-        items: Iterator[tuple[str, object]] = iter([("", value)])
-        if isinstance(value, Mapping):
-            items = ((f".{key}", item) for key, item in value.items())
-        elif isinstance(value, list):
-            items = ((f".{number}", item) for number, item in enumerate(value))
-        for suffix, item in items:
-            if isinstance(item, Recipe):
-                yield from find_bucket_paths(item, f"{prefix}{name}{suffix}.")
-            elif mark is not None and isinstance(item, (str, Path)) and (uri := uri_of(item)) is not None:
-                yield f"{prefix}{name}{suffix}", uri, mark
+    for key, path, mark in find_paths(recipe):
+        if (uri := uri_of(path)) is not None:
+            yield key, uri, mark
 
 
 def check_writable(name: str, uri: str) -> None:

@@ -17,9 +17,10 @@ from tqdm import tqdm
 from wm import logs
 from wm.buckets import show_uris
 from wm.config import Recipe
-from wm.errors import InputError
+from wm.errors import InputError, MissingPathError
 from wm.files.mirror import shown
 from wm.interrupts import TERMINATED, TerminatedError, quiet_when_unread, raise_on_terminate
+from wm.paths import name_key
 from wm.preflight import run_checks
 from wm.recipe_help import describe_fields
 
@@ -79,7 +80,7 @@ def _run(
     """Parse, load and run; returns the exit status, errors being printed in one line."""
     parser = _build_parser(recipe_class, prog or f"wm {name}", description)
     arguments, options = parser.parse_known_intermixed_args(argv)
-    out = ""
+    out, recipe = "", None
     try:
         logs.configure()
         logs.bind(command=name)
@@ -101,7 +102,8 @@ def _run(
         if cause is None:
             raise  # a mistake of this program: its traceback is wanted
         if isinstance(cause, InputError):
-            logs.report_error(f"error: {shown(cause)}")
+            key = name_key(recipe, cause.path) if isinstance(cause, MissingPathError) and recipe is not None else None
+            logs.report_error(f"error: {f'{key}: ' if key else ''}{shown(cause)}")
             return 2
         if _is_about_memory(cause):
             logs.report_error(f"error: out of memory: {str(cause).splitlines()[0]:.300}")

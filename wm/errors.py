@@ -9,6 +9,26 @@ class InputError(ValueError):
     """
 
 
+class MissingPathError(InputError):
+    """Nothing is at a path; a command whose recipe has the path names its key."""
+
+    def __init__(self, path: object, kind: str = "file or folder", hint: str = "") -> None:
+        """Keep the parts of the message, with which it can be sent to another process.
+
+        Args:
+            path: Where nothing is.
+            kind: What was expected there.
+            hint: Follows the path.
+        """
+        super().__init__(str(path), kind, hint)
+        self.path = str(path)
+
+    def __str__(self) -> str:
+        """Return the message."""
+        path, kind, hint = self.args
+        return f"no such {kind}: {path:.300}{hint}"
+
+
 class OtherRunError(InputError):
     """The output folder holds another run: another stage's, another recipe's, or one on inputs that have changed."""
 

@@ -5,12 +5,12 @@ Not known here: which job a recipe belongs to.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, overload
 
-from pydantic import AfterValidator, PlainSerializer
+from pydantic import AfterValidator, BaseModel, PlainSerializer
 
 from wm.files.mirror import to_path, to_uri, uri_of
 from wm.files.uris import OBJECT_STORES, is_remote, local_path
@@ -85,6 +85,44 @@ OutputPathOrUri = Annotated[str, PathKey(is_output=True, takes_uri=True)]
 def path_key(metadata: Iterable[object]) -> PathKey | None:
     """Return the mark among a field's annotations, or None for a key that holds no path."""
     return next((mark for mark in metadata if isinstance(mark, PathKey)), None)
+
+
+def find_paths(recipe: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, PathKey]]:
+    """Find every path of a recipe, and of tables in it.
+
+    Args:
+        recipe: The recipe.
+        prefix: Of the keys.
+
+    Yields:
+        Dotted key, path and mark; of empty keys nothing.
+    """
+    for name, field in type(recipe).model_fields.items():
+        mark = path_key(field.metadata)
+        value = getattr(recipe, name)
+        items: Iterable[tuple[str, object]] = [("", value)]
+        if isinstance(value, Mapping):
+            items = [(f".{key}", item) for key, item in value.items()]
+        elif isinstance(value, list):
+            items = [(f".{number}", item) for number, item in enumerate(value)]
+        for suffix, item in items:
+            if isinstance(item, BaseModel):
+                yield from find_paths(item, f"{prefix}{name}{suffix}.")
+            elif mark is not None and item and isinstance(item, (str, Path)):
+                yield f"{prefix}{name}{suffix}", str(item), mark
+
+
+def name_key(recipe: BaseModel, path: str) -> str | None:
+    """Name the key whose path is a given one, or holds it; None where there is none.
+
+    Args:
+        recipe: The recipe.
+        path: Below one of its inputs, or that itself.
+    """
+    parents = [str(Path(path)), *map(str, Path(path).parents)]
+    keys = {str(Path(value)): key for key, value, mark in find_paths(recipe) if not mark.is_output}
+    # The nearest first: one input may be in the folder of another.
+    return next((keys[parent] for parent in parents if parent in keys), None)
 
 
 def absolute_path(path: str) -> str:

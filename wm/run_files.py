@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from wm.errors import InputError
+from wm.errors import InputError, MissingPathError
 from wm.files.atomic import replace_file
 from wm.files.mirror import list_below, mirrored_path, uri_of
 from wm.files.writer_lock import LOCK
@@ -127,7 +127,7 @@ def digest_of(path: str | Path) -> str:
     elif root.exists():
         files, is_folder = [], root.is_dir()
     else:
-        raise InputError(f"no such file or folder: {root}")
+        raise MissingPathError(root)
     digest = hashlib.sha256()
     # A stage's output, or a table in one: the run says what is in it, also where the files were copied.
     for folder in (root, root.parent) if is_folder else (root.parent,):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from wm.errors import InputError, to_line
+from wm.errors import InputError, MissingPathError, to_line
 from wm.files.atomic import replace_file
 from wm.files.mirror import fetch, list_below, mirrored_path, publish, uri_of
 from wm.records import LATER_COLUMNS, TRIPLET_SCHEMA
@@ -122,7 +122,7 @@ def table_files(folder: str | Path) -> list[Path]:
     elif root.is_dir():
         files = list(root.rglob("*.parquet"))
     else:
-        raise InputError(f"no such folder of Parquet files: {root}")
+        raise MissingPathError(root, "folder of Parquet files")
     return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts))
 
 

@@ -68,7 +68,7 @@ def write_shard(shard: Shard, recipe: EditRecipe, editor: ImageEditor, on_images
     """
     rejects: list[RejectRow] = []
     predictions: dict[tuple[str, int, str], PredictionRow] = {}
-    requests = _list_requests(shard, recipe, rejects)
+    requests = _list_requests(shard, recipe, editor, rejects)
     each = len(recipe.seeds) * recipe.num_candidates
     on_images(each * len(shard.rows) - len(requests))
     # A few batches at a time, so that progress shows.
@@ -91,13 +91,20 @@ def write_shard(shard: Shard, recipe: EditRecipe, editor: ImageEditor, on_images
     write_predictions(predictions.values(), Path(recipe.out) / "predictions" / shard.name)
 
 
-def _list_requests(shard: Shard, recipe: EditRecipe, rejects: list[RejectRow]) -> list[EditRequest]:
+def _list_requests(
+    shard: Shard, recipe: EditRecipe, editor: ImageEditor, rejects: list[RejectRow]
+) -> list[EditRequest]:
     """List the images to be made, and add a reject for each triplet that cannot be edited."""
     requests = []
     for row, data in zip(shard.rows, _read_sources(shard), strict=True):
         # Without an instruction an editor changes something or nothing: neither is a prediction.
         if not row.action:
             rejects.append(_build_reject(row, "no_action", f"triplet {row.triplet_id} has no action"))
+            continue
+        try:
+            editor.check_action(row.action)
+        except InputError as error:
+            rejects.append(_build_reject(row, "long_action", str(error)))
             continue
         try:
             source = decode_image(data, f"source_image of triplet {row.triplet_id}")

@@ -11,7 +11,7 @@ from wm.dynamics.editor_settings import EditorSettings
 from wm.dynamics.loading import kind_of
 from wm.errors import InputError
 from wm.evaluation.bench import Entry
-from wm.models import ImageCodec, hub_hint, model_folder, read_manifest
+from wm.models import ImageCodec, hub_hint, is_adapter, model_folder, read_manifest
 from wm.models.kinds import ModelKind
 
 
@@ -46,6 +46,13 @@ def build_entries(recipe: EvaluateRecipe) -> dict[str, Entry]:
         raise InputError(
             "action_margins = true measures forward models by their verifier, and none has one: give idm=NAME, an "
             "entry with role=idm, or leave it out"
+        )
+    # It is evaluated, is an adapter's, or gives its codec.
+    bases = {entry.base for entry in checked.values()}
+    if recipe.base and recipe.codec and not recipe.zero_shot and recipe.base not in bases:
+        raise InputError(
+            f"base = {recipe.base!r}: no model is an adapter of it, codec is another folder's, and zero_shot is false; "
+            "leave it out"
         )
     return checked
 
@@ -82,6 +89,10 @@ def _check_entry(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe
         raise InputError(f"{key}: a name holds letters, digits, - and _ only")
     if not model_folder(entry.path).is_dir():
         raise InputError(f"{key}.path: no such model folder: {entry.path}{hub_hint(entry.path)}")
+    if entry.base and not is_adapter(entry.path):
+        raise InputError(
+            f"{key}: {entry.path} is no adapter, so that base = {entry.base!r} has no effect; leave it out"
+        )
     manifest = read_manifest(entry.path)
     if manifest is not None and manifest.task not in (None, entry.role):
         raise InputError(f"{key}.role = {entry.role!r}, but {entry.path} was trained as {manifest.task}")
@@ -99,8 +110,8 @@ def _check_entry(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe
         if twin and other.name != entry.name:
             raise InputError(f"{key} and models.{other.name} share label {entry.label!r} and seed {entry.run}")
     # Complete models need no base; an adapter may name its own, and the recipe's base has image codes.
-    is_adapter = manifest is not None and manifest.kind == "adapter" and kind == "codes"
-    return replace(entry, kind=kind, verifier=verifier, base=entry.base or (recipe.base if is_adapter else ""))
+    takes_base = manifest is not None and manifest.kind == "adapter" and kind == "codes"
+    return replace(entry, kind=kind, verifier=verifier, base=entry.base or (recipe.base if takes_base else ""))
 
 
 def _find_kind(entry: Entry, recipe: EvaluateRecipe) -> ModelKind:

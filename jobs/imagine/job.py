@@ -111,12 +111,14 @@ def _predict(recipe: ImagineRecipe, attempts: list[Try], pair: ModelPair) -> lis
 
 
 def _observe(pair: ModelPair, attempt: Try) -> Observation:
-    """Return the source: the stored codes where they are of the forward model's codec, else its image."""
+    """Return the source, with the stored codes where they are of the forward model's codec."""
     row = attempt.row
     # Stored codes need no encoding, and are those that the triplet was made with.
-    if pair.codec is not None and row["codec"] == pair.codec.codec_id and row["source_codes"]:
-        return Observation.from_codes(row["source_codes"], pair.codec)
-    return pair.observe(decode_image(row["source_image"]["bytes"], f"source_image of triplet {row['triplet_id']}"))
+    codes = row["source_codes"] if pair.codec is not None and row["codec"] == pair.codec.codec_id else None
+    if codes and pair.codec is not None and pair.shares_codec:
+        return Observation.from_codes(codes, pair.codec)
+    image_HWC = decode_image(row["source_image"]["bytes"], f"source_image of triplet {row['triplet_id']}")
+    return pair.observe(image_HWC, codes)
 
 
 def _count(out: Path, num_tries: int) -> report.Counts:

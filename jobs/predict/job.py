@@ -10,6 +10,8 @@ With tree='[["…", "…"], ["…", "…"]]' instead of actions, each action of 
 before.
 """
 
+from dataclasses import replace
+
 import torch
 
 from jobs.predict import report
@@ -97,6 +99,7 @@ def _predict_image(recipe: PredictRecipe, stage: Run, image_HWC: Pixels, pair: M
                 on_step=report_step,
             )[0]  # fmt: skip
     with stage.timed("write"):
+        rollout = replace(rollout, source=pair.to_codes(rollout.source))
         counts = write_rollout(rollout, source_HWC, stage.out, num_return=recipe.search.num_return)
     record = stage.finish(counts, **pair.describe())
     report.print_rollout(rollout, counts, stage.out)
@@ -115,8 +118,11 @@ def _predict_tree(recipe: PredictRecipe, stage: Run, image_HWC: Pixels, pair: Mo
             pair.forward, pair.inverse, source, levels, search=recipe.search, sampling=recipe.sampling,
             seed=recipe.seed, batch_size=recipe.resources.batch_size, on_level=lambda level: bar.update(len(level)),
         )  # fmt: skip
+    # Paths that end are named in the file; without any image there is nothing to write.
+    if not any(branch.prediction.candidates for branch in tree[0]):
+        raise InputError(f"tree: {tree[0][0].prediction.explain_failures()}")
     with stage.timed("write"):
-        counts = write_tree(tree, source, source_HWC, stage.out)
+        counts = write_tree(tree, pair.to_codes(source), source_HWC, stage.out)
     record = stage.finish(counts, **pair.describe())
     report.print_tree(tree, counts, stage.out)
     return record

@@ -51,15 +51,31 @@ def print_tree(tree: Sequence[Sequence[Branch]], counts: Mapping[str, int], out:
         counts: As they are in ``run.json``.
         out: Folder of the run.
     """
-    for number in range(len(tree[-1])):
+    leaves = [(len(tree) - 1, number) for number in range(len(tree[-1]))]
+    # A path ends early where the forward model gave no image.
+    leaves += [
+        (depth, number)
+        for depth, level in enumerate(tree[:-1])
+        for number, branch in enumerate(level)
+        if not branch.prediction.candidates
+    ]
+    for depth, number in leaves:
         # From the leaf back to the source.
         steps, index = [], number
-        for level in reversed(tree):
+        for level in reversed(tree[: depth + 1]):
             branch = level[index]
-            steps.append(f"{branch.action} ({branch.prediction.best.score.mean_logprob:.3f} nats/token)")
+            steps.append(f"{branch.action} ({_describe(branch)})")
             index = branch.parent
         print("  " + " → ".join(reversed(steps)))
-    print(f"predict: {counts['branches']} images, {counts['draws']} candidates: {shown(out / 'tree.png')}")
+    images = sum(bool(branch.prediction.candidates) for level in tree for branch in level)
+    print(f"predict: {images} images, {counts['draws']} candidates: {shown(out / 'tree.png')}")
+
+
+def _describe(branch: Branch) -> str:
+    prediction = branch.prediction
+    if not prediction.candidates:
+        return prediction.explain_failures()
+    return f"{prediction.best.score.mean_logprob:.3f} nats/token"
 
 
 def print_triplets(counts: Mapping[str, object], out: Path, parts: str = "tokens") -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from wm.dynamics import Observation, observe_codes
+from wm.dynamics import Observation
 from wm.dynamics.pairs import ModelPair
 from wm.errors import InputError
 from wm.evaluation.heldout import read_held_out, spread_rows
@@ -60,7 +60,8 @@ def read_sources(folder: str, codec: ImageCodec | None, *, limit: int | None) ->
     held_out = read_held_out(folder, codec, limit=limit)
 
     def observe(pair: ModelPair, rows: range) -> list[Observation]:
-        return observe_codes(held_out.source_codes[rows.start : rows.stop].tolist(), pair.codec or codec)
+        codes_BN = held_out.source_codes[rows.start : rows.stop].tolist()
+        return [pair.observe(held_out.source_pixels[row], codes_N) for row, codes_N in zip(rows, codes_BN, strict=True)]
 
     def show(row: int) -> tuple[Pixels, Pixels]:
         return held_out.source_pixels[row], held_out.target_pixels[row]

@@ -23,6 +23,7 @@ from wm.cards import (
     read_head,
 )
 from wm.errors import InputError, to_line
+from wm.files.uris import OBJECT_STORES
 
 _BINARY = (".safetensors", ".parquet", ".png", ".jpg", ".jpeg", ".webp", ".mp4", ".npy", ".npz", ".tar", ".arrow")
 """Endings of files without text; every other file is looked through, such as a log or a .env without its dot."""
@@ -37,6 +38,9 @@ _SECRETS = {
     "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
 _ABSOLUTE = re.compile(r"(file:/+|/(?=[^/])|~/|[A-Za-z]:\\)\S")
+_BUCKET = re.compile(rf"\b(?:{'|'.join(OBJECT_STORES)})://[\w.-]+")
+"""An object store's bucket, whose name says whose it is."""
+_ADDRESS = re.compile(r"https?://[^\s\"'<>]+")
 _SHARING = (REDISTRIBUTION, DERIVATIVES)
 _REWRITTEN = ("run.json", "adapter_config.json", "wm_model.json", "config.json")
 """Files whose values are paths where they look like one; a tokenizer's may be tokens."""
@@ -83,8 +87,13 @@ def check_selection(selection: Selection, allowed: Iterable[str]) -> Findings:
             data = _without_paths(data)
             if data != path.read_bytes():
                 rewritten[name] = data
+            # Of an endpoint, or of data on the web: it may be private, or what a reader needs.
+            if addresses := sorted(set(_ADDRESS.findall(data.decode(errors="replace")))):
+                problems.append(f"{name} names the addresses {', '.join(addresses):.300}")
         if any(needle in data for needle in needles):
             problems.append(f"{name} names folders of this machine" + (": wm card writes it again" * (name == CARD)))
+        if buckets := sorted(set(_BUCKET.findall(data.decode(errors="replace")))):
+            problems.append(f"{name} names the buckets {', '.join(buckets):.300}")
     licenses = _list_licenses(selection)
     problems += _check_licenses(licenses, {name.strip().lower() for name in allowed})
     return Findings([*_card_problems(selection, licenses), *problems], rewritten, licenses)
@@ -98,7 +107,8 @@ def _machine_paths(folder: Path) -> list[bytes]:
 
 
 def _without_paths(data: bytes) -> bytes:
-    """Replace absolute paths among the values of a JSON file by their last names; other files stay as they are."""
+    """Replace absolute paths and URIs of buckets among the values of a JSON file by their last names; other files stay
+    as they are."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -112,7 +122,7 @@ def _strip_value(value: Any) -> Any:
         return {name: _strip_value(entry) for name, entry in value.items()}
     if isinstance(value, list):
         return [_strip_value(entry) for entry in value]
-    if isinstance(value, str) and _ABSOLUTE.match(value) and "\n" not in value:
+    if isinstance(value, str) and (_ABSOLUTE.match(value) or _BUCKET.match(value)) and "\n" not in value:
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return value
 

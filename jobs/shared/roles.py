@@ -19,7 +19,7 @@ from wm.dynamics.pixel_settings import PixelsSettings
 from wm.dynamics.settings import Search, check_draft_length
 from wm.errors import InputError
 from wm.files.mirror import uri_of
-from wm.models import ImageCodec, hub_hint, is_adapter, load_codec, model_folder
+from wm.models import ImageCodec, hub_hint, load_codec, model_folder
 from wm.paths import ModelPath
 
 if TYPE_CHECKING:
@@ -83,8 +83,6 @@ def check_roles(recipe: RolesRecipe, search: Search) -> None:
             raise InputError(f"{role} = {folder!r}: no such model folder{hub_hint(folder)}")
     if recipe.base and not _is_folder(recipe.base):
         raise InputError(f"base = {recipe.base!r}: no such model folder{hub_hint(recipe.base)}")
-    if recipe.base and not (is_adapter(recipe.fdm) or is_adapter(recipe.idm)):
-        raise InputError(f"base = {recipe.base!r}, but neither fdm nor idm is an adapter")
     # 2. Each model fits its role, and the settings fit the models.
     folders = recipe.folders()
     fdm_kind, _ = folders.check_roles()

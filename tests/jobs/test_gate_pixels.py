@@ -37,6 +37,7 @@ def test_the_likelier_of_two_replaces_the_other(tiny_base: Path, tmp_path: Path)
             {"challenger": str(tiny_base)},
             "champion reads pixels, challenger codes, whose tokens differ",
         ),
+        ({"base": str(tiny_base)}, "base = .*, but neither champion nor challenger is an adapter; leave it out"),
         ({"role": "fdm"}, "reads images and makes none: it has no likelihoods as fdm"),
     ):
         wrong = recipe.model_copy(update={**update, "out": str(tmp_path / "wrong")})

@@ -17,10 +17,13 @@ from tests.helpers.models_editors import write_pix2pix
 from tests.helpers.models_vlms import WRITERS
 from tests.helpers.training_data import random_rows, write_triplets
 from wm.dynamics import Search, WorldModel, editor_calls, predict_observations
+from wm.dynamics.editor_forward import EditorForward
 from wm.dynamics.editor_settings import EditorSettings
 from wm.dynamics.observation import pixels_of
-from wm.dynamics.protocols import SampleFailure
+from wm.dynamics.pixel_inverse import PixelInverse
+from wm.dynamics.protocols import SampleFailure, Samples
 from wm.errors import InputError
+from wm.evaluation.paper.figures.action_tree import load_action_tree
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import load_codec
 from wm.nano.preset import TINY_WORDS
@@ -102,15 +105,63 @@ def test_a_rollout_is_written_as_images(folders, world, image_file, tmp_path):
     assert (tmp_path / "out/storyboard.png").exists()
 
 
-def test_a_tree_and_a_reader_of_pixels(folders, image_file, tmp_path, capsys):
+def test_a_tree_ends_where_an_image_is_withheld(folders, image_file, tmp_path, capsys, monkeypatch):
+    sample = EditorForward.sample
+
+    def withhold(self, sources, actions, **options):
+        rows, withheld = sample(self, sources, actions, **options).candidates, SampleFailure("safety_checker", "unsafe")
+        shown = zip(rows, actions, strict=True)
+        return Samples([[withheld] * len(row) if action == "take the cup" else row for row, action in shown])
+
+    monkeypatch.setattr(EditorForward, "sample", withhold)
     tree = [["put the cup", "take the cup"], ["put the cup"]]
     record = predict.run(recipe_of(folders.editor, tmp_path / "out", folders.reader, image=str(image_file), tree=tree))
-    assert record["counts"] == {"levels": 2, "branches": 4, "draws": 12}
+    assert record["counts"] == {"levels": 2, "branches": 3, "draws": 9, "withheld": 3}
     written = json.loads((tmp_path / "out/tree.json").read_text())
     # Neither model has a codec: all of the image.
-    shapes = {read_png(tmp_path / "out" / branch["image"]).shape for level in written["levels"] for branch in level}
-    assert shapes == {(48, 64, 3)} and "codes" not in written["levels"][0][0]
-    assert "predict: 4 images, 12 candidates" in capsys.readouterr().out
+    (first, second), (third,) = written["levels"]
+    shapes = {read_png(tmp_path / "out" / branch["image"]).shape for branch in (first, third)}
+    assert shapes == {(48, 64, 3)} and "codes" not in first and third["parent"] == 0
+    failures = [{"candidate": number, "reason": "safety_checker"} for number in range(3)]
+    assert second == {"parent": 0, "action": "take the cup", "image": None, "withheld": failures}
+    root = load_action_tree(tmp_path / "out").root
+    assert [(node.below, len(node.children)) for node in root.children][1] == ("no image", 0)
+    output = capsys.readouterr().out
+    assert "  take the cup (none of 3 candidates has an image: unsafe)\n" in output
+    assert "predict: 2 images, 9 candidates" in output
+    with pytest.raises(InputError, match="step 2, 'take the cup': none of 3 candidates has an image: unsafe"):
+        actions = ["put the cup", "take the cup"]
+        predict.run(recipe_of(folders.editor, tmp_path / "no", folders.reader, image=str(image_file), actions=actions))
+
+
+def test_a_reader_of_pixels_is_shown_the_true_source(folders, image_file, triplets, tmp_path, monkeypatch):
+    shown, score = [], PixelInverse.score
+
+    def remember(self, sources, targets, actions, **more):
+        shown.extend(pixels_of(sources))
+        return score(self, sources, targets, actions, **more)
+
+    monkeypatch.setattr(PixelInverse, "score", remember)
+    models = {"fdm": folders.base, "idm": folders.reader, "search": {"num_candidates": 2}}
+    values = {"image": str(image_file), "actions": ["put the cup"], "out": str(tmp_path / "image")}
+    predict.run(PredictRecipe.parse(models | values, "test"))
+    predict.run(PredictRecipe.parse(models | {"triplets": str(triplets), "out": str(tmp_path / "table")}, "test"))
+    values = {"sources": str(triplets), "actions": str(triplets), "actions_each": 1, "out": str(tmp_path / "imagined")}
+    imagine.run(ImagineRecipe.parse(models | values | {"filters": {"min_score": -50.0}}, "test"))
+    files = [decode_image(row["source_image"]["bytes"], "source") for row in read_table(triplets).to_pylist()]
+    squares = [fit_square(pixels, 16) for pixels in (read_png(image_file), *files)]
+    # Two candidates of the image, of each triplet, and of each source that is imagined from.
+    assert len(shown) == 2 * 9 and {image.tobytes() for image in shown} == {image.tobytes() for image in squares}
+    # What the forward model reads of it is recorded as before.
+    codec = load_codec(folders.base)
+    written = json.loads((tmp_path / "image/prediction.json").read_text())
+    assert written["source"]["codes"] == codec.encode(squares[0][None])[0].tolist()
+    assert np.array_equal(
+        read_png(tmp_path / "image/source-codes.png"), codec.decode(np.array([written["source"]["codes"]]))[0]
+    )
+    stored = {row["triplet_id"]: row["source_codes"] for row in read_table(triplets).to_pylist()}
+    imagined = read_table(tmp_path / "imagined/triplets").to_pylist()
+    assert {tuple(row["source_codes"]) for row in imagined} <= set(map(tuple, stored.values())) and imagined
 
 
 def test_triplets_resume_and_withheld_images_are_rejects(folders, world, triplets, tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def test_a_base_is_for_the_adapter_beside_a_full_model(folders, triplets, tmp_pa
     given = {"fdm": str(folders / "base"), "triplets": str(triplets)}
     moved = predicted(recipe_of(folders, tmp_path / "a", base=str(folders / "base"), **given))
     assert moved == predicted(recipe_of(folders, tmp_path / "b", **given))
-    with pytest.raises(InputError, match=r"base = .*, but neither fdm nor idm is an adapter"):
+    with pytest.raises(InputError, match=r"base = .*, but neither fdm nor idm is an adapter of a model"):
         both = given | {"idm": str(folders / "base"), "base": str(folders / "base")}
         predict.run(recipe_of(folders, tmp_path / "c", **both))
 

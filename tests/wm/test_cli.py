@@ -1,9 +1,10 @@
 """The command line that all jobs share: help, exit codes, one line an error."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from pydantic import Field
 
 from wm.cli import PROGRESS_INTERVAL, main, progress_bar
 from wm.config import Recipe
-from wm.errors import InputError
+from wm.errors import InputError, MissingPathError
+from wm.paths import INPUT, InputPath, OptionalModelPath, OutputPath
+from wm.run_files import digest_of
+from wm.tables import table_files
 
 
 class Part(Recipe):
@@ -42,6 +46,22 @@ class Job(Recipe):
     """What to read."""
     models: dict[str, Part] = Field(default_factory=dict)
     """What to load."""
+
+
+class Input(Recipe):
+    idm: OptionalModelPath = None
+    """One of several."""
+
+
+class Inputs(Recipe):
+    out: OutputPath = ""
+    """Not read."""
+    idm: OptionalModelPath = None
+    """A model."""
+    results: Annotated[list[InputPath], INPUT] = []
+    """Of others."""
+    models: dict[str, Input] = Field(default_factory=dict)
+    """More models."""
 
 
 class Calls:
@@ -249,6 +269,39 @@ def test_progress_in_a_log_is_a_line_each(capsys: pytest.CaptureFixture[str], mo
     with progress_bar(4, "row", "copy") as bar:
         bar.update(4)
     assert capsys.readouterr().err.startswith("\rcopy:   0%|")
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        (["idm=gone"], "idm: no such file or folder: gone"),
+        (["idm=gone/"], "idm: no such file or folder: gone"),
+        (['results=["wm", "gone"]', "out=gone"], "results.1: no such file or folder: gone"),
+        (["models.a.idm=gone", "results=[]"], "models.a.idm: no such file or folder: gone"),
+        # What is read below an input is that input's; what no key names is left as it is.
+        (["idm=wm", "models.a.idm=wm/gone"], "models.a.idm: no such file or folder: wm/gone"),
+        (["idm=wm"], "idm: no such folder of Parquet files: wm/triplets"),
+        (["out=wm"], "no such folder of Parquet files: wm/triplets"),
+    ],
+)
+def test_a_path_where_nothing_is_has_its_key(
+    argv: list[str], error: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wm").mkdir()
+
+    def read(recipe: Inputs, *, dry_run: bool = False) -> None:
+        for path in (recipe.idm, *recipe.results, *(model.idm for model in recipe.models.values())):
+            digest_of(path or ".")
+        table_files("wm/triplets")
+
+    assert main(Inputs, read, name="job", description="Does a thing.", argv=argv) == 2
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_what_is_missing_can_be_sent_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(MissingPathError(Path("a"), "model folder", "; b")))
+    assert (str(error), error.path) == ("no such model folder: a; b", "a")
 
 
 TERMINATED_JOB = """

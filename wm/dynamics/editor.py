@@ -34,6 +34,9 @@ ASPECT_TOLERANCE = 0.1
 """How much wider or higher than its source an image may be, relative to it; ours. FLUX Kontext makes the nearest of the
 sizes that it was trained with, whose aspect is up to 8 % off; a square of a 4:3 source is 25 % off."""
 
+_CLIP_ONLY = BATCHED
+"""Pipelines whose one reader of the action is CLIP, which cuts long texts without an error."""
+
 
 def candidate_seed(seed: int, triplet_id: str, candidate: int) -> int:
     """Compute the seed of one image, which depends on nothing else: not on batches, nor on what was done before.
@@ -208,6 +211,28 @@ class ImageEditor:
 
             halving(work, len(rows), (batch_size or self.batch_size) if self.takes_batches else 1)
         return [results[row] for row in range(len(sources))]
+
+    def check_action(self, action: str) -> None:
+        """Check that the pipeline reads all of an action.
+
+        Args:
+            action: A text.
+
+        Raises:
+            InputError: It has no words, or the pipeline would cut it.
+        """
+        if not action.strip():
+            raise InputError(f"action = {action!r}: expected some words, without which an editor edits nothing")
+        name = type(self.pipeline).__name__
+        # Others read long texts, or have a second reader that does.
+        if name in _CLIP_ONLY:
+            tokenizer = self.pipeline.tokenizer
+            count = len(tokenizer(action, truncation=False, verbose=False).input_ids)
+            if count > tokenizer.model_max_length:
+                raise InputError(
+                    f"action {action!r:.60} has {count} tokens with their ends; {name} reads "
+                    f"{tokenizer.model_max_length} at most"
+                )
 
     def fit_source(self, source: Pixels) -> Image.Image:
         """Scale a source to what the pipeline is given; see :func:`fit_resolution`.

@@ -32,8 +32,6 @@ BATCH_SIZE = 8
 Fewer where memory does not suffice."""
 AUTHORS_RESOLUTION = 512
 """Pixels of the long side that InstructPix2Pix's authors scale to; other editors scale by themselves."""
-_CLIP_ONLY = BATCHED
-"""Pipelines whose one reader of the action is CLIP, which cuts long texts without an error."""
 
 
 class EditorArguments(TypedDict):
@@ -65,26 +63,12 @@ class EditorForward:
     on_progress: OnSamples | None = None
 
     def check_action(self, action: str) -> None:
-        """Check that the pipeline reads all of an action.
+        """Check that the pipeline reads all of an action; see :meth:`wm.dynamics.editor.ImageEditor.check_action`.
 
         Args:
             action: A text.
-
-        Raises:
-            InputError: It has no words, or the pipeline would cut it.
         """
-        if not action.strip():
-            raise InputError(f"action = {action!r}: expected some words, without which an editor edits nothing")
-        name = type(self.editor.pipeline).__name__
-        # Others read long texts, or have a second reader that does.
-        if name in _CLIP_ONLY:
-            tokenizer = self.editor.pipeline.tokenizer
-            count = len(tokenizer(action, truncation=False, verbose=False).input_ids)
-            if count > tokenizer.model_max_length:
-                raise InputError(
-                    f"action {action!r:.60} has {count} tokens with their ends; {name} reads "
-                    f"{tokenizer.model_max_length} at most"
-                )
+        self.editor.check_action(action)
 
     def check_search(self, search: Search, sampling: Sampling) -> None:
         """Refuse drafts and any way of sampling codes; see :func:`check_editor_search`.

@@ -6,7 +6,7 @@ missing is computed when it is asked for, in one batch for many images, and kept
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Self, TypeAlias
 
 import numpy as np
@@ -57,11 +57,12 @@ class Observation:
         return cls((codec_id, row), {codec_id: row}, None if isinstance(codec, str) else codec, None)
 
     @classmethod
-    def from_pixels(cls, pixels_HWC: Pixels) -> Self:
+    def from_pixels(cls, pixels_HWC: Pixels, codes_by_codec: Mapping[str, CodesRow] | None = None) -> Self:
         """Make an observation of pixels.
 
         Args:
             pixels_HWC: uint8 RGB of any size, which must not be changed afterwards.
+            codes_by_codec: Its codes by the id of their codec, where they are known: it is not encoded again.
 
         Raises:
             InputError: It is another array.
@@ -71,7 +72,7 @@ class Observation:
             raise InputError(f"image: expected uint8 pixels (H, W, 3), got {array.dtype} {array.shape}")
         # A digest: candidates are compared and looked up, and an image may have millions of pixels.
         digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-        return cls(("pixels", array.shape, digest), {}, None, array)
+        return cls(("pixels", array.shape, digest), dict(codes_by_codec or {}), None, array)
 
     def __eq__(self, other: object) -> bool:
         """Return whether both were made of the same codes of one codec, or of the same pixels."""

@@ -87,6 +87,10 @@ class PairFolders:
             self._check_reads_codes()
         self._check_sharing(fdm_kind, idm_kind)
         # Settings of a model that there is none of would be without effect.
+        if self.base and self.base not in (self._base_of("fdm"), self._base_of("idm")):
+            raise InputError(
+                f"base = {self.base!r}, but neither fdm nor idm is an adapter of a model with image codes; leave it out"
+            )
         if fdm_kind != "editor":
             self.editor.check_unused(self.fdm)
         if idm_kind != "pixels":

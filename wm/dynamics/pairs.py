@@ -4,12 +4,12 @@ Two unified models of one codec exchange codes, and nothing is decoded between t
 they are loaded is not known here (:mod:`wm.dynamics.pair_folders`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from wm.dynamics.code_models import CodeForward, CodeInverse
 from wm.dynamics.editor_forward import EditorForward
-from wm.dynamics.observation import Observation
+from wm.dynamics.observation import Observation, codes_of
 from wm.dynamics.protocols import ForwardModel, InverseModel, OnSamples
 from wm.images import Pixels, fit_square
 from wm.models.codec.codec import ImageCodec
@@ -51,27 +51,40 @@ class ModelPair:
             return fit_square(pixels_HWC, self.codec.side_px)
         return fit_square(pixels_HWC, min(pixels_HWC.shape[:2])) if self.stored_codec is not None else pixels_HWC
 
-    def observe(self, pixels_HWC: Pixels) -> Observation:
-        """Read an image as the forward model takes it.
+    @property
+    def shares_codec(self) -> bool:
+        """Whether both models have one codec, so that they exchange codes."""
+        forward, inverse = self.forward, self.inverse
+        if not isinstance(forward, CodeForward) or not isinstance(inverse, CodeInverse):
+            return False
+        return forward.role.model.codec_id == inverse.role.model.codec_id
+
+    def observe(self, pixels_HWC: Pixels, codes: Sequence[int] | None = None) -> Observation:
+        """Read an image that no model made, as both models take it.
 
         Args:
             pixels_HWC: uint8 RGB of any size, which is cut as by :meth:`frame`.
+            codes: Its codes of the forward model's codec, where they are known.
+
+        Returns:
+            Codes where both models have one codec; else pixels, which the forward model's codec encodes when it is
+            asked: the inverse model is shown the image itself, as it was in training.
         """
         framed_HWC = self.frame(pixels_HWC)
-        # Codes alone: an inverse model of pixels sees them decoded, as it sees what is predicted of them.
-        if self.codec is not None:
-            return Observation.from_codes(self.codec.encode(framed_HWC[None])[0].tolist(), self.codec)
-        return Observation.from_pixels(framed_HWC)
+        if self.codec is not None and self.shares_codec:
+            return Observation.from_codes(codes or self.codec.encode(framed_HWC[None])[0].tolist(), self.codec)
+        known = {self.codec.codec_id: tuple(codes)} if self.codec is not None and codes else {}
+        return Observation.from_pixels(framed_HWC, known)
 
-    def observe_true(self, pixels_HWC: Pixels) -> Observation:
-        """Read an image that no model made, as the inverse model takes it to be asked for the action between two.
+    def to_codes(self, image: Observation) -> Observation:
+        """Return an image as the forward model reads it: as codes, or as it is where that is an editor.
 
         Args:
-            pixels_HWC: uint8 RGB of any size, which is cut as by :meth:`frame`.
+            image: Of either kind.
         """
-        shares_codec = self.codec is not None and self.codec is self.inverse_codec
-        # Another codec would lose what the inverse model could have seen.
-        return self.observe(pixels_HWC) if shares_codec else Observation.from_pixels(self.frame(pixels_HWC))
+        if self.codec is None or not image.is_of_pixels:
+            return image
+        return Observation.from_codes(codes_of([image], self.codec)[0], self.codec)
 
     def listen(self, on_progress: OnSamples) -> "ModelPair":
         """Return the same models, an editor of which reports its denoising steps: one step of a rollout takes minutes.

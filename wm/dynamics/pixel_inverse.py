@@ -30,6 +30,7 @@ from wm.models.kinds import ModelKind
 from wm.models.manifest import ADAPTER_CONFIG, fetch_model, is_adapter, read_manifest
 from wm.models.pixels.chats import check_length
 from wm.models.pixels.folders import check_pixel_folder, load_pixel_model, load_pixel_processor
+from wm.models.pixels.logits import check_logprobs
 from wm.models.remote import fetch_all
 from wm.sampling.batches import halving, rows_at_once
 from wm.sampling.noise import Sampling, expand_seeds
@@ -189,18 +190,22 @@ class PixelInverse:
             batch_size: Bound on the rows of a pass; what memory holds without it.
 
         Raises:
-            InputError: An action is empty or holds a special token.
+            InputError: An action is empty or holds a special token, or the model gives non-finite numbers.
         """
         check_equal_lengths(sources=len(sources), targets=len(targets), actions=len(actions))
         reader = self.shortcuts.reader
         # The plain way, whose passes hold the pixels of all rows beside their tokens.
         if reader is None:
-            return self.scorer.score_actions(
+            scores = self.scorer.score_actions(
                 pixels_of(sources), pixels_of(targets), actions, batch_size=batch_size or _ROWS
             )
-        return score_pairs(
-            reader, sources, targets, actions, batch_size=batch_size, is_shared=self.shortcuts.shares_prefix
-        )
+        else:
+            scores = score_pairs(
+                reader, sources, targets, actions, batch_size=batch_size, is_shared=self.shortcuts.shares_prefix
+            )
+        # A model that was sound on the noise of its loading may leave its type's range on a real image.
+        check_logprobs(self.scorer.model, (score.logprob for score in scores))
+        return scores
 
 
 def load_pixel_inverse(

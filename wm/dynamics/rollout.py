@@ -52,20 +52,28 @@ class Step:
 
 @dataclass(frozen=True)
 class Rollout:
-    """``source``: the first observation."""
+    """``source``: the first observation. ``steps``: those that were made; the last one has an empty beam where the
+    forward model gave no image for any of its candidates, which ends the rollout."""
 
     source: Observation
     steps: tuple[Step, ...]
 
     @property
     def trajectories(self) -> tuple[Trajectory, ...]:
-        """Sequences of all steps, best first."""
+        """Sequences of all steps, best first; none where the rollout ended without an image."""
         return self.steps[-1].beam
 
     @property
     def best(self) -> Trajectory:
-        """The best sequence of all steps."""
-        return self.trajectories[0]
+        """The best sequence of all steps.
+
+        Raises:
+            InputError: The rollout ended without an image; the message names the step and says why.
+        """
+        step = self.steps[-1]
+        if not step.beam:
+            raise InputError(f"step {len(self.steps)}, {step.action!r:.60}: {step.predictions[0].explain_failures()}")
+        return step.beam[0]
 
 
 @dataclass(frozen=True)
@@ -134,9 +142,11 @@ def roll_out(
         on_step: Called after each step.
         on_round: Called after each round of candidates.
 
+    Returns:
+        A rollout for each source; one ends at the step for which the forward model gave no image, the others go on.
+
     Raises:
-        InputError: For images, actions or settings that do not fit the models, before any work; and where the forward
-            model gave no image for any candidate of a step.
+        InputError: For images, actions or settings that do not fit the models, before any work.
     """
     # 1. An action that no model can read fails now, not at its step, when others are computed.
     _check_rollouts(fdm, idm, sources, actions_BT)
@@ -151,6 +161,9 @@ def roll_out(
     # 2. All rollouts step by step: the beams of all that have this step are one batch.
     for step in range(max(map(len, actions_BT))):
         live = [row for row, state in enumerate(states) if not state.is_done]
+        # All that have this action may have ended without an image.
+        if not live:
+            break
         starts = [start for row in live for start in states[row].starts()]
         images, actions, step_seeds = zip(*((item.source, item.action, item.seed) for item in starts), strict=True)
         predictions = iter(predict(images, actions, seed=step_seeds))
@@ -193,8 +206,8 @@ class RolloutState:
 
     @property
     def is_done(self) -> bool:
-        """Return whether all actions have their step."""
-        return len(self._steps) == len(self._actions)
+        """Return whether all actions have their step, or there is no image to continue from."""
+        return len(self._steps) == len(self._actions) or not self._beam
 
     def starts(self) -> list[Start]:
         """List the inputs of the next step, one for each sequence of the beam."""
@@ -226,9 +239,6 @@ def _build_step(action: str, beam: Sequence[Trajectory], predictions: tuple[Pred
         for parent, (entry, prediction) in enumerate(zip(beam, predictions, strict=True))
         for candidate in prediction.distinct
     ]
-    # No sequence has an image to continue with: the first one's reasons are the error's.
-    if not grown:
-        _ = predictions[0].best
     # Ties go to the better parent, then to the lower index, so that the same input gives the same beam.
     grown.sort(key=lambda item: (item[0].guarded, -item[0].logprob, item[1], item[0].candidates[-1].index))
     # Sorted by rank, so the first with an end is the best with it.

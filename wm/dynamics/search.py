@@ -43,9 +43,13 @@ class Prediction:
             InputError: The forward model gave no image; the message says why.
         """
         if not self.candidates:
-            reasons = dict.fromkeys(failure.detail for _, failure in self.failures)
-            raise InputError(f"none of {len(self.failures)} candidates has an image: {'; '.join(reasons)}")
+            raise InputError(self.explain_failures())
         return self.candidates[0]
+
+    def explain_failures(self) -> str:
+        """Say why there is no image, where all candidates failed."""
+        reasons = dict.fromkeys(failure.detail for _, failure in self.failures)
+        return f"none of {len(self.failures)} candidates has an image: {'; '.join(reasons)}"
 
     @property
     def distinct(self) -> tuple[Candidate, ...]:

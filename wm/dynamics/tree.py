@@ -4,7 +4,7 @@ Every path of the tree is a rollout of its actions with one sequence, see :mod:`
 is predicted once, and a level is one batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -20,7 +20,8 @@ from wm.sampling.noise import Sampling
 
 @dataclass(frozen=True)
 class Branch:
-    """An action done in an observation. ``parent``: index in the level before; 0, the source, in the first one."""
+    """An action done in an observation. ``parent``: index in the level before; 0, the source, in the first one. A
+    ``prediction`` without candidates, of which the forward model gave no image, has no branches."""
 
     parent: int
     action: str
@@ -56,40 +57,44 @@ def grow_tree(
         on_level: Called after each level.
 
     Returns:
-        The branches of each level, those of one parent together, in the order of the actions.
+        The branches of each level, those of one parent together, in the order of the actions; no level below one
+        without an image.
 
     Raises:
         InputError: There is no level, one has no action, ``search`` keeps several sequences, or codes or actions do
             not fit the models.
     """
     _check_levels(levels, search)
-    sources = [source]
+    sources = {0: source}
     predict = partial(predict_observations, fdm, idm, search=search, sampling=sampling, batch_size=batch_size)
     tree: list[list[Branch]] = []
     for depth, actions in enumerate(levels):
         level = _predict_level(predict, sources, actions, partial(step_seed, seed, depth))
         tree.append(level)
-        # The best candidate alone goes further: a path is one sequence.
-        sources = [branch.prediction.best.observation for branch in level]
         if on_level is not None:
             on_level(level)
+        # The best candidate alone goes further: a path is one sequence, which ends where there is no image.
+        branches = enumerate(level)
+        sources = {number: of.prediction.best.observation for number, of in branches if of.prediction.candidates}
+        if not sources:
+            break
     return tree
 
 
 def _predict_level(
     predict: Callable[..., list[Prediction]],
-    sources: Sequence[Observation],
+    sources: Mapping[int, Observation],
     actions: Sequence[str],
     seed_of: Callable[[Observation], int],
 ) -> list[Branch]:
     # 1. Two paths that lead to one observation have one future.
-    starts = list(dict.fromkeys((source, action) for source in sources for action in actions))
+    starts = list(dict.fromkeys((source, action) for source in sources.values() for action in actions))
     seeds = [seed_of(source) for source, _ in starts]
     predictions = predict([source for source, _ in starts], [action for _, action in starts], seed=seeds)
     by_start = dict(zip(starts, predictions, strict=True))
     # 2. A branch for each path, whether or not it shares its prediction.
     return [
-        Branch(parent, action, by_start[source, action]) for parent, source in enumerate(sources) for action in actions
+        Branch(parent, action, by_start[source, action]) for parent, source in sources.items() for action in actions
     ]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.pixels.logits import keeps_logits, log_softmax
+from wm.models.pixels.logits import check_logprobs, keeps_logits, log_softmax
 from wm.sampling.noise import Sampling, expand_seeds, sample_tokens, stack_noise
 from wm.sampling.texts import TextToken, check_max_new_tokens
 
@@ -155,11 +155,12 @@ class AnswerBatch:
         is_last = self._position == self.max_new_tokens
         token_R = torch.full_like(sampled_R, self._vocabulary.end_id) if is_last else sampled_R
         logprob_R = logprobs_RV.gather(1, token_R[:, None])[:, 0].double()
-        self._check_finite(logprob_R)
+        logprobs = logprob_R.tolist()
+        check_logprobs(self._model, logprobs)
         tops = self._list_likeliest(spoken_RV)
         is_cut_R = is_last & ~torch.isin(sampled_R, torch.tensor(sorted(self._vocabulary.end_ids)).to(sampled_R))
         # The host waits here once a step, as a caller wants to know which answers have ended.
-        rows = zip(token_R.tolist(), logprob_R.tolist(), tops, is_cut_R.tolist(), strict=True)
+        rows = zip(token_R.tolist(), logprobs, tops, is_cut_R.tolist(), strict=True)
         tokens = [TextToken(*row) if is_open else None for row, is_open in zip(rows, self.is_open, strict=True)]
         self.is_open = [token is not None and token.id not in self._vocabulary.end_ids for token in tokens]
         self._token_R = token_R
@@ -211,11 +212,3 @@ class AnswerBatch:
         logprobs_RK, ids_RK = spoken_RV.topk(count, dim=-1)
         pairs = zip(ids_RK.tolist(), logprobs_RK.tolist(), strict=True)
         return [tuple(zip(ids, logprobs, strict=True)) for ids, logprobs in pairs]
-
-    def _check_finite(self, logprob_R: Tensor) -> None:
-        if not torch.isfinite(logprob_R).all():
-            name = self._model.config.name_or_path or type(self._model).__name__
-            raise InputError(
-                f"model {name}: log-probabilities are nan or infinite; expected numbers. Its weights are damaged, or "
-                f"{self._model.dtype} does not reach as far as they do (bfloat16 and float32 do)"
-            )

@@ -4,7 +4,6 @@ Such a model is asked by its own processor and chat template; see :mod:`wm.dynam
 """
 
 from collections.abc import Sequence
-from math import isfinite
 
 from wm.dynamics.idm import ScoredAction
 from wm.dynamics.questions import Reply
@@ -13,6 +12,7 @@ from wm.dynamics.vlm_rows import check_no_special, check_pixels, generate_answer
 from wm.dynamics.vlm_scorer import VLMScorer
 from wm.errors import InputError
 from wm.images import Pixels
+from wm.models.pixels.logits import check_logprobs
 from wm.sampling.batches import halving
 from wm.sampling.texts import check_max_new_tokens
 
@@ -70,12 +70,7 @@ def answer_questions(
         for prefix, image, of in zip(prefixes, images, options, strict=True)
     ]
     # Of NaN no option is the likeliest, and the first one would be taken for it.
-    if not all(isfinite(text.logprob) for text in (*answers, *(option for of in scores for option in of))):
-        name = vlm.model.config.name_or_path or type(vlm.model).__name__
-        raise InputError(
-            f"model {name}: log-probabilities are nan or infinite; expected numbers. Its weights are damaged, or "
-            f"{vlm.model.dtype} does not reach as far as they do (bfloat16 and float32 do)"
-        )
+    check_logprobs(vlm.model, (text.logprob for text in (*answers, *(option for of in scores for option in of))))
     return [Reply(answer, tuple(of)) for answer, of in zip(answers, scores, strict=True)]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from wm.dynamics.editor_settings import EditorSettings
 from wm.dynamics.idm import ScoredAction
-from wm.dynamics.observation import CodesRow, Observation, pixels_of
+from wm.dynamics.observation import CodesRow, Observation, codes_of, pixels_of
 from wm.dynamics.pair_folders import PairFolders
 from wm.dynamics.pairs import ModelPair
 from wm.dynamics.pixel_settings import PixelsSettings
@@ -180,9 +180,7 @@ class WorldModel:
             target: The image after.
         """
         with torch.inference_mode():
-            return self.inverse.propose(
-                [self._observe_true(source)], [self._observe_true(target)], sampling=GREEDY, seeds=[0]
-            )[0]
+            return self.inverse.propose([self.observe(source)], [self.observe(target)], sampling=GREEDY, seeds=[0])[0]
 
     def score(self, source: ImageLike, target: ImageLike, actions: Sequence[str]) -> list[ScoredAction]:
         """Score actions between two images by the inverse model, in the given order.
@@ -195,16 +193,11 @@ class WorldModel:
         # One source for all rows, which the scorer reads once.
         count = len(actions)
         with torch.inference_mode():
-            return self.inverse.score(
-                [self._observe_true(source)] * count, [self._observe_true(target)] * count, actions
-            )
+            return self.inverse.score([self.observe(source)] * count, [self.observe(target)] * count, actions)
 
     def observe(self, image: ImageLike) -> Observation:
         """Read an image as the functions of :mod:`wm.dynamics` take it."""
         return self.pair.observe(_read_pixels(image))
-
-    def _observe_true(self, image: ImageLike) -> Observation:
-        return self.pair.observe_true(_read_pixels(image))
 
     def encode(self, image: ImageLike) -> CodesRow:
         """Encode the middle square of an image as codebook ids.
@@ -212,8 +205,7 @@ class WorldModel:
         Raises:
             InputError: The forward model has no codec.
         """
-        _ = self.codec
-        return self.observe(image).codes
+        return codes_of([self.observe(image)], self.codec)[0]
 
     def decode(self, codes_BN: Sequence[CodesRow]) -> list[Image.Image]:
         """Decode codebook ids to images of the codec's size.

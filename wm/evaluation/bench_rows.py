@@ -11,7 +11,7 @@ from typing import cast
 
 import pyarrow as pa
 
-from wm.errors import InputError, to_line
+from wm.errors import InputError, MissingPathError, to_line
 from wm.evaluation.recorded_inputs import fetch_recorded
 from wm.evaluation.subsets import SubsetColumn
 from wm.files.mirror import to_path
@@ -115,7 +115,7 @@ def add_list_rows(rows: Sequence[BenchRow], path: str | Path) -> list[BenchRow]:
         InputError: The file is no such list, or has no row with the images of a triplet.
     """
     if not Path(path).is_file():
-        raise InputError(f"no such file: {path}; expected the bench's own list, such as test.json")
+        raise MissingPathError(path, "file", "; expected the bench's own list, such as test.json")
     entries = parse_json(Path(path).read_bytes(), str(path))
     if not isinstance(entries, list) or not all(isinstance(row, dict) for row in entries):
         raise InputError(f"{path}: expected a JSON list of objects with input and output")

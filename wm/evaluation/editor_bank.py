@@ -92,13 +92,21 @@ def count_cut_actions(fdm: ForwardModel, held_out: HeldOut) -> int:
         fdm: The editor.
         held_out: The triplets.
     """
-    count = 0
-    for action in held_out.actions:
-        try:
-            fdm.check_action(action)
-        except InputError:
-            count += 1
-    return count
+    return sum(not is_read(fdm, action) for action in held_out.actions)
+
+
+def is_read(fdm: ForwardModel, action: str) -> bool:
+    """Return whether an editor reads an action to its end.
+
+    Args:
+        fdm: The editor.
+        action: A text.
+    """
+    try:
+        fdm.check_action(action)
+    except InputError:
+        return False
+    return True
 
 
 def _sample(

@@ -18,6 +18,7 @@ from wm.dynamics.observation import Observation
 from wm.dynamics.protocols import ForwardModel, InverseModel, SampleFailure
 from wm.evaluation.bank import Bank
 from wm.evaluation.bench import Bench, Entry
+from wm.evaluation.editor_bank import is_read
 from wm.evaluation.heldout import HeldOut
 from wm.evaluation.metrics.stats import Floats
 from wm.evaluation.probe import pick_others
@@ -94,7 +95,7 @@ def score_other_predictions(
         num_draft_tokens: Codes drafted a pass, as for the bank.
 
     Returns:
-        Images that were withheld, by reason; and arrays ``rows.OTHER``, numbers of triplets, and ``score.OTHER``,
+        Images that there are not, by reason; and arrays ``rows.OTHER``, numbers of triplets, and ``score.OTHER``,
         log p(true action | source, prediction under the other) in nats.
     """
     withheld: Counter[str] = Counter()
@@ -109,6 +110,11 @@ def score_other_predictions(
     for other, actions in others.items():
         scores: dict[int, float] = {}
         pending = [(row, action) for row, action in enumerate(actions) if action is not None]
+        # What an editor would cut may be all that differs from the true action.
+        if fdm.kind == "editor":
+            cut = {action for _, action in pending if not is_read(fdm, action)}
+            withheld["long_action"] += sum(action in cut for _, action in pending)
+            pending = [(row, action) for row, action in pending if action not in cut]
         for begin in range(0, len(pending), ITEMS_AT_ONCE):
             part = pending[begin : begin + ITEMS_AT_ONCE]
             # 1. Sample with the noise of the bank's first candidate, which the difference cancels.
@@ -127,7 +133,7 @@ def score_other_predictions(
             scores |= _score_images(verifier, idm_sources, held_out.actions, images, batch_size)
         arrays[f"rows.{other}"] = np.array(list(scores), np.int64)
         arrays[f"score.{other}"] = np.array(list(scores.values()), np.float64)
-    return dict(withheld), arrays
+    return dict(+withheld), arrays
 
 
 def _score_images(

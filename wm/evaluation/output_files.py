@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import NamedTuple
 
-from wm.errors import InputError
+from wm.errors import InputError, MissingPathError
 from wm.evaluation.bench_rows import BenchRow
 
 FIELDS = {
@@ -63,7 +63,7 @@ def match_outputs(folder: str | Path, pattern: str, rows: Sequence[BenchRow]) ->
             files of one run and candidate; or the folder is missing.
     """
     if not os.path.isdir(folder):  # noqa: PTH112 - of a name that is too long, pathlib raises
-        raise InputError(f"no such folder: {str(folder)!r:.300}")
+        raise MissingPathError(folder, "folder")
     segments = _parse_pattern(pattern)
     # 1. The name of each row, which must be its own.
     names = [_fill_pattern(segments, pattern, row) for row in rows]

@@ -14,6 +14,7 @@ import sys
 import time
 import weakref
 from pathlib import Path
+from threading import current_thread
 from typing import Final, TypedDict
 
 from wm.errors import InputError
@@ -53,7 +54,7 @@ def describe_writer(writer: Writer) -> str:
 
 
 class WriterLock:
-    """The right of this process to write into one folder, until it is released, collected, or the process ends."""
+    """The right of a thread to write into one folder, until it is released, collected, or the process ends."""
 
     def __init__(self, folder: str | Path, stage: str) -> None:
         """Prepare it; nothing is written yet.
@@ -66,23 +67,25 @@ class WriterLock:
         self._path = self._folder / LOCK
         self._stage = stage
         self._finalizer: weakref.finalize[[int], WriterLock] | None = None
+        self._thread = current_thread()
         self.descriptor = -1
         """Of the locked file while it is locked: a process that inherits it keeps the lock until both have ended."""
 
     def acquire(self, patience_s: float = 0.0) -> None:
         """Take the right to write.
 
-        A run that raised in this very process may have left its own: the lock changes hands within a process.
+        A run that raised in this very thread, or in one that has ended, may have left its own: that changes hands.
 
         Args:
             patience_s: How long another writer is waited for, with a notice.
 
         Raises:
-            InputError: Another process has it, which the message names, or the folder cannot be written.
+            InputError: Another process or thread has it, which the message names, or the folder cannot be written.
             OSError: The disk is full.
         """
         key = os.path.realpath(self._folder)
-        if (earlier := _held.pop(key, None)) is not None:
+        # Of another thread that lives it is a writer's like any other: flock keeps open files apart, not processes.
+        if (earlier := _held.get(key)) is not None and not earlier._is_of_another_thread():
             earlier.close()
         # Asked in turns: a wait within flock could not be bounded, nor say for whom it waits.
         end_s = time.monotonic() + patience_s
@@ -95,7 +98,10 @@ class WriterLock:
                 print(f"{self._stage}: {notice}", file=sys.stderr, flush=True)
                 is_announced = True
             time.sleep(_POLL_S)
-        _held[key] = self
+        _held[key], self._thread = self, current_thread()
+
+    def _is_of_another_thread(self) -> bool:
+        return self._thread is not current_thread() and self._thread.is_alive()
 
     def release(self) -> None:
         """Give the right back, and remove the file; nothing if this process does not have it."""

@@ -10,6 +10,8 @@ from wm.models.identity import fingerprint_of
 from wm.models.pipelines import INDEX, Precision, read_parts
 from wm.models.weights import read_header
 
+_CONFIGS = ("config.json", "scheduler_config.json")
+
 
 def name_pipeline(folder: Path) -> str:
     """Return the class that a pipeline's folder names.
@@ -57,7 +59,9 @@ def fingerprint_pipeline(folder: Path, class_name: str) -> str:
     """
     # A safety checker that nobody loads need not be there.
     absent = [name for name in read_json(folder / INDEX) if not (folder / name).is_dir()]
-    files = [folder / INDEX, *(folder / part / "config.json" for part in read_parts(folder, class_name, absent))]
+    parts = read_parts(folder, class_name, absent)
+    # A scheduler has no weights, and decides about an image as they do.
+    files = [folder / INDEX, *(folder / part / name for part in parts for name in _CONFIGS)]
     # What a mere saving by another version writes begins with an underscore.
     configs = {
         str(file.relative_to(folder)): {name: value for name, value in read_json(file).items() if name[0] != "_"}

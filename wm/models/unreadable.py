@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any, NoReturn
 
-from wm.errors import InputError
+from wm.errors import InputError, MissingPathError
 from wm.models.folder_checks import read_json
 from wm.models.variants import is_emu3_5, is_lumina
 from wm.models.weights import has_weights
@@ -55,7 +55,7 @@ def check_folder_exists(folder: Path) -> None:
         raise InputError(f"{str(folder)[:200]!r} cannot be read: {error}") from error
     if is_file:
         raise InputError(f"{folder} is a file, expected a model folder{_file_hint(folder)}")
-    raise InputError(f"no such model folder: {str(folder)[:300]}{hub_hint(folder)}")
+    raise MissingPathError(folder, "model folder", hub_hint(folder))
 
 
 def hub_hint(folder: str | Path) -> str:

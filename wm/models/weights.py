@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from wm.errors import InputError
+from wm.errors import InputError, MissingPathError
 from wm.models.folder_checks import one_line, read_json, refusing
 from wm.models.pickled import check_downloaded, read_pickled, tensors_of
 
@@ -105,7 +105,7 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / index).is_file():
             return _indexed(folder / index)
     if not folder.is_dir():
-        raise InputError(f"no such model folder: {folder}")
+        raise MissingPathError(folder, "model folder")
     raise InputError(f"no weights in {folder}: expected one of {', '.join(name for pair in _LAYOUTS for name in pair)}")
 
 

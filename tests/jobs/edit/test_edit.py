@@ -147,6 +147,20 @@ def test_the_safety_checkers_black_images_are_rejects(bench, model, tmp_path, mo
     assert record["counts"]["images"] == 1
 
 
+def test_an_action_that_would_be_cut_is_a_reject(bench, tmp_path, monkeypatch):
+    class Reader(FakeEditor):
+        def check_action(self, action):
+            if action == "do 2":
+                raise InputError("action 'do 2' has 80 tokens")
+
+    monkeypatch.setattr(edit_job, "load_editor", lambda recipe: Reader())
+    counts = edit.run(recipe_of(bench, bench, tmp_path / "out", seeds=[0, 1]))["counts"]
+    assert counts["images"] == 8 and counts["rejects_by_reason"] == {"long_action": 1}
+    (reject,) = read_table(tmp_path / "out" / "rejects", REJECT_SCHEMA).to_pylist()
+    assert reject["uri"] == read_bench_rows(bench)[2].triplet_id
+    assert (reject["stage"], reject["detail"]) == ("edit", "action 'do 2' has 80 tokens")
+
+
 def change_index(folder, **values):
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | values))

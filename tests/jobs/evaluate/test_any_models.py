@@ -196,6 +196,7 @@ WRONG = [
     ("edit", {"editor": {"settings": {"steps": 3}}}, "models.edit.editor.settings.steps: .* takes no such argument"),
     ("qwen", {"prompt": "<|image_pad|>?"}, "special token of the model"),
     ("qwen", {"base": "elsewhere"}, "is no adapter, so that base = '.*elsewhere' has no effect"),
+    ("edit", {"base": "elsewhere"}, "models.edit: .* is no adapter, so that base = '.*elsewhere' has no effect"),
     ("fdm", {"idm": "edit"}, "verifier 'edit' is no IDM of this recipe; those are qwen, codes"),
 ]
 
@@ -207,6 +208,15 @@ def test_what_does_not_fit_is_refused_by_name(tiny_base, folders, triplets, tmp_
         with pytest.raises(InputError, match=message):
             evaluate.run(evaluate.EvaluateRecipe.parse(values, "test"), dry_run=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_nobody_needs_is_refused(tiny_base, folders, triplets, tmp_path):
+    recipe = any_recipe(tiny_base, folders, triplets, tmp_path / "out")
+    needless = recipe.model_copy(update={"base": str(tiny_base), "codec": str(tiny_base), "zero_shot": False})
+    with pytest.raises(InputError, match=r"base = .*: no model is an adapter of it, codec is another folder's, and"):
+        build_entries(needless)
+    # Its codec decodes the predictions.
+    assert build_entries(needless.model_copy(update={"codec": ""})).keys() == recipe.models.keys()
 
 
 def test_editors_have_opposites_without_a_probe(tiny_base, folders, triplets, tmp_path):

@@ -151,6 +151,22 @@ def test_secrets_are_refused_and_paths_named(model: Path, tmp_path: Path) -> Non
     assert problem in push(out, dry_run=True)["problems"]
 
 
+def test_names_of_buckets_and_hosts_are_left_out_or_shown(tmp_path: Path, hub: Hub) -> None:
+    out = write_output(tmp_path / "data", [triplet(number) for number in range(2)])
+    write_dataset_card(out, title="two")
+    recipe = {
+        "videos": "s3://mine/clips/*.mp4", "out": "gs://other/runs/a", "idm": ["s3://mine/idm/"], "note": "of s3://third/x",
+        "endpoint": {"base_url": "http://10.0.0.5:8000/v1"},
+    }  # fmt: skip
+    write_json(out / "run.json", {"stage": "annotate", "recipe": recipe, "counts": {}})
+    assert push(out)["problems"] == [
+        "run.json names the addresses http://10.0.0.5:8000/v1",
+        "run.json names the buckets s3://third",
+    ]
+    sent = json.loads(hub.files["datasets/me/fdm"]["run.json"])["recipe"]
+    assert sent == recipe | {"videos": "*.mp4", "out": "a", "idm": ["idm"]}
+
+
 def test_a_licence_that_forbids_sharing_is_refused(model: Path, tmp_path: Path) -> None:
     card = CardFacts("fdm", BaseFacts("b"), licenses=["Acme: no redistribution"])
     write_card(model / "model", card)

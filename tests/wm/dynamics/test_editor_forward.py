@@ -1,5 +1,6 @@
 """Image editors as forward models: candidates that depend on nothing but source, action, seed and number."""
 
+import json
 import shutil
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from tests.helpers.models_editors import write_pix2pix
+from tests.helpers.models_editors import PIPELINE, write_pix2pix
 from tests.helpers.models_pipelines import build_glm_image, build_kontext, build_qwen_edit
 from wm.dynamics import Sampling, Search
 from wm.dynamics.editor import ImageEditor, candidate_seed, fit_resolution, fit_to_source
@@ -16,6 +17,7 @@ from wm.dynamics.loading import kind_of, load_forward_model, load_inverse_model
 from wm.dynamics.observation import Observation, pixels_of
 from wm.dynamics.protocols import SampleFailure
 from wm.errors import InputError
+from wm.models.pipeline_folders import fingerprint_pipeline
 
 ACTIONS = ["move the red cup", "add a blue bowl"]
 QUICK = {"num_inference_steps": 2}
@@ -118,6 +120,17 @@ def test_candidates_are_those_of_diffusers(pix2pix):
     rounds = [sample(forward, sources, candidates=numbers, batch_size=2) for numbers in (range(1), range(1, 3))]
     assert are_near(images, [first + second for first, second in zip(*rounds, strict=True)])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_fingerprint_counts_the_scheduler_not_its_version(pix2pix, tmp_path):
+    ids = [fingerprint_pipeline(pix2pix, PIPELINE)]
+    folder = shutil.copytree(pix2pix, tmp_path / "model")
+    file = folder / "scheduler/scheduler_config.json"
+    config = json.loads(file.read_text())
+    for change in ({"_diffusers_version": "0.1"}, {"beta_end": 0.02}, {"prediction_type": "v_prediction"}):
+        file.write_text(json.dumps(config | change))
+        ids.append(fingerprint_pipeline(folder, PIPELINE))
+    assert ids[0] == ids[1] and len(set(ids)) == 3
 
 
 def test_a_safety_checker_that_is_not_loaded_need_not_be_there(tmp_path):

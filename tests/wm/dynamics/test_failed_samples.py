@@ -10,6 +10,7 @@ from wm.dynamics import (
     Sampling,
     ScoredAction,
     Search,
+    grow_tree,
     predict_observations,
     roll_out,
 )
@@ -84,5 +85,45 @@ def test_no_image_at_all_is_an_error_only_when_asked_for():
     assert prediction.candidates == () and len(prediction.failures) == 2
     with pytest.raises(InputError, match="none of 2 candidates has an image: every pixel is black"):
         _ = prediction.best
-    with pytest.raises(InputError, match="none of 2 candidates has an image"):
-        roll_out(Editor(0, 1), Eyes(), [image(0)], [["brighten"]], search=search, sampling=Sampling())
+    (rollout,) = roll_out(Editor(0, 1), Eyes(), [image(0)], [["brighten", "dim"]], search=search, sampling=Sampling())
+    assert rollout.trajectories == () and [step.action for step in rollout.steps] == ["brighten"]
+    with pytest.raises(InputError, match="step 1, 'brighten': none of 2 candidates has an image: every pixel is black"):
+        _ = rollout.best
+
+
+class Prude(Editor):
+    """Withholds all images of one action."""
+
+    def sample(self, sources, actions, *, candidates, **options):
+        rows = super().sample(sources, actions, candidates=candidates, **options).candidates
+        shown = zip(rows, actions, strict=True)
+        return Samples([[BLACK] * len(row) if action == "undress" else row for row, action in shown])
+
+
+def test_other_rollouts_go_on_where_one_ends():
+    actions = [["brighten", "undress", "brighten"], ["brighten", "dim"], ["undress"], ["dim", "dim", "brighten"]]
+    options = {"search": Search(num_candidates=2, num_beams=2), "sampling": Sampling()}
+    rollouts = roll_out(Prude(), Eyes(), [image(0)] * 4, actions, seed=[1, 2, 3, 4], **options)
+    assert [len(rollout.steps) for rollout in rollouts] == [2, 2, 1, 3]
+    assert [len(rollout.trajectories) for rollout in rollouts] == [0, 2, 0, 2]
+    assert [failure for prediction in rollouts[0].steps[1].predictions for _, failure in prediction.failures] == [
+        BLACK
+    ] * 4
+    # As without those that ended.
+    others = roll_out(Prude(), Eyes(), [image(0)] * 2, actions[1::2], seed=[2, 4], **options)
+    assert rollouts[1::2] == others
+    assert len(roll_out(Prude(), Eyes(), [image(0)], [["undress", "dim"]], **options)[0].steps) == 1
+
+
+def test_other_branches_go_on_where_one_ends():
+    levels = [["undress", "brighten"], ["dim", "undress"], ["dim"]]
+    tree = grow_tree(Prude(), Eyes(), image(0), levels, search=Search(num_candidates=2))
+    assert [[(branch.parent, branch.action) for branch in level] for level in tree] == [
+        [(0, "undress"), (0, "brighten")],
+        [(1, "dim"), (1, "undress")],
+        [(0, "dim")],
+    ]
+    assert [[len(branch.prediction.candidates) for branch in level] for level in tree] == [[0, 2], [2, 0], [2]]
+    assert tree[0][0].prediction.failures == ((0, BLACK), (1, BLACK))
+    # Nothing is left to continue from.
+    assert len(grow_tree(Prude(), Eyes(), image(0), [["undress"], ["dim"]], search=Search(num_candidates=2))) == 1

@@ -1,6 +1,7 @@
 """What works with what: every kind of forward model verified by every kind of inverse model, and what is refused."""
 
 import json
+from dataclasses import replace
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +102,9 @@ def test_every_forward_model_is_verified_by_every_inverse_model(models, fdm, idm
     # Codes between two of one codec, else pixels, which the other model reads as it reads a file.
     has_codes = [isinstance(pair.forward, CodeForward), isinstance(pair.inverse, CodeInverse)]
     shown = pixels_of([source, *(candidate.observation for candidate in prediction.candidates)])
+    # The verifier is shown the image itself, unless both models have one codec.
+    assert source.is_of_pixels is not pair.shares_codec
+    assert pair.shares_codec or np.array_equal(shown[0], pair.frame(image))
     before, *after = (Observation.from_pixels(pixels) for pixels in shown)
     if has_codes[1]:
         codec = pair.inverse.codec
@@ -198,6 +202,9 @@ def test_an_adapter_of_pixels_has_a_base_of_its_own(folders, models, tmp_path):
     pixels = PixelsSettings(base=folders["llava_interleave"], prompt="move the cup", image_cache_mb=0)
     pair = PairFolders(folders["editor"], str(tmp_path / "adapter"), pixels=pixels, editor=EDITOR)
     pair.check()
+    # The only adapter reads pixels: a base of image codes would be nobody's.
+    with pytest.raises(InputError, match=r"base = .*, but neither fdm nor idm is an adapter of a model with image"):
+        replace(pair, base=folders["chameleon"]).check()
     inverse = pair.load().inverse
     image = Observation.from_pixels(np.zeros((16, 16, 3), np.uint8))
     arguments = {"base": folders["llava_interleave"], "prompt": "move the cup", "image_cache_mb": 0}

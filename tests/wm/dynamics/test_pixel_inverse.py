@@ -266,6 +266,17 @@ def test_an_empty_answer_is_returned_as_it_is(qwen, images):
     assert (proposal.text, proposal.num_tokens) == ("", 1)
 
 
+def test_scores_that_are_nan_are_refused(qwen, images, monkeypatch):
+    head = qwen.scorer.model.lm_head
+    # As float16 gives on an image whose activations it does not reach.
+    monkeypatch.setattr(head, "forward", lambda hidden: hidden @ head.weight.mT * torch.nan)
+    for inverse in (qwen, PixelInverse(qwen.scorer)):
+        with pytest.raises(InputError, match=r"model .*/model: log-probabilities are nan or infinite; expected"):
+            verify(inverse, images[0], "move", images[1:3])
+        with pytest.raises(InputError, match=r"model .*/model: log-probabilities are nan or infinite; expected"):
+            inverse.propose(images[:1], images[1:2], sampling=GREEDY, seeds=[0])
+
+
 def test_a_class_without_features_is_read_the_plain_way(qwen, images, monkeypatch, caplog):
     expected = qwen.score([images[0]] * 2, images[1:3], ["move", "up"])
     model_class = type(qwen.scorer.model)

@@ -53,7 +53,9 @@ def test_equal_starts_are_predicted_once(vlm, monkeypatch):
         # Every action but "up" leads to one observation.
         ends = [(1, 1, 1, int(action == "up")) for action in actions]
         return [
-            SimpleNamespace(best=SimpleNamespace(observation=Observation.from_codes(codes, vlm.codec_id)))
+            SimpleNamespace(
+                best=SimpleNamespace(observation=Observation.from_codes(codes, vlm.codec_id)), candidates=(None,)
+            )
             for codes in ends
         ]
 

@@ -108,10 +108,17 @@ class StrictEditor(Editor):
 
 
 def test_margins_use_the_editors_own_settings(held_out):
+    editor, others = (
+        StrictEditor((3, 0)),
+        {"shuffled": ["1", "3", None, "1", "0"], "opposite": [None, "2", "0", "2", None]},
+    )
     withheld, arrays = score_other_predictions(
-        StrictEditor((3, 0)), Verifier(), held_out, None, {"shuffled": ["1", "3", None, "1", "0"]},
+        editor, Verifier(), held_out, None, others,
         sampling=Sampling(temperature=0.5), seed=0, batch_size=2, num_draft_tokens=4,
     )  # fmt: skip
     # Row 1 is shown nothing, row 2 has no other action; values are those of the other action's image.
-    assert withheld == {"safety_checker": 1} and arrays["rows.shuffled"].tolist() == [0, 3, 4]
+    assert arrays["rows.shuffled"].tolist() == [0, 3, 4]
     assert arrays["score.shuffled"].tolist() == [11, 11, 1]
+    # An opposite that would be cut is compared with nothing.
+    assert withheld == {"safety_checker": 1, "long_action": 2} and ("2", 0) not in editor.asked
+    assert arrays["rows.opposite"].tolist() == [2] and arrays["score.opposite"].tolist() == [1]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -95,6 +96,30 @@ def test_the_lock_moves_within_a_process_and_ends_with_it(tmp_path: Path) -> Non
     assert is_locked(tmp_path)
     del second
     assert not is_locked(tmp_path)
+
+
+def test_another_thread_is_a_writer_like_any_other(tmp_path: Path) -> None:
+    first, second = WriterLock(tmp_path, "one"), WriterLock(tmp_path, "two")
+    is_taken, may_end = Event(), Event()
+
+    def write() -> None:
+        first.acquire()
+        is_taken.set()
+        may_end.wait()
+
+    thread = Thread(target=write)
+    thread.start()
+    try:
+        is_taken.wait()
+        with pytest.raises(InputError, match=rf"is being written by one on host .*, process {os.getpid()}, since"):
+            second.acquire()
+        assert first.descriptor >= 0 and '"one"' in (tmp_path / LOCK).read_text()
+    finally:
+        may_end.set()
+        thread.join()
+    # What a thread that has ended left behind changes hands.
+    second.acquire()
+    assert first.descriptor == -1 and is_locked(tmp_path)
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:

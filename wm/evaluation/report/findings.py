@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from wm.errors import InputError
+from wm.errors import InputError, MissingPathError
 from wm.evaluation.rows import Example, Tables
 from wm.runs import read_run
 
@@ -117,7 +117,7 @@ def read_findings(folder: str | Path) -> Findings:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise InputError(f"no such run folder: {root}")
+        raise MissingPathError(root, "run folder")
     stages = []
     for path in sorted(root.rglob("run.json")):
         parts = path.relative_to(root).parts

@@ -1,10 +1,14 @@
 """Compute the logits of a pixel-reading model where they are needed: those of all positions would be larger than it."""
 
+from collections.abc import Iterable
 from inspect import signature
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from wm.errors import InputError
 
 
 def logits_at(model: Any, inputs: dict[str, Any], position_P: Tensor) -> Tensor:
@@ -39,3 +43,18 @@ def log_softmax(logits: Tensor) -> Tensor:
         logits: (…, V).
     """
     return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
+
+
+def check_logprobs(model: Any, logprobs: Iterable[float]) -> None:
+    """Raise :class:`InputError` if a model gives non-finite log-probabilities, which no ranking would show.
+
+    Args:
+        model: Of transformers, named in the message.
+        logprobs: In nats.
+    """
+    if not all(map(isfinite, logprobs)):
+        name = model.config.name_or_path or type(model).__name__
+        raise InputError(
+            f"model {name}: log-probabilities are nan or infinite; expected numbers. Its weights are damaged, or "
+            f"{model.dtype} does not reach as far as they do (bfloat16 and float32 do)"
+        )

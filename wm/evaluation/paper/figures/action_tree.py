@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict, cast
 
+import numpy as np
+
 from wm.errors import InputError
 from wm.evaluation.paper.cells import Absent
 from wm.evaluation.paper.figures.style import GREY, SMALL_PT, TEXT_PT, TITLE_PT, draw_image, mark_toy, new_figure, wrap
@@ -25,6 +27,8 @@ _ROW_IN: Final = 2.1
 _RIGHT_IN: Final = 0.85
 """Room right of the last level, over which its actions may reach."""
 _LETTERS: Final = 20
+_NO_IMAGE: Final = np.full((8, 8, 3), 235, np.uint8)
+"""Stands for an image that the forward model did not give: a light grey."""
 
 
 class StoredBranch(TypedDict):
@@ -32,7 +36,8 @@ class StoredBranch(TypedDict):
 
     parent: int
     action: str
-    image: str
+    image: str | None
+    """File; None where the forward model gave no image, and there is no likelihood either."""
     mean_logprob: float
 
 
@@ -149,10 +154,12 @@ def load_action_tree(folder: Path, *, is_toy: bool = False) -> ActionTree:
         for level in reversed(levels):
             nodes: dict[int, list[TreeNode]] = {}
             for number, branch in enumerate(level):
-                below = f"{branch['mean_logprob']:.3f} nats/token"
-                node = TreeNode(
-                    _load_image(folder / branch["image"]), branch["action"], below, tuple(children.get(number, ()))
-                )
+                if branch["image"] is None:
+                    node = TreeNode(_NO_IMAGE, branch["action"], "no image")
+                else:
+                    below = f"{branch['mean_logprob']:.3f} nats/token"
+                    image = _load_image(folder / branch["image"])
+                    node = TreeNode(image, branch["action"], below, tuple(children.get(number, ())))
                 nodes.setdefault(branch["parent"], []).append(node)
             children = nodes
         return ActionTree(
