@@ -20,6 +20,7 @@ from wm.interrupts import INTERRUPTED, exit_on_interrupt
 with exit_on_interrupt():
     from pydantic import Field, model_validator
 
+    from serve_apps.calls import GRPC_VARIABLE
     from serve_apps.checks import check_models, is_toy
     from serve_apps.exposure import is_loopback
     from serve_apps.interrupts import Interrupts
@@ -46,7 +47,10 @@ RAY_SERVE_SETTINGS = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     # Calls between deployments go from process to process, not as Ray's tasks: a tenth less for one of a nano model.
     # Every replica has the port for them with or without this: serve_apps.loopback says who reaches it.
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    GRPC_VARIABLE: "1",
+    # Ray's bound for these calls is 4 MB: six images of 512 pixels a side, or an answer of ten. Clients are bounded by
+    # max_body_bytes and the other limits of the recipe.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
 }
 OBJECT_STORE_BYTES = 256 * 2**20
 PROXY_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
