@@ -11,9 +11,9 @@ import yaml
 from ray.serve._private.build_app import build_app
 from ray.serve.schema import ServeDeploySchema
 
-from serve_apps.__main__ import find_reason
 from serve_apps.__main__ import main as serve_main
 from serve_apps.recipe import ServeRecipe
+from serve_apps.start_failures import find_reason
 from wm.errors import InputError
 from wm.nano.preset import write_random_base
 
