@@ -140,7 +140,7 @@ def _find_port_error(recipe: StartRecipe) -> InputError | None:
     if recipe.direct_port is not None:
         if _joins_cluster():
             raise InputError(f"direct_port = {recipe.direct_port} with RAY_ADDRESS: {NEEDS_OWN_SESSION}")
-        check_port(recipe.host, recipe.direct_port)
+        check_port(recipe.host, recipe.direct_port, "direct_port")
     try:
         check_port(recipe.host, recipe.port)
     except InputError as error:
