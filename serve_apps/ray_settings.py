@@ -41,7 +41,8 @@ def direct_settings(port: int) -> dict[str, str]:
         # A range of one port; its end is not in it.
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),
-        # Both are for load balancers, which hear first that a process is gone: here the next one takes the port at once.
+        # Both are for load balancers, which hear first that a process is gone. Here the next one takes
+        # the port at once.
         "RAY_SERVE_PORT_QUARANTINE_S": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     }

@@ -37,6 +37,7 @@ from wm.images import decode_image, encode_png
 from wm.models import hub_hint
 from wm.nano.preset import TINY, NanoPreset
 from wm.paths import InputPath
+from wm.ports import find_free_port
 
 PACKAGES = ("wm", "ray", "torch", "fastapi", "uvicorn", "httpx2", "numpy")
 BEST_OF = 8

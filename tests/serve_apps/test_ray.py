@@ -315,29 +315,29 @@ def test_metrics_and_routes_tell_no_key(port, client):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "status"),
+    ("header", "status"),
     [
-        ("x-request-id", b"\xff\xfe", 400),
-        ("x-request-id", b"a" * 513, 400),
-        ("x-request-id", b"a b", 400),
-        ("x-request-timeout-seconds", b"\xff", 200),
-        ("x-request-timeout-seconds", b"0.000001", 200),
-        ("X-Request-Timeout-Seconds", b"nan", 200),
-        ("serve_multiplexed_model_id", b"\xff", 200),
-        ("Serve-Multiplexed-Model-Id", b"other", 200),
-        ("x-session-id", b"\xff", 200),
-        ("x-other", b"\xff\xfe", 200),
-        ("cookie", b"a" * 60_000, 200),
-        ("content-length", b"-1", 400),
-        ("transfer-encoding", b"gzip", 400),
+        (("x-request-id", b"\xff\xfe"), 400),
+        (("x-request-id", b"a" * 513), 400),
+        (("x-request-id", b"a b"), 400),
+        (("x-request-timeout-seconds", b"\xff"), 200),
+        (("x-request-timeout-seconds", b"0.000001"), 200),
+        (("X-Request-Timeout-Seconds", b"nan"), 200),
+        (("serve_multiplexed_model_id", b"\xff"), 200),
+        (("Serve-Multiplexed-Model-Id", b"other"), 200),
+        (("x-session-id", b"\xff"), 200),
+        (("x-other", b"\xff\xfe"), 200),
+        (("cookie", b"a" * 60_000), 200),
+        (("content-length", b"-1"), 400),
+        (("transfer-encoding", b"gzip"), 400),
     ],
 )
 @pytest.mark.parametrize("way", ["proxy", "direct"])
-def test_headers_are_no_orders_and_no_faults(ports, client, way, name, value, status):
+def test_headers_are_no_orders_and_no_faults(ports, client, way, header, status):
     connection = http.client.HTTPConnection("127.0.0.1", ports[way], timeout=PATIENCE_S)
     connection.putrequest("GET", "/v1/models")
     connection.putheader("Authorization", f"Bearer {KEY}")
-    connection.putheader(name, value)
+    connection.putheader(*header)
     connection.endheaders()
     reply = connection.getresponse()
     assert reply.status == status, reply.read()[:200]
