@@ -5,7 +5,6 @@ Exit status: 0 once it served and was stopped, by Ctrl-C or SIGTERM; 130 where i
 
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +26,9 @@ with exit_on_interrupt():
     from serve_apps.model_kinds import list_notices
     from serve_apps.ports import check_port
     from serve_apps.quiet import quiet_end, without_ray_threads
+    from serve_apps.ray_settings import listening_directly, set_defaults
     from serve_apps.recipe import ServeRecipe
+    from serve_apps.start_failures import find_reason_of
     from serve_apps.takeover import check_takeover, end_application, leave_cluster
     from serve_apps.tracing import IMPORT_PATH as IMPORT_PATH_OF_TRACES
     from serve_apps.tracing import check_exporter
@@ -39,21 +40,13 @@ with exit_on_interrupt():
     from wm.private_session import few_processes, joined_session, private_session
 
 APPLICATION = "world_model"
-RAY_SERVE_SETTINGS = {
-    # Two threads beside a deployment's own are for code that blocks its event loop. Ours does not: models have a thread
-    # of their own. Without the other two a request changes threads less often.
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    # Calls between deployments go from process to process, not as Ray's tasks: a tenth less for one of a nano model.
-    # Every replica has the port for them with or without this: serve_apps.loopback says who reaches it.
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-}
 OBJECT_STORE_BYTES = 256 * 2**20
 PROXY_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 NO_MIDDLEWARES = (
     "warning: the proxy of this Ray session lacks the middleware of serve_apps: it obeys headers of any client, "
     f"and loses what a killed HTTP process was asked. Set {PROXY_VARIABLE}={IMPORT_PATH} on every node first"
 )
+NEEDS_OWN_SESSION = "it is for the session that wm serve starts itself, whose processes read it as they start"
 TOY_NOTICE = (
     "these models know a toy world alone, squares, circles and triangles on a table of 48 x 48 pixels; "
     "for others: wm serve fdm=DIR idm=DIR"
@@ -74,6 +67,9 @@ class StartRecipe(ServeRecipe):
     """Address to listen on; 0.0.0.0 lets other machines in: that needs keys = FILE, or open = true."""
     port: int = Field(8000, ge=1, le=65535)
     """TCP port."""
+    direct_port: int | None = Field(None, ge=1, le=65535)
+    """A second TCP port, without Ray's proxy: a small request is answered sooner there, but lost with the process that
+    answers it, where port asks another. None if left out. Not with several ingresses, nor on a cluster."""
     traces: float = Field(0.0, ge=0, le=1)
     """Share of the requests that are traced by OpenTelemetry; spans go where OTEL_EXPORTER_OTLP_ENDPOINT says."""
 
@@ -83,6 +79,17 @@ class StartRecipe(ServeRecipe):
             raise ValueError(
                 f"host = {self.host!r} lets other machines in, and nobody would be asked for a key: give keys=FILE "
                 "(`python -m serve_apps.keys` makes keys), or open=true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_direct_port(self) -> Self:
+        if self.direct_port == self.port:
+            raise ValueError(f"direct_port = {self.port} is port too: give another")
+        if self.direct_port is not None and self.has_several_ingresses:
+            raise ValueError(
+                f"direct_port = {self.direct_port} with several ingresses: one process alone can listen on it; leave "
+                "num_replicas and autoscaling_config out of ingress"
             )
         return self
 
@@ -121,7 +128,7 @@ def start(recipe: StartRecipe, interrupts: Interrupts | None = None) -> str:
     try:
         serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        raise InputError(_why_not_running() or str(error)) from error
+        raise InputError(find_reason_of(APPLICATION) or str(error)) from error
     # 3. A session that was there already may have been started without our middleware.
     if has_middlewares(recipe.host, recipe.port) is False:
         print(NO_MIDDLEWARES, file=sys.stderr)
@@ -129,7 +136,11 @@ def start(recipe: StartRecipe, interrupts: Interrupts | None = None) -> str:
 
 
 def _find_port_error(recipe: StartRecipe) -> InputError | None:
-    """Check the port; of a cluster that is joined its Ray Serve may have it, which is known once it is joined."""
+    """Check the ports; of a cluster that is joined its Ray Serve may have it, which is known once it is joined."""
+    if recipe.direct_port is not None:
+        if _joins_cluster():
+            raise InputError(f"direct_port = {recipe.direct_port} with RAY_ADDRESS: {NEEDS_OWN_SESSION}")
+        check_port(recipe.host, recipe.direct_port, "direct_port")
     try:
         check_port(recipe.host, recipe.port)
     except InputError as error:
@@ -160,31 +171,6 @@ def _start_proxy(recipe: StartRecipe) -> None:
     )
 
 
-def _why_not_running() -> str | None:
-    """Return one line that says what a replica met while it loaded its model, if it said anything.
-
-    The message of an :class:`InputError` where it was one, else the last line of the last traceback.
-    """
-    from ray import serve
-
-    deployments = serve.status().applications[APPLICATION].deployments.values()
-    return find_reason("\n".join(deployment.message for deployment in deployments))
-
-
-def find_reason(text: str) -> str | None:
-    """Find the error in what Ray Serve says of deployments that did not start.
-
-    Args:
-        text: Messages, with tracebacks.
-
-    Returns:
-        One line; None where there is no error in them.
-    """
-    messages = re.findall(r"InputError: (.+)", text)
-    errors = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*", text, re.MULTILINE)
-    return messages[-1] if messages else errors[-1] if errors else None
-
-
 def stop() -> None:
     """End the application, and the session if it is this process's own; on a cluster, what others serve there stays."""
     with quiet_end():
@@ -208,7 +194,7 @@ def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
         if recipe.traces:
             check_exporter()
         notices = [TOY_NOTICE] if is_toy(check_models(recipe)) else []
-        print(f"would serve {models} at {_url(recipe)}", *notices, *list_notices(recipe), sep="\n")
+        print(f"would serve {models} at {_url(recipe.host, recipe.port)}", *notices, *list_notices(recipe), sep="\n")
         return
     print(f"starting {models}", flush=True)
     if recipe.open and not recipe.keys and not is_loopback(recipe.host):
@@ -230,10 +216,10 @@ def _serve_until_interrupted(recipe: StartRecipe) -> None:
         if is_toy(start(recipe, interrupts)):
             print(TOY_NOTICE)
         interrupts.install()  # serve sets handlers too
-        print(
-            f"open {_url(recipe)}/ (API: {_url(recipe)}/v1, reference: {_url(recipe)}/docs). Ctrl-C stops it.",
-            flush=True,
-        )
+        url = _url(recipe.host, recipe.port)
+        if recipe.direct_port is not None:
+            print(f"without Ray's proxy: {_url(recipe.host, recipe.direct_port)}/v1")
+        print(f"open {url}/ (API: {url}/v1, reference: {url}/docs). Ctrl-C stops it.", flush=True)
         is_serving = True
         while True:
             time.sleep(3600)
@@ -247,18 +233,17 @@ def _serve_until_interrupted(recipe: StartRecipe) -> None:
         sys.exit(INTERRUPTED)
 
 
-def _url(recipe: StartRecipe) -> str:
+def _url(host: str, port: int) -> str:
     """Return an address of the server that a browser on this machine can open."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(recipe.host, recipe.host)
-    return f"http://[{host}]:{recipe.port}" if ":" in host else f"http://{host}:{recipe.port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _connect(recipe: StartRecipe, port_error: InputError | None) -> None:
     # Ray's processes inherit the environment: it is set before any of them starts.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(PROXY_VARIABLE, IMPORT_PATH)
-    for name, value in RAY_SERVE_SETTINGS.items():
-        os.environ.setdefault(name, value)
+    set_defaults()
     for name in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import ray
@@ -266,6 +251,8 @@ def _connect(recipe: StartRecipe, port_error: InputError | None) -> None:
     if ray.is_initialized():
         if port_error is not None:
             raise port_error
+        if recipe.direct_port is not None:
+            raise InputError(f"direct_port = {recipe.direct_port}: Ray runs here already, and {NEEDS_OWN_SESSION}")
         return
     from ray._private import ray_constants
     from ray._private.node import Node
@@ -280,7 +267,7 @@ def _connect(recipe: StartRecipe, port_error: InputError | None) -> None:
             )
         return
     # Replicas wait more than they compute: more of them than the machine has cores may run.
-    with private_session(ray_constants) as private, few_processes(Node):
+    with private_session(ray_constants) as private, few_processes(Node), listening_directly(recipe.direct_port):
         ray.init(
             "local",
             **private,

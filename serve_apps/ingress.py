@@ -6,6 +6,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.middleware import Middleware
 
+from serve_apps.calls import follow_session
 from serve_apps.examples import load_examples
 from serve_apps.exposure import check_guarded, find_proxy_host
 from serve_apps.graph import Graph
@@ -90,7 +91,8 @@ class Ingress:
         keep_in_serve_log()
         # Whatever started it: a cluster may have had a Serve before that listens on every address.
         check_guarded(recipe, find_proxy_host())
-        self._graph, self._limits, self._votes = Graph(recipe, fdm, idm), limits, votes
+        self._graph = Graph(recipe, follow_session(fdm), follow_session(idm))
+        self._limits, self._votes = limits, votes
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_app(self._graph, adds_id=False, limits=self._limits, votes=self._votes)

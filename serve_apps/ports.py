@@ -12,12 +12,13 @@ _LISTEN = "0A"
 _STATE_COLUMN, _INODE_COLUMN = 3, 9
 
 
-def check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int, key: str = "port") -> None:
     """Raise :class:`InputError` if nobody could listen there: Ray would wait long and say little.
 
     Args:
         host: An address or a name of this machine.
         port: TCP port.
+        key: Of the recipe, for the message.
     """
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
@@ -26,7 +27,7 @@ def check_port(host: str, port: int) -> None:
         holder = _describe_listener(port) if error.errno == errno.EADDRINUSE else ""
         # Python adds the address, which is said already.
         reason = str(error.strerror).partition(" (while")[0]
-        raise InputError(f"cannot listen on {host} port {port}: {reason}{holder}; give another port=") from error
+        raise InputError(f"cannot listen on {host} port {port}: {reason}{holder}; give another {key}=") from error
 
 
 def _describe_listener(port: int) -> str:

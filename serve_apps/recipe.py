@@ -233,11 +233,16 @@ class ServeRecipe(ModelKeys):
         return isinstance(autoscaling, Mapping) and autoscaling.get("min_replicas") == 0
 
     @property
-    def shares_limits(self) -> bool:
-        """Whether keys have limits that several processes keep together."""
+    def has_several_ingresses(self) -> bool:
+        """Whether several processes may speak HTTP."""
         autoscaling = self.ingress.get("autoscaling_config")
         max_replicas = autoscaling.get("max_replicas", 1) if isinstance(autoscaling, Mapping) else 1
-        return self.keys is not None and (self.ingress.get("num_replicas") not in (None, 1) or max_replicas != 1)
+        return self.ingress.get("num_replicas") not in (None, 1) or max_replicas != 1
+
+    @property
+    def shares_limits(self) -> bool:
+        """Whether keys have limits that several processes keep together."""
+        return self.keys is not None and self.has_several_ingresses
 
     def num_threads(self, task: str) -> int:
         """Return the number of threads of the process that does a task: its cores, at least 1."""

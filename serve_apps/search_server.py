@@ -10,7 +10,7 @@ from typing import ClassVar
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps import metrics
-from serve_apps.calls import call
+from serve_apps.calls import call, follow_session
 from serve_apps.candidates import record_prediction
 from serve_apps.model_server import ModelServer
 from serve_apps.names import BASELINE, FDM
@@ -44,7 +44,7 @@ class SearchServer(ModelServer):
 
     def __init__(self, recipe: ServeRecipe, idm: DeploymentHandle | None = None) -> None:
         super().__init__(recipe)
-        self._idm = idm
+        self._idm = follow_session(idm)
         # What the recipe asks for and the model cannot do fails now, not with the first request.
         for model in (self._own[name] for name in (FDM, BASELINE) if name in self._own):
             if not isinstance(model, CodeModel):

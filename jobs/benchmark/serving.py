@@ -37,12 +37,14 @@ from wm.images import decode_image, encode_png
 from wm.models import hub_hint
 from wm.nano.preset import TINY, NanoPreset
 from wm.paths import InputPath
+from wm.ports import find_free_port
 
 PACKAGES = ("wm", "ray", "torch", "fastapi", "uvicorn", "httpx2", "numpy")
 BEST_OF = 8
 CLIENTS = 16
 ACTION = "move the red cup left"
 TRAINED_ACTION = "move the red circle to the left"
+MAX_LOAD_ROUNDS = 8
 RATES = (0.25, 0.5, 0.75, 1.0, 1.5)
 """Arrival rates, as multiples of what the closed loop answered."""
 SMALL = replace(TINY, side_px=32, max_positions=256)
@@ -70,6 +72,8 @@ class BenchmarkRecipe(CommonRecipe):
     """Length of the arrivals at each rate."""
     cpus_per_replica: float = Field(default=1, gt=0)
     """CPU cores of each replica, its threads too."""
+    long_images: bool = True
+    """Measure images of 256 tokens too, of two models with random weights: most of the time."""
 
     @model_validator(mode="after")
     def _check_both(self) -> "BenchmarkRecipe":
@@ -118,22 +122,24 @@ def _measure(recipe: BenchmarkRecipe, folder: Path) -> tuple[dict[str, float], F
     for count in recipe.replicas:
         options = f"{{num_replicas = {count}, ray_actor_options = {{num_cpus = {recipe.cpus_per_replica}}}}}"
         # Its models are loaded when the block begins.
-        servers = {"fdm_server": options, "idm_server": options}
+        servers = {"fdm_server": options, "idm_server": options, "direct_port": (direct_port := find_free_port())}
         with serve(models | servers | {"num_candidates": BEST_OF}) as url:
             request = EditRequest(url, source_png, action)
+            direct = replace(request, url=f"http://127.0.0.1:{direct_port}")
             if count == recipe.replicas[0]:
-                seconds |= _measure_single(request, library, 2 if recipe.quick else recipe.rounds)
+                seconds |= _measure_single(request, direct, library, 2 if recipe.quick else recipe.rounds)
                 figures["identical_share"] = _identical_share(request, library, 4 if recipe.quick else 20)
                 ratios |= _single_ratios(seconds)
-            load = _measure_load(request, recipe)
+            load = _measure_load(request, direct, recipe)
             if recipe.quick and not recipe.fdm and count == recipe.replicas[0]:
                 # Its images have enough tokens to see a preview before the end: that needs no other server.
                 seconds |= _with_prefix("wide", _measure_previews(request, library, rounds=1))
         if count == recipe.replicas[0]:
             ratios["batching_gain"] = load["batching_gain"]["median"]
+            ratios["direct_batching_gain"] = load["direct_batching_gain"]["median"]
         figures[f"replicas_{count}"] = load
     # 2. Images of more tokens, with random weights.
-    if not recipe.fdm and not recipe.quick:
+    if recipe.long_images and not recipe.fdm and not recipe.quick:
         # The nano world's nine tokens are too few to see a preview before the end.
         for name, preset in {"wide": WIDE, "faithful": FAITHFUL}.items():
             seconds |= _with_prefix(name, _measure_preset(preset, folder / name, rounds=5))
@@ -178,19 +184,21 @@ def _answer(library: Library, request: EditRequest, name: str, best_of: int, see
     return {name: wall_seconds(partial(library.answer, request.source_png, request.action, seed, best_of))[0]}
 
 
-def _measure_single(request: EditRequest, library: Library, rounds: int) -> Seconds:
+def _measure_single(request: EditRequest, direct: EditRequest, library: Library, rounds: int) -> Seconds:
     with httpx2.Client(timeout=120) as client:
 
-        def check_health(_: int) -> dict[str, float]:
-            return {"http_health": wall_seconds(lambda: client.get(f"{request.url}/health").raise_for_status())[0]}
+        def check_health(name: str, url: str, _: int) -> dict[str, float]:
+            return {name: wall_seconds(lambda: client.get(f"{url}/health").raise_for_status())[0]}
 
         # The library beside HTTP, so that the ratio is of neighbours in time.
         work: list[Work] = [
             partial(_answer, library, request, "library_best_of_8", BEST_OF),
             partial(_post, client, request, "http_best_of_8", BEST_OF),
+            partial(_post, client, direct, "direct_best_of_8", BEST_OF),
             partial(_answer, library, request, "library_best_of_1", 1),
             partial(_post, client, request, "http_best_of_1", 1),
-            check_health,
+            partial(check_health, "http_health", request.url),
+            partial(check_health, "direct_health", direct.url),
             partial(_stream, client, request),
         ]
         return _take_turns(work, rounds, warm_ups=2)
@@ -202,6 +210,9 @@ def _single_ratios(seconds: Seconds) -> dict[str, float]:
     return {
         "http_overhead": best["http_best_of_8"] / best["library_best_of_8"],
         "http_overhead_median": median["http_best_of_8"] / median["library_best_of_8"],
+        # On the port without Ray's proxy.
+        "direct_overhead": best["direct_best_of_8"] / best["library_best_of_8"],
+        "direct_overhead_median": median["direct_best_of_8"] / median["library_best_of_8"],
         # Proxy, ingress and a call to each model's process, without any work of a model.
         "health_over_library": best["http_health"] / best["library_best_of_8"],
         "best_of_8_over_1": best["http_best_of_8"] / best["http_best_of_1"],
@@ -224,20 +235,27 @@ def _identical_share(request: EditRequest, library: Library, seeds: int) -> floa
     return identical / seeds
 
 
-def _measure_load(request: EditRequest, recipe: BenchmarkRecipe) -> Load:
-    """Measure closed loops of 1 and of many clients in turns, then arrivals at rising rates."""
-    rounds, num_requests = (1, 4) if recipe.quick else (8, 40)
+def _measure_load(request: EditRequest, direct: EditRequest, recipe: BenchmarkRecipe) -> Load:
+    """Measure closed loops of 1 and of many clients in turns, on both ports, then arrivals at rising rates."""
+    rounds, num_requests = (1, 4) if recipe.quick else (min(MAX_LOAD_ROUNDS, max(1, recipe.rounds // 3)), 40)
     closed_loop(request, CLIENTS, 2 * CLIENTS)  # warm every replica up
     statuses: Counter[str] = Counter()
-    answered: Seconds = {"1": [], str(CLIENTS): []}
+    kinds = [(request, "", 1), (request, "", CLIENTS), (direct, "direct_", 1), (direct, "direct_", CLIENTS)]
+    answered: Seconds = {}
     for _ in range(rounds):
-        for clients, count in ((1, num_requests), (CLIENTS, 4 * num_requests)):
-            tally, wall_s = closed_loop(request, clients, count)
-            answered[str(clients)].append(len(tally.latencies_s) / wall_s)
+        for target, prefix, clients in kinds:
+            # More for more clients, who begin and end with idle replicas.
+            tally, wall_s = closed_loop(target, clients, num_requests if clients == 1 else 4 * num_requests)
+            answered.setdefault(f"{prefix}{clients}", []).append(len(tally.latencies_s) / wall_s)
             statuses += tally.statuses
     closed = {name: spread(values) for name, values in answered.items()}
-    # Of neighbours in time, which meet the machine in the same mood.
-    gain = spread([of_many / of_one for of_one, of_many in zip(answered["1"], answered[str(CLIENTS)], strict=True)])
+    gains = {
+        # Of neighbours in time, which meet the machine in the same mood.
+        prefix: spread(
+            [many / one for one, many in zip(answered[f"{prefix}1"], answered[f"{prefix}{CLIENTS}"], strict=True)]
+        )
+        for prefix in ("", "direct_")
+    }
     arrivals: list[Figures] = []
     for number, share in enumerate(RATES[:1] if recipe.quick else RATES):
         # Relative to what this machine can answer: rates of another would say nothing.
@@ -246,7 +264,8 @@ def _measure_load(request: EditRequest, recipe: BenchmarkRecipe) -> Load:
         arrivals.append({"rate_per_s": round(rate, 3)} | tally.figures(wall_s))
     return {
         "closed_loop": closed,
-        "batching_gain": gain,
+        "batching_gain": gains[""],
+        "direct_batching_gain": gains["direct_"],
         "closed_loop_statuses": dict(statuses),
         "open_loop": arrivals,
     }

@@ -18,10 +18,12 @@ TIMEOUT_S = 120.0
 
 
 class Load(TypedDict):
-    """Throughput of closed loops by number of clients, of many over one, and arrivals at rising rates."""
+    """Throughput of closed loops by number of clients, of many over one, and arrivals at rising rates; ``direct``: on
+    the port without Ray's proxy."""
 
     closed_loop: Mapping[str, Mapping[str, float]]
     batching_gain: Mapping[str, float]
+    direct_batching_gain: Mapping[str, float]
     closed_loop_statuses: Mapping[str, int]
     open_loop: list[Figures]
 

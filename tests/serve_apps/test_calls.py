@@ -5,8 +5,9 @@ import asyncio
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
 
-from serve_apps.calls import MAX_TRIES, call, stream
+from serve_apps.calls import GRPC_VARIABLE, MAX_TRIES, call, follow_session, stream
 from serve_apps.openai.errors import ApiError
 
 
@@ -80,3 +81,21 @@ def test_a_stream_goes_on_after_its_replica_died():
     assert asyncio.run(read(DyingStream(2, 0, 3, 5))) == [("a", place) for place in range(5)]
     with pytest.raises(ApiError, match="replicas at work on this request died"):
         asyncio.run(read(DyingStream(1, 1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize(("value", "is_task"), [("1", False), ("0", True), (None, True)])
+def test_calls_go_as_the_session_says(value, is_task, monkeypatch):
+    monkeypatch.delenv(GRPC_VARIABLE, raising=False)
+    # Its own method would start a session.
+    monkeypatch.setattr(DeploymentHandle, "options", lambda _, **options: options)
+    handle = DeploymentHandle("FDMServer", "world_model")
+    if value is not None:
+        # Set after the handle was made, as by `wm serve`, which has imported Ray by then.
+        monkeypatch.setenv(GRPC_VARIABLE, value)
+    assert follow_session(handle) == {"_by_reference": is_task}
+
+
+def test_what_acts_as_a_handle_is_left_as_it_is():
+    local = Handle(None)
+    assert follow_session(local) is local
+    assert follow_session(None) is None

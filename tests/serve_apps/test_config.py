@@ -11,9 +11,9 @@ import yaml
 from ray.serve._private.build_app import build_app
 from ray.serve.schema import ServeDeploySchema
 
-from serve_apps.__main__ import find_reason
 from serve_apps.__main__ import main as serve_main
 from serve_apps.recipe import ServeRecipe
+from serve_apps.start_failures import find_reason
 from wm.errors import InputError
 from wm.nano.preset import write_random_base
 
@@ -63,7 +63,7 @@ def test_text_arguments_of_serve_run():
     assert recipe.limits().default_best_of == 16
 
 
-def test_a_start_that_cannot_work_is_refused_at_once(tiny_base, tmp_path, capsys):
+def test_a_start_that_cannot_work_is_refused_at_once(tiny_base, tmp_path, capsys, monkeypatch):
     write_random_base(tmp_path / "other", seed=1)
     (tmp_path / "empty").mkdir()
     good = f"fdm={tiny_base}"
@@ -74,6 +74,8 @@ def test_a_start_that_cannot_work_is_refused_at_once(tiny_base, tmp_path, capsys
         ([good, f"idm={tmp_path / 'empty'}"], "no config.json"),
         ([good, f"idm={tiny_base}", "port=99999"], "port = 99999"),
         ([good, f"idm={tiny_base}", "bestof=3"], "unknown key 'bestof'"),
+        ([good, f"idm={tiny_base}", "port=8001", "direct_port=8001"], "direct_port = 8001 is port too"),
+        ([good, f"idm={tiny_base}", "direct_port=8001", "ingress={num_replicas = 2}"], "several ingresses"),
     ]
     for arguments, says in cases:
         assert serve_main([*arguments, "--dry-run"]) == 2
@@ -84,6 +86,12 @@ def test_a_start_that_cannot_work_is_refused_at_once(tiny_base, tmp_path, capsys
         assert serve_main([good, f"idm={tiny_base}", f"port={number}", "--dry-run"]) == 2
         error = capsys.readouterr().err
         assert f"cannot listen on 127.0.0.1 port {number}: Address already in use by process {os.getpid()} (" in error
+        assert serve_main([good, f"idm={tiny_base}", f"direct_port={number}", "--dry-run"]) == 2
+        assert "; give another direct_port=" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert serve_main([good, f"idm={tiny_base}", f"port={number}", "direct_port=8001", "--dry-run"]) == 2
+    assert "direct_port = 8001 with RAY_ADDRESS: it is for the session that wm serve" in capsys.readouterr().err
+    monkeypatch.delenv("RAY_ADDRESS")
     assert serve_main([good, f"idm={tiny_base}", f"port={number}", "--dry-run"]) == 0
     capsys.readouterr()
     # Of two codecs, images go between them as pixels.

@@ -1,5 +1,6 @@
 """A server under load whose replicas are killed, added and taken away: no request is lost."""
 
+import base64
 import random
 import threading
 import time
@@ -12,7 +13,7 @@ from ray import serve
 
 from serve_apps.__main__ import APPLICATION, StartRecipe, start, stop
 from tests.helpers.kills import children
-from wm.images import encode_png
+from wm.images import encode_png, read_size
 from wm.ports import find_free_port
 
 KILLS = [3, pytest.param(20, marks=pytest.mark.soak)]
@@ -113,6 +114,16 @@ def wait_for(deployment, wanted):
 def kill_one(deployment, chooser):
     """SIGKILL to a replica's process, of this session alone."""
     chooser.choice(children("ServeReplica", deployment)).kill()
+
+
+def test_an_answer_beyond_grpcs_own_bound_arrives(url):
+    """Calls between replicas go by gRPC, which refuses 4 MB where nobody sets another bound."""
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
+    options = {"seed": 1, "best_of": 10}
+    reply = client.images.edit(image=PNG, prompt=ASKED["prompt"], n=10, size="1024x1024", extra_body=options)
+    images = [base64.b64decode(image.b64_json) for image in reply.data]
+    assert [read_size(image, "reply") for image in images] == [(1024, 1024)] * 10
+    assert sum(map(len, images)) * 4 / 3 > 4 * 2**20
 
 
 @pytest.mark.timeout(2100)

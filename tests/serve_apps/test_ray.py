@@ -33,12 +33,14 @@ PATIENCE_S = 60.0
 MOST_ACTIONS = 256
 URL = "data:image/png;base64," + base64.b64encode(encode_png(np.zeros((16, 16, 3), np.uint8))).decode()
 LONG = {"image": URL, "actions": ["move it"] * MOST_ACTIONS, "best_of": 64, "num_beams": 8, "seed": 1}
+ORDERS = {"x-request-disconnect-disabled": "?1", "x-request-timeout-seconds": "0"}
 LONG_TOKENS = (1 + (MOST_ACTIONS - 1) * 8) * 64 * 4
 """What it would draw if nobody stopped it: several times what a fast machine draws within the time limit."""
 
 
 @pytest.fixture(scope="module")
-def port(tiny_base, tmp_path_factory):
+def ports(tiny_base, tmp_path_factory):
+    """Of Ray's proxy, and of the process behind it, which listens itself too."""
     keys = tmp_path_factory.mktemp("keys") / "keys.toml"
     limits = {KEY: 1000, RARE_KEY: 1}
     keys.write_text(
@@ -48,12 +50,13 @@ def port(tiny_base, tmp_path_factory):
             for key, limit in limits.items()
         )
     )
-    number = find_free_port()
+    numbers = {"proxy": find_free_port(), "direct": find_free_port()}
     recipe = StartRecipe(
         fdm=str(tiny_base),
         idm=str(tiny_base),
         keys=str(keys),
-        port=number,
+        port=numbers["proxy"],
+        direct_port=numbers["direct"],
         **HALF_A_CORE,
         timeout_s=TIMEOUT_S,
         max_actions=MOST_ACTIONS,
@@ -63,9 +66,14 @@ def port(tiny_base, tmp_path_factory):
         ray_session.shutdown()  # one that other tests have started has read neither this nor where the keys are
         try:
             start(recipe)
-            yield number
+            yield numbers
         finally:
             stop()
+
+
+@pytest.fixture(scope="module")
+def port(ports):
+    return ports["proxy"]
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +169,13 @@ def test_a_time_limit_ends_a_stream_and_stops_the_decoding(client, before):
     assert 0 < drawn_by(ask, before) < LONG_TOKENS / 2
 
 
-@pytest.mark.parametrize("order", [{}, {"x-request-disconnect-disabled": "?1", "x-request-timeout-seconds": "0"}])
-def test_a_client_that_leaves_stops_the_decoding(client, before, order):
-    """Whatever it orders Ray's proxy to do."""
+@pytest.mark.parametrize(
+    ("order", "way"),
+    [({}, "proxy"), (ORDERS, "proxy"), pytest.param(ORDERS, "direct", marks=pytest.mark.soak)],
+)
+def test_a_client_that_leaves_stops_the_decoding(client, ports, before, order, way):
+    """Whatever it orders Ray's proxy to do, and where there is none."""
+    url = f"http://127.0.0.1:{ports[way]}/v1/rollouts"
     # Word of a client that leaves just while Ray gives the call to a replica may be lost: the replica's own limit ends
     # that one. So it may happen, but not each time.
     for _ in range(3):
@@ -171,7 +183,7 @@ def test_a_client_that_leaves_stops_the_decoding(client, before, order):
 
         def ask(timeouts_s=timeouts_s):
             with pytest.raises(httpx2.TimeoutException):
-                client.post("/v1/rollouts", json=LONG, timeout=next(timeouts_s), headers=order)
+                client.post(url, json=LONG, timeout=next(timeouts_s), headers=order)
 
         drawn = drawn_by(ask, before)
         assert 0 < drawn < LONG_TOKENS
@@ -303,28 +315,29 @@ def test_metrics_and_routes_tell_no_key(port, client):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "status"),
+    ("header", "status"),
     [
-        ("x-request-id", b"\xff\xfe", 400),
-        ("x-request-id", b"a" * 513, 400),
-        ("x-request-id", b"a b", 400),
-        ("x-request-timeout-seconds", b"\xff", 200),
-        ("x-request-timeout-seconds", b"0.000001", 200),
-        ("X-Request-Timeout-Seconds", b"nan", 200),
-        ("serve_multiplexed_model_id", b"\xff", 200),
-        ("Serve-Multiplexed-Model-Id", b"other", 200),
-        ("x-session-id", b"\xff", 200),
-        ("x-other", b"\xff\xfe", 200),
-        ("cookie", b"a" * 60_000, 200),
-        ("content-length", b"-1", 400),
-        ("transfer-encoding", b"gzip", 400),
+        (("x-request-id", b"\xff\xfe"), 400),
+        (("x-request-id", b"a" * 513), 400),
+        (("x-request-id", b"a b"), 400),
+        (("x-request-timeout-seconds", b"\xff"), 200),
+        (("x-request-timeout-seconds", b"0.000001"), 200),
+        (("X-Request-Timeout-Seconds", b"nan"), 200),
+        (("serve_multiplexed_model_id", b"\xff"), 200),
+        (("Serve-Multiplexed-Model-Id", b"other"), 200),
+        (("x-session-id", b"\xff"), 200),
+        (("x-other", b"\xff\xfe"), 200),
+        (("cookie", b"a" * 60_000), 200),
+        (("content-length", b"-1"), 400),
+        (("transfer-encoding", b"gzip"), 400),
     ],
 )
-def test_headers_are_no_orders_and_no_faults(port, client, name, value, status):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+@pytest.mark.parametrize("way", ["proxy", "direct"])
+def test_headers_are_no_orders_and_no_faults(ports, client, way, header, status):
+    connection = http.client.HTTPConnection("127.0.0.1", ports[way], timeout=PATIENCE_S)
     connection.putrequest("GET", "/v1/models")
     connection.putheader("Authorization", f"Bearer {KEY}")
-    connection.putheader(name, value)
+    connection.putheader(*header)
     connection.endheaders()
     reply = connection.getresponse()
     assert reply.status == status, reply.read()[:200]
@@ -332,9 +345,32 @@ def test_headers_are_no_orders_and_no_faults(port, client, name, value, status):
     assert client.get("/v1/models").status_code == 200
 
 
-def test_strangers_are_asked_for_a_key(port):
-    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as session:
+@pytest.mark.parametrize("way", ["proxy", "direct"])
+def test_strangers_are_asked_for_a_key(ports, way):
+    with httpx2.Client(base_url=f"http://127.0.0.1:{ports[way]}", timeout=PATIENCE_S) as session:
         assert session.get("/v1/models").status_code == 401
         reply = session.post("/v1/rollouts", json=LONG)
         assert (reply.status_code, reply.headers["www-authenticate"]) == (401, 'Bearer realm="wm"')
         assert session.get("/health").status_code == 200
+        forwarded = {"x-forwarded-for": "10.0.0.7"}
+        assert session.get("/-/routes", headers=forwarded).status_code == 401
+        assert session.get("/-/healthz", headers=forwarded).text == "success"
+
+
+def test_both_ports_give_the_same_answers(ports, client):
+    asked = {"image": URL, "prompt": "move it", "seed": 3, "best_of": 4}
+    replies = {}
+    for way, number in ports.items():
+        url = f"http://127.0.0.1:{number}/v1"
+        edit = client.post(f"{url}/images/edits", json=asked, headers={"x-request-id": f"mine-{way}"})
+        stream = client.post(f"{url}/images/edits", json=asked | {"stream": True, "partial_images": 2})
+        assert (edit.status_code, edit.headers["x-request-id"]) == (200, f"mine-{way}")
+        assert edit.headers["x-ratelimit-limit-requests"] == "1000"
+        models = client.get(f"{url}/models")
+        assert len(models.headers.get_list("x-request-id")) == 1
+        events = re.findall(r"^event: (.*)$", stream.text, re.M)
+        late = client.post(f"{url}/rollouts", json=LONG)
+        assert (late.status_code, late.json()["error"]["code"]) == (408, "timeout")
+        replies[way] = (edit.json()["data"], events, models.json(), client.get(f"{url}/none").json())
+    assert replies["proxy"][1][-1] == "image_edit.completed"
+    assert replies["direct"] == replies["proxy"]

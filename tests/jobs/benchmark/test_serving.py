@@ -16,9 +16,11 @@ def test_the_smallest_run_writes_every_ratio_and_equal_answers(tmp_path, capsys)
     record = json.loads(out.read_text())
     names = {
         "http_overhead",
+        "direct_overhead",
         "best_of_8_over_1",
         "first_preview_share",
         "batching_gain",
+        "direct_batching_gain",
         "wide_first_preview_share",
         "wide_http_overhead",
     }
@@ -26,7 +28,7 @@ def test_the_smallest_run_writes_every_ratio_and_equal_answers(tmp_path, capsys)
     assert all(math.isfinite(value) and value > 0 for value in record["ratios"].values())
     assert record["figures"]["identical_share"] == 1.0
     load = record["figures"]["replicas_1"]
-    assert load["closed_loop_statuses"] == {"200": 4 + 16}
+    assert load["closed_loop_statuses"] == {"200": 2 * (4 + 16)}
     assert [set(entry["statuses"]) for entry in load["open_loop"]] == [{"200"}]
     assert 0 < load["open_loop"][0]["latency_s"]["p50"] <= load["open_loop"][0]["latency_s"]["max"]
     assert "batching_gain" in capsys.readouterr().out
