@@ -9,10 +9,11 @@ of which most frames are good.
 """
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
 import av
@@ -33,7 +34,7 @@ from wm.video.geometry import (
     square_width,
     to_square_pixels,
 )
-from wm.video.luma import halve, luma_plane, shrink, widen_range
+from wm.video.luma import luma_plane, shrink, widen_range
 from wm.video.motion import Luma
 from wm.video.opening import open_video, video_stream
 from wm.video.segments import TimedFrame, mark_segment
@@ -121,7 +122,7 @@ class RawFrame:
         small = plane
         if self.orientation is not UPRIGHT:
             # Laid after one halving: cheaper, and less than a pixel away from laying the frame itself.
-            small = np.array(self.orientation.apply(halve(small, side_px)), order="C")
+            small = np.array(self.orientation.apply(shrink(small, side_px, max_halvings=1)), order="C")
         small = shrink(small, side_px)
         # Shrunk first: depth and range then cost next to nothing.
         if excess_bits:
@@ -213,7 +214,8 @@ def _mean_step_s(stream: av.VideoStream) -> float:
 def _iterate_timed(container: InputContainer, stream: av.VideoStream, tally: Tally) -> Iterator[TimedFrame]:
     """Iterate over frames and their times; one without a time stamp follows at the stream's mean rate."""
     step_s = _mean_step_s(stream)
-    time_s, base = -step_s, None
+    time_s, numerator, denominator = -step_s, 0, 0
+    stamp_of = _stamp_reader(container)
     for packet in _packets(container, stream, tally):
         try:
             decoded = packet.decode()
@@ -223,20 +225,21 @@ def _iterate_timed(container: InputContainer, stream: av.VideoStream, tally: Tal
             tally.add(error)
             continue
         for frame in decoded:
-            base = base or frame.time_base  # read once: it makes a fraction, and multiplying fractions is slow
-            stamp = _stamp(container, frame)
-            time_s = stamp * base.numerator / base.denominator if stamp is not None else time_s + step_s
+            stamp = stamp_of(frame)
+            # Read once: it makes a fraction, and multiplying fractions is slow.
+            if not denominator and (base := frame.time_base):
+                numerator, denominator = base.numerator, base.denominator
+            time_s = stamp * numerator / denominator if stamp is not None else time_s + step_s
             yield time_s, frame
 
 
-def _stamp(container: InputContainer, frame: av.VideoFrame) -> int | None:
-    """Return when a frame is shown, in its time base.
+def _stamp_reader(container: InputContainer) -> Callable[[av.VideoFrame], int | None]:
+    """Return a function that reads when a frame is shown, in its time base.
 
     AVI stores no such times: those computed for its reordered frames are out of order, and the order of decoding
     gives the right ones, as in ffmpeg.
     """
-    stamp: int | None = frame.dts if container.format.name == "avi" else frame.pts
-    return stamp
+    return attrgetter("dts" if container.format.name == "avi" else "pts")
 
 
 def _seek(
@@ -252,7 +255,7 @@ def _seek(
     for time_s, frame in walk:
         if frame.key_frame:
             following = next(walk, None)
-            has_stamp = _stamp(container, frame) is not None
+            has_stamp = _stamp_reader(container)(frame) is not None
             # The frame after it too must be in time: then this one is before the segment, see mark_segment.
             in_time = following is not None and time_s < following[0] <= begin
             return chain([(time_s, frame), following], walk) if following and has_stamp and in_time else None

@@ -5,6 +5,8 @@ expansion (Farnebäck 2003) at the settings people copy from OpenCV's tutorial (
 which is what most people run. :mod:`wm.video.scan` decides which frames either sees.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, TypeAlias
 
 import cv2
@@ -30,25 +32,36 @@ class MotionMeter:
         self._previous: Luma | None = None
         self._dis = _build_dis() if kind == "dis" else None
 
+    def measure(self, lumas: Sequence[Luma]) -> list[float]:
+        """Measure the mean flow magnitude to each frame from the one before.
+
+        Args:
+            lumas: The next frames in order, uint8 and of one shape; at least one.
+
+        Returns:
+            px/frame at their size; 0 for the first frame of all, and for one of another shape than the one before it:
+            there is no flow between the two.
+        """
+        previous, self._previous = self._previous, lumas[-1]
+        motion: list[float] = []
+        # A video may change its size: no flow leads from one to the other.
+        if previous is None or previous.shape != lumas[0].shape:
+            previous, lumas, motion = lumas[0], lumas[1:], [0.0]
+        if not lumas:
+            return motion
+        if self._dis is None:
+            return motion + [farneback_motion(*pair) for pair in pairwise([previous, *lumas])]
+        padded = [_pad(luma_HW) for luma_HW in (previous, *lumas)]
+        flows = [self._dis.calc(before, after, None) for before, after in pairwise(padded)]
+        return motion + _mean_lengths(flows, previous.shape)
+
     def next(self, luma_HW: Luma) -> float:
-        """Measure the mean flow magnitude from the frame before.
+        """Measure one frame as :meth:`measure` does.
 
         Args:
             luma_HW: The next frame in order, uint8.
-
-        Returns:
-            px/frame at the size of ``luma_HW``; 0 for the first frame, and for one of another shape than the one
-            before it: there is no flow between the two.
         """
-        previous, self._previous = self._previous, luma_HW
-        # A video may change its size: no flow leads from one to the other.
-        if previous is None or previous.shape != luma_HW.shape:
-            return 0.0
-        if self._dis is None:
-            return farneback_motion(previous, luma_HW)
-        # Padding is cut off again: it does not move and would lower the mean.
-        before, after = _pad(previous), _pad(luma_HW)
-        return _mean_length(self._dis.calc(before, after, None)[: luma_HW.shape[0], : luma_HW.shape[1]])
+        return self.measure([luma_HW])[0]
 
 
 def farneback_motion(before_HW: Luma, after_HW: Luma) -> float:
@@ -60,7 +73,7 @@ def farneback_motion(before_HW: Luma, after_HW: Luma) -> float:
     """
     before, after = _pad(before_HW), _pad(after_HW)
     flow_HW2 = cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)
-    return _mean_length(flow_HW2[: before_HW.shape[0], : before_HW.shape[1]])
+    return _mean_lengths([flow_HW2], before_HW.shape)[0]
 
 
 def _build_dis() -> cv2.DISOpticalFlow:
@@ -78,10 +91,16 @@ def _build_dis() -> cv2.DISOpticalFlow:
     return dis
 
 
-def _mean_length(flow_HW2: npt.NDArray[np.float32]) -> float:
+def _mean_lengths(flows: Sequence[npt.ArrayLike], size_px: tuple[int, ...]) -> list[float]:
+    """Compute the mean length of each flow's vectors in the first (height, width) of it."""
+    # Padding is cut off again: it does not move and would lower the mean.
+    flow_NHW2 = np.array(flows, dtype=np.float32)[:, : size_px[0], : size_px[1]]
     # numpy, not cv2.magnitude and cv2.mean: their last digits depend on the address of an array
-    squares_HW2 = flow_HW2 * flow_HW2
-    return float(np.sqrt(squares_HW2[..., 0] + squares_HW2[..., 1]).mean(dtype=np.float64))
+    flow_NHW2 *= flow_NHW2
+    lengths_NHW = np.sqrt(flow_NHW2[..., 0] + flow_NHW2[..., 1])
+    # float64 before it is summed: numpy would convert in chunks, which begin anywhere in a frame.
+    lengths: list[float] = lengths_NHW.reshape(len(lengths_NHW), -1).astype(np.float64).mean(axis=1).tolist()
+    return lengths
 
 
 def _pad(luma_HW: Luma) -> Luma:

@@ -6,6 +6,7 @@ Does not choose key-frames: :mod:`wm.video.scan` does.
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,13 +16,16 @@ import numpy.typing as npt
 
 from wm.video.decode import RawFrame, Tally, frames
 from wm.video.errors import VideoError
-from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect, to_square_luma
+from wm.video.geometry import SQUARE, SQUARE_SAMPLES, Orientation, SampleAspect, to_square_luma
 from wm.video.luma import num_halvings, shrink, small_size
 from wm.video.motion import Luma, MotionKind, MotionMeter, farneback_motion
 
 CHECK_SIDE_PX = 40
 CHECK_NEIGHBOURS = 4
 
+BATCH_BYTES = 2**14
+"""Brightness that is measured at once. Between two frames the decoder would evict the flow's code and buffers from the
+caches; a larger batch would evict its own."""
 MAX_THUMBS = 16384
 """Max number of thumbnails in memory at once (2 to 5 kB each): of a longer clip only those of the frames of
 most motion are kept."""
@@ -65,6 +69,9 @@ class Walk:
     steps: list[float] = field(default_factory=list)
     """Mean absolute difference of thumbnails to the frame before, in grey levels."""
     thumbs: dict[int, Luma] = field(default_factory=dict)
+    meter: MotionMeter = field(default_factory=lambda: MotionMeter("dis"))
+    scale: float = 1.0
+    """Full-size pixels a pixel of the frames that the meter sees."""
     bounded: bool = False
     """Whether ``motion`` is a stand-in, for which :meth:`measure` has exact values."""
     decoded: list[RawFrame] | None = None
@@ -80,44 +87,57 @@ class Walk:
         Raises:
             VideoError: As :func:`wm.video.decode.frames` does, and ``no_frames``, ``one_frame``, ``decode_error``.
         """
-        meter, scale = MotionMeter("dis"), 1.0
-        before: Luma | None = None
+        lumas: list[Luma] = []
         orientation: Orientation | None = None
+        aspect = SQUARE
         for raw in self._frames(self.tally):
             if not self.times_s:
-                scale = self._set_sizes(raw)
-                meter = MotionMeter("dis" if self.bounded else self.kind)
+                self._set_sizes(raw)
             # Identity suffices: there are eight orientation objects in all.
             if raw.orientation is not orientation:
-                orientation = raw.orientation
+                # Laid in another way, a frame may have another shape in square pixels.
+                self._measure_batch(lumas, aspect)
+                orientation, aspect = raw.orientation, raw.upright_aspect
                 self.orientation_changes.append((raw.index, orientation))
-            # Flow in square pixels, thumbnails in stored samples: those are compared with other readers' frames.
             luma = motion_luma(raw, self.side_px, self.small_px)
-            thumb = thumbnail(luma)
-            self.motion.append(meter.next(to_square_luma(luma, raw.upright_aspect)) * scale)
-            # A sum of integers: the same at any address of the arrays.
-            self.steps.append(cv2.norm(thumb, before, cv2.NORM_L1) / thumb.size if before is not None else 0.0)
-            self.thumbs[raw.index] = before = thumb
+            lumas.append(luma)
             self.times_s.append(raw.time_s)
-            # Only here are frames dropped, so that memory stays bounded.
-            if len(self.thumbs) > MAX_THUMBS:
-                self._drop_thumbs()
+            if len(lumas) * luma.size >= BATCH_BYTES:
+                self._measure_batch(lumas, aspect)
             if self.bounded:
                 self._keep(raw)
+        self._measure_batch(lumas, aspect)
         _check_num_frames(self.path, len(self.times_s), self.tally)
 
-    def _set_sizes(self, raw: RawFrame) -> float:
-        """Set sizes and buffers by the first frame; return the scale of the motion pass."""
+    def _measure_batch(self, lumas: list[Luma], aspect: Fraction) -> None:
+        """Measure the next frames, keep their thumbnails, and empty the list."""
+        if not lumas:
+            return
+        # Flow in square pixels, thumbnails in stored samples: those are compared with other readers' frames.
+        lengths = self.meter.measure([to_square_luma(luma, aspect) for luma in lumas])
+        self.motion += [length * self.scale for length in lengths]
+        for index, luma in enumerate(lumas, len(self.steps)):
+            thumb, before = thumbnail(luma), self.thumbs.get(index - 1)
+            # A sum of integers: the same at any address of the arrays.
+            self.steps.append(cv2.norm(thumb, before, cv2.NORM_L1) / thumb.size if before is not None else 0.0)
+            self.thumbs[index] = thumb
+        lumas.clear()
+        # Only here are frames dropped, so that memory stays bounded.
+        if len(self.thumbs) > MAX_THUMBS:
+            self._drop_thumbs()
+
+    def _set_sizes(self, raw: RawFrame) -> None:
+        """Set sizes, meter and buffers by the first frame."""
         self.size_px, self.sampled_px = raw.size_px(), raw.sampled_px()
         self.sample_aspect = raw.sample_aspect
         # A clip that need not be halved is measured exactly as it is walked over.
         halvings = num_halvings(*self.sampled_px, self.side_px)
         self.small_px = small_size(*self.sampled_px, self.side_px)
         self.bounded = self.kind == "farneback" and halvings > 0
+        self.meter, self.scale = MotionMeter("dis" if self.bounded else self.kind), float(2**halvings)
         self.decoded = [] if self.bounded else None
         # At two halvings a quarter of the size is what the motion pass sees anyway.
         self.quarters = [] if self.bounded and halvings > 2 else None
-        return float(2**halvings)
 
     def _keep(self, raw: RawFrame) -> None:
         """Keep what the search for exact key-frames needs, as far as it fits."""
