@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import cv2
 import numpy as np
@@ -39,6 +39,16 @@ Checks: TypeAlias = dict[int, npt.NDArray[np.uint8]]
 h, w)."""
 
 
+class Flow(Protocol):
+    """A meter of Farnebäck's flow that is given every frame at full size."""
+
+    def add(self, grey_HW: Luma) -> None:
+        """Take the next frame's brightness."""
+
+    def motion(self) -> list[float]:
+        """Return the motion of each frame so far, px/frame."""
+
+
 @dataclass
 class Walk:
     """Everything that is measured while a clip is walked over."""
@@ -50,6 +60,8 @@ class Walk:
     """The key-frames are among as many frames of most motion (:class:`wm.video.keyframes.KeyframeRule`)."""
     start_s: float | None = None
     end_s: float | None = None
+    flow: Flow | None = None
+    """Measures every frame of a clip that would else be searched; None for ``dis``, and on the CPU."""
     tally: Tally = field(default_factory=Tally)
     size_px: tuple[int, int] = (0, 0)
     """(height, width) of the first frame, upright and in square pixels."""
@@ -79,6 +91,7 @@ class Walk:
 
         Raises:
             VideoError: As :func:`wm.video.decode.frames` does, and ``no_frames``, ``one_frame``, ``decode_error``.
+            wm.video.flow_meter.FlowError: The device of ``flow`` cannot go on.
         """
         meter, scale = MotionMeter("dis"), 1.0
         before: Luma | None = None
@@ -94,7 +107,11 @@ class Walk:
             # Flow in square pixels, thumbnails in stored samples: those are compared with other readers' frames.
             luma = motion_luma(raw, self.side_px, self.small_px)
             thumb = thumbnail(luma)
-            self.motion.append(meter.next(to_square_luma(luma, raw.upright_aspect)) * scale)
+            if self.flow is not None:
+                self.flow.add(raw.grey())
+                self.motion.append(0.0)  # until its batch is measured
+            else:
+                self.motion.append(meter.next(to_square_luma(luma, raw.upright_aspect)) * scale)
             # A sum of integers: the same at any address of the arrays.
             self.steps.append(cv2.norm(thumb, before, cv2.NORM_L1) / thumb.size if before is not None else 0.0)
             self.thumbs[raw.index] = before = thumb
@@ -104,6 +121,8 @@ class Walk:
                 self._drop_thumbs()
             if self.bounded:
                 self._keep(raw)
+        if self.flow is not None:
+            self.motion = self.flow.motion()
         _check_num_frames(self.path, len(self.times_s), self.tally)
 
     def _set_sizes(self, raw: RawFrame) -> float:
@@ -113,7 +132,9 @@ class Walk:
         # A clip that need not be halved is measured exactly as it is walked over.
         halvings = num_halvings(*self.sampled_px, self.side_px)
         self.small_px = small_size(*self.sampled_px, self.side_px)
-        self.bounded = self.kind == "farneback" and halvings > 0
+        if not halvings:
+            self.flow = None
+        self.bounded = self.kind == "farneback" and halvings > 0 and self.flow is None
         self.decoded = [] if self.bounded else None
         # At two halvings a quarter of the size is what the motion pass sees anyway.
         self.quarters = [] if self.bounded and halvings > 2 else None
@@ -209,6 +230,8 @@ class Walk:
 
     def _drop_thumbs(self) -> None:
         """Keep only the thumbnails of frames that may still be chosen, their neighbours', and the newest."""
+        if self.flow is not None:
+            self.motion = self.flow.motion()
         # Sorted as the key-frame rule sorts, so that a candidate keeps its thumbnails.
         candidates = np.argsort(-np.asarray(self.motion), kind="stable")[: self.max_candidates]
         keep = {index for frame in candidates.tolist() for index in self._near(frame)}
