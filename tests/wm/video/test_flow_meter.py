@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from tests.wm.video.test_bounded import moving_clip
-from wm.video import ClipReader, ClipSettings, VideoError, choose_keyframes, flow_meter, scan_video, torch_flow
+from wm import farneback
+from wm.farneback import make_moving_texture
+from wm.video import ClipReader, ClipSettings, VideoError, choose_keyframes, flow_meter, scan_video
 from wm.video.decode import frames
-from wm.video.flow_meter import FlowError, FlowMeter, batch_size, check_device, make_clip, measure_frames
+from wm.video.flow_meter import FlowError, FlowMeter, batch_size, check_device, measure_frames
 from wm.video.motion import farneback_motion
 
 DEVICE = "cpu:0"
@@ -33,7 +35,7 @@ def curve(clip):
 
 @pytest.mark.parametrize("pairs_at_once", [1, 3, 100])
 def test_batches_of_any_size_give_opencv_s_motion(pairs_at_once):
-    clip = make_clip()[:, :64, :80]
+    clip = make_moving_texture(64, 80, 5)
     # A video may change its size: no flow leads to the first frame after that.
     greys = [*clip, *clip[:3, :48]]
     meter = FlowMeter(DEVICE, batch_bytes=flow_meter.BYTES_PER_PX * 64 * 80 * (pairs_at_once + 1))
@@ -74,7 +76,7 @@ def test_small_clips_and_dis_stay_on_the_cpu(clip, tmp_path):
 
 def test_a_device_that_disagrees_is_not_used(clip, monkeypatch):
     expected = scan_video(clip, **SETTINGS)
-    monkeypatch.setattr(torch_flow, "_ITERATIONS", 2)
+    monkeypatch.setattr(farneback, "_ITERATIONS", 2)
     flow_meter._TESTS.clear()
     test = check_device(DEVICE)
     assert test.error > flow_meter.MAX_ERROR
@@ -88,15 +90,15 @@ def test_a_device_that_disagrees_is_not_used(clip, monkeypatch):
 def test_a_device_that_gives_nan_or_does_not_exist_is_not_used(monkeypatch):
     assert check_device("cuda").problem.startswith("no cuda: ")
     assert check_device("abacus").problem.startswith("no abacus: ")
-    monkeypatch.setattr(torch_flow, "_REGULARISER", float("nan"))
+    monkeypatch.setattr(farneback, "_REGULARISER", float("nan"))
     flow_meter._TESTS.clear()
     assert check_device(DEVICE).problem == "self-test of cpu:0: motion on cpu:0 is not finite"
 
 
 def test_memory_that_ends_halves_the_batch_and_then_gives_up(monkeypatch):
-    clip = make_clip()[:, :40, :40]
+    clip = make_moving_texture(40, 40, 5)
     expected = measure_frames(clip, DEVICE)
-    sizes, limit, measure = [], 2, torch_flow.measure_motion
+    sizes, limit, measure = [], 2, farneback.measure_motion
 
     def measure_within(frames_THW):
         sizes.append(len(frames_THW))
@@ -104,7 +106,7 @@ def test_memory_that_ends_halves_the_batch_and_then_gives_up(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried\nmore")
         return measure(frames_THW)
 
-    monkeypatch.setattr(torch_flow, "measure_motion", measure_within)
+    monkeypatch.setattr(farneback, "measure_motion", measure_within)
     assert measure_frames(clip, DEVICE) == pytest.approx(expected, rel=1e-9)
     assert sizes == [5, 3, 2, 2, 2, 2]
     limit = 1
@@ -119,7 +121,7 @@ def test_a_device_that_fails_midway_leaves_the_clip_to_the_cpu(clip, monkeypatch
     def fail(frames_THW):
         raise RuntimeError("CUDA error: unspecified launch failure")
 
-    monkeypatch.setattr(torch_flow, "measure_motion", fail)
+    monkeypatch.setattr(farneback, "measure_motion", fail)
     for _ in range(2):
         scan = scan_video(clip, device=DEVICE, **SETTINGS)
         assert scan.measured_on == "cpu (RuntimeError on cpu:0: CUDA error: unspecified launch failure)"

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from wm.video.flow_meter import make_clip
+from wm.farneback import compute_flow, count_levels, make_moving_texture, measure_motion
 from wm.video.motion import farneback_flow, farneback_motion
-from wm.video.torch_flow import compute_flow, count_levels, measure_motion
 
 
 def crop(height, width, num_frames=3):
-    return np.ascontiguousarray(make_clip()[:num_frames, :height, :width])
+    return make_moving_texture(height, width, num_frames)
 
 
 @pytest.mark.parametrize("size", [(258, 301), (131, 257), (64, 64), (63, 65), (33, 250), (16, 17)])

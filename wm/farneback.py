@@ -7,14 +7,14 @@ sums of shifted arrays rather than convolutions, which GPUs may round to TF32.
 
 Flows agree to 1e-3 px but where frames rest at their border: OpenCV's running sums leave rounding errors there, whose
 sign decides whether a border pixel counts as moved out of the frame; the sums here are 0. Does not know videos, nor
-whether a device can be trusted: :mod:`wm.video.flow_meter` does.
+whether a device can be trusted: :mod:`wm.video.flow_meter` does. Needs nothing but torch and numpy, so that a bare GPU
+machine can measure it.
 """
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
+import torch.nn.functional as F
 from torch import Tensor
 
 _LEVELS = 3
@@ -93,9 +93,10 @@ def _reduce(frames_T1HW: Tensor, level: int, size_px: tuple[int, int]) -> Tensor
     """Blur the full-size frames and sample them at the size of a level."""
     sigma_px = (2.0**level - 1) / 2
     num_taps = max(round(5 * sigma_px) | 1, 3)
-    # OpenCV's own kernel: at a sigma of 0 it takes one of a fixed table.
-    kernel = cv2.getGaussianKernel(num_taps, sigma_px, cv2.CV_32F)[:, 0].tolist()
     half = num_taps // 2
+    # A sigma of 0 stands for a kernel of OpenCV's table.
+    weights_K = np.exp(-(np.arange(-half, half + 1) ** 2) / (2 * sigma_px**2)) if level else np.array([1, 2, 1])
+    kernel = (weights_K / weights_K.sum()).tolist()
     blurred = F.pad(frames_T1HW, (half, half, half, half), mode="reflect")
     blurred = _filter(_filter(blurred, kernel, 2), kernel, 3)
     return blurred if level == 0 else F.interpolate(blurred, size_px, mode="bilinear")
@@ -111,7 +112,8 @@ def _expand(image_T1HW: Tensor) -> Tensor:
     weights_K = np.exp(-(offsets_K**2) / (2 * _SIGMA_PX**2))
     weights_K /= weights_K.sum()
     second, fourth = weights_K @ offsets_K**2, weights_K @ offsets_K**4
-    inverse_33 = np.linalg.inv([[1, second, second], [second, fourth, second**2], [second, second**2, fourth]])
+    normal_33 = np.array([[1, second, second], [second, fourth, second**2], [second, second**2, fourth]])
+    inverse_33 = np.linalg.inv(normal_33)
     # 2. Kernels for a constant, a slope and a curve along one axis; of a constant frame the curve must be 0, so that
     # its two parts are joined before anything is rounded.
     slope_K = offsets_K * weights_K
@@ -195,10 +197,12 @@ def _sample(image_B5HW: Tensor, x_BHW: Tensor, y_BHW: Tensor) -> Tensor:
     index_B1N = (top.long() * width + left.long()).flatten(1)[:, None]
     image_B5N = image_B5HW.flatten(2)
     channels = image_B5HW.shape[1]
-    corners = (image_B5N.gather(2, (index_B1N + shift).expand(-1, channels, -1)) for shift in (0, 1, width, width + 1))
     weights = ((1 - x_B1N) * (1 - y_B1N), x_B1N * (1 - y_B1N), (1 - x_B1N) * y_B1N, x_B1N * y_B1N)
-    total = sum(corner * weight for corner, weight in zip(corners, weights, strict=True))
-    return total.view_as(image_B5HW)
+    total_B5N = torch.zeros_like(image_B5N)
+    for shift, weight_B1N in zip((0, 1, width, width + 1), weights, strict=True):
+        corner_B5N = image_B5N.gather(2, (index_B1N + shift).expand(-1, channels, -1))
+        total_B5N.addcmul_(corner_B5N, weight_B1N)
+    return total_B5N.view_as(image_B5HW)
 
 
 def _solve(equations_B5HW: Tensor) -> Tensor:
@@ -211,3 +215,30 @@ def _solve(equations_B5HW: Tensor) -> Tensor:
     determinant = yy * xx - yx * yx + _REGULARISER
     flow = torch.stack([(yy * right_x - yx * right_y) / determinant, (xx * right_y - yx * right_x) / determinant], 1)
     return flow.float()
+
+
+def make_moving_texture(height_px: int, width_px: int, num_frames: int) -> npt.NDArray[np.uint8]:
+    """Make a clip to compare flows on: a sum of waves that moves by other fractions of a pixel in every frame.
+
+    Args:
+        height_px: Of a frame.
+        width_px: Of a frame.
+        num_frames: T.
+
+    Returns:
+        uint8 (T, height, width).
+    """
+    rng = np.random.default_rng(0)
+    # Waves of 8 to 60 px in all directions, with more of the long ones as in natural images.
+    length_W = np.geomspace(8, 60, 24)
+    angle_W, phase_W = rng.uniform(0, 2 * np.pi, (2, len(length_W)))
+    wave_W2 = (2 * np.pi / length_W * np.array([np.sin(angle_W), np.cos(angle_W)])).T
+    shift_T2 = np.cumsum(rng.uniform(-12, 12, (num_frames, 2)), axis=0)
+    # Each wave drifts a little of its own, so that no flow fits and every iteration counts.
+    drift_TW = np.cumsum(rng.uniform(-0.6, 0.6, (num_frames, len(length_W))), axis=0)
+    phase_TW = phase_W + shift_T2 @ wave_W2.T + drift_TW
+    # cos(a + b) from the rows' and the columns' parts: an outer product for each wave.
+    rows_WH = np.exp(1j * np.outer(wave_W2[:, 0], np.arange(height_px))) * length_W[:, None]
+    columns_WX = np.exp(1j * np.outer(wave_W2[:, 1], np.arange(width_px)))
+    frames_THW = np.stack([((rows_WH * np.exp(1j * phase_W)[:, None]).T @ columns_WX).real for phase_W in phase_TW])
+    return np.clip(128 + frames_THW * (64 / np.sqrt((length_W**2).sum() / 2)), 0, 255).astype(np.uint8)
