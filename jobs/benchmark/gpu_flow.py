@@ -5,6 +5,7 @@ program on the CPU, and there is no ratio.
 """
 
 import importlib.util
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ def measure_flow(record: Record, repeats: int, *, quick: bool) -> None:
         repeats: Timed runs of each.
         quick: One small size, for a test of the code.
     """
-    for shape, size_px in (QUICK_PX if quick else SIZES_PX).items():
+    for _shape, size_px in (QUICK_PX if quick else SIZES_PX).items():
         height, width = size_px
         name = f"flow_{width}x{height}"
 
@@ -98,7 +99,7 @@ def reference_flow(frames_THW: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]
     cv2.setNumThreads(1)
     flows = [
         cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)
-        for before, after in zip(frames_THW[:-1], frames_THW[1:], strict=True)
+        for before, after in pairwise(frames_THW)
     ]
     return np.stack(flows).transpose(0, 3, 1, 2)
 

@@ -1,5 +1,7 @@
 """Farnebäck's flow as a torch program, against OpenCV's."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ def crop(height, width, num_frames=3):
 def test_each_pixel_s_flow_is_opencv_s(size):
     frames = crop(*size)
     flow = compute_flow(torch.from_numpy(frames)).numpy()
-    expected = np.stack([farneback_flow(*pair).transpose(2, 0, 1) for pair in zip(frames, frames[1:], strict=False)])
+    expected = np.stack([farneback_flow(*pair).transpose(2, 0, 1) for pair in pairwise(frames)])
     assert flow.shape == (2, 2, *size)
     assert np.abs(expected).max() > 1
     assert np.abs(flow - expected).max() < 1e-4
@@ -26,7 +28,7 @@ def test_each_pixel_s_flow_is_opencv_s(size):
 @pytest.mark.parametrize("size", [(240, 301), (96, 130), (15, 40), (5, 9), (1, 1)])
 def test_motion_is_that_of_the_cpu_way(size):
     frames = crop(*size, num_frames=5)
-    expected = [farneback_motion(*pair) for pair in zip(frames, frames[1:], strict=False)]
+    expected = [farneback_motion(*pair) for pair in pairwise(frames)]
     assert measure_motion(torch.from_numpy(frames)) == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
@@ -41,7 +43,7 @@ def test_frames_that_rest_or_are_flat_do_not_move():
 def test_noise_and_a_flow_out_of_the_frame_agree_too():
     frames = np.random.default_rng(3).integers(0, 256, (3, 70, 90), dtype=np.uint8)
     frames[2] = np.roll(frames[1], 30, axis=1)
-    expected = [farneback_motion(*pair) for pair in zip(frames, frames[1:], strict=False)]
+    expected = [farneback_motion(*pair) for pair in pairwise(frames)]
     assert measure_motion(torch.from_numpy(frames)) == pytest.approx(expected, rel=1e-5)
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -191,13 +192,13 @@ def _try_device(device: str) -> FlowTest:
         from wm.farneback import make_moving_texture
 
         name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
-    # torch without CUDA raises AssertionError, an old driver or no card RuntimeError, a broken installation ImportError.
+    # A build without CUDA raises AssertionError, an old driver or no card RuntimeError, a broken build ImportError.
     except (ImportError, AssertionError, RuntimeError) as error:
         return FlowTest(device, device, problem=f"no {device}: {_first_line(error)}")
     try:
         distance = flow_error(make_moving_texture(*TEST_PX, TEST_FRAMES), device)
-    except FlowError as error:
-        return FlowTest(device, name, problem=f"self-test of {name}: {error}")
+    except (FlowError, RuntimeError) as error:
+        return FlowTest(device, name, problem=f"self-test of {name}: {_first_line(error)}")
     # Written so that NaN does not agree.
     if not distance <= MAX_ERROR:
         problem = f"self-test of {name}: its flow differs from OpenCV's by {distance:.2g} px, expected {MAX_ERROR:g}"
@@ -225,7 +226,7 @@ def flow_error(frames_THW: npt.NDArray[np.uint8], device: str) -> float:
 
     from wm.farneback import compute_flow
 
-    pairs = list(zip(frames_THW, frames_THW[1:], strict=False))
+    pairs = list(pairwise(frames_THW))
     flow_B2HW = compute_flow(torch.from_numpy(frames_THW).to(device)).cpu().numpy()
     distance_BHW = np.linalg.norm(
         flow_B2HW - np.stack([farneback_flow(*pair) for pair in pairs]).transpose(0, 3, 1, 2), axis=1

@@ -1,5 +1,7 @@
 """Motion on a device: batches, self-test, and the CPU's way where the device fails. ``cpu:0`` stands for a GPU."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,7 @@ def restore_tests(monkeypatch):
 def curve(clip):
     """OpenCV's motion of every frame."""
     greys = [raw.grey() for raw in frames(clip)]
-    return np.array([0.0] + [farneback_motion(*pair) for pair in zip(greys, greys[1:], strict=False)])
+    return np.array([0.0] + [farneback_motion(*pair) for pair in pairwise(greys)])
 
 
 @pytest.mark.parametrize("pairs_at_once", [1, 3, 100])
@@ -42,8 +44,7 @@ def test_batches_of_any_size_give_opencv_s_motion(pairs_at_once):
     for grey in greys:
         meter.add(np.ascontiguousarray(grey))
     expected = [
-        farneback_motion(before, after) if before.shape == after.shape else 0.0
-        for before, after in zip(greys, greys[1:], strict=False)
+        farneback_motion(before, after) if before.shape == after.shape else 0.0 for before, after in pairwise(greys)
     ]
     assert meter.motion() == pytest.approx([0.0, *expected], rel=1e-5)
     assert meter.motion() == meter.motion()
