@@ -26,6 +26,7 @@ def clip(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def restore_tests(monkeypatch):
     monkeypatch.setattr(flow_meter, "_TESTS", dict(flow_meter._TESTS))
+    monkeypatch.setattr(flow_meter, "TEST_PX", (66, 81))
 
 
 @pytest.fixture(scope="module")
