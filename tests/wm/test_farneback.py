@@ -18,7 +18,7 @@ def test_each_pixel_s_flow_is_opencv_s(size):
     assert flow.shape == (1, 2, *size)
     assert np.abs(expected).max() > 1
     assert np.abs(flow - expected).max() < 1e-4
-    assert np.abs(flow - expected).mean() < 1e-5
+    assert np.abs(flow - expected).mean() < 5e-5
 
 
 @pytest.mark.parametrize("size", [(130, 97), (15, 40), (5, 9), (1, 1)])
