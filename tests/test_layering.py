@@ -22,6 +22,7 @@ BASE = {
     "logs",
     "names",
     "interrupts",
+    "farneback",
     "packaged",
     "ports",
     "paths",

@@ -10,6 +10,7 @@ from jobs.annotate.marks import read_all
 from jobs.annotate.tables import DecodedVideo, PairRow
 from wm.datasets.statistics import Table7, VideoSums
 from wm.records import RejectRow, TripletRow
+from wm.video.flow_meter import NO_DEVICE
 from wm.words import count_words
 
 
@@ -43,6 +44,7 @@ class ShardCounts(TypedDict):
         findings: Pairs beyond each threshold.
         readers: Videos by who read their frames.
         decord_fallbacks: Videos on which decord gave up.
+        measured_on: Videos by who measured their motion: the CPU, a GPU, or the CPU and why the GPU did not.
         seconds: Time by stage.
     """
 
@@ -64,6 +66,7 @@ class ShardCounts(TypedDict):
     findings: dict[str, int]
     readers: dict[str, int]
     decord_fallbacks: int
+    measured_on: dict[str, int]
     seconds: dict[str, float]
 
 
@@ -101,6 +104,7 @@ def count_shard(videos: Sequence[DecodedVideo], rows: ShardRows, seconds: Mappin
         "findings": dict(sorted(Counter(name for row in rows["pairs"] for name in row["findings"]).items())),
         "readers": dict(sorted(Counter(video["reader"] for video in videos if video["reader"]).items())),
         "decord_fallbacks": sum(bool(video["fallback"]) for video in videos),
+        "measured_on": dict(sorted(Counter(video.get("measured_on") or NO_DEVICE for video in decoded).items())),
         "seconds": {stage: round(value, 6) for stage, value in seconds.items()},
     }
 

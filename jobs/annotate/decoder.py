@@ -206,6 +206,7 @@ def _describe_clip(clip: Clip, path: str, video: ListedVideo) -> Decoding:
         "reader": clip.reader,
         "fallback": clip.fallback.replace(path, video["uri"]),
         "errors": scan.errors,
+        "measured_on": scan.measured_on,
         "keyframes": keyframes,
         "times_s": scan.times_s[keyframes].tolist(),
         "motion": scan.motion.tolist(),

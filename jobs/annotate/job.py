@@ -32,7 +32,7 @@ from jobs.annotate.shards import (
 from jobs.annotate.tables import ShardReport
 from jobs.annotate.waves import run_waves
 from jobs.shared.cluster_size import fit_to_cluster
-from jobs.shared.ray_session import check_available, connect, quiet_data
+from jobs.shared.ray_session import check_available, connect, count_gpus, is_private, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
@@ -185,6 +185,7 @@ def _annotate(
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=decoders.start, max_size=decoders.stop),
             num_cpus=recipe.resources.cpus_per_decoder,
+            num_gpus=_gpus_per_decoder(recipe),
             resources=recipe.resources.custom_per_decoder,
         ).map_batches(
             Annotator,
@@ -238,7 +239,13 @@ def _check_machine(recipe: AnnotateRecipe, num_shards: int) -> None:
     decoders, annotators = (pool.start for pool in resources.pool_sizes(num_shards))
     cpus = decoders * resources.cpus_per_decoder + annotators * resources.cpus_per_annotator
     keys = f"num_decoders = {resources.num_decoders}, resources.num_annotators = {resources.num_annotators}"
-    check_available(cpus, annotators * resources.gpus_per_annotator, f"resources.{keys}")
+    gpus = decoders * _gpus_per_decoder(recipe) + annotators * resources.gpus_per_annotator
+    check_available(cpus, gpus, f"resources.{keys}")
+
+
+def _gpus_per_decoder(recipe: AnnotateRecipe) -> float:
+    # Ray would wait for a GPU without an end; the decoders measure by the CPU then, and report why.
+    return 0.0 if is_private() and not count_gpus() else recipe.gpus_per_decoder
 
 
 def main() -> int:

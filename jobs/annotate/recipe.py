@@ -37,6 +37,9 @@ class AnnotateResources(Recipe):
     joined gives as many as its CPUs hold, beside the annotators."""
     cpus_per_decoder: float = Field(default=0.5, gt=0)
     """Logical CPUs that Ray reserves for a decoder."""
+    gpus_per_decoder: float = Field(default=0.1, gt=0, le=1)
+    """Share of a GPU that Ray reserves for a decoder with keyframes.device=cuda; it takes some 1.5 GiB of the GPU's
+    memory. To share GPUs with annotators, give these less than 1 (resources.gpus_per_annotator=0.8)."""
     custom_per_decoder: dict[str, float] = {}
     """Custom resources that Ray reserves for a decoder, such as {gpu_node = 0.01}: it runs on nodes that were started
     with them (ray start --resources), so that key-frames need not leave the nodes that annotate."""
@@ -86,23 +89,32 @@ class AnnotateResources(Recipe):
         """Return whether the sizes of both pools are given."""
         return all(self._names_size(kind) for kind in ("decoders", "annotators"))
 
-    def sized_for(self, cpus: float, gpus: float) -> Self:
+    def sized_for(self, cpus: float, gpus: float, *, decodes_on_gpu: bool = False) -> Self:
         """Return the same actors with the max numbers that a cluster holds, where the size is left out.
 
         Args:
             cpus: Of the cluster.
             gpus: Of the cluster.
+            decodes_on_gpu: Whether each decoder takes its share of a GPU.
         """
         maxima: dict[str, int] = {}
-        # 1. Annotators first: the GPUs are what the cluster is paid for.
+        gpus_per_decoder = self.gpus_per_decoder if decodes_on_gpu else 0.0
+        # 1. Annotators first: the GPUs are what the cluster is paid for. The fewest decoders keep their share.
         if not self._names_size("annotators"):
+            gpus -= self.num_decoders * gpus_per_decoder
             share = gpus / self.gpus_per_annotator if self.gpus_per_annotator else cpus / 2 / self.cpus_per_annotator
             maxima["max_annotators"] = max(self.num_annotators, int(share))
+            gpus += self.num_decoders * gpus_per_decoder
         # 2. Decoders get the CPUs that are left.
         if not self._names_size("decoders"):
             annotators = maxima.get("max_annotators") or max(self.num_annotators, self.max_annotators)
             rest = cpus - annotators * self.cpus_per_annotator
-            maxima["max_decoders"] = max(self.num_decoders, int(rest / self.cpus_per_decoder))
+            num_decoders = rest / self.cpus_per_decoder
+            if gpus_per_decoder:
+                num_decoders = min(
+                    num_decoders, (gpus - annotators * self.gpus_per_annotator) / gpus_per_decoder + 1e-9
+                )
+            maxima["max_decoders"] = max(self.num_decoders, int(num_decoders))
         return self.model_copy(update=maxima)
 
     def _names_size(self, kind: str) -> bool:
@@ -236,7 +248,13 @@ class AnnotateRecipe(Recipe):
             cpus: Of the cluster.
             gpus: Of the cluster.
         """
-        return self.model_copy(update={"resources": self.resources.sized_for(cpus, gpus)})
+        resources = self.resources.sized_for(cpus, gpus, decodes_on_gpu=self.gpus_per_decoder > 0)
+        return self.model_copy(update={"resources": resources})
+
+    @property
+    def gpus_per_decoder(self) -> float:
+        """Share of a GPU that a decoder takes; 0 where the CPU measures motion."""
+        return self.resources.gpus_per_decoder if self.keyframes.device == "cuda" else 0.0
 
     def clip_settings(self) -> ClipSettings:
         """Build the settings with which a decoding actor reads clips."""

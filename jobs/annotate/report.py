@@ -13,6 +13,7 @@ from wm.datasets.statistics import count_table7
 from wm.datasets.videos.budget import describe_budget
 from wm.datasets.videos.listing import passed_over_of
 from wm.datasets.videos.passed_over import describe
+from wm.video.flow_meter import NO_DEVICE
 
 
 def print_plan(recipe: AnnotateRecipe, listing: pa.Table, is_complete: bool) -> dict[str, Any]:
@@ -89,6 +90,8 @@ def print_result(recipe: AnnotateRecipe, record: Mapping[str, Any]) -> None:
     print(f"  filters found among {counts['pairs']:,} pairs, those that only score too: {findings or 'nothing'}")
     readers = ", ".join(f"{reader} {count}" for reader, count in counts["readers"].items())
     print(f"  frames read by: {readers or 'none'}; decord gave up on {counts['decord_fallbacks']}")
+    if recipe.keyframes.device != NO_DEVICE:
+        print(f"  {describe_devices(counts)}")
     # 2. The columns of the paper's Table 7.
     print_table7(counts["table7"])
     # 3. Where the time went, summed over actors.
@@ -99,6 +102,11 @@ def print_result(recipe: AnnotateRecipe, record: Mapping[str, Any]) -> None:
     if traffic["block_bytes"]:
         share = traffic["moved_bytes"] / traffic["block_bytes"]
         print(f"  decoders passed on {traffic['block_bytes'] / 1e6:,.1f} MB now, {share:.0%} of it to another node")
+
+
+def describe_devices(counts: Mapping[str, Any]) -> str:
+    """Describe who measured the motion of how many videos, and why a GPU did not."""
+    return "motion measured on: " + "; ".join(f"{name} {count:,}" for name, count in counts["measured_on"].items())
 
 
 def print_table7(table: Mapping[str, float | None]) -> None:

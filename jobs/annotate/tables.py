@@ -93,12 +93,14 @@ DECODED_SCHEMA = pa.schema(
         ("fetch_s", pa.float64()),
         ("failed_s", pa.float64()),
         ("node", pa.string()),
+        ("measured_on", pa.string()),
     ]
 )
 """Between the actors: a row a video, all videos of a shard in one block. Key-frames as PNG bytes with what was
 measured of each (``difference`` and ``cut``: against the key-frame before), or why there are none (``outcome``).
 ``problem``: trouble of the machine, not of the video; it ends the run. ``failed_s``: spent on a video that failed.
-``node``: Ray's id of the node that decoded it, null without Ray."""
+``node``: Ray's id of the node that decoded it, null without Ray. ``measured_on``: who measured its motion, where
+that was asked of a GPU (:attr:`wm.video.Scan.measured_on`)."""
 
 DecodeStage: TypeAlias = Literal["download", "scan", "fetch", "failed"]
 DECODE_STAGES: tuple[DecodeStage, ...] = get_args(DecodeStage)
@@ -150,6 +152,7 @@ class Decoding(TypedDict, total=False):
     fetch_s: float
     failed_s: float
     node: str | None
+    measured_on: str | None
 
 
 class DecodedVideo(ListedVideo, Decoding):

@@ -1,9 +1,10 @@
 """Measure sampling, scoring and training at a 7B model's shape on a GPU, with random weights in bfloat16.
 
-Parts: ``check`` (a tiny float32 model: every way of decoding against the plain one, code for code), ``sampling``
-(seconds an image for each N and way of decoding, and the share of the memory bandwidth), ``idm`` (pairs scored a
-second), ``hf`` (transformers' generate with image logits unmasked, N = 8), ``speculation`` (drafts of which a known
-share is right), ``training`` (a forward model's LoRA step). The JSON is written anew after every measurement; nothing
+Parts: ``flow`` (optical flow of video frames: frames a second, and agreement with OpenCV; no model), ``check`` (a tiny
+float32 model: every way of decoding against the plain one, code for code), ``sampling`` (seconds an image for each N
+and way of decoding, and the share of the memory bandwidth), ``idm`` (pairs scored a second), ``hf`` (transformers'
+generate with image logits unmasked, N = 8), ``speculation`` (drafts of which a known share is right), ``training`` (a
+forward model's LoRA step). The JSON is written anew after every measurement; nothing
 new is begun after ``seconds``, and what was left out for that, or failed, is named there. The same command then
 measures that alone. Each way of decoding is compared with the plain one at the model's own shapes first, and its
 figures say how far their logits differ.
@@ -13,7 +14,8 @@ decoding is measured by itself, since several do not fit into memory together. T
 that must be moved (weights a step, each prefix once a step, every row's filled positions) over the seconds without the
 reading of the prefix and over what a large copy moves.
 
-Needs neither Ray nor DeepSpeed, decord, PyAV or openai. On a machine without pydantic bring the wheels of pydantic,
+Needs neither Ray nor DeepSpeed, decord, PyAV or openai; without OpenCV, ``flow`` is compared with the same program on
+the CPU. On a machine without pydantic bring the wheels of pydantic,
 pydantic-core, annotated-types and typing-inspection.
 """
 
@@ -25,6 +27,7 @@ from typing import Literal, get_args
 import torch
 from pydantic import Field
 
+from jobs.benchmark.gpu_flow import measure_flow
 from jobs.benchmark.gpu_record import Record, measure_ceilings
 from jobs.benchmark.gpu_training import measure_training
 from jobs.benchmark.gpu_work import (
@@ -41,7 +44,7 @@ from wm.errors import InputError
 PACKAGES = ("wm", "torch", "triton", "transformers", "peft", "numpy")
 SHAPE = Shape(4096, 32, 32, 65_536, 8_192, mlp_width=11_008, prefix=1060, target=1024)
 TINY = Shape(32, 2, 2, 64, 16, mlp_width=48, prefix=12, target=16)
-Part = Literal["check", "sampling", "idm", "hf", "speculation", "training"]
+Part = Literal["flow", "check", "sampling", "idm", "hf", "speculation", "training"]
 
 
 class BenchmarkRecipe(CommonRecipe):
@@ -91,9 +94,13 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
     with torch.no_grad():
         # First: what follows is given as a share of them.
         record.measure("ceilings", lambda: measure_ceilings(record.device, quick=recipe.quick))
-        model = ShapeModel(shape, device=recipe.device, dtype=dtype)
-        for part in recipe.parts:
-            _measure(part, record, recipe, model)
+        # Before the model, which takes the time to make it and most of the memory.
+        if "flow" in recipe.parts:
+            measure_flow(record, 1 if recipe.quick else recipe.repeats, quick=recipe.quick)
+        if rest := [part for part in recipe.parts if part != "flow"]:
+            model = ShapeModel(shape, device=recipe.device, dtype=dtype)
+            for part in rest:
+                _measure(part, record, recipe, model)
     print_ratios(record.ratios)
     print(
         f"benchmark gpu: {len(record.measurements)} measured, {len(record.failed)} failed, {len(record.left_out)} left "

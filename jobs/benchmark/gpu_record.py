@@ -37,6 +37,7 @@ class Record:
         self.device = torch.device(device)
         self._shape, self._max_s, self._write, self._begin = shape, max_s, write, time.monotonic()
         self.ratios: dict[str, float] = {}
+        self.rates: dict[str, float] = {}
         self.measurements: dict[str, Figures] = {}
         self.failed: dict[str, str] = {}
         self.left_out: list[str] = []
@@ -117,6 +118,7 @@ class Record:
         return self._write(
             gpu=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "none",
             ratios=self.ratios,
+            **({"rates": self.rates} if self.rates else {}),
             figures={"shape": vars(self._shape) | {"mlp": self._shape.mlp}, **self.measurements},
             failed=self.failed,
             left_out=self.left_out,

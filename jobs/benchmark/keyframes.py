@@ -21,6 +21,7 @@ from jobs.benchmark.clips import SHAPES, Shape, list_sources, made_clips, real_c
 from jobs.benchmark.harness import CommonRecipe, Figures, Seconds, check_out, interleaved, spread, write_record
 from wm.paths import OutputPath, SourcePath
 from wm.video import KEYFRAME_RULES, Scan, choose_keyframes, scan_video
+from wm.video.decode import frames
 from wm.video.fetch import fetch_decord, fetch_pyav
 
 PACKAGES = ("wm", "av", "opencv-python-headless", "decord", "numpy")
@@ -96,10 +97,11 @@ def _measure_shape(recipe: BenchmarkRecipe, folder: Path, shape: Shape, sources:
 
     work: dict[str, Callable[[Path], object]] = {
         "decode": decode,
+        "grey": to_grey,
         **{name: keep_scan(name) for name in SCANS},
         "naive": lambda clip: curves.update({clip: naive(clip)}),
     }
-    seconds = interleaved(work, clips, rounds, {"decode": 3, "dis": 3})
+    seconds = interleaved(work, clips, rounds, {"decode": 3, "grey": 2, "dis": 3})
     # Fetching needs the scans of before.
     readers: dict[str, Callable[[Path], object]] = {
         "decord": lambda clip: fetch_decord(clip, scans["dis"][clip]),
@@ -121,6 +123,11 @@ def decode(clip: Path) -> int:
         # One thread, as everything else here.
         stream.thread_type = "NONE"
         return sum(len(packet.decode()) for packet in container.demux(stream))
+
+
+def to_grey(clip: Path) -> int:
+    """Decode to what full-size flow is measured on, as for a GPU; return the number of frames."""
+    return sum(raw.grey().ndim == 2 for raw in frames(clip))
 
 
 def naive(clip: Path) -> Curve:

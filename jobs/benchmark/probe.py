@@ -245,9 +245,10 @@ def _write(recipe: BenchmarkRecipe, annotation: AnnotateRecipe, num_listed: int,
         fetch(out / "shards", prune=True)
     counts = summarise(out)
     rates = stage_rates(counts)
-    # Under the name that a plan looks for.
-    if "scan_frames_per_s" in rates:
-        rates[_MOTION_RATES[annotation.keyframes.motion]] = rates.pop("scan_frames_per_s")
+    # Under the name that a plan looks for; a decoder with a share of a GPU is no core.
+    scan_rate = rates.pop("scan_frames_per_s", None)
+    if scan_rate is not None and annotation.keyframes.device == "cpu":
+        rates[_MOTION_RATES[annotation.keyframes.motion]] = scan_rate
     window = measure_window(marks)
     decoders, annotators = annotation.resources.pool_sizes(10**9)
     efficiency = measure_efficiency(window, {"decoders": decoders, "annotators": annotators})

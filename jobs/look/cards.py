@@ -133,7 +133,18 @@ def count_rule(verdicts: Verdicts, recipe: LookRecipe) -> dict[str, Any]:
     rows = [pair.row(recipe.dataset, recipe.filters) for pair in pairs]
     counts = count_shard(videos, {"triplets": [], "rejects": [], "pairs": rows}, {})
     # Repeats are known of fewer pairs than the rest.
-    names = ("videos", "decoded", "frames", "video_s", "paired", "keyframes", "keyframes_of_paired", "pairs", "readers")
+    names = (
+        "videos",
+        "decoded",
+        "frames",
+        "video_s",
+        "paired",
+        "keyframes",
+        "keyframes_of_paired",
+        "pairs",
+        "readers",
+        "measured_on",
+    )
     num_known = sum(len(verdicts.pairs[row]) for row in verdicts.repeats_known)
     findings = Counter(name for pair in pairs for name in pair.findings)
     failed = Counter(video["reason"] for video in videos if video["outcome"] == "failed")

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.annotate.report import describe_devices
 from jobs.look.recipe import LookRecipe
 from jobs.look.verdicts import Expectation
 from wm.files.mirror import shown
+from wm.video.flow_meter import NO_DEVICE
 
 
 def describe_result(
@@ -33,6 +35,8 @@ def describe_result(
     ]
     if counts["unfinished"]:
         lines.append(f"  not finished within {recipe.budget_s:g} s: {counts['unfinished']:,} (budget_s=0: no limit)")
+    if recipe.keyframes.device != NO_DEVICE:
+        lines.append(f"  {describe_devices(counts)}")
     # 2. What the filters find, whether they take it out or not.
     findings = [
         f"{reason} {number} of {counts['judged'][reason]} pairs"

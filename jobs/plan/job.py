@@ -14,6 +14,7 @@ cluster is not in it.
 from pathlib import Path
 from typing import Any
 
+from jobs.plan.device import choose_device
 from jobs.plan.figure import check_figure, draw_sizes
 from jobs.plan.recipe import PlanRecipe
 from jobs.plan.report import print_plan
@@ -40,12 +41,18 @@ def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """
     check_figure(recipe.figure)
     # 1. Seconds of each stage on one core or annotator.
-    rates = rates_from(read_rates(recipe.rates), recipe.keyframes.motion, recipe.shape)
+    measured = read_rates(recipe.rates)
+    rates = rates_from(measured, recipe.keyframes.motion, recipe.shape, on_gpu=recipe.keyframes.device == "cuda")
     work, bytes_per_triplet, notes, passed_over = work_of(recipe)
-    seconds = stage_seconds(work, rates)
     # 2. Wall clock on the cluster, and with one more machine of each kind.
     nodes = [Node(**node.model_dump()) for node in recipe.nodes]
     settings = _settings(recipe)
+    if recipe.keyframes.device == "auto" and recipe.keyframes.motion == "farneback":
+        rates, note = choose_device(
+            recipe, measured, rates, lambda rates: estimate(stage_seconds(work, rates), nodes, **settings)
+        )
+        notes.append(note)
+    seconds = stage_seconds(work, rates)
     expected = estimate(seconds, nodes, **settings)
     more = {node.name: estimate(seconds, with_one_more(nodes, node.name), **settings) for node in nodes}
     # 3. What does not grow with the cluster, and clusters of all sizes.

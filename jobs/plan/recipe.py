@@ -1,7 +1,7 @@
 """Define what ``plan`` is asked: videos, measured rates, a cluster."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -39,6 +39,15 @@ class PlanKeyframes(Recipe):
     """As for wm annotate."""
     motion: MotionKind = "dis"
     """As for wm annotate; farneback takes the rate exact_frames_per_s."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where farneback is measured: cpu, cuda (rates grey_frames_per_s and flow_frames_per_s, of wm benchmark keyframes
+    and gpu), or auto: cuda where GPUs annotate, both rates are there, and it takes fewer hours."""
+
+    @model_validator(mode="after")
+    def _check_device(self) -> Self:
+        if self.device == "cuda" and self.motion != "farneback":
+            raise ValueError(f"device = 'cuda' with motion = {self.motion!r}; only farneback runs on a GPU")
+        return self
 
 
 class PlanResources(Recipe):
@@ -135,6 +144,14 @@ class PlanRecipe(Recipe):
     """SVG or PNG file for hours and price over the number of nodes; empty: none."""
     out: OutputPath = ""
     """File for the plan as JSON; empty: printed only."""
+
+    @model_validator(mode="after")
+    def _check_pools(self) -> Self:
+        if self.keyframes.device == "cuda" and self.resources.annotate_on != "gpu":
+            raise ValueError(
+                "keyframes.device = 'cuda' with resources.annotate_on = 'cpu'; a plan with GPUs has them annotate"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

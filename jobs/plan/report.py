@@ -6,7 +6,14 @@ from typing import Any
 from jobs.plan.scale import NEAR
 from wm.datasets.videos.passed_over import describe
 
-_UNITS = {"scan": "frames", "fetch": "images", "encode": "images", "idm": "pairs", "write": "triplets"}
+_UNITS = {
+    "scan": "frames",
+    "flow": "frames",
+    "fetch": "images",
+    "encode": "images",
+    "idm": "pairs",
+    "write": "triplets",
+}
 
 
 def print_plan(plan: Mapping[str, Any]) -> None:
@@ -23,7 +30,9 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     # 1. Work and time of each stage.
     print(f"  {'stage':<8}{'work':>16} {'':<9}{'rate /s':>12}{'time of one':>15}")
     for stage, unit in _UNITS.items():
-        amount = f"{work['frames' if stage == 'scan' else unit]:,}"
+        if stage not in plan["stage_hours"]:
+            continue  # flow, where cores measure motion
+        amount = f"{work[unit]:,}"
         span = _format_hours(plan["stage_hours"][stage])
         print(f"  {stage:<8}{amount:>16} {unit:<9}{plan['rates'][stage]:>12,.1f}{span:>15}")
     # 2. The cluster.

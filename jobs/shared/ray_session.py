@@ -121,11 +121,15 @@ def check_available(cpus: float, gpus: float, key: str) -> None:
     num_cpus = num_logical_cpus()
     if cpus > num_cpus:
         raise InputError(f"{key} asks for {cpus:g} CPUs at once; a session on this machine has {num_cpus}")
-    if gpus > 0:
-        import torch
+    if gpus > 0 and gpus > count_gpus():
+        raise InputError(f"{key} asks for {gpus:g} GPUs; torch finds {count_gpus()} on this machine")
 
-        if gpus > torch.cuda.device_count():
-            raise InputError(f"{key} asks for {gpus:g} GPUs; torch finds {torch.cuda.device_count()} on this machine")
+
+def count_gpus() -> int:
+    """Count the GPUs of this machine that torch can use."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def off_main_thread(work: Callable[[], T]) -> T:

@@ -41,12 +41,19 @@ def training(batch=32, micro=0, **resources):
         # Two annotators a GPU, whose half CPUs are not left for decoders.
         ({"gpus_per_annotator": 0.5}, 12, 4, (16, 8)),
         ({"num_decoders": 1, "max_annotators": 4}, 12, 4, (1, 4)),
+        # Two decoders keep their share of the GPUs; then as many as both CPUs and GPUs hold.
+        ({"gpus_per_annotator": 0.5, "gpus_per_decoder": 0.25}, 12, 4, (18, 7)),
+        ({"num_annotators": 1, "gpus_per_annotator": 1, "gpus_per_decoder": 0.1}, 12, 2, (10, 1)),
         # Never less than what is there from the start.
         ({}, 1, 0, (2, 1)),
     ],
 )
 def test_an_annotation_grows_to_what_the_cluster_holds(joined, resources, cpus, gpus, expected):
-    fitted = fit_to_cluster(annotation(**resources), ClusterSize(cpus, gpus))
+    recipe = annotation(**resources)
+    if "gpus_per_decoder" in resources:
+        keyframes = recipe.keyframes.model_copy(update={"motion": "farneback", "device": "cuda"})
+        recipe = recipe.model_copy(update={"keyframes": keyframes})
+    fitted = fit_to_cluster(recipe, ClusterSize(cpus, gpus))
     assert tuple(pool.stop for pool in fitted.resources.pool_sizes(1000)) == expected
     # Once, by whom it may be: the numbers are given then.
     assert fit_to_cluster(fitted, ClusterSize(100, 100)) == fitted

@@ -63,9 +63,9 @@ def test_hours_and_cost_by_hand(rates: list[str], tmp_path: Path, capsys: pytest
     assert slow["stage_hours"]["idm"] == pytest.approx(2000 / 3600, abs=1e-6)
 
 
-def _file(folder: Path, value: Any) -> str:
-    write_json(folder / "more.json", value)
-    return str(folder / "more.json")
+def _file(folder: Path, value: Any, name: str = "more.json") -> str:
+    write_json(folder / name, value)
+    return str(folder / name)
 
 
 def test_table_7_stands_in_for_what_is_not_known(rates: list[str]) -> None:
@@ -74,6 +74,33 @@ def test_table_7_stands_in_for_what_is_not_known(rates: list[str]) -> None:
     assert plan["work"]["frames"] == 3600 * 181
     assert any("25 frames/s: assumed" in note for note in plan["notes"])
     assert any("3.00 key-frames a video of 7.24 s" in note for note in plan["notes"])
+
+
+def test_gpus_measure_motion_where_that_is_known_to_be_quicker(rates: list[str], tmp_path: Path) -> None:
+    """144,000 frames: 1,440 + 60 s on 16 cores, or 144 + 60 s there and 360 s + 144,000 / rate on the GPU."""
+    given = {"hours": 2.0, "mean_length_s": 7.2, "fps": 20.0, "keyframes_per_video": 3.0}
+    given["resources"] = {"efficiency": 1.0}
+    exact = {"motion": "farneback"}
+    unknown = planned(rates, **given, keyframes=exact)
+    assert unknown["bottleneck"] == "gpu" and "flow" not in unknown["stage_hours"]
+    assert any("rates lack 'grey_frames_per_s'; wm benchmark keyframes" in note for note in unknown["notes"])
+    # One core in all: exact motion is the bottleneck.
+    given["nodes"] = [{"name": "node", "count": 1, "cpus": 2, "gpus": 1}]
+    quick, slow = (
+        _file(tmp_path, {"rates": {"grey_frames_per_s": 1000.0, "flow_frames_per_s": rate}}, f"{rate:g}.json")
+        for rate in (7200.0, 72.0)
+    )
+    plan = planned([*rates, quick], **given, keyframes=exact)
+    assert plan["stage_hours"]["flow"] == pytest.approx(20 / 3600, abs=1e-6)
+    assert plan["hours"] == pytest.approx(380 / 3600, abs=1e-6) and plan["bottleneck"] == "gpu"
+    assert "keyframes.device = cuda: 0.11 h, with cpu 0.42 h" in plan["notes"]
+    plan = planned([*rates, slow], **given, keyframes=exact)
+    assert plan["hours"] == pytest.approx(1500 / 3600, abs=1e-6) and "flow" not in plan["stage_hours"]
+    assert "keyframes.device = cpu: 0.42 h, with cuda 0.66 h" in plan["notes"]
+    forced = planned([*rates, slow], **given, keyframes={**exact, "device": "cuda"})
+    assert forced["hours"] == pytest.approx((360 + 2000) / 3600, abs=1e-6)
+    with pytest.raises(InputError, match="rates lack 'grey_frames_per_s'"):
+        planned(rates, **given, keyframes={**exact, "device": "cuda"})
 
 
 def test_a_folder_of_videos_is_probed(rates: list[str], tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ MotionRate: TypeAlias = Literal["dis", "farneback"]
 MADE_BY = {
     "dis_frames_per_s": "keyframes",
     "exact_frames_per_s": "keyframes",
+    "grey_frames_per_s": "keyframes",
+    "flow_frames_per_s": "gpu",
     "fetch_images_per_s": "keyframes",
     "encode_images_per_s": "annotate",
     "idm_pairs_per_s": "annotate",
@@ -23,6 +25,7 @@ MADE_BY = {
 }
 """Rate → the benchmark that measures it (``wm benchmark NAME``)."""
 
+_CUDA_RATES = ("grey_frames_per_s", "flow_frames_per_s")
 _MOTION_RATES = {"dis": "dis_frames_per_s", "farneback": "exact_frames_per_s"}
 
 
@@ -51,38 +54,45 @@ class Work:
 
 @dataclass(frozen=True)
 class Rates:
-    """Units a second: the first two of one core, the other three of one annotator."""
+    """Units a second: the first two of one core, the next three of one annotator, ``flow`` of one GPU, where that
+    measures motion."""
 
     scan: float
     fetch: float
     encode: float
     idm: float
     write: float
+    flow: float | None = None
 
 
-def rates_from(measured: Mapping[str, float], motion: MotionRate = "dis", shape: str = "") -> Rates:
+def rates_from(
+    measured: Mapping[str, float], motion: MotionRate = "dis", shape: str = "", *, on_gpu: bool = False
+) -> Rates:
     """Pick the rates that a plan needs.
 
     Args:
         measured: Rates by name, of one or several benchmarks.
         motion: Kind of optical flow.
         shape: Shape of the clips that the rate of motion was measured on; "": the mean.
+        on_gpu: A GPU measures motion, and cores decode for it.
 
     Raises:
         InputError: A rate is missing; the message names it and the benchmark that measures it.
     """
-    motion_name = _MOTION_RATES[motion]
+    motion_name, *flow_name = _CUDA_RATES if on_gpu else (_MOTION_RATES[motion],)
+    suffix = f"_{shape}" if shape else ""
     # Every rate is checked before anything is computed of it.
     names = [
-        f"{motion_name}_{shape}" if shape else motion_name,
+        motion_name + suffix,
         "fetch_images_per_s",
         "encode_images_per_s",
         "idm_pairs_per_s",
         "write_triplets_per_s",
+        *(name + suffix for name in flow_name),
     ]
     for name in names:
         if name not in measured:
-            benchmark = MADE_BY.get(name, "keyframes")
+            benchmark = MADE_BY.get(name.removesuffix(suffix), "keyframes")
             raise InputError(
                 f"rates lack {name!r}; wm benchmark {benchmark} out=FILE.json measures it. "
                 f"There are {', '.join(sorted(measured)) or 'none'}"
@@ -94,7 +104,8 @@ def rates_from(measured: Mapping[str, float], motion: MotionRate = "dis", shape:
 
 
 def stage_seconds(work: Work, rates: Rates) -> dict[str, float]:
-    """Compute the seconds of one core (``scan``, ``fetch``) or one annotator (``encode``, ``idm``, ``write``).
+    """Compute the seconds of one core (``scan``, ``fetch``), one annotator (``encode``, ``idm``, ``write``), or one GPU
+    (``flow``).
 
     Args:
         work: All that there is to do.
@@ -103,6 +114,7 @@ def stage_seconds(work: Work, rates: Rates) -> dict[str, float]:
     # Every frame is scanned; only key-frames are read and encoded.
     return {
         "scan": work.frames / rates.scan,
+        **({"flow": work.frames / rates.flow} if rates.flow else {}),
         "fetch": work.images / rates.fetch,
         "encode": work.images / rates.encode,
         "idm": work.pairs / rates.idm,

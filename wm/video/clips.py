@@ -17,7 +17,8 @@ from wm.images import Pixels, encode_png
 from wm.video.errors import VideoError
 from wm.video.facts import FrameFacts, frame_facts
 from wm.video.fetch import Reader, fetch_decord, fetch_pyav
-from wm.video.isolation import IsolatedProcess
+from wm.video.flow_meter import NO_DEVICE, prepare_device
+from wm.video.isolation import RESIDENT_LIMIT_MIB, IsolatedProcess
 from wm.video.motion import MotionKind
 from wm.video.scan import Scan, scan_rules
 
@@ -26,6 +27,8 @@ EncodedFrame: TypeAlias = tuple[bytes, FrameFacts]
 
 DECORD_LIMIT_S = 20.0
 """decord either answers in well under a second or never: after this time PyAV reads instead."""
+DEVICE_LIMIT_S = 120.0
+"""For torch's import, a GPU's driver and the self-test, which count for no video."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,12 @@ class ClipSettings:
         reader: Who serves the images: ``decord``, ``pyav``, or ``auto`` (decord first, PyAV where it fails).
         image_side_px: Max short side of the stored images (Lanczos), 0 = full size.
         time_limit_s: For the motion pass, and again for fetching by PyAV.
-        memory_limit_mib: Of the child that decodes, 0 = none.
+        memory_limit_mib: Of the child that decodes, 0 = none: address space, or with a device resident memory beyond
+            what the device needs.
     """
 
     motion: MotionKind = "dis"
+    device: str = NO_DEVICE
     motion_side_px: int = 40
     max_keyframes: int = 6
     min_interval_frames: int = 20
@@ -80,7 +85,9 @@ class ClipReader:
         self.settings = settings
         self.deadline = math.inf
         """Time of :func:`time.monotonic` at which whatever is under way ends with ``time_out``."""
-        self.process = IsolatedProcess(settings.memory_limit_mib)
+        self.process = IsolatedProcess()
+        self._prepared_start = 0
+        self._use_device(settings.device)
 
     def read(self, path: str | Path, start_s: float | None = None, end_s: float | None = None) -> Clip:
         """Read the key-frames of a file, or of a segment of it.
@@ -117,21 +124,15 @@ class ClipReader:
         Raises:
             VideoError: Any reason; the reader stays usable afterwards.
         """
-        settings = self.settings
+        self._prepare_device()
         begin_s = time.perf_counter()
         # 1. The motion pass chooses the key-frames.
-        scans = self.process.call(
-            self.limit_s(settings.time_limit_s),
-            scan_rules,
-            str(path),
-            list(rules),
-            motion=settings.motion,
-            motion_side_px=settings.motion_side_px,
-            max_keyframes=settings.max_keyframes,
-            min_interval_frames=settings.min_interval_frames,
-            start_s=start_s,
-            end_s=end_s,
-        )
+        try:
+            scans = self._scan(path, rules, start_s, end_s)
+        except VideoError as error:
+            if self.device == NO_DEVICE or error.reason != "crashed":
+                raise
+            scans = self._scan_without_device(f"{self.device}: {error.detail}", path, rules, start_s, end_s)
         # 2. Each rule's key-frames are read in colour.
         scan_s = time.perf_counter() - begin_s
         clips: dict[str, Clip] = {}
@@ -143,6 +144,65 @@ class ClipReader:
             else:
                 clips[rule] = self._fetch_clip(path, scan, scan_s)
         return clips
+
+    def _scan(
+        self, path: str | Path, rules: Sequence[str], start_s: float | None, end_s: float | None
+    ) -> dict[str, Scan]:
+        settings = self.settings
+        scans = self.process.call(
+            self.limit_s(settings.time_limit_s),
+            scan_rules,
+            str(path),
+            list(rules),
+            motion=settings.motion,
+            device=self.device,
+            motion_side_px=settings.motion_side_px,
+            max_keyframes=settings.max_keyframes,
+            min_interval_frames=settings.min_interval_frames,
+            start_s=start_s,
+            end_s=end_s,
+        )
+        if not self._device_problem:
+            return scans
+        return {
+            rule: replace(scan, measured_on=f"{NO_DEVICE} ({self._device_problem})") for rule, scan in scans.items()
+        }
+
+    def _scan_without_device(
+        self, problem: str, path: str | Path, rules: Sequence[str], start_s: float | None, end_s: float | None
+    ) -> dict[str, Scan]:
+        """Scan once more by OpenCV; where that works, the device was at fault and is not used again."""
+        device = self.device
+        self._use_device(NO_DEVICE, problem)
+        try:
+            return self._scan(path, rules, start_s, end_s)
+        except VideoError:
+            self._use_device(device)
+            raise
+
+    def _prepare_device(self) -> None:
+        """Let a child that is new load torch and test the device, before a video's time counts."""
+        if self.device == NO_DEVICE:
+            return
+        limits = (self.settings.memory_limit_mib, self.device)
+        try:
+            problem, resident_mib = self.process.call(self.limit_s(DEVICE_LIMIT_S), prepare_device, *limits)
+        except VideoError as error:
+            problem, resident_mib = f"self-test of {self.device}: {error}", 0.0
+        if problem:
+            self._use_device(NO_DEVICE, problem)
+        # What torch and the driver hold at first is no leak.
+        elif self._prepared_start != self.process.starts:
+            self._prepared_start = self.process.starts
+            self.process.resident_limit_mib = RESIDENT_LIMIT_MIB + round(resident_mib)
+
+    def _use_device(self, device: str, problem: str = "") -> None:
+        """Measure motion on a device from now on, in a child with the limits that go with it."""
+        self.device, self._device_problem = device, problem
+        self.process.close()
+        # A GPU's driver reserves far more address space than there is memory.
+        self.process.memory_limit_mib = self.settings.memory_limit_mib if device == NO_DEVICE else 0
+        self.process.resident_limit_mib = RESIDENT_LIMIT_MIB
 
     def limit_s(self, limit_s: float) -> float:
         """Return a call's time limit, shortened to what is left until the deadline.

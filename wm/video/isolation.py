@@ -21,6 +21,7 @@ from wm.video.errors import VideoError
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
+RESIDENT_LIMIT_MIB = 1024
 _START_LIMIT_S = 120.0
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """A pool of threads would take address space and gain nothing."""
@@ -30,7 +31,7 @@ _BOOT = "import sys; sys.path[:] = {path!r}; from wm.video.child import main; ma
 class IsolatedProcess:
     """A child process that runs functions under a time limit; a hang, crash or memory overrun ends only the child."""
 
-    def __init__(self, memory_limit_mib: int = 0, resident_limit_mib: int = 1024) -> None:
+    def __init__(self, memory_limit_mib: int = 0, resident_limit_mib: int = RESIDENT_LIMIT_MIB) -> None:
         """Prepare the process; it starts with the first call.
 
         Args:

@@ -3,8 +3,9 @@
 Reads no colour: :mod:`wm.video.fetch` does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from wm.video.bounded import Ask, search_keyframes
 from wm.video.facts import cut_scores
+from wm.video.flow_meter import NO_DEVICE, FlowError, FlowMeter, check_device, give_up
 from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect
 from wm.video.keyframes import KeyframeRule, choose_keyframes, find_rule
 from wm.video.motion import MotionKind
@@ -39,6 +41,7 @@ class Scan:
         end_s: Its end.
         cuts: For each key-frame, how much the most cut-like frame since the key-frame before looks like the first of
             a new shot (:func:`wm.video.facts.cut_scores`; above 3: a hard cut is between the two).
+        measured_on: Who measured the motion: ``cpu``, the name of a GPU, or ``cpu (why the GPU did not)``.
     """
 
     num_frames: int
@@ -56,6 +59,7 @@ class Scan:
     start_s: float | None = None
     end_s: float | None = None
     cuts: list[float] = field(default_factory=list)
+    measured_on: str = NO_DEVICE
 
     @property
     def duration_s(self) -> float:
@@ -68,6 +72,7 @@ def scan_video(
     path: str | Path,
     *,
     motion: MotionKind = "dis",
+    device: str = NO_DEVICE,
     motion_side_px: int = 40,
     max_keyframes: int = 6,
     min_interval_frames: int = 20,
@@ -79,13 +84,16 @@ def scan_video(
 
     ``dis`` sees frames halved as long as their long side stays ``motion_side_px`` or more. ``farneback`` gives the
     key-frames that full-size Farnebäck on every frame would give, but runs it only where the choice can still change
-    (:mod:`wm.video.bounded`); clips too small to be halved are measured at full size, by their luma.
+    (:mod:`wm.video.bounded`); clips too small to be halved are measured at full size, by their luma. On a GPU it
+    measures every frame (:mod:`wm.video.flow_meter`).
 
     Memory is bounded at any length: see the limits in :mod:`wm.video.walk`, and some 100 bytes a frame.
 
     Args:
         path: A local file.
         motion: Kind of optical flow.
+        device: Where ``farneback`` is measured, as torch calls it; ``cpu``: by OpenCV, which also takes over from a
+            device that fails.
         motion_side_px: Frames are halved while their long side stays this or more.
         max_keyframes: ``K_f`` of :func:`wm.video.keyframes.choose_keyframes`.
         min_interval_frames: ``I_f`` of the same, in frames.
@@ -101,6 +109,7 @@ def scan_video(
         path,
         [rule],
         motion=motion,
+        device=device,
         motion_side_px=motion_side_px,
         max_keyframes=max_keyframes,
         min_interval_frames=min_interval_frames,
@@ -115,6 +124,7 @@ def scan_rules(
     rules: Sequence[str],
     *,
     motion: MotionKind = "dis",
+    device: str = NO_DEVICE,
     motion_side_px: int = 40,
     max_keyframes: int = 6,
     min_interval_frames: int = 20,
@@ -127,6 +137,7 @@ def scan_rules(
         path: A local file.
         rules: Names of different key-frame rules.
         motion: As for :func:`scan_video`.
+        device: As for :func:`scan_video`.
         motion_side_px: As for :func:`scan_video`.
         max_keyframes: As for :func:`scan_video`.
         min_interval_frames: As for :func:`scan_video`.
@@ -144,8 +155,8 @@ def scan_rules(
     limits = (max_keyframes, min_interval_frames)
     keyframe_rules = {name: find_rule(name) for name in rules}
     max_candidates = max(rule.max_candidates(*limits) for rule in keyframe_rules.values())
-    walk = Walk(path, motion, motion_side_px, max_candidates, start_s=start_s, end_s=end_s)
-    walk.read()
+    build_walk = partial(Walk, path, motion, motion_side_px, max_candidates, start_s=start_s, end_s=end_s)
+    walk, measured_on = _read_walk(build_walk, device)
     # 2. Exact motion only where it can change a rule's own choice; what one has measured serves the next.
     measure = _remember(walk.measure)
     refine = _remember(walk.refine) if walk.quarters is not None else None
@@ -157,8 +168,25 @@ def scan_rules(
         keyframes = choose_keyframes(
             motion_T, max_keyframes=max_keyframes, min_interval_frames=min_interval_frames, rule=name
         )
-        scans[name] = _build_scan(walk, motion_T, measured_T, keyframes)
+        scans[name] = _build_scan(walk, motion_T, measured_T, keyframes, measured_on)
     return scans
+
+
+def _read_walk(build_walk: Callable[..., Walk], device: str) -> tuple[Walk, str]:
+    """Walk with the flow on a device, or without where there is none or it fails; return who measures."""
+    test = None if device == NO_DEVICE else check_device(device)
+    if test is not None and not test.problem:
+        walk = build_walk(flow=FlowMeter(device))
+        try:
+            walk.read()
+        except FlowError as error:
+            test = give_up(device, str(error))
+        else:
+            return walk, test.measured_on if walk.flow is not None else NO_DEVICE
+    # Anew: a device that fails midway leaves a part of the motion.
+    walk = build_walk()
+    walk.read()
+    return walk, NO_DEVICE if test is None else test.measured_on
 
 
 def _remember(ask: Ask) -> Ask:
@@ -195,7 +223,11 @@ def _measure_motion(
 
 
 def _build_scan(
-    walk: Walk, motion_T: npt.NDArray[np.float32], measured_T: npt.NDArray[np.bool_], keyframes: list[int]
+    walk: Walk,
+    motion_T: npt.NDArray[np.float32],
+    measured_T: npt.NDArray[np.bool_],
+    keyframes: list[int],
+    measured_on: str,
 ) -> Scan:
     # With all by which a second reading is held against this one.
     return Scan(
@@ -214,6 +246,7 @@ def _build_scan(
         start_s=walk.start_s,
         end_s=walk.end_s,
         cuts=_max_cut_scores(np.asarray(walk.steps), keyframes),
+        measured_on=measured_on,
     )
 
 

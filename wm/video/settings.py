@@ -1,8 +1,8 @@
 """Group the settings of key-frames and decoding, for every recipe that has some."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from wm.config import Recipe
 from wm.video.keyframes import KEYFRAME_RULES
@@ -20,8 +20,13 @@ RuleName = Annotated[str, AfterValidator(_check_rule_name)]
 """Field of a recipe that takes the name of a key-frame rule."""
 
 
+MotionDevice: TypeAlias = Literal["cpu", "cuda"]
+
+
 class MotionSettings(Recipe):
     """Which motion is measured, and how many frames are chosen by it."""
+
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"device"})
 
     max_keyframes: int = Field(default=6, ge=2)
     """K_f: max number of key-frames of a video."""
@@ -30,9 +35,18 @@ class MotionSettings(Recipe):
     motion: MotionKind = "dis"
     """Optical flow: dis (fast), or farneback: the key-frames that full-size Farneback on every frame gives, measured
     only where the choice can still change."""
+    device: MotionDevice = "cpu"
+    """Where farneback is measured: cpu, or cuda: a GPU measures every frame, in batches, once its flow of a made clip
+    is the CPU's. Where it is not, or a GPU fails, the CPU measures and run.json says why."""
     motion_side_px: int = Field(default=40, ge=16)
     """Frames are halved as long as their long side stays this or more, and dis runs on the result (40: 320 x 240 is
     seen at 40 x 30). Of farneback it is the size of the stand-in only."""
+
+    @model_validator(mode="after")
+    def _check_device(self) -> Self:
+        if self.device != "cpu" and self.motion != "farneback":
+            raise ValueError(f"device = {self.device!r} with motion = {self.motion!r}; only farneback runs on a GPU")
+        return self
 
 
 class KeyframeSettings(MotionSettings):

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import cv2
 import numpy as np
@@ -43,6 +43,16 @@ Checks: TypeAlias = dict[int, npt.NDArray[np.uint8]]
 h, w)."""
 
 
+class Flow(Protocol):
+    """A meter of Farnebäck's flow that is given every frame at full size."""
+
+    def add(self, grey_HW: Luma) -> None:
+        """Take the next frame's brightness."""
+
+    def motion(self) -> list[float]:
+        """Return the motion of each frame so far, px/frame."""
+
+
 @dataclass
 class Walk:
     """Everything that is measured while a clip is walked over."""
@@ -54,6 +64,8 @@ class Walk:
     """The key-frames are among as many frames of most motion (:class:`wm.video.keyframes.KeyframeRule`)."""
     start_s: float | None = None
     end_s: float | None = None
+    flow: Flow | None = None
+    """Measures every frame of a clip that would else be searched; None for ``dis``, and on the CPU."""
     tally: Tally = field(default_factory=Tally)
     size_px: tuple[int, int] = (0, 0)
     """(height, width) of the first frame, upright and in square pixels."""
@@ -86,6 +98,7 @@ class Walk:
 
         Raises:
             VideoError: As :func:`wm.video.decode.frames` does, and ``no_frames``, ``one_frame``, ``decode_error``.
+            wm.video.flow_meter.FlowError: The device of ``flow`` cannot go on.
         """
         lumas: list[Luma] = []
         orientation: Orientation | None = None
@@ -101,12 +114,16 @@ class Walk:
                 self.orientation_changes.append((raw.index, orientation))
             luma = motion_luma(raw, self.side_px, self.small_px)
             lumas.append(luma)
+            if self.flow is not None:
+                self.flow.add(raw.grey())
             self.times_s.append(raw.time_s)
             if len(lumas) * luma.size >= BATCH_BYTES:
                 self._measure_batch(lumas, aspect)
             if self.bounded:
                 self._keep(raw)
         self._measure_batch(lumas, aspect)
+        if self.flow is not None:
+            self.motion = self.flow.motion()
         _check_num_frames(self.path, len(self.times_s), self.tally)
 
     def _measure_batch(self, lumas: list[Luma], aspect: Fraction) -> None:
@@ -114,8 +131,11 @@ class Walk:
         if not lumas:
             return
         # Flow in square pixels, thumbnails in stored samples: those are compared with other readers' frames.
-        lengths = self.meter.measure([to_square_luma(luma, aspect) for luma in lumas])
-        self.motion += [length * self.scale for length in lengths]
+        if self.flow is not None:
+            self.motion += [0.0] * len(lumas)  # until the device has measured them
+        else:
+            lengths = self.meter.measure([to_square_luma(luma, aspect) for luma in lumas])
+            self.motion += [length * self.scale for length in lengths]
         for index, luma in enumerate(lumas, len(self.steps)):
             thumb, before = thumbnail(luma), self.thumbs.get(index - 1)
             # A sum of integers: the same at any address of the arrays.
@@ -133,7 +153,9 @@ class Walk:
         # A clip that need not be halved is measured exactly as it is walked over.
         halvings = num_halvings(*self.sampled_px, self.side_px)
         self.small_px = small_size(*self.sampled_px, self.side_px)
-        self.bounded = self.kind == "farneback" and halvings > 0
+        if not halvings:
+            self.flow = None
+        self.bounded = self.kind == "farneback" and halvings > 0 and self.flow is None
         self.meter, self.scale = MotionMeter("dis" if self.bounded else self.kind), float(2**halvings)
         self.decoded = [] if self.bounded else None
         # At two halvings a quarter of the size is what the motion pass sees anyway.
@@ -229,6 +251,8 @@ class Walk:
 
     def _drop_thumbs(self) -> None:
         """Keep only the thumbnails of frames that may still be chosen, their neighbours', and the newest."""
+        if self.flow is not None:
+            self.motion = self.flow.motion()
         # Sorted as the key-frame rule sorts, so that a candidate keeps its thumbnails.
         candidates = np.argsort(-np.asarray(self.motion), kind="stable")[: self.max_candidates]
         keep = {index for frame in candidates.tolist() for index in self._near(frame)}

@@ -96,3 +96,18 @@ def test_old_key_says_its_new_name(kind: type[Recipe], override: str, name: str)
 def test_wrong_values_are_named_with_what_was_expected(override: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         AnnotateRecipe.load(None, [override, *(f"{key}={value}" for key, value in GIVEN.items())])
+
+
+def test_a_gpu_measures_farneback_only_and_decoders_take_a_share_of_it() -> None:
+    exact = AnnotateRecipe.parse(GIVEN | {"keyframes": {"motion": "farneback"}}, "test")
+    on_gpu = AnnotateRecipe.parse(GIVEN | {"keyframes": {"motion": "farneback", "device": "cuda"}}, "test")
+    assert (exact.gpus_per_decoder, on_gpu.gpus_per_decoder) == (0.0, 0.1)
+    assert on_gpu.clip_settings().device == "cuda"
+    # A run of before is the same run; on a GPU other frames are measured.
+    recorded = exact.model_dump(mode="json")
+    del recorded["keyframes"]["device"]
+    settings = [AnnotateRecipe.identity_settings(values) for values in (recorded, exact.model_dump(mode="json"))]
+    assert settings[0] == settings[1] != AnnotateRecipe.identity_settings(on_gpu.model_dump(mode="json"))
+    for kind, given in ((AnnotateRecipe, GIVEN), (LookRecipe, {"videos": "v"})):
+        with pytest.raises(InputError, match="device = 'cuda' with motion = 'dis'; only farneback runs on a GPU"):
+            kind.parse(given | {"keyframes": {"device": "cuda"}}, "test")

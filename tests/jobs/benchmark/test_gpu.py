@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs.benchmark import gpu_flow
 from jobs.benchmark.gpu import SHAPE, TINY
 from jobs.benchmark.gpu_record import Record, bytes_moved, weight_bytes
 from jobs.benchmark.gpu_training import step_flops
@@ -44,16 +45,43 @@ def test_the_smallest_run_does_every_part(tmp_path, capsys):
     figures = record["figures"]
     ways = {"sampling_n8_static", "sampling_n1_plain", "sampling_n32_plain", "hf_n8_dynamic", "hf_n8_static"}
     assert set(figures) >= ways | {"idm_shared", "speculation_n8", "training_b8_kept", "training_b1_checkpointed"}
+    flow = figures["flow_64x48"]
+    assert flow["compared_with"] == "OpenCV" and flow["max_distance_px"] < 1e-3 and flow["motion_difference"] < 1e-5
+    # Rates are a GPU's, for a plan.
+    assert "rates" not in record
     assert figures["check"]["static"] == {"identical": 1.0, "decoded": "static"}
     assert figures["speculation_n1"]["identical_codes"] == 1.0
     assert figures["prefill"]["fused_attention"]
-    names = {"n8_over_n1", "hf_over_ours_n8", "plain_over_static_n8", "bandwidth_share_n1_static"}
+    names = {
+        "flow_64x48_over_opencv",
+        "n8_over_n1",
+        "hf_over_ours_n8",
+        "plain_over_static_n8",
+        "bandwidth_share_n1_static",
+    }
     assert set(record["ratios"]) >= names | {"idm_unshared_over_shared", "sequential_over_speculative_n8"}
     # The share of the bandwidth is of a difference of two times, which a busy machine may turn round.
     assert all(value > 0 or name.startswith("bandwidth_share") for name, value in record["ratios"].items())
     assert "0 failed, 0 left out" in capsys.readouterr().out
     test = figures["sampling_n8_static"]["self_tests"]["static decoding"]
     assert test["agrees"] and test["error"] < 1e-4
+
+
+def test_flow_gives_the_rates_of_a_plan_and_needs_no_opencv(monkeypatch):
+    """Without OpenCV the same program on the CPU is the reference."""
+    monkeypatch.setattr(gpu_flow, "SIZES_PX", {"xvid": (48, 64), "h264": (32, 48)})
+    monkeypatch.setattr(gpu_flow, "has_opencv", lambda: False)
+    record = Record(TINY, "cpu", 1000.0, lambda **parts: parts)
+    gpu_flow.measure_flow(record, 1, quick=False)
+    assert set(record.measurements) == {"flow_64x48", "flow_48x32"}
+    figures = record.measurements["flow_64x48"]
+    assert figures["compared_with"] == "the same program on the CPU" and figures["max_distance_px"] == 0
+    assert record.rates == {} == record.ratios
+    record.measurements |= {"flow_64x48": {"frames_per_s": 600.0}, "flow_48x32": {"frames_per_s": 300.0}}
+    rates = {"flow_frames_per_s_xvid": 600.0, "flow_frames_per_s_h264": 300.0, "flow_frames_per_s": 400.0}
+    assert gpu_flow.to_rates(record) == pytest.approx(rates)
+    del record.measurements["flow_48x32"]
+    assert gpu_flow.to_rates(record) == {"flow_frames_per_s_xvid": 600.0}
 
 
 def test_a_run_that_ended_early_is_resumed(tmp_path, capsys, monkeypatch):
