@@ -132,7 +132,7 @@ class Walk:
         # A clip that need not be halved is measured exactly as it is walked over.
         halvings = num_halvings(*self.sampled_px, self.side_px)
         self.small_px = small_size(*self.sampled_px, self.side_px)
-        if not halvings:
+        if self.kind == "dis" or not halvings:
             self.flow = None
         self.bounded = self.kind == "farneback" and halvings > 0 and self.flow is None
         self.decoded = [] if self.bounded else None
