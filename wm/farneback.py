@@ -241,4 +241,5 @@ def make_moving_texture(height_px: int, width_px: int, num_frames: int) -> npt.N
     rows_WH = np.exp(1j * np.outer(wave_W2[:, 0], np.arange(height_px))) * length_W[:, None]
     columns_WX = np.exp(1j * np.outer(wave_W2[:, 1], np.arange(width_px)))
     frames_THW = np.stack([((rows_WH * np.exp(1j * phase_W)[:, None]).T @ columns_WX).real for phase_W in phase_TW])
-    return np.clip(128 + frames_THW * (64 / np.sqrt((length_W**2).sum() / 2)), 0, 255).astype(np.uint8)
+    amplitude = 64 / np.sqrt((length_W**2).sum() / 2)
+    return np.asarray(np.clip(128 + frames_THW * amplitude, 0, 255), dtype=np.uint8)
