@@ -94,7 +94,7 @@ def _reduce(frames_T1HW: Tensor, level: int, size_px: tuple[int, int]) -> Tensor
     sigma_px = (2.0**level - 1) / 2
     num_taps = max(round(5 * sigma_px) | 1, 3)
     half = num_taps // 2
-    # A sigma of 0 stands for a kernel of OpenCV's table.
+    # A sigma of 0 means a kernel of OpenCV's table.
     weights_K = np.exp(-(np.arange(-half, half + 1) ** 2) / (2 * sigma_px**2)) if level else np.array([1, 2, 1])
     kernel = (weights_K / weights_K.sum()).tolist()
     blurred = F.pad(frames_T1HW, (half, half, half, half), mode="reflect")
