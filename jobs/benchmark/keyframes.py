@@ -97,8 +97,7 @@ def _measure_shape(recipe: BenchmarkRecipe, folder: Path, shape: Shape, sources:
 
     work: dict[str, Callable[[Path], object]] = {
         "decode": decode,
-        # What is left to a core where a GPU measures motion.
-        "grey": lambda clip: max(raw.grey().size for raw in frames(clip)),
+        "grey": lambda clip: max(raw.grey().size for raw in frames(clip)),  # left to a core beside a GPU
         **{name: keep_scan(name) for name in SCANS},
         "naive": lambda clip: curves.update({clip: naive(clip)}),
     }
@@ -258,8 +257,7 @@ def _compute_ratios(results: Mapping[str, ShapeResult]) -> tuple[dict[str, float
 
 
 def _write(recipe: BenchmarkRecipe, results: Mapping[str, ShapeResult]) -> Figures:
-    ratios, spreads = _compute_ratios(results)
-    rates = _compute_rates(results)
+    (ratios, spreads), rates = _compute_ratios(results), _compute_rates(results)
     # Real videos may give fewer clips than were asked for.
     clips_measured = {name: len(result.scores) for name, result in results.items()}
     settings = recipe.settings() | {
