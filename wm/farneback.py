@@ -94,7 +94,7 @@ def _reduce(frames_T1HW: Tensor, level: int, size_px: tuple[int, int]) -> Tensor
     sigma_px = (2.0**level - 1) / 2
     num_taps = max(round(5 * sigma_px) | 1, 3)
     half = num_taps // 2
-    # A sigma of 0 stands for a kernel of OpenCV's table.
+    # A sigma of 0 means a kernel of OpenCV's table.
     weights_K = np.exp(-(np.arange(-half, half + 1) ** 2) / (2 * sigma_px**2)) if level else np.array([1, 2, 1])
     kernel = (weights_K / weights_K.sum()).tolist()
     blurred = F.pad(frames_T1HW, (half, half, half, half), mode="reflect")
@@ -241,4 +241,5 @@ def make_moving_texture(height_px: int, width_px: int, num_frames: int) -> npt.N
     rows_WH = np.exp(1j * np.outer(wave_W2[:, 0], np.arange(height_px))) * length_W[:, None]
     columns_WX = np.exp(1j * np.outer(wave_W2[:, 1], np.arange(width_px)))
     frames_THW = np.stack([((rows_WH * np.exp(1j * phase_W)[:, None]).T @ columns_WX).real for phase_W in phase_TW])
-    return np.clip(128 + frames_THW * (64 / np.sqrt((length_W**2).sum() / 2)), 0, 255).astype(np.uint8)
+    amplitude = 64 / np.sqrt((length_W**2).sum() / 2)
+    return np.asarray(np.clip(128 + frames_THW * amplitude, 0, 255), dtype=np.uint8)

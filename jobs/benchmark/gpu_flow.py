@@ -5,6 +5,7 @@ program on the CPU, and there is no ratio.
 """
 
 import importlib.util
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -56,7 +57,7 @@ def measure_flow(record: Record, repeats: int, *, quick: bool) -> None:
 
         record.measure(name, measure)
         if has_opencv():
-            record.measure(f"{name}_opencv", lambda size_px=size_px: _measure_opencv(size_px, repeats))
+            record.measure(f"{name}_opencv", partial(_measure_opencv, size_px, repeats))
         on_device, on_core = (record.number(key, "frames_per_s") for key in (name, f"{name}_opencv"))
         record.ratio(f"{name}_over_opencv", on_device, on_core)
     if record.device.type == "cuda":

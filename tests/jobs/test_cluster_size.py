@@ -41,8 +41,8 @@ def training(batch=32, micro=0, **resources):
         # Two annotators a GPU, whose half CPUs are not left for decoders.
         ({"gpus_per_annotator": 0.5}, 12, 4, (16, 8)),
         ({"num_decoders": 1, "max_annotators": 4}, 12, 4, (1, 4)),
-        # Two decoders keep their share of the GPUs; then as many as both CPUs and GPUs hold.
-        ({"gpus_per_annotator": 0.5, "gpus_per_decoder": 0.25}, 12, 4, (18, 7)),
+        # The GPUs annotate, but for the share of two decoders; then as many as CPUs and GPUs hold.
+        ({"gpus_per_annotator": 0.5, "gpus_per_decoder": 0.25}, 12, 4, (2, 7)),
         ({"num_annotators": 1, "gpus_per_annotator": 1, "gpus_per_decoder": 0.1}, 12, 2, (10, 1)),
         # Never less than what is there from the start.
         ({}, 1, 0, (2, 1)),

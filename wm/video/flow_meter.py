@@ -35,7 +35,7 @@ _WATCH_S = 0.25
 
 
 class FlowError(Exception):
-    """A device that cannot go on; the message says why."""
+    """A device that fails; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class FlowMeter:
             grey_HW: Full-size brightness.
 
         Raises:
-            FlowError: The device cannot go on.
+            FlowError: The device fails.
         """
         # No flow leads to a frame of another size: it moves 0, as the first does.
         if not self._frames or self._frames[-1].shape != grey_HW.shape:
@@ -126,7 +126,7 @@ class FlowMeter:
         """Return the motion of each frame so far, px/frame; 0 for the first, and for one of another size than before.
 
         Raises:
-            FlowError: The device cannot go on.
+            FlowError: The device fails.
         """
         self._measure()
         return list(self._motion)
@@ -160,7 +160,7 @@ def measure_frames(frames_THW: npt.NDArray[np.uint8], device: str) -> npt.NDArra
         float64 (T - 1,), px/frame.
 
     Raises:
-        FlowError: The device cannot go on, with one pair of frames at a time either.
+        FlowError: The device fails, with one pair of frames at a time too.
     """
     import torch
 

@@ -98,7 +98,7 @@ class Walk:
 
         Raises:
             VideoError: As :func:`wm.video.decode.frames` does, and ``no_frames``, ``one_frame``, ``decode_error``.
-            wm.video.flow_meter.FlowError: The device of ``flow`` cannot go on.
+            wm.video.flow_meter.FlowError: The device of ``flow`` fails.
         """
         lumas: list[Luma] = []
         orientation: Orientation | None = None
@@ -153,7 +153,7 @@ class Walk:
         # A clip that need not be halved is measured exactly as it is walked over.
         halvings = num_halvings(*self.sampled_px, self.side_px)
         self.small_px = small_size(*self.sampled_px, self.side_px)
-        if not halvings:
+        if self.kind == "dis" or not halvings:
             self.flow = None
         self.bounded = self.kind == "farneback" and halvings > 0 and self.flow is None
         self.meter, self.scale = MotionMeter("dis" if self.bounded else self.kind), float(2**halvings)

@@ -98,7 +98,7 @@ def test_wrong_values_are_named_with_what_was_expected(override: str, message: s
         AnnotateRecipe.load(None, [override, *(f"{key}={value}" for key, value in GIVEN.items())])
 
 
-def test_a_gpu_measures_farneback_only_and_decoders_take_a_share_of_it() -> None:
+def test_decoders_take_a_share_of_a_gpu_that_measures_farneback() -> None:
     exact = AnnotateRecipe.parse(GIVEN | {"keyframes": {"motion": "farneback"}}, "test")
     on_gpu = AnnotateRecipe.parse(GIVEN | {"keyframes": {"motion": "farneback", "device": "cuda"}}, "test")
     assert (exact.gpus_per_decoder, on_gpu.gpus_per_decoder) == (0.0, 0.1)

@@ -163,7 +163,7 @@ def test_summary_sums_what_is_committed(tmp_path):
         "failed": 1,
         "readers": {"decord": 2},
         "decord_fallbacks": 0,
-        "measured_on": {"cpu": 2},
+        "measured_on": {"cpu": 3},
         "findings": {"static": 1},
         "rejects_by_reason": {"failed/time_out": 1, "filtered/too_few_keyframes": 1},
         "stage_s": {"scan": 2.5, "idm": 2.0},

@@ -38,7 +38,13 @@ def test_a_quick_run_writes_the_record(tmp_path, capsys):
         first, last = headline.split("_", 1)
         parts = [name for name in ratios if name.startswith(first) and last in name and name.count("_") > 3]
         assert ratios[headline] <= min(ratios[name] for name in parts if "xvid" not in name and "h264" not in name)
-    for name in ("dis_frames_per_s", "decode_frames_per_s", "exact_frames_per_s", "fetch_images_per_s"):
+    for name in (
+        "dis_frames_per_s",
+        "decode_frames_per_s",
+        "grey_frames_per_s",
+        "exact_frames_per_s",
+        "fetch_images_per_s",
+    ):
         assert rates[name] > 0
     told = capsys.readouterr().out
     assert "dis_spearman" in told and str(out) in told

@@ -74,6 +74,9 @@ def test_small_clips_and_dis_stay_on_the_cpu(clip, tmp_path):
     scan = scan_video(small, device=DEVICE, **SETTINGS)
     assert scan.motion.tolist() == scan_video(small, **SETTINGS).motion.tolist()
     assert scan.measured_on == "cpu"
+    scan = scan_video(clip, device=DEVICE)
+    assert scan.motion.tolist() == scan_video(clip).motion.tolist()
+    assert scan.measured_on == "cpu"
 
 
 def test_a_device_that_disagrees_is_not_used(clip, monkeypatch):
