@@ -2,7 +2,7 @@
 
 Two flows. ``dis``: OpenCV's DIS (Kroeger et al. 2016), at a small size; quick. ``farneback``: dense polynomial
 expansion (Farnebäck 2003) at the settings people copy from OpenCV's tutorial (0.5, 3, 15, 3, 5, 1.2), at full size,
-which is what most people run. :mod:`wm.video.scan` decides which frames either sees.
+which is what most people run (:mod:`wm.video.farneback`). :mod:`wm.video.scan` decides which frames either sees.
 """
 
 from typing import Literal, TypeAlias
@@ -10,6 +10,8 @@ from typing import Literal, TypeAlias
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from wm.video.farneback import ITERATIONS, FlowMeter, mean_length
 
 Luma: TypeAlias = npt.NDArray[np.uint8]
 """uint8 brightness, full range, shape (height, width)."""
@@ -25,10 +27,17 @@ cv2.setNumThreads(1)  # one process a core: threads inside each only get in one 
 class MotionMeter:
     """A meter of motion from each frame of a clip to the next."""
 
-    def __init__(self, kind: MotionKind) -> None:
+    def __init__(self, kind: MotionKind, iterations: int = ITERATIONS) -> None:
+        """Prepare a meter.
+
+        Args:
+            kind: Kind of flow.
+            iterations: Iterations of ``farneback`` at each level of its pyramid.
+        """
         self.kind = kind
         self._previous: Luma | None = None
         self._dis = _build_dis() if kind == "dis" else None
+        self._farneback = FlowMeter(iterations)
 
     def next(self, luma_HW: Luma) -> float:
         """Measure the mean flow magnitude from the frame before.
@@ -45,10 +54,25 @@ class MotionMeter:
         if previous is None or previous.shape != luma_HW.shape:
             return 0.0
         if self._dis is None:
-            return farneback_motion(previous, luma_HW)
+            return self.measure(previous, luma_HW)
         # Padding is cut off again: it does not move and would lower the mean.
         before, after = _pad(previous), _pad(luma_HW)
-        return _mean_length(self._dis.calc(before, after, None)[: luma_HW.shape[0], : luma_HW.shape[1]])
+        return mean_length(self._dis.calc(before, after, None)[: luma_HW.shape[0], : luma_HW.shape[1]])
+
+    def measure(self, before_HW: Luma, after_HW: Luma) -> float:
+        """Measure the mean length in pixels of Farnebäck's flow between any two frames.
+
+        Args:
+            before_HW: The earlier frame.
+            after_HW: The later one.
+
+        Returns:
+            px/frame; 0 for frames of two shapes.
+        """
+        if before_HW.shape != after_HW.shape:
+            return 0.0
+        flow_HW2 = self._farneback.flow(_pad(before_HW), _pad(after_HW))
+        return mean_length(flow_HW2[: before_HW.shape[0], : before_HW.shape[1]])
 
 
 def farneback_motion(before_HW: Luma, after_HW: Luma) -> float:
@@ -58,9 +82,7 @@ def farneback_motion(before_HW: Luma, after_HW: Luma) -> float:
         before_HW: The earlier frame.
         after_HW: The later one, of the same shape.
     """
-    before, after = _pad(before_HW), _pad(after_HW)
-    flow_HW2 = cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)
-    return _mean_length(flow_HW2[: before_HW.shape[0], : before_HW.shape[1]])
+    return MotionMeter("farneback").measure(before_HW, after_HW)
 
 
 def _build_dis() -> cv2.DISOpticalFlow:
@@ -76,12 +98,6 @@ def _build_dis() -> cv2.DISOpticalFlow:
     dis.setPatchStride(_DIS_PATCH_PX)
     dis.setUseSpatialPropagation(False)
     return dis
-
-
-def _mean_length(flow_HW2: npt.NDArray[np.float32]) -> float:
-    # numpy, not cv2.magnitude and cv2.mean: their last digits depend on the address of an array
-    squares_HW2 = flow_HW2 * flow_HW2
-    return float(np.sqrt(squares_HW2[..., 0] + squares_HW2[..., 1]).mean(dtype=np.float64))
 
 
 def _pad(luma_HW: Luma) -> Luma:

@@ -17,7 +17,7 @@ from wm.video.decode import RawFrame, Tally, frames
 from wm.video.errors import VideoError
 from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect, to_square_luma
 from wm.video.luma import num_halvings, shrink, small_size
-from wm.video.motion import Luma, MotionKind, MotionMeter, farneback_motion
+from wm.video.motion import Luma, MotionKind, MotionMeter
 
 CHECK_SIDE_PX = 40
 CHECK_NEIGHBOURS = 4
@@ -27,8 +27,9 @@ MAX_THUMBS = 16384
 most motion are kept."""
 MAX_HELD_BYTES = 256 * 2**20
 """Max memory of decoded frames for exact motion. A longer clip is walked again, a few times."""
-MAX_QUARTER_BYTES = 128 * 2**20
-"""Max memory of brightness at a quarter of the size, for exact motion; a longer clip is measured without it."""
+STANDIN_SHRINK = 4
+"""The stand-in for exact motion is Farnebäck's flow at this part of the size."""
+STANDIN_ITERATIONS = 2
 MAX_GREYS = 16
 """Max number of full-size frames in memory for measuring."""
 WALK_BATCH = 32
@@ -67,8 +68,11 @@ class Walk:
     thumbs: dict[int, Luma] = field(default_factory=dict)
     bounded: bool = False
     """Whether ``motion`` is a stand-in, for which :meth:`measure` has exact values."""
+    standin_side_px: int = 0
+    """Frames are halved to this side for the stand-in."""
     decoded: list[RawFrame] | None = None
-    quarters: list[Luma] | None = None
+    meter: MotionMeter | None = None
+    """Of exact motion; it expands each frame once while frames are measured in order."""
     greys: dict[int, Luma] = field(default_factory=dict)
 
     def _frames(self, tally: Tally | None = None) -> Generator[RawFrame]:
@@ -86,7 +90,7 @@ class Walk:
         for raw in self._frames(self.tally):
             if not self.times_s:
                 scale = self._set_sizes(raw)
-                meter = MotionMeter("dis" if self.bounded else self.kind)
+                meter = MotionMeter(self.kind, STANDIN_ITERATIONS) if self.bounded else MotionMeter(self.kind)
             # Identity suffices: there are eight orientation objects in all.
             if raw.orientation is not orientation:
                 orientation = raw.orientation
@@ -94,7 +98,8 @@ class Walk:
             # Flow in square pixels, thumbnails in stored samples: those are compared with other readers' frames.
             luma = motion_luma(raw, self.side_px, self.small_px)
             thumb = thumbnail(luma)
-            self.motion.append(meter.next(to_square_luma(luma, raw.upright_aspect)) * scale)
+            seen = raw.luma(self.standin_side_px) if self.bounded else luma
+            self.motion.append(meter.next(to_square_luma(seen, raw.upright_aspect)) * scale)
             # A sum of integers: the same at any address of the arrays.
             self.steps.append(cv2.norm(thumb, before, cv2.NORM_L1) / thumb.size if before is not None else 0.0)
             self.thumbs[raw.index] = before = thumb
@@ -102,8 +107,8 @@ class Walk:
             # Only here are frames dropped, so that memory stays bounded.
             if len(self.thumbs) > MAX_THUMBS:
                 self._drop_thumbs()
-            if self.bounded:
-                self._keep(raw)
+            if self.decoded is not None:
+                self._hold(raw, self.decoded)
         _check_num_frames(self.path, len(self.times_s), self.tally)
 
     def _set_sizes(self, raw: RawFrame) -> float:
@@ -114,35 +119,17 @@ class Walk:
         halvings = num_halvings(*self.sampled_px, self.side_px)
         self.small_px = small_size(*self.sampled_px, self.side_px)
         self.bounded = self.kind == "farneback" and halvings > 0
-        self.decoded = [] if self.bounded else None
-        # At two halvings a quarter of the size is what the motion pass sees anyway.
-        self.quarters = [] if self.bounded and halvings > 2 else None
+        if self.bounded:
+            self.decoded, self.meter = [], MotionMeter(self.kind)
+            self.standin_side_px = max(self.sampled_px) // STANDIN_SHRINK
+            halvings = num_halvings(*self.sampled_px, self.standin_side_px)
         return float(2**halvings)
 
-    def _keep(self, raw: RawFrame) -> None:
+    def _hold(self, raw: RawFrame, decoded: list[RawFrame]) -> None:
         """Keep what the search for exact key-frames needs, as far as it fits."""
-        if self.decoded is not None:
-            self.decoded.append(raw)
-            if len(self.decoded) * raw.num_bytes > MAX_HELD_BYTES:
-                self.decoded = None
-        # Small frames may fit where full ones do not.
-        if self.quarters is not None:
-            quarter = raw.luma(max(self.sampled_px) // 4)
-            self.quarters.append(to_square_luma(quarter, raw.upright_aspect))
-            if len(self.quarters) * self.quarters[-1].size > MAX_QUARTER_BYTES:
-                self.quarters = None
-
-    def refine(self, frame_numbers: list[int]) -> list[float]:
-        """Measure Farnebäck's flow at a quarter of the size.
-
-        Args:
-            frame_numbers: Frames after the first.
-
-        Returns:
-            Motion of each, px/frame of the full size.
-        """
-        quarters = self.quarters or []
-        return [4 * _motion(quarters[number - 1], quarters[number]) for number in frame_numbers]
+        decoded.append(raw)
+        if len(decoded) * raw.num_bytes > MAX_HELD_BYTES:
+            self.decoded = None
 
     def measure(self, frame_numbers: list[int]) -> list[float]:
         """Measure Farnebäck's flow at full size.
@@ -156,16 +143,19 @@ class Walk:
         Raises:
             VideoError: ``frame_mismatch`` where a second walk gives fewer frames.
         """
-        if self.decoded is not None:
-            decoded = self.decoded
-            return [_motion(self._grey(decoded, number - 1), self._grey(decoded, number)) for number in frame_numbers]
-        # Too long to keep: one more walk, up to the last of the frames.
+        meter = self.meter or MotionMeter(self.kind)
         motion: dict[int, float] = {}
+        if self.decoded is not None:
+            # In their order: neighbours share a frame.
+            for number in sorted(frame_numbers):
+                motion[number] = meter.measure(self._grey(self.decoded, number - 1), self._grey(self.decoded, number))
+            return [motion[number] for number in frame_numbers]
+        # Too long to keep: one more walk, up to the last of the frames.
         before = None
         with closing(self._frames()) as walk:
             for raw in walk:
                 if raw.index in frame_numbers and before is not None:
-                    motion[raw.index] = _motion(before.grey(), raw.grey())
+                    motion[raw.index] = meter.measure(before.grey(), raw.grey())
                 before = raw
                 if len(motion) == len(frame_numbers):
                     break
@@ -214,10 +204,6 @@ class Walk:
         keep = {index for frame in candidates.tolist() for index in self._near(frame)}
         newest = len(self.motion) - 1 - CHECK_NEIGHBOURS
         self.thumbs = {index: thumb for index, thumb in self.thumbs.items() if index in keep or index >= newest}
-
-
-def _motion(before: Luma, after: Luma) -> float:
-    return farneback_motion(before, after) if before.shape == after.shape else 0.0
 
 
 def motion_luma(raw: RawFrame, motion_side_px: int, size_px: tuple[int, int]) -> Luma:

@@ -1,0 +1,162 @@
+"""Measure Farnebäck's flow (2003) at OpenCV's settings (0.5, 3, 15, 3, 5, 1.2), each frame expanded once.
+
+The steps and their order are those of OpenCV's ``calcOpticalFlowFarneback``; pyramid and expansion are OpenCV's own
+filters, the iterations are compiled by numba (:mod:`wm.video.farneback_rows`), the extra ``wm[fast]``. Without it
+OpenCV measures: the same flow up to its rounding, at a third of the speed.
+"""
+
+from functools import lru_cache
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Pyramid: TypeAlias = list[Floats]
+"""Expansion at each level, the coarsest first: float32 (5, height + 2, width + 2 margins), zeros around."""
+
+ITERATIONS = 3
+_MIN_SIDE_PX = 32
+"""No level of the pyramid is smaller."""
+_MAX_HALVINGS = 3
+_POLY_RADIUS = 5
+_POLY_SIGMA = 1.2
+_EDGE = np.array([0.14, 0.14, 0.4472, 0.4472, 0.4472], dtype=np.float32)
+"""OpenCV's weights of the outermost five rows and columns."""
+
+
+def has_kernel() -> bool:
+    """Return whether the compiled iterations are installed."""
+    return find_spec("numba") is not None
+
+
+class FlowMeter:
+    """A meter of the flow between two frames, which remembers the expansions of the last two."""
+
+    def __init__(self, iterations: int = ITERATIONS) -> None:
+        """Prepare a meter.
+
+        Args:
+            iterations: Iterations at each level of the pyramid, 1 to 3.
+        """
+        self.iterations = iterations
+        self._rows = _load_rows() if has_kernel() else None
+        self._pyramids: list[tuple[npt.NDArray[np.uint8], Pyramid]] = []
+        self._scratch: dict[int, Any] = {}
+
+    def flow(self, before_HW: npt.NDArray[np.uint8], after_HW: npt.NDArray[np.uint8]) -> Floats:
+        """Compute the flow from one frame to another.
+
+        Args:
+            before_HW: The earlier frame, 16 x 16 px or more. Neither may be changed as long as the meter lives.
+            after_HW: The later one, of the same shape.
+
+        Returns:
+            float32 (height, width, 2): horizontal and vertical flow in px.
+        """
+        if self._rows is None:
+            settings = (0.5, _MAX_HALVINGS, 15, self.iterations, _POLY_RADIUS, _POLY_SIGMA, 0)
+            return cv2.calcOpticalFlowFarneback(before_HW, after_HW, None, *settings)  # type: ignore[no-any-return]
+        rows, flow_2HW = self._rows, np.zeros((2, 1, 1), dtype=np.float32)
+        for first, second in zip(self._expand(before_HW), self._expand(after_HW), strict=True):
+            width, height = first.shape[2] - 2 * rows.MARGIN, first.shape[1] - 2
+            # Each level begins with the flow of the one before, the coarsest with none.
+            flow_2HW = 2 * np.stack([cv2.resize(plane, (width, height)) for plane in flow_2HW])
+            if width not in self._scratch:
+                self._scratch[width] = rows.build_scratch(width)
+            planes = first.reshape(5, -1), second.reshape(5, -1)
+            rows.iterate(*planes, flow_2HW, self.iterations, _border(width), _border(height), self._scratch[width])
+        return np.moveaxis(flow_2HW, 0, -1)
+
+    def _expand(self, luma_HW: npt.NDArray[np.uint8]) -> Pyramid:
+        """Return a frame's expansion; the last two are remembered."""
+        assert self._rows is not None
+        for entry in self._pyramids:
+            if entry[0] is luma_HW:
+                # Now the newest: the other one makes room for the frame it is measured against.
+                self._pyramids = [other for other in self._pyramids if other is not entry] + [entry]
+                return entry[1]
+        # The memory of the oldest is used again: fresh pages cost more than the filters.
+        oldest = self._pyramids.pop(0) if len(self._pyramids) == 2 else None
+        into = oldest[1] if oldest is not None and oldest[0].shape == luma_HW.shape else None
+        pyramid = expand(luma_HW, self._rows.MARGIN, into)
+        self._pyramids.append((luma_HW, pyramid))
+        return pyramid
+
+
+def expand(luma_HW: npt.NDArray[np.uint8], margin: int, into: Pyramid | None = None) -> Pyramid:
+    """Fit a quadratic polynomial around each pixel, at each level of the pyramid.
+
+    Args:
+        luma_HW: A frame.
+        margin: Columns of zeros on either side.
+        into: Expansion of another frame of the same shape, whose memory is used.
+
+    Returns:
+        Coefficients of y, x, y², x² and xy.
+    """
+    height, width = luma_HW.shape
+    halvings = 0
+    while halvings < _MAX_HALVINGS and min(height, width) * 0.5 ** (halvings + 1) >= _MIN_SIDE_PX:
+        halvings += 1
+    image, pyramid = luma_HW.astype(np.float32), []
+    for level in range(halvings, -1, -1):
+        scale = 0.5**level
+        sigma = (1 / scale - 1) * 0.5
+        side = max(round(sigma * 5) | 1, 3)
+        blurred = cv2.GaussianBlur(image, (side, side), sigma)
+        smaller = cv2.resize(blurred, (round(width * scale), round(height * scale)))
+        rows, columns = smaller.shape
+        planes = np.zeros((5, rows + 2, columns + 2 * margin), np.float32) if into is None else into[len(pyramid)]
+        for plane, (along, down) in zip(planes, _filters(), strict=True):
+            inner = plane[1:-1, margin:-margin]
+            cv2.sepFilter2D(smaller, cv2.CV_32F, along, down, dst=inner, borderType=cv2.BORDER_REPLICATE)
+        pyramid.append(planes)
+    return pyramid
+
+
+def mean_length(flow_HW2: Floats) -> float:
+    """Compute the mean length of vectors.
+
+    Args:
+        flow_HW2: (height, width, 2).
+    """
+    # numpy, not cv2.magnitude and cv2.mean: their last digits depend on the address of an array
+    x_HW, y_HW = flow_HW2[..., 0], flow_HW2[..., 1]
+    return float(np.sqrt(x_HW * x_HW + y_HW * y_HW).mean(dtype=np.float64))
+
+
+@lru_cache
+def _filters() -> list[tuple[Floats, Floats]]:
+    """Build the horizontal and the vertical filter of each coefficient (Farnebäck 2003, section 2)."""
+    x = np.arange(-_POLY_RADIUS, _POLY_RADIUS + 1.0)
+    window = np.exp(-(x**2) / (2 * _POLY_SIGMA**2))
+    window /= window.sum()
+    # Normal equations of the basis 1, x², y² under the window; the other three are orthogonal to all.
+    second, fourth = (window * x**2).sum(), (window * x**4).sum()
+    moments = np.array([[1, second, second], [second, fourth, second**2], [second, second**2, fourth]])
+    inverse = np.linalg.inv(moments)
+    square = inverse[0, 1] * window + inverse[1, 1] * x**2 * window
+    slope, moment = window / second, x * window
+    filters = [(slope, moment), (moment / second, window), (window, square), (square, window)]
+    filters.append((moment / second**2, moment))
+    return [(along.astype(np.float32), down.astype(np.float32)) for along, down in filters]
+
+
+@lru_cache
+def _border(length: int) -> Floats:
+    """Return the squared weights of a row or column of pixels."""
+    weights = np.ones(length, dtype=np.float32)
+    weights[: len(_EDGE)] *= _EDGE
+    weights[-len(_EDGE) :] *= _EDGE[::-1]
+    return weights**2
+
+
+def _load_rows() -> ModuleType:
+    # Only here: compiling costs seconds, and numba is optional.
+    from wm.video import farneback_rows  # noqa: PLC0415
+
+    return farneback_rows
