@@ -18,8 +18,8 @@ Mask = npt.NDArray[np.bool_]
 Ask = Callable[[list[int]], Sequence[float]]
 
 
-POWERS = (0.7, 0.27)
-"""Motion follows from its stand-ins like their product, each to its power: Farnebäck's flow at a quarter of the size in
+POWERS = (1.0, 0.0)
+"""Motion follows from its stand-ins like their product, each to its power: Farnebäck's flow at half the size in
 px/frame, mean difference of thumbnails in grey levels."""
 BOUND_SDS = 2.5
 """Standard deviations from the expectation to the upper bound."""
@@ -29,7 +29,7 @@ STEP_FLOOR = 0.025
 
 # Of log motion in those clips: what is left unexplained has a standard deviation of 0.2, much of it common to frames
 # some 16 apart; a power differs from clip to clip by 0.25; nothing is known of the factor.
-_POWER_SD = 0.25
+_POWER_SD = 0.1
 _DRIFT_SD = 0.2
 _DRIFT_FRAMES = 16.0
 _NOISE_SD = 0.1

@@ -68,7 +68,7 @@ class FlowMeter:
             if width not in self._scratch:
                 self._scratch[width] = rows.build_scratch(width)
             planes = first.reshape(5, -1), second.reshape(5, -1)
-            rows.iterate(*planes, flow_2HW, self.iterations, _border(width), _border(height), self._scratch[width])
+            rows.iterate(*planes, flow_2HW, self.iterations, _border(height, width), self._scratch[width])
         return np.moveaxis(flow_2HW, 0, -1)
 
     def _expand(self, luma_HW: npt.NDArray[np.uint8]) -> Pyramid:
@@ -147,12 +147,13 @@ def _filters() -> list[tuple[Floats, Floats]]:
 
 
 @lru_cache
-def _border(length: int) -> Floats:
-    """Return the squared weights of a row or column of pixels."""
-    weights = np.ones(length, dtype=np.float32)
-    weights[: len(_EDGE)] *= _EDGE
-    weights[-len(_EDGE) :] *= _EDGE[::-1]
-    return weights**2
+def _border(height: int, width: int) -> Floats:
+    """Return the squared weight of each pixel."""
+    sides = np.ones(height, dtype=np.float32), np.ones(width, dtype=np.float32)
+    for weights in sides:
+        weights[: len(_EDGE)] *= _EDGE
+        weights[-len(_EDGE) :] *= _EDGE[::-1]
+    return np.outer(*sides) ** 2
 
 
 def _load_rows() -> ModuleType:

@@ -6,15 +6,17 @@ it, whatever the width of the vectors. Imported only where numba is installed (:
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from numba import float32, float64, int32, njit, uint32
 
-Floats: "type" = npt.NDArray[np.float32]
-Ints: "type" = npt.NDArray[np.int32]
-Indices: "type" = npt.NDArray[np.uint32]
+Floats: TypeAlias = npt.NDArray[np.float32]
+Ints: TypeAlias = npt.NDArray[np.int32]
+Indices: TypeAlias = npt.NDArray[np.uint32]
+Doubles: TypeAlias = npt.NDArray[np.float64]
+Scratch: TypeAlias = tuple[npt.NDArray[Any], ...]
 
 MARGIN = 32
 """Columns of zeros on either side of an expansion, so that a row is read past its ends; above and below is one row."""
@@ -138,10 +140,13 @@ def _sample_each(planes_5P: Floats, pitch: int, index: Indices, w_6W: Floats, ou
 
 @_compile
 def _build_matrices(
-    first: tuple[Floats, ...], second_5W: Floats, half: Floats, dx: Floats, dy: Floats, border: Floats, row_weight: float, m_5W: Floats
+    first: tuple[Floats, ...], second_5W: Floats, half: Floats, dx: Floats, dy: Floats, weights: Floats, m: Floats
 ) -> None:
     """Build each pixel's A'A (three values) and A'b (two) from both expansions (Farnebäck 2003, section 4)."""
     y0, x0, yy0, xx0, xy0 = first
+    pitch = len(dx) + 2 * RADIUS
+    m_yy, m_xy, m_xx = m[RADIUS:], m[RADIUS + pitch :], m[RADIUS + 2 * pitch :]
+    m_y, m_x = m[RADIUS + 3 * pitch :], m[RADIUS + 4 * pitch :]
     for x in range(len(dx)):
         near = half[x]
         own = float32(1) - near
@@ -150,52 +155,52 @@ def _build_matrices(
         a_xy = (xy0[x] * own + second_5W[4, x] * near) * float32(0.5)
         b_y = y0[x] * float32(0.5) - second_5W[0, x] * near + (a_yy * dy[x] + a_xy * dx[x])
         b_x = x0[x] * float32(0.5) - second_5W[1, x] * near + (a_xy * dy[x] + a_xx * dx[x])
-        weight = border[x] * row_weight
-        m_5W[0, x] = (a_yy * a_yy + a_xy * a_xy) * weight
-        m_5W[1, x] = (a_yy + a_xx) * a_xy * weight
-        m_5W[2, x] = (a_xx * a_xx + a_xy * a_xy) * weight
-        m_5W[3, x] = (a_yy * b_y + a_xy * b_x) * weight
-        m_5W[4, x] = (a_xy * b_y + a_xx * b_x) * weight
+        weight = weights[x]
+        m_yy[x] = (a_yy * a_yy + a_xy * a_xy) * weight
+        m_xy[x] = (a_yy + a_xx) * a_xy * weight
+        m_xx[x] = (a_xx * a_xx + a_xy * a_xy) * weight
+        m_y[x] = (a_yy * b_y + a_xy * b_x) * weight
+        m_x[x] = (a_xy * b_y + a_xx * b_x) * weight
 
 
 @_compile
-def _add(sums: npt.NDArray[np.float64], row: Floats, times: float) -> None:
+def _add(sums: Doubles, row: Floats, times: float) -> None:
     for x in range(len(row)):
         sums[x] += float64(row[x]) * times
 
 
 @_compile
-def _zero(sums):
-    for x in range(len(sums)):
-        sums[x] = 0.0
+def _slide(sums: Doubles, new: Floats, old: Floats) -> None:
+    """Move the window down by a row. In doubles: the sums run down the complete frame."""
+    for x in range(len(new)):
+        sums[x] += float64(new[x]) - float64(old[x])
 
 
 @_compile
-def _slide(sums: npt.NDArray[np.float64], new: Floats, old: Floats, padded: Floats, threes: Floats, out: Floats) -> None:
-    """Move the window down by a row, and sum it along the row; at the edges the last pixel is repeated."""
-    width = len(out)
-    # Doubles: the sums run down the whole frame.
-    for x in range(width):
-        sums[x] += float64(new[x]) - float64(old[x])
-        padded[x + RADIUS] = float32(sums[x])
-    for x in range(RADIUS):
-        padded[x], padded[width + RADIUS + x] = padded[RADIUS], padded[width + RADIUS - 1]
+def _sum_along(sums: Doubles, padded: Floats, threes: Floats, window: Floats, width: int) -> None:
+    """Sum along the row: five channels side by side, each with the window's radius at either end."""
+    for x in range(len(sums)):
+        padded[x] = float32(sums[x])
+    # At the edges the last pixel is repeated.
+    for begin in range(0, len(sums), width + 2 * RADIUS):
+        first, last = begin + RADIUS, begin + RADIUS + width - 1
+        for x in range(1, RADIUS + 1):
+            padded[first - x], padded[last + x] = padded[first], padded[last]
     # 15 = 5 x 3, without differences of large sums.
     for x in range(len(threes)):
         threes[x] = padded[x] + padded[x + 1] + padded[x + 2]
-    for x in range(width):
-        out[x] = threes[x] + threes[x + 3] + threes[x + 6] + threes[x + 9] + threes[x + 12]
+    for x in range(len(window)):
+        window[x] = threes[x] + threes[x + 3] + threes[x + 6] + threes[x + 9] + threes[x + 12]
 
 
 @_compile
-def _solve(sums_5W: Floats, dx: Floats, dy: Floats) -> None:
+def _solve(yy: Floats, xy: Floats, xx: Floats, y: Floats, x: Floats, dx: Floats, dy: Floats) -> None:
     """Solve each pixel's two equations for its flow."""
     mean = 1.0 / float64((2 * RADIUS + 1) ** 2)
-    for x in range(len(dx)):
-        yy, xy, xx = sums_5W[0, x] * mean, sums_5W[1, x] * mean, sums_5W[2, x] * mean
-        y, x_ = sums_5W[3, x] * mean, sums_5W[4, x] * mean
-        scale = 1.0 / (yy * xx - xy * xy + _MIN_DET)
-        dx[x], dy[x] = float32((yy * x_ - xy * y) * scale), float32((xx * y - xy * x_) * scale)
+    for i in range(len(dx)):
+        a, b, c, d, e = yy[i] * mean, xy[i] * mean, xx[i] * mean, y[i] * mean, x[i] * mean
+        scale = 1.0 / (a * c - b * b + _MIN_DET)
+        dx[i], dy[i] = float32((a * e - b * d) * scale), float32((c * d - b * e) * scale)
 
 
 @_compile
@@ -204,9 +209,8 @@ def iterate(
     second_5P: Floats,
     flow_2HW: Floats,
     iterations: int,
-    border_x: Floats,
-    border_y: Floats,
-    scratch: Any,
+    border_HW: Floats,
+    scratch: Scratch,
 ) -> None:
     """Improve a flow by some iterations, in place.
 
@@ -215,13 +219,13 @@ def iterate(
         second_5P: Of the later one.
         flow_2HW: Horizontal and vertical flow in px; 16 rows or more.
         iterations: 1 to 3.
-        border_x: Squared weight of each column's equations.
-        border_y: The same of each row.
+        border_HW: Squared weight of each pixel's equations.
         scratch: :func:`build_scratch` of the width.
     """
     height, width = flow_2HW.shape[1:]
     pitch = width + 2 * MARGIN
-    ring, sums, frac_2W, shift_2W, half, weights_6W, sample_5W, padded, threes, index_W, window_5W = scratch
+    ring, sums, frac_2W, shift_2W, half, weights_6W, sample_5W, padded, threes, index_W, window = scratch
+    padded_width = width + 2 * RADIUS
     for step in range(height + RADIUS + (iterations - 1) * _LAG):
         for k in range(iterations):
             y = step - k * _LAG
@@ -253,27 +257,40 @@ def iterate(
                 end = origin + width
                 y0, x0, yy0 = first_5P[0, origin:end], first_5P[1, origin:end], first_5P[2, origin:end]
                 first = (y0, x0, yy0, first_5P[3, origin:end], first_5P[4, origin:end])
-                _build_matrices(first, sample_5W, half, dx, dy, border_x, border_y[y], ring[k, y % _RING])
+                _build_matrices(first, sample_5W, half, dx, dy, border_HW[y], ring[k, y % _RING])
             # 3. Sum them over the window, and solve for the row in its middle.
             new, old = ring[k, min(y, height - 1) % _RING], ring[k, max(y - 2 * RADIUS - 1, 0) % _RING]
-            for c in range(5):
-                if y < RADIUS:
-                    # Above the frame its first row is repeated.
-                    if y == 0:
-                        _zero(sums[k, c])
-                    _add(sums[k, c], new[c], RADIUS + 2.0 if y == 0 else 1.0)
-                else:
-                    _slide(sums[k, c], new[c], old[c], padded, threes, window_5W[c])
-            if y >= RADIUS:
-                _solve(window_5W, flow_2HW[0, y - RADIUS], flow_2HW[1, y - RADIUS])
+            if y == 0:
+                # Above the frame its first row is repeated.
+                sums[k] = 0.0
+                _add(sums[k], new, RADIUS + 2.0)
+            elif y < RADIUS:
+                _add(sums[k], new, 1.0)
+            else:
+                _slide(sums[k], new, old)
+                _sum_along(sums[k], padded, threes, window, width)
+                yy, xy, xx = window[:width], window[padded_width:], window[2 * padded_width :]
+                y_, x_ = window[3 * padded_width :], window[4 * padded_width :]
+                _solve(yy, xy, xx, y_, x_, flow_2HW[0, y - RADIUS], flow_2HW[1, y - RADIUS])
 
 
-def build_scratch(width: int):
-    ring = np.empty((MAX_ITERATIONS, _RING, 5, width), np.float32)
-    sums = np.zeros((MAX_ITERATIONS, 5, width), np.float64)
-    frac_2W, shift_2W, half = np.empty((2, width), np.float32), np.empty((2, width), np.int32), np.empty(width, np.float32)
-    weights_6W, sample_5W = np.empty((6, width), np.float32), np.empty((5, width), np.float32)
-    padded, threes = np.empty(width + 2 * RADIUS, np.float32), np.empty(width + 2 * RADIUS - 2, np.float32)
-    index_W = np.empty(_BLOCK, np.uint32)
-    window_5W = np.empty((5, width), np.float32)
-    return ring, sums, frac_2W, shift_2W, half, weights_6W, sample_5W, padded, threes, index_W, window_5W
+def build_scratch(width: int) -> Scratch:
+    """Allocate the rows that :func:`iterate` works in.
+
+    Args:
+        width: Of the level, in px.
+    """
+    padded_5W = 5 * (width + 2 * RADIUS)
+    return (
+        np.zeros((MAX_ITERATIONS, _RING, padded_5W), np.float32),
+        np.zeros((MAX_ITERATIONS, padded_5W), np.float64),
+        np.empty((2, width), np.float32),
+        np.empty((2, width), np.int32),
+        np.empty(width, np.float32),
+        np.empty((6, width), np.float32),
+        np.empty((5, width), np.float32),
+        np.empty(padded_5W, np.float32),
+        np.empty(padded_5W - 2, np.float32),
+        np.empty(_BLOCK, np.uint32),
+        np.empty(padded_5W - 2 * RADIUS, np.float32),
+    )

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import cv2
 import numpy as np
 import numpy.typing as npt
+from av.video.reformatter import VideoReformatter
 
 from wm.video.decode import RawFrame, Tally, frames
 from wm.video.errors import VideoError
@@ -29,7 +30,7 @@ MAX_HELD_BYTES = 256 * 2**20
 """Max memory of decoded frames for exact motion. A longer clip is walked again, a few times."""
 STANDIN_SHRINK = 4
 """The stand-in for exact motion is Farnebäck's flow at this part of the size."""
-STANDIN_ITERATIONS = 2
+STANDIN_ITERATIONS = 3
 MAX_GREYS = 16
 """Max number of full-size frames in memory for measuring."""
 WALK_BATCH = 32
@@ -73,6 +74,7 @@ class Walk:
     decoded: list[RawFrame] | None = None
     meter: MotionMeter | None = None
     """Of exact motion; it expands each frame once while frames are measured in order."""
+    reformatter: VideoReformatter = field(default_factory=VideoReformatter)
     greys: dict[int, Luma] = field(default_factory=dict)
 
     def _frames(self, tally: Tally | None = None) -> Generator[RawFrame]:
@@ -155,7 +157,7 @@ class Walk:
         with closing(self._frames()) as walk:
             for raw in walk:
                 if raw.index in frame_numbers and before is not None:
-                    motion[raw.index] = meter.measure(before.grey(), raw.grey())
+                    motion[raw.index] = meter.measure(before.grey(self.reformatter), raw.grey(self.reformatter))
                 before = raw
                 if len(motion) == len(frame_numbers):
                     break
@@ -170,7 +172,7 @@ class Walk:
         if frame not in self.greys:
             if len(self.greys) == MAX_GREYS:
                 del self.greys[next(iter(self.greys))]
-            self.greys[frame] = decoded[frame].grey()
+            self.greys[frame] = decoded[frame].grey(self.reformatter)
         return self.greys[frame]
 
     def orientations(self, keyframes: list[int]) -> list[Orientation]:
