@@ -170,19 +170,19 @@ def _add(sums: Doubles, row: Floats, times: float) -> None:
 
 
 @_compile
-def _slide(sums: Doubles, new: Floats, old: Floats) -> None:
+def _slide(sums: Doubles, new: Floats, old: Floats, padded: Floats) -> None:
     """Move the window down by a row. In doubles: the sums run down the complete frame."""
     for x in range(len(new)):
-        sums[x] += float64(new[x]) - float64(old[x])
+        total = sums[x] + (float64(new[x]) - float64(old[x]))
+        sums[x] = total
+        padded[x] = float32(total)
 
 
 @_compile
-def _sum_along(sums: Doubles, padded: Floats, threes: Floats, window: Floats, width: int) -> None:
+def _sum_along(padded: Floats, threes: Floats, window: Floats, width: int) -> None:
     """Sum along the row: five channels side by side, each with the window's radius at either end."""
-    for x in range(len(sums)):
-        padded[x] = float32(sums[x])
     # At the edges the last pixel is repeated.
-    for begin in range(0, len(sums), width + 2 * RADIUS):
+    for begin in range(0, len(padded), width + 2 * RADIUS):
         first, last = begin + RADIUS, begin + RADIUS + width - 1
         for x in range(1, RADIUS + 1):
             padded[first - x], padded[last + x] = padded[first], padded[last]
@@ -267,8 +267,8 @@ def iterate(
             elif y < RADIUS:
                 _add(sums[k], new, 1.0)
             else:
-                _slide(sums[k], new, old)
-                _sum_along(sums[k], padded, threes, window, width)
+                _slide(sums[k], new, old, padded)
+                _sum_along(padded, threes, window, width)
                 yy, xy, xx = window[:width], window[padded_width:], window[2 * padded_width :]
                 y_, x_ = window[3 * padded_width :], window[4 * padded_width :]
                 _solve(yy, xy, xx, y_, x_, flow_2HW[0, y - RADIUS], flow_2HW[1, y - RADIUS])
