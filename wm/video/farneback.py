@@ -82,17 +82,17 @@ class FlowMeter:
         # The memory of the oldest is used again: fresh pages cost more than the filters.
         oldest = self._pyramids.pop(0) if len(self._pyramids) == 2 else None
         into = oldest[1] if oldest is not None and oldest[0].shape == luma_HW.shape else None
-        pyramid = expand(luma_HW, self._rows.MARGIN, into)
+        pyramid = expand(luma_HW, self._rows, into)
         self._pyramids.append((luma_HW, pyramid))
         return pyramid
 
 
-def expand(luma_HW: npt.NDArray[np.uint8], margin: int, into: Pyramid | None = None) -> Pyramid:
+def expand(luma_HW: npt.NDArray[np.uint8], compiled: ModuleType, into: Pyramid | None = None) -> Pyramid:
     """Fit a quadratic polynomial around each pixel, at each level of the pyramid.
 
     Args:
         luma_HW: A frame.
-        margin: Columns of zeros on either side.
+        compiled: :mod:`wm.video.farneback_rows`.
         into: Expansion of another frame of the same shape, whose memory is used.
 
     Returns:
@@ -110,10 +110,9 @@ def expand(luma_HW: npt.NDArray[np.uint8], margin: int, into: Pyramid | None = N
         blurred = cv2.GaussianBlur(image, (side, side), sigma)
         smaller = cv2.resize(blurred, (round(width * scale), round(height * scale)))
         rows, columns = smaller.shape
-        planes = np.zeros((5, rows + 2, columns + 2 * margin), np.float32) if into is None else into[len(pyramid)]
-        for plane, (along, down) in zip(planes, _filters(), strict=True):
-            inner = plane[1:-1, margin:-margin]
-            cv2.sepFilter2D(smaller, cv2.CV_32F, along, down, dst=inner, borderType=cv2.BORDER_REPLICATE)
+        planes = np.zeros((5, rows + 2, columns + 2 * compiled.MARGIN), np.float32) if into is None else into[len(pyramid)]
+        scratch = np.empty((3, columns + 2 * _POLY_RADIUS), dtype=np.float32)
+        compiled.expand(smaller, *_filters(), planes.reshape(5, -1), scratch)
         pyramid.append(planes)
     return pyramid
 
@@ -130,8 +129,12 @@ def mean_length(flow_HW2: Floats) -> float:
 
 
 @lru_cache
-def _filters() -> list[tuple[Floats, Floats]]:
-    """Build the horizontal and the vertical filter of each coefficient (Farnebäck 2003, section 2)."""
+def _filters() -> tuple[Floats, Floats]:
+    """Build the vertical filters and each coefficient's horizontal one, from the middle on (Farnebäck 2003, section 2).
+
+    Returns:
+        float32 (6, 3): window, moment and square, by distance; float32 (5, 6): for y, x, y², x² and xy.
+    """
     x = np.arange(-_POLY_RADIUS, _POLY_RADIUS + 1.0)
     window = np.exp(-(x**2) / (2 * _POLY_SIGMA**2))
     window /= window.sum()
@@ -139,11 +142,10 @@ def _filters() -> list[tuple[Floats, Floats]]:
     second, fourth = (window * x**2).sum(), (window * x**4).sum()
     moments = np.array([[1, second, second], [second, fourth, second**2], [second, second**2, fourth]])
     inverse = np.linalg.inv(moments)
-    square = inverse[0, 1] * window + inverse[1, 1] * x**2 * window
-    slope, moment = window / second, x * window
-    filters = [(slope, moment), (moment / second, window), (window, square), (square, window)]
-    filters.append((moment / second**2, moment))
-    return [(along.astype(np.float32), down.astype(np.float32)) for along, down in filters]
+    square, moment = inverse[0, 1] * window + inverse[1, 1] * x**2 * window, x * window
+    down = np.stack([window, moment, square], axis=1)[_POLY_RADIUS:]
+    along = np.stack([window / second, moment / second, window, square, moment / second**2])[:, _POLY_RADIUS:]
+    return np.ascontiguousarray(down, dtype=np.float32), np.ascontiguousarray(along, dtype=np.float32)
 
 
 @lru_cache
