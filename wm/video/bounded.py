@@ -35,6 +35,7 @@ _NOISE_SD = 0.2
 _OFFSET_SD = 3.0
 _PRIOR_SAMPLES = 4
 _SCALE_LIMITS = (0.5, 2.0)
+_ROUND = 2
 _MAX_LEARNT = 256
 _BLOCK = 4096
 
@@ -70,14 +71,17 @@ def search_keyframes(
         return [frame for frame in candidates if not measured_T[frame]]
 
     while frames := list_unmeasured(search.upper_T, search.measured_T):
-        # 1. Fill the batch as if each measurement turned out as expected.
+        # 1. Few at a time, the most moving first: each measurement may rule out the next.
+        if search.order:
+            frames = frames[:_ROUND]
+        # 2. Fill the batch as if each measurement turned out as expected.
         assumed_T, measured_T, more = search.upper_T.copy(), search.measured_T.copy(), frames
         while more and len(frames) < batch:
             measured_T[more] = True
             assumed_T[more] = search.expected_T[more]
             more = list_unmeasured(assumed_T, measured_T)
             frames = frames + more
-        # 2. Measure, and learn from it.
+        # 3. Measure, and learn from it.
         search.measure(frames, measure(frames))
     return search.expected_T, search.measured_T
 
