@@ -1,9 +1,9 @@
 """Choose key-frames by a costly measure of motion, run on few frames.
 
 Cheap stand-ins for every frame's motion are known. A Gaussian process over time learns, from the frames measured so
-far, what the measure makes of them, and gives each other frame an upper bound. The key-frames are chosen as if every frame
-moved as much as its bound allows, and those among them that are not measured are measured next: when all of them are,
-no other frame can enter the choice, as far as the bounds hold (optimistic search; Srinivas et al. 2010, the upper
+far, what the measure makes of them, and gives each other frame an upper bound. The key-frames are chosen as if every
+frame moved as much as its bound allows, and those among them that are not measured are measured next: when all of them
+are, no other frame can enter the choice, as far as the bounds hold (optimistic search; Srinivas et al. 2010, the upper
 confidence bound of GP-UCB).
 """
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from av.codec.context import Flags
 from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
 
 from wm.images import Pixels
 from wm.video.errors import VideoError

@@ -18,7 +18,7 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Pyramid: TypeAlias = list[Floats]
 """Expansion at each level, the coarsest first: float32 (5, height + 2, width + 2 margins), zeros around."""
 
-ITERATIONS = 3
+_ITERATIONS = 3
 _MIN_SIDE_PX = 32
 """No level of the pyramid is smaller."""
 _MAX_HALVINGS = 3
@@ -36,14 +36,8 @@ def has_kernel() -> bool:
 class FlowMeter:
     """A meter of the flow between two frames, which remembers the expansions of the last two."""
 
-    def __init__(self, iterations: int = ITERATIONS) -> None:
-        """Prepare a meter.
-
-        Args:
-            iterations: Iterations at each level of the pyramid, 1 to 3.
-        """
-        self.iterations = iterations
-        self._rows = _load_rows() if has_kernel() else None
+    def __init__(self) -> None:
+        self._compiled = _load_compiled() if has_kernel() else None
         self._pyramids: list[tuple[npt.NDArray[np.uint8], Pyramid]] = []
         self._scratch: dict[int, Any] = {}
 
@@ -57,23 +51,23 @@ class FlowMeter:
         Returns:
             float32 (height, width, 2): horizontal and vertical flow in px.
         """
-        if self._rows is None:
-            settings = (0.5, _MAX_HALVINGS, 15, self.iterations, _POLY_RADIUS, _POLY_SIGMA, 0)
+        if self._compiled is None:
+            settings = (0.5, _MAX_HALVINGS, 15, _ITERATIONS, _POLY_RADIUS, _POLY_SIGMA, 0)
             return cv2.calcOpticalFlowFarneback(before_HW, after_HW, None, *settings)  # type: ignore[no-any-return]
-        rows, flow_2HW = self._rows, np.zeros((2, 1, 1), dtype=np.float32)
+        compiled, flow_2HW = self._compiled, np.zeros((2, 1, 1), dtype=np.float32)
         for first, second in zip(self._expand(before_HW), self._expand(after_HW), strict=True):
-            width, height = first.shape[2] - 2 * rows.MARGIN, first.shape[1] - 2
+            width, height = first.shape[2] - 2 * compiled.MARGIN, first.shape[1] - 2
             # Each level begins with the flow of the one before, the coarsest with none.
             flow_2HW = 2 * np.stack([cv2.resize(plane, (width, height)) for plane in flow_2HW])
             if width not in self._scratch:
-                self._scratch[width] = rows.build_scratch(width)
+                self._scratch[width] = compiled.build_scratch(width)
             planes = first.reshape(5, -1), second.reshape(5, -1)
-            rows.iterate(*planes, flow_2HW, self.iterations, _border(height, width), self._scratch[width])
+            compiled.iterate(*planes, flow_2HW, _border(height, width), self._scratch[width])
         return np.moveaxis(flow_2HW, 0, -1)
 
     def _expand(self, luma_HW: npt.NDArray[np.uint8]) -> Pyramid:
         """Return a frame's expansion; the last two are remembered."""
-        assert self._rows is not None
+        assert self._compiled is not None
         for entry in self._pyramids:
             if entry[0] is luma_HW:
                 # Now the newest: the other one makes room for the frame it is measured against.
@@ -82,7 +76,7 @@ class FlowMeter:
         # The memory of the oldest is used again: fresh pages cost more than the filters.
         oldest = self._pyramids.pop(0) if len(self._pyramids) == 2 else None
         into = oldest[1] if oldest is not None and oldest[0].shape == luma_HW.shape else None
-        pyramid = expand(luma_HW, self._rows, into)
+        pyramid = expand(luma_HW, self._compiled, into)
         self._pyramids.append((luma_HW, pyramid))
         return pyramid
 
@@ -110,7 +104,9 @@ def expand(luma_HW: npt.NDArray[np.uint8], compiled: ModuleType, into: Pyramid |
         blurred = cv2.GaussianBlur(image, (side, side), sigma)
         smaller = cv2.resize(blurred, (round(width * scale), round(height * scale)))
         rows, columns = smaller.shape
-        planes = np.zeros((5, rows + 2, columns + 2 * compiled.MARGIN), np.float32) if into is None else into[len(pyramid)]
+        planes = (
+            np.zeros((5, rows + 2, columns + 2 * compiled.MARGIN), np.float32) if into is None else into[len(pyramid)]
+        )
         scratch = np.empty((3, columns + 2 * _POLY_RADIUS), dtype=np.float32)
         compiled.expand(smaller, *_filters(), planes.reshape(5, -1), scratch)
         pyramid.append(planes)
@@ -158,8 +154,8 @@ def _border(height: int, width: int) -> Floats:
     return np.outer(*sides) ** 2
 
 
-def _load_rows() -> ModuleType:
-    # Only here: compiling costs seconds, and numba is optional.
-    from wm.video import farneback_rows  # noqa: PLC0415
+def _load_compiled() -> ModuleType:
+    # Only here: numba is optional, and its import and compiling cost a second and more.
+    from wm.video import farneback_rows
 
     return farneback_rows

@@ -1,28 +1,27 @@
+# ruff: noqa: PLR0917 - compiled functions take their arguments by position
 """Run the iterations of Farnebäck's flow at one level of the pyramid, compiled by numba.
 
-Each loop goes over one row, and over few arrays: only such loops become vector instructions (LLVM checks at run time
-that arrays do not overlap, and gives up where there are many). No fast-math: each operation is rounded as IEEE 754 has
-it, whatever the width of the vectors. Imported only where numba is installed (:mod:`wm.video.farneback`).
+Each loop goes over contiguous rows of few arrays: only such loops become vector instructions (LLVM checks at run time
+that arrays do not overlap, and gives up where there are many).
 """
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from numba import float32, float64, int32, njit, uint32
+from numba import float32, float64, int32, uint32
 
-Floats: TypeAlias = npt.NDArray[np.float32]
+from wm.video.farneback_expand import MARGIN, Array, Floats, compile_loops, expand
+
+__all__ = ["MARGIN", "build_scratch", "expand", "iterate"]
+
 Ints: TypeAlias = npt.NDArray[np.int32]
 Indices: TypeAlias = npt.NDArray[np.uint32]
 Doubles: TypeAlias = npt.NDArray[np.float64]
-Scratch: TypeAlias = tuple[npt.NDArray[Any], ...]
 
-MARGIN = 32
-"""Columns of zeros on either side of an expansion, so that a row is read past its ends; above and below is one row."""
 RADIUS = 7
 """The window is 15 x 15 px."""
-MAX_ITERATIONS = 3
+ITERATIONS = 3
 _RING = 16
 """Rows of matrices in memory: the window's, and the one that leaves it."""
 _LAG = RADIUS + 1
@@ -33,72 +32,7 @@ _BLOCK = 64
 """Pixels."""
 
 
-def _compile(function: Callable[..., Any]) -> Any:
-    """Compile on first use, and keep the result on disk where a folder is writable."""
-    settings = {"error_model": "numpy", "_nrt": False, "fastmath": {"contract"}}
-    try:
-        return njit(cache=True, **settings)(function)
-    except RuntimeError:  # no folder for the cache: compiled anew in each process
-        return njit(**settings)(function)
-
-
-@_compile
-def _fold(above: Floats, below: Floats, taps: Floats, mean: Floats, slope: Floats, square: Floats) -> None:
-    """Add two rows at one distance from the middle: even filters take their sum, the odd one their difference."""
-    for x in range(len(above)):
-        total, difference = above[x] + below[x], below[x] - above[x]
-        mean[x] += taps[0] * total
-        slope[x] += taps[1] * difference
-        square[x] += taps[2] * total
-
-
-@_compile
-def _filter_along(row: Floats, taps: Floats, out: Floats, is_odd: bool) -> None:
-    """Filter a padded row by 11 taps, of which those on the right are given; even, or odd."""
-    sign = float32(-1.0) if is_odd else float32(1.0)
-    t0, t1, t2, t3, t4, t5 = taps[0], taps[1], taps[2], taps[3], taps[4], taps[5]
-    for x in range(len(out)):
-        near = t1 * (row[x + 6] + sign * row[x + 4]) + t2 * (row[x + 7] + sign * row[x + 3])
-        far = t3 * (row[x + 8] + sign * row[x + 2]) + t4 * (row[x + 9] + sign * row[x + 1])
-        out[x] = t0 * row[x + 5] + near + (far + t5 * (row[x + 10] + sign * row[x]))
-
-
-@_compile
-def expand(image_HW: Floats, down_K3: Floats, along_5K: Floats, planes_5P: Floats, rows_3W: Floats) -> None:
-    """Fit a quadratic polynomial around each pixel by separable filters; at the edges the last pixel is repeated.
-
-    Args:
-        image_HW: Brightness.
-        down_K3: Vertical filters by distance from the middle: window, moment, square.
-        along_5K: Horizontal filter of each coefficient.
-        planes_5P: Coefficients with their margins, which are left as they are.
-        rows_3W: Rows to work in, 10 pixels longer than the image's.
-    """
-    height, width = image_HW.shape
-    for y in range(height):
-        mean, slope, square = rows_3W[0], rows_3W[1], rows_3W[2]
-        middle = image_HW[y]
-        for x in range(width):
-            mean[x + 5] = down_K3[0, 0] * middle[x]
-            square[x + 5] = down_K3[0, 2] * middle[x]
-            slope[x + 5] = float32(0)
-        for k in range(1, 6):
-            above, below = image_HW[max(y - k, 0)], image_HW[min(y + k, height - 1)]
-            _fold(above, below, down_K3[k], mean[5:], slope[5:], square[5:])
-        for x in range(5):
-            mean[x], mean[width + 5 + x] = mean[5], mean[width + 4]
-            slope[x], slope[width + 5 + x] = slope[5], slope[width + 4]
-            square[x], square[width + 5 + x] = square[5], square[width + 4]
-        begin = (y + 1) * (width + 2 * MARGIN) + MARGIN
-        end = begin + width
-        _filter_along(slope, along_5K[0], planes_5P[0, begin:end], False)
-        _filter_along(mean, along_5K[1], planes_5P[1, begin:end], True)
-        _filter_along(square, along_5K[2], planes_5P[2, begin:end], False)
-        _filter_along(mean, along_5K[3], planes_5P[3, begin:end], False)
-        _filter_along(slope, along_5K[4], planes_5P[4, begin:end], True)
-
-
-@_compile
+@compile_loops
 def _locate(dx: Floats, dy: Floats, y: int, height: int, frac_2W: Floats, half: Floats, shift_2W: Ints) -> None:
     """Find the pixel that each pixel's flow leads to.
 
@@ -121,7 +55,7 @@ def _locate(dx: Floats, dy: Floats, y: int, height: int, frac_2W: Floats, half: 
         frac_2W[0, x], frac_2W[1, x] = at_x - float32(x), at_y - float32(y)
 
 
-@_compile
+@compile_loops
 def _span(values: Ints) -> tuple[int, int]:
     low, high = values[0], values[0]
     for x in range(len(values)):
@@ -129,7 +63,7 @@ def _span(values: Ints) -> tuple[int, int]:
     return low, high
 
 
-@_compile
+@compile_loops
 def _find_block(shift_2W: Ints, begin: int) -> tuple[int, bool, int, int]:
     """Return the end of a block of pixels, whether its shifts differ by 1 or less, and its least shifts."""
     end = shift_2W.shape[1]
@@ -143,7 +77,7 @@ def _find_block(shift_2W: Ints, begin: int) -> tuple[int, bool, int, int]:
         end = begin + _BLOCK
 
 
-@_compile
+@compile_loops
 def _weigh(frac: Floats, low: int, near: Floats, middle: Floats, far: Floats) -> None:
     """Set the weights of three pixels in a row, of which two are the neighbours of a bilinear sample."""
     for x in range(len(frac)):
@@ -153,7 +87,7 @@ def _weigh(frac: Floats, low: int, near: Floats, middle: Floats, far: Floats) ->
         middle[x] = float32(1) - near[x] - far[x]
 
 
-@_compile
+@compile_loops
 def _sample_run(row0: Floats, row1: Floats, row2: Floats, w_6W: Floats, out: Floats) -> None:
     """Sample by 3 x 3 weights: twice the arithmetic of 2 x 2, but without an index a pixel."""
     for x in range(len(out)):
@@ -164,7 +98,7 @@ def _sample_run(row0: Floats, row1: Floats, row2: Floats, w_6W: Floats, out: Flo
         out[x] = top * w_6W[3, x] + centre * w_6W[4, x] + bottom * w_6W[5, x]
 
 
-@_compile
+@compile_loops
 def _index(
     shift_x: Ints, shift_y: Ints, frac_x: Floats, frac_y: Floats, origin: int, pitch: int, index: Indices, w_6W: Floats
 ) -> None:
@@ -177,7 +111,7 @@ def _index(
         w_6W[0, x], w_6W[1, x], w_6W[2, x], w_6W[3, x] = left * up, right * up, left * down, right * down
 
 
-@_compile
+@compile_loops
 def _sample_each(planes_5P: Floats, pitch: int, index: Indices, w_6W: Floats, out_5W: Floats, begin: int) -> None:
     """Sample pixel by pixel, where the flow differs too much."""
     y, x, yy, xx, xy = out_5W[0, begin:], out_5W[1, begin:], out_5W[2, begin:], out_5W[3, begin:], out_5W[4, begin:]
@@ -194,7 +128,38 @@ def _sample_each(planes_5P: Floats, pitch: int, index: Indices, w_6W: Floats, ou
         xy[i] = p[4, at] * a + p[4, right] * b + (p[4, below] * c + p[4, last] * d)
 
 
-@_compile
+@compile_loops
+def _sample(
+    planes_5P: Floats,
+    origin: int,
+    pitch: int,
+    frac_2W: Floats,
+    shift_2W: Ints,
+    weights_6W: Floats,
+    index_W: Indices,
+    out_5W: Floats,
+) -> None:
+    """Sample a row of the later frame where its flow leads to, block by block."""
+    width, begin = out_5W.shape[1], 0
+    while begin < width:
+        end, is_near, low_x, low_y = _find_block(shift_2W, begin)
+        if is_near:
+            _weigh(frac_2W[0, begin:end], low_x, weights_6W[0], weights_6W[1], weights_6W[2])
+            _weigh(frac_2W[1, begin:end], low_y, weights_6W[3], weights_6W[4], weights_6W[5])
+            row0 = origin + begin + low_x + low_y * pitch
+            row1, row2 = row0 + pitch, row0 + 2 * pitch
+            for c in range(5):
+                plane = planes_5P[c]
+                _sample_run(plane[row0:], plane[row1:], plane[row2:], weights_6W, out_5W[c, begin:end])
+        else:
+            shift_x, shift_y, index = shift_2W[0, begin:end], shift_2W[1, begin:end], index_W[: end - begin]
+            frac_x, frac_y = frac_2W[0, begin:end], frac_2W[1, begin:end]
+            _index(shift_x, shift_y, frac_x, frac_y, origin + begin, pitch, index, weights_6W)
+            _sample_each(planes_5P, pitch, index, weights_6W, out_5W, begin)
+        begin = end
+
+
+@compile_loops
 def _build_matrices(
     first: tuple[Floats, ...], second_5W: Floats, half: Floats, dx: Floats, dy: Floats, weights: Floats, m: Floats
 ) -> None:
@@ -219,13 +184,7 @@ def _build_matrices(
         m_x[x] = (a_xy * b_y + a_xx * b_x) * weight
 
 
-@_compile
-def _add(sums: Doubles, row: Floats, times: float) -> None:
-    for x in range(len(row)):
-        sums[x] += float64(row[x]) * times
-
-
-@_compile
+@compile_loops
 def _slide(sums: Doubles, new: Floats, old: Floats, padded: Floats) -> None:
     """Move the window down by a row. In doubles: the sums run down the complete frame."""
     for x in range(len(new)):
@@ -234,7 +193,7 @@ def _slide(sums: Doubles, new: Floats, old: Floats, padded: Floats) -> None:
         padded[x] = float32(total)
 
 
-@_compile
+@compile_loops
 def _sum_along(padded: Floats, threes: Floats, window: Floats, width: int) -> None:
     """Sum along the row: five channels side by side, each with the window's radius at either end."""
     # At the edges the last pixel is repeated.
@@ -249,7 +208,7 @@ def _sum_along(padded: Floats, threes: Floats, window: Floats, width: int) -> No
         window[x] = threes[x] + threes[x + 3] + threes[x + 6] + threes[x + 9] + threes[x + 12]
 
 
-@_compile
+@compile_loops
 def _solve(yy: Floats, xy: Floats, xx: Floats, y: Floats, x: Floats, dx: Floats, dy: Floats) -> None:
     """Solve each pixel's two equations for its flow."""
     mean = 1.0 / float64((2 * RADIUS + 1) ** 2)
@@ -259,31 +218,29 @@ def _solve(yy: Floats, xy: Floats, xx: Floats, y: Floats, x: Floats, dx: Floats,
         dx[i], dy[i] = float32((a * e - b * d) * scale), float32((c * d - b * e) * scale)
 
 
-@_compile
+@compile_loops
 def iterate(
     first_5P: Floats,
     second_5P: Floats,
     flow_2HW: Floats,
-    iterations: int,
     border_HW: Floats,
-    scratch: Scratch,
+    scratch: tuple[Array, ...],
 ) -> None:
-    """Improve a flow by some iterations, in place.
+    """Improve a flow by three iterations, in place.
 
     Args:
         first_5P: Expansion of the earlier frame with its margins (:func:`wm.video.farneback.expand`).
         second_5P: Of the later one.
         flow_2HW: Horizontal and vertical flow in px; 16 rows or more.
-        iterations: 1 to 3.
         border_HW: Squared weight of each pixel's equations.
         scratch: :func:`build_scratch` of the width.
     """
     height, width = flow_2HW.shape[1:]
     pitch = width + 2 * MARGIN
-    ring, sums, frac_2W, shift_2W, half, weights_6W, sample_5W, padded, threes, index_W, window = scratch
+    ring, sums, frac_2W, shift_2W, half, weights_6W, sample_5W, padded, threes, index_W, window, zeros = scratch
     padded_width = width + 2 * RADIUS
-    for step in range(height + RADIUS + (iterations - 1) * _LAG):
-        for k in range(iterations):
+    for step in range(height + RADIUS + (ITERATIONS - 1) * _LAG):
+        for k in range(ITERATIONS):
             y = step - k * _LAG
             if y < 0 or y >= height + RADIUS:
                 continue
@@ -291,24 +248,8 @@ def iterate(
                 # 1. Sample the later frame where the flow of the iteration before leads to.
                 dx, dy, origin = flow_2HW[0, y], flow_2HW[1, y], (y + 1) * pitch + MARGIN
                 _locate(dx, dy, y, height, frac_2W, half, shift_2W)
-                begin = 0
-                while begin < width:
-                    end, is_near, low_x, low_y = _find_block(shift_2W, begin)
-                    if is_near:
-                        _weigh(frac_2W[0, begin:end], low_x, weights_6W[0], weights_6W[1], weights_6W[2])
-                        _weigh(frac_2W[1, begin:end], low_y, weights_6W[3], weights_6W[4], weights_6W[5])
-                        row0 = origin + begin + low_x + low_y * pitch
-                        row1, row2 = row0 + pitch, row0 + 2 * pitch
-                        for c in range(5):
-                            plane, out = second_5P[c], sample_5W[c, begin:end]
-                            _sample_run(plane[row0:], plane[row1:], plane[row2:], weights_6W, out)
-                    else:
-                        shift_x, shift_y = shift_2W[0, begin:end], shift_2W[1, begin:end]
-                        index = index_W[: end - begin]
-                        frac_x, frac_y = frac_2W[0, begin:end], frac_2W[1, begin:end]
-                        _index(shift_x, shift_y, frac_x, frac_y, origin + begin, pitch, index, weights_6W)
-                        _sample_each(second_5P, pitch, index, weights_6W, sample_5W, begin)
-                    begin = end
+                rows = frac_2W, shift_2W, weights_6W, index_W, sample_5W
+                _sample(second_5P, origin, pitch, *rows)
                 # 2. Equations of this row.
                 end = origin + width
                 y0, x0, yy0 = first_5P[0, origin:end], first_5P[1, origin:end], first_5P[2, origin:end]
@@ -316,21 +257,19 @@ def iterate(
                 _build_matrices(first, sample_5W, half, dx, dy, border_HW[y], ring[k, y % _RING])
             # 3. Sum them over the window, and solve for the row in its middle.
             new, old = ring[k, min(y, height - 1) % _RING], ring[k, max(y - 2 * RADIUS - 1, 0) % _RING]
+            # Above the frame its first row is repeated.
             if y == 0:
-                # Above the frame its first row is repeated.
                 sums[k] = 0.0
-                _add(sums[k], new, RADIUS + 2.0)
-            elif y < RADIUS:
-                _add(sums[k], new, 1.0)
-            else:
-                _slide(sums[k], new, old, padded)
+            for _ in range(RADIUS + 2 if y == 0 else 1):
+                _slide(sums[k], new, old if y >= RADIUS else zeros, padded)
+            if y >= RADIUS:
                 _sum_along(padded, threes, window, width)
                 yy, xy, xx = window[:width], window[padded_width:], window[2 * padded_width :]
                 y_, x_ = window[3 * padded_width :], window[4 * padded_width :]
                 _solve(yy, xy, xx, y_, x_, flow_2HW[0, y - RADIUS], flow_2HW[1, y - RADIUS])
 
 
-def build_scratch(width: int) -> Scratch:
+def build_scratch(width: int) -> tuple[Array, ...]:
     """Allocate the rows that :func:`iterate` works in.
 
     Args:
@@ -338,8 +277,8 @@ def build_scratch(width: int) -> Scratch:
     """
     padded_5W = 5 * (width + 2 * RADIUS)
     return (
-        np.zeros((MAX_ITERATIONS, _RING, padded_5W), np.float32),
-        np.zeros((MAX_ITERATIONS, padded_5W), np.float64),
+        np.zeros((ITERATIONS, _RING, padded_5W), np.float32),
+        np.zeros((ITERATIONS, padded_5W), np.float64),
         np.empty((2, width), np.float32),
         np.empty((2, width), np.int32),
         np.empty(width, np.float32),
@@ -349,4 +288,5 @@ def build_scratch(width: int) -> Scratch:
         np.empty(padded_5W - 2, np.float32),
         np.empty(_BLOCK, np.uint32),
         np.empty(padded_5W - 2 * RADIUS, np.float32),
+        np.zeros(padded_5W, np.float32),
     )

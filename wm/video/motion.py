@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wm.video.farneback import ITERATIONS, FlowMeter, mean_length
+from wm.video.farneback import FlowMeter, mean_length
 
 Luma: TypeAlias = npt.NDArray[np.uint8]
 """uint8 brightness, full range, shape (height, width)."""
@@ -27,17 +27,11 @@ cv2.setNumThreads(1)  # one process a core: threads inside each only get in one 
 class MotionMeter:
     """A meter of motion from each frame of a clip to the next."""
 
-    def __init__(self, kind: MotionKind, iterations: int = ITERATIONS) -> None:
-        """Prepare a meter.
-
-        Args:
-            kind: Kind of flow.
-            iterations: Iterations of ``farneback`` at each level of its pyramid.
-        """
+    def __init__(self, kind: MotionKind) -> None:
         self.kind = kind
         self._previous: Luma | None = None
         self._dis = _build_dis() if kind == "dis" else None
-        self._farneback = FlowMeter(iterations)
+        self._farneback = FlowMeter()
 
     def next(self, luma_HW: Luma) -> float:
         """Measure the mean flow magnitude from the frame before.

@@ -30,7 +30,6 @@ MAX_HELD_BYTES = 256 * 2**20
 """Max memory of decoded frames for exact motion. A longer clip is walked again, a few times."""
 STANDIN_SHRINK = 4
 """The stand-in for exact motion is Farnebäck's flow at this part of the size."""
-STANDIN_ITERATIONS = 3
 MAX_GREYS = 16
 """Max number of full-size frames in memory for measuring."""
 WALK_BATCH = 32
@@ -92,7 +91,7 @@ class Walk:
         for raw in self._frames(self.tally):
             if not self.times_s:
                 scale = self._set_sizes(raw)
-                meter = MotionMeter(self.kind, STANDIN_ITERATIONS) if self.bounded else MotionMeter(self.kind)
+                meter = MotionMeter(self.kind)
             # Identity suffices: there are eight orientation objects in all.
             if raw.orientation is not orientation:
                 orientation = raw.orientation
