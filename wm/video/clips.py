@@ -16,6 +16,7 @@ from PIL import Image
 from wm.images import Pixels, encode_png
 from wm.video.errors import VideoError
 from wm.video.facts import FrameFacts, frame_facts
+from wm.video.farneback import compile_flow
 from wm.video.fetch import Reader, fetch_decord, fetch_pyav
 from wm.video.isolation import IsolatedProcess
 from wm.video.motion import MotionKind
@@ -26,6 +27,9 @@ EncodedFrame: TypeAlias = tuple[bytes, FrameFacts]
 
 DECORD_LIMIT_S = 20.0
 """decord either answers in well under a second or never: after this time PyAV reads instead."""
+
+COMPILE_LIMIT_S = 120.0
+"""For compiling the flow in a new child, where no cache of it is on disk."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,9 @@ class ClipReader:
         """
         settings = self.settings
         begin_s = time.perf_counter()
+        # Compiling takes seconds that no video should answer for; once done, this costs a message.
+        if settings.motion == "farneback":
+            self.process.call(COMPILE_LIMIT_S, compile_flow)
         # 1. The motion pass chooses the key-frames.
         scans = self.process.call(
             self.limit_s(settings.time_limit_s),

@@ -1,12 +1,12 @@
 """Measure Farnebäck's flow (2003) at OpenCV's settings (0.5, 3, 15, 3, 5, 1.2), each frame expanded once.
 
-The steps and their order are those of OpenCV's ``calcOpticalFlowFarneback``; pyramid and expansion are OpenCV's own
-filters, the iterations are compiled by numba (:mod:`wm.video.farneback_rows`), the extra ``wm[fast]``. Without it
-OpenCV measures: the same flow up to its rounding, at a third of the speed.
+The steps and their order are those of OpenCV's ``calcOpticalFlowFarneback``: OpenCV blurs and scales the pyramid, the
+rest is compiled by numba (:mod:`wm.video.farneback_expand`, :mod:`wm.video.farneback_rows`), the extra ``wm[fast]``.
+Without it OpenCV measures: the same flow up to rounding, at a fourth of the speed.
 """
 
 from functools import lru_cache
-from importlib.util import find_spec
+from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -28,16 +28,27 @@ _EDGE = np.array([0.14, 0.14, 0.4472, 0.4472, 0.4472], dtype=np.float32)
 """OpenCV's weights of the outermost five rows and columns."""
 
 
-def has_kernel() -> bool:
-    """Return whether the compiled iterations are installed."""
-    return find_spec("numba") is not None
+@lru_cache(maxsize=1)
+def load_compiled() -> ModuleType | None:
+    """Import the compiled loops; None where numba is not installed, or not for this Python or numpy."""
+    try:
+        # Only here: numba is optional, and its import costs half a second.
+        return import_module("wm.video.farneback_rows")
+    except ImportError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def compile_flow() -> None:
+    """Compile the loops, or load them from numba's cache, before a video's time counts."""
+    FlowMeter().flow(*np.zeros((2, 16, 16), dtype=np.uint8))
 
 
 class FlowMeter:
     """A meter of the flow between two frames, which remembers the expansions of the last two."""
 
     def __init__(self) -> None:
-        self._compiled = _load_compiled() if has_kernel() else None
+        self._compiled = load_compiled()
         self._pyramids: list[tuple[npt.NDArray[np.uint8], Pyramid]] = []
         self._scratch: dict[int, Any] = {}
 
@@ -96,7 +107,8 @@ def expand(luma_HW: npt.NDArray[np.uint8], compiled: ModuleType, into: Pyramid |
     halvings = 0
     while halvings < _MAX_HALVINGS and min(height, width) * 0.5 ** (halvings + 1) >= _MIN_SIDE_PX:
         halvings += 1
-    image, pyramid = luma_HW.astype(np.float32), []
+    image = luma_HW.astype(np.float32)
+    pyramid: Pyramid = []
     for level in range(halvings, -1, -1):
         scale = 0.5**level
         sigma = (1 / scale - 1) * 0.5
@@ -152,10 +164,3 @@ def _border(height: int, width: int) -> Floats:
         weights[: len(_EDGE)] *= _EDGE
         weights[-len(_EDGE) :] *= _EDGE[::-1]
     return np.outer(*sides) ** 2
-
-
-def _load_compiled() -> ModuleType:
-    # Only here: numba is optional, and its import and compiling cost a second and more.
-    from wm.video import farneback_rows
-
-    return farneback_rows

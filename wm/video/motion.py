@@ -31,7 +31,7 @@ class MotionMeter:
         self.kind = kind
         self._previous: Luma | None = None
         self._dis = _build_dis() if kind == "dis" else None
-        self._farneback = FlowMeter()
+        self._farneback = FlowMeter() if kind == "farneback" else None
 
     def next(self, luma_HW: Luma) -> float:
         """Measure the mean flow magnitude from the frame before.
@@ -48,35 +48,27 @@ class MotionMeter:
         if previous is None or previous.shape != luma_HW.shape:
             return 0.0
         if self._dis is None:
-            return self.measure(previous, luma_HW)
+            return farneback_motion(previous, luma_HW, self._farneback)
         # Padding is cut off again: it does not move and would lower the mean.
         before, after = _pad(previous), _pad(luma_HW)
         return mean_length(self._dis.calc(before, after, None)[: luma_HW.shape[0], : luma_HW.shape[1]])
 
-    def measure(self, before_HW: Luma, after_HW: Luma) -> float:
-        """Measure the mean length in pixels of Farnebäck's flow between any two frames.
 
-        Args:
-            before_HW: The earlier frame.
-            after_HW: The later one.
-
-        Returns:
-            px/frame; 0 for frames of two shapes.
-        """
-        if before_HW.shape != after_HW.shape:
-            return 0.0
-        flow_HW2 = self._farneback.flow(_pad(before_HW), _pad(after_HW))
-        return mean_length(flow_HW2[: before_HW.shape[0], : before_HW.shape[1]])
-
-
-def farneback_motion(before_HW: Luma, after_HW: Luma) -> float:
-    """Measure the mean length in pixels of Farnebäck's flow between two uint8 frames of one shape.
+def farneback_motion(before_HW: Luma, after_HW: Luma, meter: FlowMeter | None = None) -> float:
+    """Measure the mean length in pixels of Farnebäck's flow between two uint8 frames.
 
     Args:
         before_HW: The earlier frame.
-        after_HW: The later one, of the same shape.
+        after_HW: The later one.
+        meter: One for many pairs expands a frame once that is in two of them.
+
+    Returns:
+        px/frame; 0 for frames of two shapes.
     """
-    return MotionMeter("farneback").measure(before_HW, after_HW)
+    if before_HW.shape != after_HW.shape:
+        return 0.0
+    flow_HW2 = (meter or FlowMeter()).flow(_pad(before_HW), _pad(after_HW))
+    return mean_length(flow_HW2[: before_HW.shape[0], : before_HW.shape[1]])
 
 
 def _build_dis() -> cv2.DISOpticalFlow:

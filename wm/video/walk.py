@@ -16,9 +16,10 @@ from av.video.reformatter import VideoReformatter
 
 from wm.video.decode import RawFrame, Tally, frames
 from wm.video.errors import VideoError
+from wm.video.farneback import FlowMeter
 from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect, to_square_luma
 from wm.video.luma import num_halvings, shrink, small_size
-from wm.video.motion import Luma, MotionKind, MotionMeter
+from wm.video.motion import Luma, MotionKind, MotionMeter, farneback_motion
 
 CHECK_SIDE_PX = 40
 CHECK_NEIGHBOURS = 4
@@ -71,7 +72,7 @@ class Walk:
     standin_side_px: int = 0
     """Frames are halved to this side for the stand-in."""
     decoded: list[RawFrame] | None = None
-    meter: MotionMeter | None = None
+    meter: FlowMeter | None = None
     """Of exact motion; it expands each frame once while frames are measured in order."""
     reformatter: VideoReformatter = field(default_factory=VideoReformatter)
     greys: dict[int, Luma] = field(default_factory=dict)
@@ -121,7 +122,7 @@ class Walk:
         self.small_px = small_size(*self.sampled_px, self.side_px)
         self.bounded = self.kind == "farneback" and halvings > 0
         if self.bounded:
-            self.decoded, self.meter = [], MotionMeter(self.kind)
+            self.decoded, self.meter = [], FlowMeter()
             self.standin_side_px = max(self.sampled_px) // STANDIN_SHRINK
             halvings = num_halvings(*self.sampled_px, self.standin_side_px)
         return float(2**halvings)
@@ -144,20 +145,21 @@ class Walk:
         Raises:
             VideoError: ``frame_mismatch`` where a second walk gives fewer frames.
         """
-        meter = self.meter or MotionMeter(self.kind)
         motion: dict[int, float] = {}
         if self.decoded is not None:
             # In their order: neighbours share a frame.
             for number in sorted(frame_numbers):
-                motion[number] = meter.measure(self._grey(self.decoded, number - 1), self._grey(self.decoded, number))
+                before, after = self._grey(self.decoded, number - 1), self._grey(self.decoded, number)
+                motion[number] = farneback_motion(before, after, self.meter)
             return [motion[number] for number in frame_numbers]
         # Too long to keep: one more walk, up to the last of the frames.
-        before = None
+        last = None
         with closing(self._frames()) as walk:
             for raw in walk:
-                if raw.index in frame_numbers and before is not None:
-                    motion[raw.index] = meter.measure(before.grey(self.reformatter), raw.grey(self.reformatter))
-                before = raw
+                if raw.index in frame_numbers and last is not None:
+                    before, after = last.grey(self.reformatter), raw.grey(self.reformatter)
+                    motion[raw.index] = farneback_motion(before, after, self.meter)
+                last = raw
                 if len(motion) == len(frame_numbers):
                     break
         if len(motion) < len(frame_numbers):
