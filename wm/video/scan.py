@@ -79,7 +79,7 @@ def scan_video(
 
     ``dis`` sees frames halved as long as their long side stays ``motion_side_px`` or more. ``farneback`` gives the
     key-frames that full-size Farnebäck on every frame would give, but runs it only where the choice can still change
-    (:mod:`wm.video.bounded`); clips too small to be halved are measured at full size, by their luma.
+    (:mod:`wm.video.bounded`); clips too small to be halved are measured on every frame, by their luma.
 
     Memory is bounded at any length: see the limits in :mod:`wm.video.walk`, and some 100 bytes a frame.
 

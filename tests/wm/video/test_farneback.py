@@ -99,7 +99,7 @@ def moving_clip(path, num_frames=60, size=(96, 128)):
     return write_video(path, [np.repeat(frame[..., None], 3, axis=2) for frame in frames])
 
 
-def test_without_a_folder_for_its_cache_it_is_compiled_all_the_same(monkeypatch):
+def test_without_a_writable_folder_it_is_compiled_all_the_same(monkeypatch):
     from wm.video import farneback_expand
 
     calls = []
