@@ -23,8 +23,8 @@ LIBRARY = ["wm/models", "wm/sampling", "wm/dynamics", "wm/*.py"]
 OPTIONAL = {"triton", "mlflow", "wandb"}
 """Used where they are installed; no extra brings them."""
 
-APART = {"krippendorff"}
-"""Brought by an extra of its own and not by ``all``: its licence is the GPL's."""
+APART = {"krippendorff", "numba"}
+"""Brought by extras of their own and not by ``all``: one for its licence, the GPL's, one for its 208 MB."""
 
 THROUGH_OTHERS = {
     "starlette": "fastapi-offline",

@@ -24,7 +24,7 @@ from wm.video import KEYFRAME_RULES, Scan, choose_keyframes, scan_video
 from wm.video.decode import frames
 from wm.video.fetch import fetch_decord, fetch_pyav
 
-PACKAGES = ("wm", "av", "opencv-python-headless", "decord", "numpy")
+PACKAGES = ("wm", "av", "opencv-python-headless", "decord", "numba", "numpy")
 TOLERANCE_FRAMES = 2
 """Key-frames this close count as equal."""
 

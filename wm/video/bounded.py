@@ -1,14 +1,13 @@
 """Choose key-frames by a costly measure of motion, run on few frames.
 
-Cheap stand-ins of every frame's motion are known, and a better one can be had of some. A Gaussian process over time
-learns, from the frames measured so far, what the measure makes of them, and gives each other frame an upper bound. The
-key-frames are chosen as if every frame moved as much as its bound allows, and those among them that are not measured
-get the better stand-in first, then the measure: when all of them are measured, no other frame can enter the choice, as
-far as the bounds hold (optimistic search; Srinivas et al. 2010, the upper confidence bound of GP-UCB).
+Cheap stand-ins for every frame's motion are known. A Gaussian process over time learns, from the frames measured so
+far, what the measure makes of them, and gives each other frame an upper bound. The key-frames are chosen as if every
+frame moved as much as its bound allows, and those among them that are not measured are measured next: when all of them
+are, no other frame can enter the choice, as far as the bounds hold (optimistic search; Srinivas et al. 2010, the upper
+confidence bound of GP-UCB).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,41 +18,24 @@ Mask = npt.NDArray[np.bool_]
 Ask = Callable[[list[int]], Sequence[float]]
 
 
-@dataclass(frozen=True)
-class Bound:
-    """How motion follows from stand-ins: like their product, each to its power.
-
-    Attributes:
-        powers: Exponent of each stand-in.
-        sds: Standard deviations from the expectation to the upper bound.
-        discount: Logarithm of the factor taken off the bound: frames that measured ones nearly equal are not worth a
-            measurement.
-    """
-
-    powers: tuple[float, ...]
-    sds: float
-    discount: float
-
-
-# Least squares of logarithms over 83 real clips of 3 to 9 s in two shapes; sds and discount were then chosen there for
-# key-frames that agree at the least cost.
-COARSE = Bound((0.25, 0.57), 3.0, 0.1)
-"""Stand-ins: DIS flow in px/frame, mean difference of thumbnails in grey levels."""
-FINE = Bound((0.67, 0.27), 2.0, 0.0)
-"""Stand-ins: Farneback flow at a quarter of the size in px/frame, mean difference of thumbnails in grey levels."""
+# Chosen on one half of the sources of 31 real clips (3 to 9 s, two shapes), for key-frames that agree at the least
+# cost; those of the other half agree completely.
+BOUND_SDS = 2.0
+"""Standard deviations from the expectation to the upper bound."""
 FLOW_FLOOR_PX = 0.02
 STEP_FLOOR = 0.025
 """Added before a logarithm is taken: less flow (px/frame) and difference (grey levels) than this is rest."""
 
-# Of log motion in those clips: what is left unexplained has a standard deviation of 0.2, much of it common to frames
-# some 16 apart; a power differs from clip to clip by 0.25; nothing is known of the factor.
-_POWER_SD = 0.25
+# Of log motion in those clips: it goes with its first stand-in, and with powers of both that differ from clip to clip;
+# what is left unexplained is common to frames some 16 apart, or a frame's own; nothing is known of the factor.
+_POWER_SD = 0.1
 _DRIFT_SD = 0.2
 _DRIFT_FRAMES = 16.0
-_NOISE_SD = 0.1
+_NOISE_SD = 0.2
 _OFFSET_SD = 3.0
 _PRIOR_SAMPLES = 4
 _SCALE_LIMITS = (0.5, 2.0)
+_ROUND = 2
 _MAX_LEARNT = 256
 _BLOCK = 4096
 
@@ -62,7 +44,6 @@ def search_keyframes(
     flow_T: Sequence[float],
     step_T: Sequence[float],
     measure: Ask,
-    refine: Ask | None,
     *,
     max_keyframes: int,
     min_interval_frames: int,
@@ -72,10 +53,9 @@ def search_keyframes(
     """Measure the frames that can enter the choice of key-frames, and expect the motion of the others.
 
     Args:
-        flow_T: First stand-in of :data:`COARSE` for each frame, px/frame.
-        step_T: Second stand-in of :data:`COARSE`, grey levels.
+        flow_T: First stand-in for the motion of each frame: Farnebäck's flow at a small size, px/frame.
+        step_T: Second stand-in: mean difference of thumbnails, grey levels.
         measure: Maps frame numbers to motion, px/frame; frame 0 moves 0 and is never measured.
-        refine: Maps frame numbers to their first stand-in of :data:`FINE`; None where there is none.
         max_keyframes: ``K_f`` of :func:`wm.video.keyframes.choose_keyframes`.
         min_interval_frames: ``I_f`` of the same.
         rule: How key-frames are chosen.
@@ -91,13 +71,9 @@ def search_keyframes(
         return [frame for frame in candidates if not measured_T[frame]]
 
     while frames := list_unmeasured(search.upper_T, search.measured_T):
-        # 1. The better stand-in first: it may rule a frame out at little cost.
-        if refine is not None:
-            unrefined = [frame for frame in frames if not search.refined_T[frame]]
-            if unrefined:
-                search.refine(unrefined, refine(unrefined))
-                if search.order:
-                    continue
+        # 1. Few at a time, the most moving first: each measurement may rule out the next.
+        if search.order:
+            frames = frames[:_ROUND]
         # 2. Fill the batch as if each measurement turned out as expected.
         assumed_T, measured_T, more = search.upper_T.copy(), search.measured_T.copy(), frames
         while more and len(frames) < batch:
@@ -111,23 +87,15 @@ def search_keyframes(
 
 
 class _Search:
-    """Knowledge of each frame: a stand-in, a better one, or its motion."""
+    """Knowledge of each frame: its stand-ins, or its motion."""
 
     def __init__(self, flow_T: Sequence[float], step_T: Sequence[float]) -> None:
-        step_log_T = np.log(np.asarray(step_T) + STEP_FLOOR)
-        self.coarse_T2 = np.stack([np.log(np.asarray(flow_T) + FLOW_FLOOR_PX), step_log_T], axis=1)
-        self.fine_T2 = self.coarse_T2.copy()
+        flow_log_T, step_log_T = np.log(np.asarray(flow_T) + FLOW_FLOOR_PX), np.log(np.asarray(step_T) + STEP_FLOOR)
+        self.logs_T2 = np.stack([flow_log_T, step_log_T], axis=1)
         self.motion_T = np.zeros(len(step_log_T))
-        self.refined_T = np.zeros(len(step_log_T), dtype=bool)
-        self.measured_T = self.refined_T.copy()
+        self.measured_T = np.zeros(len(step_log_T), dtype=bool)
         self.measured_T[0] = True  # it moves 0 by definition
         self.order: list[int] = []
-        self._update_bounds()
-
-    def refine(self, frames: list[int], flow: Sequence[float]) -> None:
-        """Replace the first stand-in of some frames by the better one."""
-        self.fine_T2[frames, 0] = np.log(np.asarray(flow) + FLOW_FLOOR_PX)
-        self.refined_T[frames] = True
         self._update_bounds()
 
     def measure(self, frames: list[int], motion: Sequence[float]) -> None:
@@ -139,24 +107,19 @@ class _Search:
 
     def _update_bounds(self) -> None:
         """Set ``expected_T`` and ``upper_T``, px/frame."""
-        log_T, bound_T = self._regress(COARSE, self.coarse_T2)
-        # Before the first measurement the finer model has no factor to go by.
-        if self.order and self.refined_T.any():
-            fine_log_T, fine_bound_T = self._regress(FINE, self.fine_T2)
-            log_T = np.where(self.refined_T, fine_log_T, log_T)
-            bound_T = np.where(self.refined_T, fine_bound_T, bound_T)
+        log_T, bound_T = self._regress()
         self.expected_T = self._merge_measured(log_T)
         self.upper_T = self._merge_measured(bound_T)
 
     def _merge_measured(self, log_T: Floats) -> Floats:
         return np.where(self.measured_T, self.motion_T, np.maximum(np.exp(log_T) - FLOW_FLOOR_PX, 0.0))
 
-    def _regress(self, bound: Bound, logs_T2: Floats) -> tuple[Floats, Floats]:
+    def _regress(self) -> tuple[Floats, Floats]:
         """Regress log motion and its upper bound on the measurements (Rasmussen & Williams 2006, eq. 2.23, 2.24)."""
         # The newest measurements only: the inverse grows with the cube of their number.
         at_M = np.asarray(self.order[-_MAX_LEARNT:], dtype=np.intp)
-        logs_T2 = logs_T2 - logs_T2[at_M if len(at_M) else slice(None)].mean(axis=0)
-        prior_T = logs_T2 @ np.asarray(bound.powers)
+        logs_T2 = self.logs_T2 - self.logs_T2[at_M if len(at_M) else slice(None)].mean(axis=0)
+        prior_T = logs_T2[:, 0]
         # Nothing measured: no bound is known, and order alone decides.
         if not len(at_M):
             return prior_T, prior_T
@@ -175,7 +138,7 @@ class _Search:
             alone_B = _OFFSET_SD**2 + _POWER_SD**2 * (logs_T2[block] ** 2).sum(axis=1) + _DRIFT_SD**2 + _NOISE_SD**2
             var_T[block] = alone_B - ((across_BM @ inverse_MM) * across_BM).sum(axis=1)
         sd_T = np.sqrt(np.maximum(var_T, 0.0)) * np.clip(scale, *_SCALE_LIMITS)
-        return mean_T, mean_T + bound.sds * sd_T - bound.discount
+        return mean_T, mean_T + BOUND_SDS * sd_T
 
 
 def _covariance(logs_T2: Floats, rows_A: npt.NDArray[np.intp], columns_B: npt.NDArray[np.intp]) -> Floats:

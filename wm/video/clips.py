@@ -16,6 +16,7 @@ from PIL import Image
 from wm.images import Pixels, encode_png
 from wm.video.errors import VideoError
 from wm.video.facts import FrameFacts, frame_facts
+from wm.video.farneback import compile_flow
 from wm.video.fetch import Reader, fetch_decord, fetch_pyav
 from wm.video.flow_meter import NO_DEVICE, prepare_device
 from wm.video.isolation import RESIDENT_LIMIT_MIB, IsolatedProcess
@@ -29,6 +30,9 @@ DECORD_LIMIT_S = 20.0
 """decord either answers in well under a second or never: after this time PyAV reads instead."""
 DEVICE_LIMIT_S = 120.0
 """For torch's import, a GPU's driver and the self-test, which count for no video."""
+
+COMPILE_LIMIT_S = 120.0
+"""For compiling the flow in a new child, where no cache of it is on disk."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,9 @@ class ClipReader:
             VideoError: Any reason; the reader stays usable afterwards.
         """
         self._prepare_device()
+        # Compiling takes seconds that no video should answer for; once done, this costs a message.
+        if self.settings.motion == "farneback":
+            self.process.call(COMPILE_LIMIT_S, compile_flow)
         begin_s = time.perf_counter()
         # 1. The motion pass chooses the key-frames.
         try:

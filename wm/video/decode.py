@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from av.codec.context import Flags
 from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
 
 from wm.images import Pixels
 from wm.video.errors import VideoError
@@ -101,17 +102,25 @@ class RawFrame:
         height, width = self.sampled_px()
         return height, square_width(width, self.upright_aspect)
 
-    def rgb(self) -> Pixels:
-        """Convert to upright full-size colour in square pixels: uint8 RGB (height, width, 3)."""
-        upright = np.ascontiguousarray(self.orientation.apply(self.frame.to_ndarray(format="rgb24")))
+    def rgb(self, reformatter: VideoReformatter | None = None) -> Pixels:
+        """Convert to upright full-size colour in square pixels: uint8 RGB (height, width, 3).
+
+        Args:
+            reformatter: One for many frames saves most of the time; the pixels are the same.
+        """
+        frame = self.frame if reformatter is None else reformatter.reformat(self.frame, format="rgb24")
+        upright = np.ascontiguousarray(self.orientation.apply(frame.to_ndarray(format="rgb24")))
         return to_square_pixels(upright, self.upright_aspect)
 
-    def grey(self) -> Luma:
+    def grey(self, reformatter: VideoReformatter | None = None) -> Luma:
         """Convert to upright full-size brightness by way of RGB, as OpenCV's own reader and ``cvtColor`` do.
 
         Where colours are outside RGB's range it is not the luma of the file.
+
+        Args:
+            reformatter: As for :meth:`rgb`.
         """
-        return np.asarray(cv2.cvtColor(self.rgb(), cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+        return np.asarray(cv2.cvtColor(self.rgb(reformatter), cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
     def luma(self, side_px: int) -> Luma:
         """Compute upright brightness in stored samples, halved while its long side stays ``side_px`` or more.

@@ -2,7 +2,7 @@
 
 Two flows. ``dis``: OpenCV's DIS (Kroeger et al. 2016), at a small size; quick. ``farneback``: dense polynomial
 expansion (Farnebäck 2003) at the settings people copy from OpenCV's tutorial (0.5, 3, 15, 3, 5, 1.2), at full size,
-which is what most people run. :mod:`wm.video.scan` decides which frames either sees.
+which is what most people run (:mod:`wm.video.farneback`). :mod:`wm.video.scan` decides which frames either sees.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ from typing import Literal, TypeAlias
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from wm.video.farneback import FlowMeter
 
 Luma: TypeAlias = npt.NDArray[np.uint8]
 """uint8 brightness, full range, shape (height, width)."""
@@ -31,6 +33,7 @@ class MotionMeter:
         self.kind = kind
         self._previous: Luma | None = None
         self._dis = _build_dis() if kind == "dis" else None
+        self._farneback = FlowMeter() if kind == "farneback" else None
 
     def measure(self, lumas: Sequence[Luma]) -> list[float]:
         """Measure the mean flow magnitude to each frame from the one before.
@@ -50,7 +53,7 @@ class MotionMeter:
         if not lumas:
             return motion
         if self._dis is None:
-            return motion + [farneback_motion(*pair) for pair in pairwise([previous, *lumas])]
+            return motion + [farneback_motion(*pair, self._farneback) for pair in pairwise([previous, *lumas])]
         padded = [_pad(luma_HW) for luma_HW in (previous, *lumas)]
         flows = [self._dis.calc(before, after, None) for before, after in pairwise(padded)]
         return motion + _mean_lengths(flows, previous.shape)
@@ -64,14 +67,20 @@ class MotionMeter:
         return self.measure([luma_HW])[0]
 
 
-def farneback_motion(before_HW: Luma, after_HW: Luma) -> float:
-    """Measure the mean length in pixels of Farnebäck's flow between two uint8 frames of one shape.
+def farneback_motion(before_HW: Luma, after_HW: Luma, meter: FlowMeter | None = None) -> float:
+    """Measure the mean length in pixels of Farnebäck's flow between two uint8 frames.
 
     Args:
         before_HW: The earlier frame.
-        after_HW: The later one, of the same shape.
+        after_HW: The later one.
+        meter: One for many pairs expands a frame once that is in two of them.
+
+    Returns:
+        px/frame; 0 for frames of two shapes.
     """
-    flow_HW2 = farneback_flow(_pad(before_HW), _pad(after_HW))
+    if before_HW.shape != after_HW.shape:
+        return 0.0
+    flow_HW2 = (meter or FlowMeter()).flow(_pad(before_HW), _pad(after_HW))
     return _mean_lengths([flow_HW2], before_HW.shape)[0]
 
 
@@ -85,8 +94,7 @@ def farneback_flow(before_HW: Luma, after_HW: Luma) -> npt.NDArray[np.float32]:
     Returns:
         float32 (height, width, 2): x and y in px.
     """
-    flow_HW2 = cv2.calcOpticalFlowFarneback(before_HW, after_HW, None, 0.5, 3, 15, 3, 5, 1.2, 0)
-    return np.asarray(flow_HW2, dtype=np.float32)
+    return FlowMeter().flow(before_HW, after_HW)
 
 
 def _build_dis() -> cv2.DISOpticalFlow:

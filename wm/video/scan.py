@@ -84,7 +84,7 @@ def scan_video(
 
     ``dis`` sees frames halved as long as their long side stays ``motion_side_px`` or more. ``farneback`` gives the
     key-frames that full-size Farnebäck on every frame would give, but runs it only where the choice can still change
-    (:mod:`wm.video.bounded`); clips too small to be halved are measured at full size, by their luma. On a GPU it
+    (:mod:`wm.video.bounded`); clips too small to be halved are measured on every frame, by their luma. On a GPU it
     measures every frame (:mod:`wm.video.flow_meter`).
 
     Memory is bounded at any length: see the limits in :mod:`wm.video.walk`, and some 100 bytes a frame.
@@ -159,10 +159,9 @@ def scan_rules(
     walk, measured_on = _read_walk(build_walk, device)
     # 2. Exact motion only where it can change a rule's own choice; what one has measured serves the next.
     measure = _remember(walk.measure)
-    refine = _remember(walk.refine) if walk.quarters is not None else None
-    curves = {name: _measure_motion(walk, rule, limits, measure, refine) for name, rule in keyframe_rules.items()}
+    curves = {name: _measure_motion(walk, rule, limits, measure) for name, rule in keyframe_rules.items()}
     # 3. Choose; the decoded frames are no longer needed.
-    walk.decoded = walk.quarters = None
+    walk.decoded = None
     scans = {}
     for name, (motion_T, measured_T) in curves.items():
         keyframes = choose_keyframes(
@@ -202,7 +201,7 @@ def _remember(ask: Ask) -> Ask:
 
 
 def _measure_motion(
-    walk: Walk, rule: KeyframeRule, limits: tuple[int, int], measure: Ask, refine: Ask | None
+    walk: Walk, rule: KeyframeRule, limits: tuple[int, int], measure: Ask
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Return the motion of each frame as a rule needs to know it, px/frame, and which of it was measured."""
     if not walk.bounded:
@@ -212,7 +211,6 @@ def _measure_motion(
         walk.motion,
         walk.steps,
         measure,
-        refine,
         max_keyframes=max_keyframes,
         min_interval_frames=min_interval_frames,
         rule=rule,

@@ -6,17 +6,18 @@ Does not choose key-frames: :mod:`wm.video.scan` does.
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from av.video.reformatter import VideoReformatter
 
 from wm.video.decode import RawFrame, Tally, frames
 from wm.video.errors import VideoError
-from wm.video.geometry import SQUARE, SQUARE_SAMPLES, Orientation, SampleAspect, to_square_luma
+from wm.video.farneback import FlowMeter
+from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect, to_square_luma
 from wm.video.luma import num_halvings, shrink, small_size
 from wm.video.motion import Luma, MotionKind, MotionMeter, farneback_motion
 
@@ -31,8 +32,8 @@ MAX_THUMBS = 16384
 most motion are kept."""
 MAX_HELD_BYTES = 256 * 2**20
 """Max memory of decoded frames for exact motion. A longer clip is walked again, a few times."""
-MAX_QUARTER_BYTES = 128 * 2**20
-"""Max memory of brightness at a quarter of the size, for exact motion; a longer clip is measured without it."""
+STANDIN_SHRINK = 4
+"""The stand-in for exact motion is Farnebäck's flow at this part of the size."""
 MAX_GREYS = 16
 """Max number of full-size frames in memory for measuring."""
 WALK_BATCH = 32
@@ -86,8 +87,12 @@ class Walk:
     """Full-size pixels a pixel of the frames that the meter sees."""
     bounded: bool = False
     """Whether ``motion`` is a stand-in, for which :meth:`measure` has exact values."""
+    standin_side_px: int = 0
+    """Frames are halved to this side for the stand-in."""
     decoded: list[RawFrame] | None = None
-    quarters: list[Luma] | None = None
+    flow_meter: FlowMeter | None = None
+    """Of exact motion; it expands each frame once while frames are measured in order."""
+    reformatter: VideoReformatter = field(default_factory=VideoReformatter)
     greys: dict[int, Luma] = field(default_factory=dict)
 
     def _frames(self, tally: Tally | None = None) -> Generator[RawFrame]:
@@ -101,40 +106,41 @@ class Walk:
             wm.video.flow_meter.FlowError: The device of ``flow`` fails.
         """
         lumas: list[Luma] = []
+        seen: list[Luma] = []
         orientation: Orientation | None = None
-        aspect = SQUARE
         for raw in self._frames(self.tally):
             if not self.times_s:
                 self._set_sizes(raw)
             # Identity suffices: there are eight orientation objects in all.
             if raw.orientation is not orientation:
                 # Laid in another way, a frame may have another shape in square pixels.
-                self._measure_batch(lumas, aspect)
-                orientation, aspect = raw.orientation, raw.upright_aspect
+                self._measure_batch(lumas, seen)
+                orientation = raw.orientation
                 self.orientation_changes.append((raw.index, orientation))
             luma = motion_luma(raw, self.side_px, self.small_px)
+            # Flow in square pixels, thumbnails in stored samples: those are compared with other readers' frames.
             lumas.append(luma)
+            seen.append(to_square_luma(raw.luma(self.standin_side_px) if self.bounded else luma, raw.upright_aspect))
             if self.flow is not None:
-                self.flow.add(raw.grey())
+                self.flow.add(raw.grey(self.reformatter))
             self.times_s.append(raw.time_s)
             if len(lumas) * luma.size >= BATCH_BYTES:
-                self._measure_batch(lumas, aspect)
-            if self.bounded:
-                self._keep(raw)
-        self._measure_batch(lumas, aspect)
+                self._measure_batch(lumas, seen)
+            if self.decoded is not None:
+                self._hold(raw, self.decoded)
+        self._measure_batch(lumas, seen)
         if self.flow is not None:
             self.motion = self.flow.motion()
         _check_num_frames(self.path, len(self.times_s), self.tally)
 
-    def _measure_batch(self, lumas: list[Luma], aspect: Fraction) -> None:
-        """Measure the next frames, keep their thumbnails, and empty the list."""
+    def _measure_batch(self, lumas: list[Luma], seen: list[Luma]) -> None:
+        """Measure the next frames as the meter sees them, keep their thumbnails, and empty both lists."""
         if not lumas:
             return
-        # Flow in square pixels, thumbnails in stored samples: those are compared with other readers' frames.
         if self.flow is not None:
             self.motion += [0.0] * len(lumas)  # until the device has measured them
         else:
-            lengths = self.meter.measure([to_square_luma(luma, aspect) for luma in lumas])
+            lengths = self.meter.measure(seen)
             self.motion += [length * self.scale for length in lengths]
         for index, luma in enumerate(lumas, len(self.steps)):
             thumb, before = thumbnail(luma), self.thumbs.get(index - 1)
@@ -142,6 +148,7 @@ class Walk:
             self.steps.append(cv2.norm(thumb, before, cv2.NORM_L1) / thumb.size if before is not None else 0.0)
             self.thumbs[index] = thumb
         lumas.clear()
+        seen.clear()
         # Only here are frames dropped, so that memory stays bounded.
         if len(self.thumbs) > MAX_THUMBS:
             self._drop_thumbs()
@@ -156,35 +163,17 @@ class Walk:
         if self.kind == "dis" or not halvings:
             self.flow = None
         self.bounded = self.kind == "farneback" and halvings > 0 and self.flow is None
-        self.meter, self.scale = MotionMeter("dis" if self.bounded else self.kind), float(2**halvings)
-        self.decoded = [] if self.bounded else None
-        # At two halvings a quarter of the size is what the motion pass sees anyway.
-        self.quarters = [] if self.bounded and halvings > 2 else None
+        if self.bounded:
+            self.decoded, self.flow_meter = [], FlowMeter()
+            self.standin_side_px = max(self.sampled_px) // STANDIN_SHRINK
+            halvings = num_halvings(*self.sampled_px, self.standin_side_px)
+        self.meter, self.scale = MotionMeter(self.kind), float(2**halvings)
 
-    def _keep(self, raw: RawFrame) -> None:
+    def _hold(self, raw: RawFrame, decoded: list[RawFrame]) -> None:
         """Keep what the search for exact key-frames needs, as far as it fits."""
-        if self.decoded is not None:
-            self.decoded.append(raw)
-            if len(self.decoded) * raw.num_bytes > MAX_HELD_BYTES:
-                self.decoded = None
-        # Small frames may fit where full ones do not.
-        if self.quarters is not None:
-            quarter = raw.luma(max(self.sampled_px) // 4)
-            self.quarters.append(to_square_luma(quarter, raw.upright_aspect))
-            if len(self.quarters) * self.quarters[-1].size > MAX_QUARTER_BYTES:
-                self.quarters = None
-
-    def refine(self, frame_numbers: list[int]) -> list[float]:
-        """Measure Farnebäck's flow at a quarter of the size.
-
-        Args:
-            frame_numbers: Frames after the first.
-
-        Returns:
-            Motion of each, px/frame of the full size.
-        """
-        quarters = self.quarters or []
-        return [4 * _motion(quarters[number - 1], quarters[number]) for number in frame_numbers]
+        decoded.append(raw)
+        if len(decoded) * raw.num_bytes > MAX_HELD_BYTES:
+            self.decoded = None
 
     def measure(self, frame_numbers: list[int]) -> list[float]:
         """Measure Farnebäck's flow at full size.
@@ -198,17 +187,21 @@ class Walk:
         Raises:
             VideoError: ``frame_mismatch`` where a second walk gives fewer frames.
         """
-        if self.decoded is not None:
-            decoded = self.decoded
-            return [_motion(self._grey(decoded, number - 1), self._grey(decoded, number)) for number in frame_numbers]
-        # Too long to keep: one more walk, up to the last of the frames.
         motion: dict[int, float] = {}
-        before = None
+        if self.decoded is not None:
+            # In their order: neighbours share a frame.
+            for number in sorted(frame_numbers):
+                before, after = self._grey(self.decoded, number - 1), self._grey(self.decoded, number)
+                motion[number] = farneback_motion(before, after, self.flow_meter)
+            return [motion[number] for number in frame_numbers]
+        # Too long to keep: one more walk, up to the last of the frames.
+        last = None
         with closing(self._frames()) as walk:
             for raw in walk:
-                if raw.index in frame_numbers and before is not None:
-                    motion[raw.index] = _motion(before.grey(), raw.grey())
-                before = raw
+                if raw.index in frame_numbers and last is not None:
+                    before, after = last.grey(self.reformatter), raw.grey(self.reformatter)
+                    motion[raw.index] = farneback_motion(before, after, self.flow_meter)
+                last = raw
                 if len(motion) == len(frame_numbers):
                     break
         if len(motion) < len(frame_numbers):
@@ -222,7 +215,7 @@ class Walk:
         if frame not in self.greys:
             if len(self.greys) == MAX_GREYS:
                 del self.greys[next(iter(self.greys))]
-            self.greys[frame] = decoded[frame].grey()
+            self.greys[frame] = decoded[frame].grey(self.reformatter)
         return self.greys[frame]
 
     def orientations(self, keyframes: list[int]) -> list[Orientation]:
@@ -258,10 +251,6 @@ class Walk:
         keep = {index for frame in candidates.tolist() for index in self._near(frame)}
         newest = len(self.motion) - 1 - CHECK_NEIGHBOURS
         self.thumbs = {index: thumb for index, thumb in self.thumbs.items() if index in keep or index >= newest}
-
-
-def _motion(before: Luma, after: Luma) -> float:
-    return farneback_motion(before, after) if before.shape == after.shape else 0.0
 
 
 def motion_luma(raw: RawFrame, motion_side_px: int, size_px: tuple[int, int]) -> Luma:
