@@ -122,10 +122,10 @@ class ClipReader:
             VideoError: Any reason; the reader stays usable afterwards.
         """
         settings = self.settings
-        begin_s = time.perf_counter()
         # Compiling takes seconds that no video should answer for; once done, this costs a message.
         if settings.motion == "farneback":
-            self.process.call(COMPILE_LIMIT_S, compile_flow)
+            self.process.call(self.limit_s(COMPILE_LIMIT_S), compile_flow)
+        begin_s = time.perf_counter()
         # 1. The motion pass chooses the key-frames.
         scans = self.process.call(
             self.limit_s(settings.time_limit_s),
