@@ -21,6 +21,7 @@ from jobs.benchmark.clips import SHAPES, Shape, list_sources, made_clips, real_c
 from jobs.benchmark.harness import CommonRecipe, Figures, Seconds, check_out, interleaved, spread, write_record
 from wm.paths import OutputPath, SourcePath
 from wm.video import KEYFRAME_RULES, Scan, choose_keyframes, scan_video
+from wm.video.farneback import compile_flow
 from wm.video.fetch import fetch_decord, fetch_pyav
 
 PACKAGES = ("wm", "av", "opencv-python-headless", "decord", "numba", "numpy")
@@ -87,6 +88,8 @@ def _measure_shape(recipe: BenchmarkRecipe, folder: Path, shape: Shape, sources:
     # A long real video gives two clips.
     clips = clips[:1] if recipe.quick else clips
     rounds = 1 if recipe.quick else recipe.rounds
+    # Compiled before the clock runs, as it is for annotation.
+    compile_flow()
     # One run gives both the time and the result to compare.
     scans: dict[str, dict[Path, Scan]] = {name: {} for name in SCANS}
     curves: dict[Path, Curve] = {}
