@@ -2,7 +2,7 @@
 
 The steps and their order are those of OpenCV's ``calcOpticalFlowFarneback``: OpenCV blurs and scales the pyramid, the
 rest is compiled by numba (:mod:`wm.video.farneback_expand`, :mod:`wm.video.farneback_rows`), the extra ``wm[fast]``.
-Without it OpenCV measures: the same flow up to rounding, at a fourth of the speed.
+Without it OpenCV measures: the same flow up to rounding, at a third to a fourth of the speed.
 """
 
 from functools import lru_cache

@@ -29,7 +29,7 @@ class MotionSettings(Recipe):
     """I_f: min number of frames between two key-frames."""
     motion: MotionKind = "dis"
     """Optical flow: dis (fast), or farneback: the key-frames that full-size Farneback on every frame gives, measured
-    only where the choice can still change; three times as fast with the extra wm[fast]."""
+    only where the choice can still change; over twice as fast with the extra wm[fast]."""
     motion_side_px: int = Field(default=40, ge=16)
     """Frames are halved as long as their long side stays this or more, and dis runs on the result (40: 320 x 240 is
     seen at 40 x 30). With farneback frames that are not halved are all measured."""
