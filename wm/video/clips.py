@@ -131,7 +131,7 @@ class ClipReader:
         self._prepare_device()
         # Compiling takes seconds that no video should answer for; once done, this costs a message.
         if self.settings.motion == "farneback":
-            self.process.call(COMPILE_LIMIT_S, compile_flow)
+            self.process.call(self.limit_s(COMPILE_LIMIT_S), compile_flow)
         begin_s = time.perf_counter()
         # 1. The motion pass chooses the key-frames.
         try:

@@ -36,8 +36,8 @@ _BLOCK = 64
 def _locate(dx: Floats, dy: Floats, y: int, height: int, frac_2W: Floats, half: Floats, shift_2W: Ints) -> None:
     """Find the pixel that each pixel's flow leads to.
 
-    Sets its distance in complete pixels (``shift_2W``) and with the fraction (``frac_2W``), and ``half``: 1/2, or 0
-    where it is outside the frame.
+    Sets its distance in pixels, rounded down (``shift_2W``) and not (``frac_2W``), and ``half``: 1/2, or 0 where
+    it is outside the frame.
     """
     width = len(dx)
     for x in range(width):

@@ -34,7 +34,7 @@ class MotionSettings(Recipe):
     """I_f: min number of frames between two key-frames."""
     motion: MotionKind = "dis"
     """Optical flow: dis (fast), or farneback: the key-frames that full-size Farneback on every frame gives, measured
-    only where the choice can still change; three times as fast with the extra wm[fast]."""
+    only where the choice can still change; over twice as fast with the extra wm[fast]."""
     device: MotionDevice = "cpu"
     """Where farneback is measured: cpu, or cuda: a GPU measures every frame, in batches, once its flow of a made clip
     is the CPU's. Where it is not, or a GPU fails, the CPU measures and run.json says why."""
