@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import httpx2
 import numpy as np
@@ -72,6 +72,8 @@ class BenchmarkRecipe(CommonRecipe):
     """Length of the arrivals at each rate."""
     cpus_per_replica: float = Field(default=1, gt=0)
     """CPU cores of each replica, its threads too."""
+    base_sharing: Literal["separate", "merged"] = "separate"
+    """Of the server: merged has both models in one process."""
     long_images: bool = True
     """Measure images of 256 tokens too, of two models with random weights: most of the time."""
 
@@ -122,10 +124,12 @@ def _measure(recipe: BenchmarkRecipe, folder: Path) -> tuple[dict[str, float], F
     for count in recipe.replicas:
         options = f"{{num_replicas = {count}, ray_actor_options = {{num_cpus = {recipe.cpus_per_replica}}}}}"
         # Its models are loaded when the block begins.
-        servers = {"fdm_server": options, "idm_server": options, "direct_port": (direct_port := find_free_port())}
+        servers = {"fdm_server": options, "base_sharing": recipe.base_sharing, "direct_port": find_free_port()}
+        if recipe.base_sharing == "separate":
+            servers["idm_server"] = options
         with serve(models | servers | {"num_candidates": BEST_OF}) as url:
             request = EditRequest(url, source_png, action)
-            direct = replace(request, url=f"http://127.0.0.1:{direct_port}")
+            direct = replace(request, url=f"http://127.0.0.1:{servers['direct_port']}")
             if count == recipe.replicas[0]:
                 seconds |= _measure_single(request, direct, library, 2 if recipe.quick else recipe.rounds)
                 figures["identical_share"] = _identical_share(request, library, 4 if recipe.quick else 20)
