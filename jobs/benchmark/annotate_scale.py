@@ -9,6 +9,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import product
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
@@ -58,8 +59,8 @@ def scale_out(
         rounds: Runs with one worker and with two.
 
     Returns:
-        The ratio of each round, under Ray and of plain processes; and the figures, with the shares of CPU time in the
-        last round.
+        The ratio of each round, under Ray and of plain processes; and the figures, with the shares of CPU time in
+        each round: where ``elsewhere`` is large, the machine was not quiet, and the round says little.
     """
     videos = write_files(folder / "scale", sources, clips)
     recipes = {
@@ -67,20 +68,17 @@ def scale_out(
         for workers in (1, WORKERS)
     }
     rates: dict[str, list[float]] = defaultdict(list)
-    shares: dict[str, dict[str, float]] = {}
-    # 1. Plain processes, while there is no session. Rounds alternate, so that a machine that slows down slows both.
-    for _ in range(rounds):
-        for workers, recipe in recipes.items():
-            rates[f"plain_{workers}"].append(compute_rate(_decode_plain(recipe, workers))[0])
-    # 2. One run that does not count: a new session starts workers in the background.
-    _decode_with_ray(recipes[WORKERS], WORKERS)
-    # 3. Under Ray.
-    for _ in range(rounds):
-        for workers, recipe in recipes.items():
+    shares: dict[str, list[dict[str, float]]] = defaultdict(list)
+    # Plain processes first, while there is no session that takes time of theirs.
+    for kind, decode in (("plain", _decode_plain), ("ray", _decode_with_ray)):
+        # One run that does not count: a new session starts workers in the background.
+        decode(recipes[WORKERS], WORKERS)
+        # Rounds alternate, so that a machine that slows down slows both.
+        for _, (workers, recipe) in product(range(rounds), recipes.items()):
             with CpuSampler() as sampler:
-                rate, begin_s, end_s = compute_rate(_decode_with_ray(recipe, workers))
-            rates[f"ray_{workers}"].append(rate)
-            shares[str(workers)] = compute_shares(sampler.samples, begin_s, end_s, os.cpu_count() or 1)
+                rate, begin_s, end_s = compute_rate(decode(recipe, workers))
+            rates[f"{kind}_{workers}"].append(rate)
+            shares[f"{kind}_{workers}"].append(compute_shares(sampler.samples, begin_s, end_s, os.cpu_count() or 1))
     ratios = {
         kind: [two / one for one, two in zip(rates[f"{kind}_1"], rates[f"{kind}_{WORKERS}"], strict=True)]
         for kind in ("ray", "plain")

@@ -1,4 +1,4 @@
-"""Divide the CPU time of a Ray session among its parts: decoding, actors, the driver, Ray's own processes.
+"""Divide the machine's CPU time among decoding, the actors around it, the driver, and Ray's own processes.
 
 Reads /proc; elsewhere there is nothing to read, and the shares are absent.
 """
@@ -13,11 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_PERIOD_S = 0.25
+_PERIOD_S = 1.0
+"""A look at all processes takes some ms, which are the driver's."""
 _PROC = Path("/proc")
 _ROLES = (
     ("wm.video.child", "decode"),
     ("Decoder", "actors"),
+    ("spawn_main", "actors"),
     ("raylet/raylet", "raylet"),
     ("gcs_server", "gcs"),
 )
@@ -127,6 +129,6 @@ def _find_role(pid: int) -> str:
     try:
         command = (_PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace")
     except OSError:
-        return "other_ray"
-    # Ray's agents, workers that wait, and the actors in which Ray Data keeps its notes are one role.
-    return next((role for part, role in _ROLES if part in command), "other_ray")
+        return "other"
+    # Ray's agents, workers that wait, and the actors in which Ray Data keeps its notes are one part.
+    return next((role for part, role in _ROLES if part in command), "other")
