@@ -86,7 +86,7 @@ def scale_out(
     return ratios, {
         "ratios": {kind: [round(value, 3) for value in values] for kind, values in ratios.items()},
         "clips_per_s": {name: round(median(values), 2) for name, values in rates.items()},
-        "cpu_shares": shares,
+        "cpu_shares": dict(shares),
     }
 
 

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from jobs.benchmark.cpu_time import CpuSampler, Sample, compute_shares, read_sample
 
-linux = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
+linux = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="reads /proc")
 
 
 def test_shares_are_of_all_cores_between_the_moments():
