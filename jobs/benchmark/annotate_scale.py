@@ -162,7 +162,7 @@ def _decode_with_ray(recipe: AnnotateRecipe, workers: int) -> list[ShardEnd]:
     quiet_data()
     # All of them from the first shard on.
     DataContext.get_current().wait_for_min_actors_s = 120
-    ends: list[ShardEnd] = (
+    rows = (
         ray.data.from_blocks(_cut(recipe))
         .map_batches(
             TimedDecoder,
@@ -174,7 +174,7 @@ def _decode_with_ray(recipe: AnnotateRecipe, workers: int) -> list[ShardEnd]:
         )
         .take_all()
     )
-    return ends
+    return [{"clips": row["clips"], "done_s": row["done_s"], "worker": row["worker"]} for row in rows]
 
 
 _decoder: TimedDecoder

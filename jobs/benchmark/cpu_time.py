@@ -6,7 +6,7 @@ Reads /proc; elsewhere there is nothing to read, and the shares are absent.
 import os
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,14 +83,14 @@ def compute_shares(samples: Sequence[Sample], begin_s: float, end_s: float, core
     if len(window) < 2:
         return {}
     first, last = window[0], window[-1]
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for pid, (role, cpu_s) in last.processes.items():
         # One that began meanwhile began at 0.
         seconds[role] += max(0.0, cpu_s - first.processes.get(pid, (role, 0.0))[1])
     total_s = cores * (last.time_s - first.time_s)
-    seconds["elsewhere"] = max(0.0, last.busy_s - first.busy_s - seconds.total())
+    seconds["elsewhere"] = max(0.0, last.busy_s - first.busy_s - sum(seconds.values()))
     shares = {role: round(cpu_s / total_s, 4) for role, cpu_s in seconds.items()}
-    return shares | {"idle": round(max(0.0, 1 - seconds.total() / total_s), 4)}
+    return shares | {"idle": round(max(0.0, 1 - sum(seconds.values()) / total_s), 4)}
 
 
 def read_sample(root: int) -> Sample:
