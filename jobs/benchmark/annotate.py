@@ -12,7 +12,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from jobs.benchmark.annotate_trials import broken_run, memory_growth, scale_out
+from jobs.benchmark.annotate_scale import scale_out
+from jobs.benchmark.annotate_trials import broken_run, memory_growth
 from jobs.benchmark.clips import XVID, list_sources, made_clips, real_clips
 from jobs.benchmark.harness import CommonRecipe, Figures, check_out, spread, write_record
 from wm.errors import InputError
@@ -42,7 +43,7 @@ class BenchmarkRecipe(CommonRecipe):
     scale_clips: int = Field(default=240, ge=32)
     """Clips of each run of the scale-out trial."""
     scale_rounds: int = Field(default=3, ge=1)
-    """Runs with one worker and with four, taking turns."""
+    """Runs with one worker and with two, taking turns."""
     broken_clips: int = Field(default=1000, ge=20)
     """Files of the broken run."""
     poisoned: int = Field(default=50, ge=0)
@@ -104,8 +105,9 @@ def _run_trials(recipe: BenchmarkRecipe, folder: Path, sources: list[Path]) -> F
             clips = made_clips(folder / "long", XVID, _SOURCES)
         # The nano model: decoding alone is scaled out.
         speed_ups, trials["scale"] = scale_out(folder, clips, nano, recipe.scale_clips, recipe.scale_rounds)
-        spreads["scale_out_2_cores"] = spread(speed_ups)
-        ratios["scale_out_2_cores"] = round(median(speed_ups), 3)
+        for name, kind in (("scale_out_2_cores", "ray"), ("plain_2_processes", "plain")):
+            spreads[name] = spread(speed_ups[kind])
+            ratios[name] = round(median(speed_ups[kind]), 3)
     if "broken" in recipe.trials:
         trials["broken"] = broken_run(
             folder, clips, nano, clips=recipe.broken_clips, poisoned=recipe.poisoned, kills=recipe.kills

@@ -1,4 +1,4 @@
-"""Run trials of ``annotate``: memory over many clips, scale-out of the CPU stages, a run that is broken on purpose."""
+"""Run trials of ``annotate``: memory over many clips, and a run that is broken on purpose."""
 
 import os
 import random
@@ -12,9 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.annotate.annotator import Annotator
@@ -36,7 +35,7 @@ _FILTERS = {"action": "score", "unchanged": "score"}
 """Nothing is filtered out by a random model's actions."""
 
 
-def _write_files(folder: Path, sources: Sequence[Path], count: int, poisoned: int = 0) -> Path:
+def write_files(folder: Path, sources: Sequence[Path], count: int, poisoned: int = 0) -> Path:
     """Write files in ten classes, hard links to videos and ``poisoned`` ones among them; return the folder."""
     rng = random.Random(0)
     # Which files are poisoned is the same in every run.
@@ -83,8 +82,8 @@ def memory_growth(
         MiB, and their ``ratio``: the mean over the last 500 clips over that over the first 500, after the first shard
         (which loads everything). The run's counts. Rates of all stages in this run, in which nothing else works.
     """
-    videos = _write_files(folder / "memory", sources, count)
-    recipe = _recipe(videos, idm, folder / "memory-out", **settings)
+    videos = write_files(folder / "memory", sources, count)
+    recipe = build_recipe(videos, idm, folder / "memory-out", **settings)
     listing = list_videos(recipe.videos)
     decoder = Decoder(recipe.clip_settings(), recipe.download_settings(), recipe.dataset)
     annotator = Annotator(recipe.annotator_settings())
@@ -124,77 +123,6 @@ def _resident_bytes(pid: int) -> int:
     return total + int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def scale_out(folder: Path, sources: Sequence[Path], idm: Path, clips: int, rounds: int) -> tuple[list[float], Figures]:
-    """Measure the throughput of the CPU stages with four logical workers over one.
-
-    Decoding actors run under Ray Data, as in ``annotate``; rounds alternate. Clips are counted between the moments when
-    all workers work and when the first has nothing left, so that starting processes does not count.
-
-    Args:
-        folder: Working folder.
-        sources: Videos.
-        idm: Model folder, which is named and not loaded.
-        clips: Clips of each run.
-        rounds: Runs with one worker and with four.
-
-    Returns:
-        The ratio of each round, and the figures.
-    """
-    videos = _write_files(folder / "scale", sources, clips)
-    rates: dict[int, list[float]] = {1: [], 4: []}
-    # Rounds alternate, so that a machine that slows down slows both.
-    for _ in range(rounds):
-        for workers, values in rates.items():
-            recipe = _recipe(videos, idm, folder / "scale-out", resources={"num_decoders": workers})
-            values.append(_decode_rate(recipe, workers))
-    ratios = [four_workers / one_worker for one_worker, four_workers in zip(rates[1], rates[4], strict=True)]
-    return ratios, {
-        "ratios": [round(value, 3) for value in ratios],
-        "clips_per_s": {str(workers): round(median(values), 2) for workers, values in rates.items()},
-    }
-
-
-class TimedDecoder(Decoder):
-    """A decoder that returns no images but when each shard was finished, and by which process."""
-
-    def __call__(self, batch: pa.Table) -> dict[str, list[float]]:
-        """Decode a shard; return one row: clips, when it was finished (s), process id."""
-        rows = super().__call__(batch).num_rows
-        return {"clips": [rows], "done_s": [time.time()], "worker": [os.getpid()]}
-
-
-def _decode_rate(recipe: AnnotateRecipe, workers: int) -> float:
-    from jobs.shared.ray_session import connect, quiet_data
-
-    connect()
-    import ray
-    from ray.data import ActorPoolStrategy
-
-    quiet_data()
-    listing = list_videos(recipe.videos)
-    # Small shards, so that no worker waits long for the last one.
-    shards = cut_shards(listing, 4)
-    shard_rows = (
-        ray.data.from_blocks([shard_table(listing, number, *rows) for number, rows in shards.items()])
-        .map_batches(
-            TimedDecoder,
-            fn_constructor_args=(recipe.clip_settings(), recipe.download_settings(), recipe.dataset),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=workers),
-            num_cpus=recipe.resources.cpus_per_decoder,
-        )
-        .take_all()
-    )
-    times: dict[int, list[float]] = {}
-    # By worker, in the order of time.
-    for row in sorted(shard_rows, key=lambda row: row["done_s"]):
-        times.setdefault(row["worker"], []).append(row["done_s"])
-    # Only while every worker works.
-    begin, end = max(ends[0] for ends in times.values()), min(ends[-1] for ends in times.values())
-    return float(sum(row["clips"] for row in shard_rows if begin < row["done_s"] <= end) / (end - begin))
-
-
 def broken_run(folder: Path, sources: Sequence[Path], idm: Path, *, clips: int, poisoned: int, kills: int) -> Figures:
     """Annotate while workers are killed, and compare with an undisturbed run.
 
@@ -209,7 +137,7 @@ def broken_run(folder: Path, sources: Sequence[Path], idm: Path, *, clips: int, 
     Returns:
         Counts of triplets that are lost, strange or there twice, of videos without a row, and seconds.
     """
-    videos = _write_files(folder / "broken", sources, clips, poisoned=poisoned)
+    videos = write_files(folder / "broken", sources, clips, poisoned=poisoned)
     out, quiet = folder / "broken-out", folder / "quiet-out"
     begin = time.perf_counter()
     # First the broken run, then the same one undisturbed, whose rows must be the same.
@@ -272,7 +200,15 @@ def _count_videos(out: Path) -> int:
     return len(with_triplets | with_rejects)
 
 
-def _recipe(videos: Path, idm: Path, out: Path, **settings: object) -> AnnotateRecipe:
+def build_recipe(videos: Path, idm: Path, out: Path, **settings: object) -> AnnotateRecipe:
+    """Build a recipe for an output folder, which is emptied.
+
+    Args:
+        videos: Folder of the videos.
+        idm: Model folder.
+        out: Output folder.
+        settings: Further keys of ``annotate``.
+    """
     # A finished folder would end the run at once.
     shutil.rmtree(out, ignore_errors=True)
     # Short answers: a random model would write up to the limit.
