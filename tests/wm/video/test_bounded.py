@@ -158,7 +158,9 @@ def test_a_long_clip_keeps_few_thumbnails_and_gives_the_same(clip, monkeypatch, 
     settings = {"motion": motion, "rule": rule, "max_keyframes": 2, "min_interval_frames": 3}
     plenty = scan_video(clip, **settings)
     monkeypatch.setattr(walk_module, "MAX_THUMBS", 40)
+    monkeypatch.setattr(walk_module, "BATCH_BYTES", 1)
     few = scan_video(clip, **settings)
+    assert np.array_equal(few.motion, plenty.motion)
     assert few.keyframes == plenty.keyframes
     assert few.checks.keys() == plenty.checks.keys()
     for frame, check in plenty.checks.items():

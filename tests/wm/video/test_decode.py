@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,7 +13,7 @@ from tests.helpers.video_files import marked_frame, read_mark, write_video
 from wm.video.decode import Tally, frames
 from wm.video.errors import VideoError
 from wm.video.fetch import fetch_decord, fetch_pyav, same_frame
-from wm.video.luma import small_size
+from wm.video.luma import luma_plane, small_size
 from wm.video.scan import scan_video
 from wm.video.walk import thumbnail
 
@@ -169,6 +170,17 @@ def test_files_are_closed(clip):
         next(frames(clip))
         scan_video(clip)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+
+
+def test_the_luma_of_a_frame_that_is_stored_from_the_bottom_up():
+    frame = av.VideoFrame.from_ndarray(marked_frame(5), format="rgb24").reformat(format="yuv420p")
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1))
+    graph.link_nodes(source, graph.add("vflip"), graph.add("buffersink")).configure()
+    graph.push(frame)
+    flipped = graph.pull()
+    assert flipped.planes[0].line_size < 0
+    assert np.array_equal(luma_plane(flipped)[0], luma_plane(frame)[0][::-1])
 
 
 def test_sizes_never_grow():

@@ -1,5 +1,7 @@
 """Flow of a texture that was moved by a known distance."""
 
+from itertools import chain
+
 import cv2
 import numpy as np
 import pytest
@@ -56,3 +58,22 @@ def test_a_change_of_size_is_no_motion():
     meter.next(texture(48, 64))
     assert meter.next(texture(64, 64)) == 0
     assert meter.next(texture(64, 64, seed=1)) > 0
+
+
+@pytest.mark.parametrize("kind", ["dis", "farneback"])
+@pytest.mark.parametrize("shape", [(30, 40), (12, 90), (96, 128)])
+def test_batches_of_any_size_measure_the_same_to_the_bit(kind, shape):
+    shots = [texture(*shape, seed) for seed in range(7)]
+    meter = MotionMeter(kind)
+    expected = [meter.next(shot) for shot in shots]
+    for size in (2, 3, 7):
+        meter = MotionMeter(kind)
+        batches = [meter.measure(shots[begin : begin + size]) for begin in range(0, len(shots), size)]
+        assert list(chain(*batches)) == expected
+
+
+def test_the_mean_length_is_that_of_the_flow_of_opencv():
+    before, after = texture(30, 40), texture(30, 40, seed=1)
+    meter = MotionMeter("farneback")
+    flow_HW2 = cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)
+    assert meter.measure([before, after])[1] == pytest.approx(np.hypot(*flow_HW2.T).mean(), rel=1e-6)
