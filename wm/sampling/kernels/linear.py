@@ -3,8 +3,10 @@
 A product of 1 to 32 rows reads the weights once and does little else. Large matrices are packed for oneDNN, which reads
 them up to a third faster (float32, 8 rows, 1,536 x 512: 453 us for 610), and adds what follows (residual, gate) while
 the result is in registers. Small ones are transposed, so that an input's weights are side by side: torch's plain
-product of those takes from a fifth (48 x 48) of oneDNN's time, whose every call costs some 50 us, to about all of it
-(1,152 x 384). Either costs a copy of the weights, made once a model and call.
+product of those takes from a fifth (48 x 48) of oneDNN's time, whose every call costs 10 us and more, to about all of
+it. Where the two meet depends on the CPU, since oneDNN's kernels use AVX-512 to the full (8 rows, 704 x 256 read from
+memory: 58 us for 74 of the transposed; held to AVX2, 79 for 72). Either costs a copy of the weights, made once a model
+and call.
 """
 
 from collections.abc import Sequence
@@ -18,8 +20,8 @@ from torch.nn import functional as F
 from wm.models.vocabulary import span_of
 from wm.sampling.adapted import LowRank, Matrix
 
-TRANSPOSED_UP_TO = 2**19
-"""Numbers of a float32 matrix up to which the transposed copy is the quicker one."""
+TRANSPOSED_UP_TO = 2**17 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 2**19
+"""Numbers of a float32 matrix up to which the transposed copy is the quicker one: measured at 8 rows with either."""
 
 
 class Packs:
