@@ -21,6 +21,7 @@ from wm.files.mirror import publish, shown
 from wm.models.base_facts import describe_base, find_base, name_of
 from wm.models.card import CardFacts, CardFigure, list_licenses, write_card
 from wm.models.manifest import fetch_model, is_model_folder
+from wm.packaged import to_packaged_name
 from wm.paths import ModelPath, OptionalInputPath
 from wm.runs import read_run
 from wm.training.card import describe_training
@@ -63,6 +64,10 @@ def run(recipe: CardRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """
     if not is_model_folder(recipe.model):
         raise InputError(f"model = {recipe.model!r}: no model folder (no config.json or adapter_config.json)")
+    if (name := to_packaged_name(recipe.model)) != recipe.model:
+        raise InputError(
+            f"model = {name!r}: it comes with the package, whose files are not written; copy its folder first"
+        )
     # Everything is read before the old card is written over.
     folder = fetch_model(recipe.model)
     figures, failures = read_card_figures(recipe.evaluation, recipe.model) if recipe.evaluation else ([], [])

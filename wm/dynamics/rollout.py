@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from typing import TypeAlias
 
 from wm.dynamics.observation import Observation
@@ -143,7 +143,7 @@ def roll_out(
         on_round: Called after each round of candidates.
 
     Returns:
-        A rollout for each source; one ends at the step for which the forward model gave no image, the others go on.
+        A rollout for each source; one of which a step was given no image ends there alone.
 
     Raises:
         InputError: For images, actions or settings that do not fit the models, before any work.
@@ -159,10 +159,8 @@ def roll_out(
     )
     states = [RolloutState(*row, search) for row in zip(sources, actions_BT, seeds, strict=True)]
     # 2. All rollouts step by step: the beams of all that have this step are one batch.
-    for step in range(max(map(len, actions_BT))):
-        live = [row for row, state in enumerate(states) if not state.is_done]
-        # All that have this action may have ended without an image.
-        if not live:
+    for step in count():
+        if not (live := [row for row, state in enumerate(states) if not state.is_done]):
             break
         starts = [start for row in live for start in states[row].starts()]
         images, actions, step_seeds = zip(*((item.source, item.action, item.seed) for item in starts), strict=True)

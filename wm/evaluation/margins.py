@@ -109,12 +109,8 @@ def score_other_predictions(
     idm_sources = held_out.observe("source", codec if verifier.kind == "codes" else None)
     for other, actions in others.items():
         scores: dict[int, float] = {}
-        pending = [(row, action) for row, action in enumerate(actions) if action is not None]
-        # What an editor would cut may be all that differs from the true action.
-        if fdm.kind == "editor":
-            cut = {action for _, action in pending if not is_read(fdm, action)}
-            withheld["long_action"] += sum(action in cut for _, action in pending)
-            pending = [(row, action) for row, action in pending if action not in cut]
+        pending, num_cut = _list_read(fdm, actions)
+        withheld["long_action"] += num_cut
         for begin in range(0, len(pending), ITEMS_AT_ONCE):
             part = pending[begin : begin + ITEMS_AT_ONCE]
             # 1. Sample with the noise of the bank's first candidate, which the difference cancels.
@@ -134,6 +130,17 @@ def score_other_predictions(
         arrays[f"rows.{other}"] = np.array(list(scores), np.int64)
         arrays[f"score.{other}"] = np.array(list(scores.values()), np.float64)
     return dict(+withheld), arrays
+
+
+def _list_read(fdm: ForwardModel, actions: Sequence[str | None]) -> tuple[list[tuple[int, str]], int]:
+    """List the actions that there are with their triplets' numbers, and count those that an editor would cut."""
+    rows = [(row, action) for row, action in enumerate(actions) if action is not None]
+    if fdm.kind != "editor":
+        return rows, 0
+    # What it would cut may be all that differs from the true action.
+    cut = {action for _, action in rows if not is_read(fdm, action)}
+    read = [(row, action) for row, action in rows if action not in cut]
+    return read, len(rows) - len(read)
 
 
 def _score_images(

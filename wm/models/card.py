@@ -138,7 +138,9 @@ def _body(manifest: Manifest, facts: CardFacts) -> list[str]:
     # 2. What it is.
     article = "An" if manifest.task == "idm" else "A"
     role = _PIXEL_BASE if manifest.task is None and manifest.reads_pixels else _ROLES[manifest.task]
-    lines += [f"{article} {role}. Made with `wm` {__version__}.", ""]
+    # Of a release without a manifest nothing but the card is ours.
+    verb = "Described by" if manifest.base_id == _NOT_KNOWN else "Made with"
+    lines += [f"{article} {role}. {verb} `wm` {__version__}.", ""]
     lines += _identity_lines(manifest, facts)
     lines += ["", "## Load it", "", *code_block(_wm_snippet(manifest, facts), "python"), ""]
     if manifest.kind == "adapter":

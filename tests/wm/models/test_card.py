@@ -218,6 +218,8 @@ def test_a_base_that_reads_pixels_is_no_model_of_codes(tmp_path: Path) -> None:
     for card in (text, release):
         assert "A base model that reads pixels" in card and "| images | pixels |" in card
         assert "idm = load_inverse_model(model)" in card and "load_codec" not in card and "qwen3" in card
+    # Others made the release.
+    assert "Made with `wm`" in text and "Described by `wm`" in release and "Made with" not in release
     # Of a release of codes the codec is not known without its weights.
     (tmp_path / "release/config.json").write_text('{"model_type": "chameleon"}')
     card = write_card(tmp_path / "release", CardFacts("base")).read_text(encoding="utf-8")

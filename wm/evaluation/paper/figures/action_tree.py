@@ -28,7 +28,7 @@ _RIGHT_IN: Final = 0.85
 """Room right of the last level, over which its actions may reach."""
 _LETTERS: Final = 20
 _NO_IMAGE: Final = np.full((8, 8, 3), 235, np.uint8)
-"""Stands for an image that the forward model did not give: a light grey."""
+"""In place of an image that the forward model did not give: light grey."""
 
 
 class StoredBranch(TypedDict):
