@@ -58,22 +58,9 @@ def farneback_motion(before_HW: Luma, after_HW: Luma) -> float:
         before_HW: The earlier frame.
         after_HW: The later one, of the same shape.
     """
-    flow_HW2 = farneback_flow(_pad(before_HW), _pad(after_HW))
+    before, after = _pad(before_HW), _pad(after_HW)
+    flow_HW2 = cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)
     return _mean_length(flow_HW2[: before_HW.shape[0], : before_HW.shape[1]])
-
-
-def farneback_flow(before_HW: Luma, after_HW: Luma) -> npt.NDArray[np.float32]:
-    """Compute Farnebäck's flow between two uint8 frames of one shape, at least 16 px high and wide.
-
-    Args:
-        before_HW: The earlier frame.
-        after_HW: The later one, of the same shape.
-
-    Returns:
-        float32 (height, width, 2): x and y in px.
-    """
-    flow_HW2 = cv2.calcOpticalFlowFarneback(before_HW, after_HW, None, 0.5, 3, 15, 3, 5, 1.2, 0)
-    return np.asarray(flow_HW2, dtype=np.float32)
 
 
 def _build_dis() -> cv2.DISOpticalFlow:

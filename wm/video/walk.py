@@ -91,7 +91,7 @@ class Walk:
 
         Raises:
             VideoError: As :func:`wm.video.decode.frames` does, and ``no_frames``, ``one_frame``, ``decode_error``.
-            wm.video.flow_meter.FlowError: The device of ``flow`` fails.
+            wm.video.device_flow.FlowError: The device of ``flow`` fails.
         """
         meter, scale = MotionMeter("dis"), 1.0
         before: Luma | None = None
