@@ -22,7 +22,7 @@ BASE = {
     "logs",
     "names",
     "interrupts",
-    "farneback",
+    "torch_flow",
     "packaged",
     "ports",
     "paths",

@@ -10,7 +10,7 @@ from jobs.annotate.marks import read_all
 from jobs.annotate.tables import DecodedVideo, PairRow
 from wm.datasets.statistics import Table7, VideoSums
 from wm.records import RejectRow, TripletRow
-from wm.video.flow_meter import NO_DEVICE
+from wm.video.device_flow import NO_DEVICE
 from wm.words import count_words
 
 

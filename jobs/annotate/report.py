@@ -13,7 +13,7 @@ from wm.datasets.statistics import count_table7
 from wm.datasets.videos.budget import describe_budget
 from wm.datasets.videos.listing import passed_over_of
 from wm.datasets.videos.passed_over import describe
-from wm.video.flow_meter import NO_DEVICE
+from wm.video.device_flow import NO_DEVICE
 
 
 def print_plan(recipe: AnnotateRecipe, listing: pa.Table, is_complete: bool) -> dict[str, Any]:

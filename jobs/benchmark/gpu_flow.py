@@ -14,7 +14,7 @@ import torch
 
 from jobs.benchmark.gpu_record import Record, time_runs
 from jobs.benchmark.harness import Figures
-from wm.farneback import compute_flow, make_moving_texture, measure_motion
+from wm.torch_flow import compute_flow, make_moving_texture, measure_motion
 
 SIZES_PX = {"xvid": (240, 320), "h264": (256, 340), "hd": (720, 1280)}
 """(height, width): UCF-101's, Kinetics' at this project's size, and 720p."""

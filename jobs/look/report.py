@@ -8,7 +8,7 @@ from jobs.annotate.report import describe_devices
 from jobs.look.recipe import LookRecipe
 from jobs.look.verdicts import Expectation
 from wm.files.mirror import shown
-from wm.video.flow_meter import NO_DEVICE
+from wm.video.device_flow import NO_DEVICE
 
 
 def describe_result(

@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from wm.images import Pixels, encode_png
+from wm.video.device_flow import NO_DEVICE, prepare_device
 from wm.video.errors import VideoError
 from wm.video.facts import FrameFacts, frame_facts
 from wm.video.farneback import compile_flow
 from wm.video.fetch import Reader, fetch_decord, fetch_pyav
-from wm.video.flow_meter import NO_DEVICE, prepare_device
 from wm.video.isolation import RESIDENT_LIMIT_MIB, IsolatedProcess
 from wm.video.motion import MotionKind
 from wm.video.scan import Scan, scan_rules

@@ -84,19 +84,6 @@ def farneback_motion(before_HW: Luma, after_HW: Luma, meter: FlowMeter | None = 
     return _mean_lengths([flow_HW2], before_HW.shape)[0]
 
 
-def farneback_flow(before_HW: Luma, after_HW: Luma) -> npt.NDArray[np.float32]:
-    """Compute Farnebäck's flow between two uint8 frames of one shape, at least 16 px high and wide.
-
-    Args:
-        before_HW: The earlier frame.
-        after_HW: The later one, of the same shape.
-
-    Returns:
-        float32 (height, width, 2): x and y in px.
-    """
-    return FlowMeter().flow(before_HW, after_HW)
-
-
 def _build_dis() -> cv2.DISOpticalFlow:
     """Build DIS for small frames: as close to Farnebäck as the ultra-fast preset at a third of the time.
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wm.video.bounded import Ask, search_keyframes
+from wm.video.device_flow import NO_DEVICE, DeviceFlow, FlowError, check_device, give_up
 from wm.video.facts import cut_scores
-from wm.video.flow_meter import NO_DEVICE, FlowError, FlowMeter, check_device, give_up
 from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect
 from wm.video.keyframes import KeyframeRule, choose_keyframes, find_rule
 from wm.video.motion import MotionKind
@@ -85,7 +85,7 @@ def scan_video(
     ``dis`` sees frames halved as long as their long side stays ``motion_side_px`` or more. ``farneback`` gives the
     key-frames that full-size Farnebäck on every frame would give, but runs it only where the choice can still change
     (:mod:`wm.video.bounded`); clips too small to be halved are measured on every frame, by their luma. On a GPU it
-    measures every frame (:mod:`wm.video.flow_meter`).
+    measures every frame (:mod:`wm.video.device_flow`).
 
     Memory is bounded at any length: see the limits in :mod:`wm.video.walk`, and some 100 bytes a frame.
 
@@ -175,7 +175,7 @@ def _read_walk(build_walk: Callable[..., Walk], device: str) -> tuple[Walk, str]
     """Walk with the flow on a device, or without where there is none or it fails; return who measures."""
     test = None if device == NO_DEVICE else check_device(device)
     if test is not None and not test.problem:
-        walk = build_walk(flow=FlowMeter(device))
+        walk = build_walk(flow=DeviceFlow(device))
         try:
             walk.read()
         except FlowError as error:

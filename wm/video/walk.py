@@ -103,7 +103,7 @@ class Walk:
 
         Raises:
             VideoError: As :func:`wm.video.decode.frames` does, and ``no_frames``, ``one_frame``, ``decode_error``.
-            wm.video.flow_meter.FlowError: The device of ``flow`` fails.
+            wm.video.device_flow.FlowError: The device of ``flow`` fails.
         """
         lumas: list[Luma] = []
         seen: list[Luma] = []

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.wm.test_torch_flow import opencv_motion
 from tests.wm.video.test_bounded import moving_clip
-from wm import farneback
-from wm.farneback import make_moving_texture
-from wm.video import ClipReader, ClipSettings, VideoError, choose_keyframes, flow_meter, scan_video
+from wm import torch_flow
+from wm.torch_flow import make_moving_texture
+from wm.video import ClipReader, ClipSettings, VideoError, choose_keyframes, device_flow, scan_video
 from wm.video.decode import frames
-from wm.video.flow_meter import FlowError, FlowMeter, batch_size, check_device, measure_frames
-from wm.video.motion import farneback_motion
+from wm.video.device_flow import DeviceFlow, FlowError, batch_size, check_device, measure_frames
 
 DEVICE = "cpu:0"
 SETTINGS = {"motion": "farneback", "min_interval_frames": 5}
@@ -25,15 +25,15 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def restore_tests(monkeypatch):
-    monkeypatch.setattr(flow_meter, "_TESTS", dict(flow_meter._TESTS))
-    monkeypatch.setattr(flow_meter, "TEST_PX", (66, 81))
+    monkeypatch.setattr(device_flow, "_TESTS", dict(device_flow._TESTS))
+    monkeypatch.setattr(device_flow, "TEST_PX", (66, 81))
 
 
 @pytest.fixture(scope="module")
 def curve(clip):
     """OpenCV's motion of every frame."""
     greys = [raw.grey() for raw in frames(clip)]
-    return np.array([0.0] + [farneback_motion(*pair) for pair in pairwise(greys)])
+    return np.array([0.0] + [opencv_motion(*pair) for pair in pairwise(greys)])
 
 
 @pytest.mark.parametrize("pairs_at_once", [1, 3, 100])
@@ -41,11 +41,11 @@ def test_batches_of_any_size_give_opencv_s_motion(pairs_at_once):
     clip = make_moving_texture(64, 80, 5)
     # A video may change its size: no flow leads to the first frame after that.
     greys = [*clip, *clip[:3, :48]]
-    meter = FlowMeter(DEVICE, batch_bytes=flow_meter.BYTES_PER_PX * 64 * 80 * (pairs_at_once + 1))
+    meter = DeviceFlow(DEVICE, batch_bytes=device_flow.BYTES_PER_PX * 64 * 80 * (pairs_at_once + 1))
     for grey in greys:
         meter.add(np.ascontiguousarray(grey))
     expected = [
-        farneback_motion(before, after) if before.shape == after.shape else 0.0 for before, after in pairwise(greys)
+        opencv_motion(before, after) if before.shape == after.shape else 0.0 for before, after in pairwise(greys)
     ]
     assert meter.motion() == pytest.approx([0.0, *expected], rel=1e-5)
     assert meter.motion() == meter.motion()
@@ -54,13 +54,13 @@ def test_batches_of_any_size_give_opencv_s_motion(pairs_at_once):
 def test_batches_keep_to_their_memory():
     assert batch_size(320 * 240, 2**30) == 2**30 // (320 * 320 * 240) - 1
     assert batch_size(7680 * 4320, 2**20) == 1
-    assert batch_size(1, 2**30) == flow_meter.MAX_BATCH - 1
+    assert batch_size(1, 2**30) == device_flow.MAX_BATCH - 1
 
 
-@pytest.mark.parametrize("max_thumbs", [16384, 12])
-def test_a_scan_on_a_device_measures_every_frame(clip, curve, monkeypatch, max_thumbs):
-    monkeypatch.setattr("wm.video.walk.MAX_THUMBS", max_thumbs)
-    monkeypatch.setattr(flow_meter, "MAX_BATCH", 8)
+def test_a_scan_on_a_device_measures_every_frame(clip, curve, monkeypatch):
+    # Thumbnails are dropped by the motion so far, which is measured then.
+    monkeypatch.setattr("wm.video.walk.MAX_THUMBS", 12)
+    monkeypatch.setattr(device_flow, "MAX_BATCH", 8)
     scan = scan_video(clip, device=DEVICE, max_keyframes=2, **SETTINGS)
     assert scan.measured.all()
     assert scan.motion == pytest.approx(curve, rel=1e-4)
@@ -81,10 +81,10 @@ def test_small_clips_and_dis_stay_on_the_cpu(clip, tmp_path):
 
 def test_a_device_that_disagrees_is_not_used(clip, monkeypatch):
     expected = scan_video(clip, **SETTINGS)
-    monkeypatch.setattr(farneback, "_ITERATIONS", 2)
-    flow_meter._TESTS.clear()
+    monkeypatch.setattr(torch_flow, "_ITERATIONS", 2)
+    device_flow._TESTS.clear()
     test = check_device(DEVICE)
-    assert test.error > flow_meter.MAX_ERROR
+    assert test.error > device_flow.MAX_ERROR
     assert "self-test of cpu:0: its flow differs from OpenCV's by" in test.problem
     scan = scan_video(clip, device=DEVICE, **SETTINGS)
     assert scan.measured_on == f"cpu ({test.problem})"
@@ -95,15 +95,15 @@ def test_a_device_that_disagrees_is_not_used(clip, monkeypatch):
 def test_a_device_that_gives_nan_or_does_not_exist_is_not_used(monkeypatch):
     assert check_device("cuda").problem.startswith("no cuda: ")
     assert check_device("abacus").problem.startswith("no abacus: ")
-    monkeypatch.setattr(farneback, "_REGULARISER", float("nan"))
-    flow_meter._TESTS.clear()
+    monkeypatch.setattr(torch_flow, "_REGULARISER", float("nan"))
+    device_flow._TESTS.clear()
     assert check_device(DEVICE).problem == "self-test of cpu:0: motion on cpu:0 is not finite"
 
 
 def test_memory_that_ends_halves_the_batch_and_then_gives_up(monkeypatch):
     clip = make_moving_texture(40, 40, 5)
     expected = measure_frames(clip, DEVICE)
-    sizes, limit, measure = [], 2, farneback.measure_motion
+    sizes, limit, measure = [], 2, torch_flow.measure_motion
 
     def measure_within(frames_THW):
         sizes.append(len(frames_THW))
@@ -111,7 +111,7 @@ def test_memory_that_ends_halves_the_batch_and_then_gives_up(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried\nmore")
         return measure(frames_THW)
 
-    monkeypatch.setattr(farneback, "measure_motion", measure_within)
+    monkeypatch.setattr(torch_flow, "measure_motion", measure_within)
     assert measure_frames(clip, DEVICE) == pytest.approx(expected, rel=1e-9)
     assert sizes == [5, 3, 2, 2, 2, 2]
     limit = 1
@@ -126,7 +126,7 @@ def test_a_device_that_fails_midway_leaves_the_clip_to_the_cpu(clip, monkeypatch
     def fail(frames_THW):
         raise RuntimeError("CUDA error: unspecified launch failure")
 
-    monkeypatch.setattr(farneback, "measure_motion", fail)
+    monkeypatch.setattr(torch_flow, "measure_motion", fail)
     for _ in range(2):
         scan = scan_video(clip, device=DEVICE, **SETTINGS)
         assert scan.measured_on == "cpu (RuntimeError on cpu:0: CUDA error: unspecified launch failure)"
@@ -153,7 +153,7 @@ def test_a_reader_drops_a_device_that_fails_or_crashes(clip, monkeypatch):
     try:
 
         def crash_on_device(limit_s, function, *args, **kwargs):
-            if function is flow_meter.prepare_device:
+            if function is device_flow.prepare_device:
                 return problem, 700.0
             if "device" in kwargs:
                 calls.append(kwargs["device"])

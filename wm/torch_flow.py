@@ -7,7 +7,7 @@ sums of shifted arrays rather than convolutions, which GPUs may round to TF32.
 
 Flows agree to 1e-3 px but where frames rest at their border: OpenCV's running sums leave rounding errors there, whose
 sign decides whether a border pixel counts as moved out of the frame; the sums here are 0. Does not know videos, nor
-whether a device can be trusted: :mod:`wm.video.flow_meter` does. Needs nothing but torch and numpy, so that a bare GPU
+whether a device can be trusted: :mod:`wm.video.device_flow` does. Needs nothing but torch and numpy, so that a bare GPU
 machine can measure it.
 """
 

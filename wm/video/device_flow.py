@@ -12,18 +12,19 @@ import time
 from dataclasses import dataclass
 from itertools import pairwise
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from wm.video.isolation import resident_mib
-from wm.video.motion import Luma, farneback_flow, farneback_motion
+from wm.video.motion import Luma
 
 NO_DEVICE = "cpu"
 """Name of the way without torch."""
 BATCH_BYTES = 2**30
 """Max memory of a batch on the device; several decoding processes share a GPU."""
 BYTES_PER_PX = 320
-"""Peak of :func:`wm.farneback.compute_flow` for a pixel of a frame: measured."""
+"""Peak of :func:`wm.torch_flow.compute_flow` for a pixel of a frame: measured."""
 MAX_BATCH = 256
 """Max number of frames in a batch: more make nothing faster, and wait in the host's memory."""
 MAX_ERROR = 1e-4
@@ -89,7 +90,7 @@ def give_up(device: str, problem: str) -> FlowTest:
     return _TESTS[device]
 
 
-class FlowMeter:
+class DeviceFlow:
     """A meter of the motion of a clip's frames, from each to the next."""
 
     def __init__(self, device: str, batch_bytes: int = BATCH_BYTES) -> None:
@@ -164,7 +165,7 @@ def measure_frames(frames_THW: npt.NDArray[np.uint8], device: str) -> npt.NDArra
     """
     import torch
 
-    from wm.farneback import measure_motion
+    from wm.torch_flow import measure_motion
 
     size = len(frames_THW) - 1
     while True:
@@ -189,7 +190,7 @@ def _try_device(device: str) -> FlowTest:
     try:
         import torch
 
-        from wm.farneback import make_moving_texture
+        from wm.torch_flow import make_moving_texture
 
         name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
     # A build without CUDA raises AssertionError, an old driver or no card RuntimeError, a broken build ImportError.
@@ -224,15 +225,27 @@ def flow_error(frames_THW: npt.NDArray[np.uint8], device: str) -> float:
     motion = measure_frames(frames_THW, device)
     import torch
 
-    from wm.farneback import compute_flow
+    from wm.torch_flow import compute_flow
 
-    pairs = list(pairwise(frames_THW))
     flow_B2HW = compute_flow(torch.from_numpy(frames_THW).to(device)).cpu().numpy()
-    distance_BHW = np.linalg.norm(
-        flow_B2HW - np.stack([farneback_flow(*pair) for pair in pairs]).transpose(0, 3, 1, 2), axis=1
-    )
-    expected = np.array([farneback_motion(*pair) for pair in pairs])
+    expected_B2HW = np.stack([opencv_flow(*pair) for pair in pairwise(frames_THW)]).transpose(0, 3, 1, 2)
+    distance_BHW = np.linalg.norm(flow_B2HW - expected_B2HW, axis=1)
+    expected = np.linalg.norm(expected_B2HW, axis=1).mean((1, 2), dtype=np.float64)
     return float(max(distance_BHW.mean(), np.abs(motion - expected).max()))
+
+
+def opencv_flow(before_HW: Luma, after_HW: Luma) -> npt.NDArray[np.float32]:
+    """Compute OpenCV's own flow between two frames of one shape, at the settings of :mod:`wm.video.motion`.
+
+    Args:
+        before_HW: The earlier frame, at least 16 px high and wide.
+        after_HW: The later one.
+
+    Returns:
+        float32 (height, width, 2): x and y in px.
+    """
+    flow_HW2 = cv2.calcOpticalFlowFarneback(before_HW, after_HW, None, 0.5, 3, 15, 3, 5, 1.2, 0)
+    return np.asarray(flow_HW2, dtype=np.float32)
 
 
 def _first_line(error: BaseException) -> str:
