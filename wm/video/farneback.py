@@ -125,17 +125,6 @@ def expand(luma_HW: npt.NDArray[np.uint8], compiled: ModuleType, into: Pyramid |
     return pyramid
 
 
-def mean_length(flow_HW2: Floats) -> float:
-    """Compute the mean length of vectors.
-
-    Args:
-        flow_HW2: (height, width, 2).
-    """
-    # numpy, not cv2.magnitude and cv2.mean: their last digits depend on the address of an array
-    x_HW, y_HW = flow_HW2[..., 0], flow_HW2[..., 1]
-    return float(np.sqrt(x_HW * x_HW + y_HW * y_HW).mean(dtype=np.float64))
-
-
 @lru_cache(maxsize=1)
 def _filters() -> tuple[Floats, Floats]:
     """Build the vertical filters and each coefficient's horizontal one, from the middle on (Farnebäck 2003, section 2).
