@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import float32, float64, int32, uint32
 
-from wm.video.farneback_expand import MARGIN, Array, Floats, compile_loops, expand
+from wm.video.farneback_expand import Array, Floats, compile_loops, expand
 
 __all__ = ["MARGIN", "build_scratch", "expand", "iterate"]
 
@@ -19,6 +19,8 @@ Ints: TypeAlias = npt.NDArray[np.int32]
 Indices: TypeAlias = npt.NDArray[np.uint32]
 Doubles: TypeAlias = npt.NDArray[np.float64]
 
+MARGIN = 32
+"""Columns of zeros on either side of an expansion, so that a row is read past its ends; above and below is one row."""
 RADIUS = 7
 """The window is 15 x 15 px."""
 ITERATIONS = 3
@@ -46,8 +48,9 @@ def _locate(dx: Floats, dy: Floats, y: int, height: int, frac_2W: Floats, half: 
         left, top = np.floor(at_x), np.floor(at_y)
         is_inside = (left >= 0) & (left < float32(width - 1)) & (top >= 0) & (top < float32(height - 1))
         half[x] = float32(0.5) if is_inside else float32(0)
-        # What is outside is read from the margin; in this order NaN stays inside it too.
-        left = left if left > float32(-MARGIN) else float32(-MARGIN)
+        # What is outside is read from the margin; in this order NaN stays inside it too. One column is left: a block
+        # reads all of its pixels by the least shift among them.
+        left = left if left > float32(1 - MARGIN) else float32(1 - MARGIN)
         left = left if left < float32(width + MARGIN - 4) else float32(width + MARGIN - 4)
         top = top if top > float32(-1) else float32(-1)
         top = top if top < float32(height - 2) else float32(height - 2)
