@@ -224,7 +224,11 @@ class Walk:
         return [next(orientation for begin, orientation in changes if begin <= frame) for frame in keyframes]
 
     def checks(self, keyframes: list[int]) -> Checks:
-        """Build the thumbnails by which each key-frame is recognised when it is read again."""
+        """Build the thumbnails by which each key-frame is recognised when it is read again.
+
+        Raises:
+            VideoError: ``frame_mismatch`` where a second walk gives fewer frames.
+        """
         near = {frame: self._near(frame) for frame in keyframes}
         missing = {index for indices in near.values() for index in indices} - self.thumbs.keys()
         # Thumbnails that were dropped cost one more walk.
@@ -235,6 +239,8 @@ class Walk:
                         self.thumbs[raw.index] = thumbnail(motion_luma(raw, self.side_px, self.small_px))
                         if raw.index == max(missing):
                             break
+            if not missing <= self.thumbs.keys():
+                raise VideoError("frame_mismatch", f"{self.path}: no frame {max(missing)} on second reading")
         return {frame: np.stack([self.thumbs[index] for index in near[frame]]) for frame in keyframes}
 
     def _near(self, frame: int) -> list[int]:
