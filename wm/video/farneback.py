@@ -60,7 +60,7 @@ def compile_flow(problem: str = "") -> None:
     load_compiled()
 
 
-def flow_program() -> str:
+def describe_program() -> str:
     """Return what computes the flow in this process: ``numba``, or ``OpenCV`` and why."""
     return "numba" if load_compiled() is not None else f"OpenCV ({_PROBLEMS[0]})"
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from wm.video.bounded import Ask, search_keyframes
 from wm.video.device_flow import NO_DEVICE, DeviceFlow, FlowError, check_device, give_up
 from wm.video.facts import cut_scores
-from wm.video.farneback import flow_program
+from wm.video.farneback import describe_program
 from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect
 from wm.video.keyframes import KeyframeRule, choose_keyframes, find_rule
 from wm.video.motion import MotionKind
@@ -182,15 +182,15 @@ def _read_walk(build_walk: Callable[..., Walk], device: str) -> tuple[Walk, str]
         except FlowError as error:
             test = give_up(device, str(error))
         else:
-            return walk, test.measured_on if walk.flow is not None else NO_DEVICE + _name_program(walk)
+            return walk, test.measured_on if walk.flow is not None else NO_DEVICE + _describe_program(walk)
     # Anew: a device that fails midway leaves a part of the motion.
     walk = build_walk()
     walk.read()
-    return walk, (NO_DEVICE if test is None else test.measured_on) + _name_program(walk)
+    return walk, (NO_DEVICE if test is None else test.measured_on) + _describe_program(walk)
 
 
-def _name_program(walk: Walk) -> str:
-    return f" by {flow_program()}" if walk.kind == "farneback" else ""
+def _describe_program(walk: Walk) -> str:
+    return f" by {describe_program()}" if walk.kind == "farneback" else ""
 
 
 def _remember(ask: Ask) -> Ask:

@@ -175,5 +175,5 @@ def test_a_second_walk_that_ends_early_is_a_reason(clip, monkeypatch):
     walk.read()
     assert 1 not in walk.thumbs
     monkeypatch.setattr(walk_module, "frames", lambda *_, **__: (raw for raw in frames(clip) if raw.index < 3))
-    with pytest.raises(VideoError, match="frame_mismatch: .*moving.mp4: no frame 5 on second reading"):
+    with pytest.raises(VideoError, match=r"frame_mismatch: .*moving\.mp4: no frame 5 on second reading"):
         walk.checks([1])

@@ -112,7 +112,7 @@ def test_a_compiler_that_fails_leaves_the_flow_to_opencv(monkeypatch):
     try:
         flow = FlowMeter().flow(before, after)
         assert np.array_equal(flow, cv2.calcOpticalFlowFarneback(before, after, None, *SETTINGS))
-        assert farneback.flow_program() == "OpenCV (OSError: LLVM is broken)"
+        assert farneback.describe_program() == "OpenCV (OSError: LLVM is broken)"
     finally:
         load_compiled.cache_clear()
 
