@@ -60,6 +60,19 @@ def test_flow_equals_opencv_s(shape, degrees, shift):
     assert mean_length(flow) == pytest.approx(mean_length(expected), rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["noise", "saturated", "dots"])
+def test_flow_between_unrelated_frames_of_any_size_equals_opencv_s(kind):
+    rng = np.random.default_rng(5)
+    for height, width in rng.integers(16, 100, (12, 2)):
+        noise = rng.integers(0, 256, (2, height, width)).astype(np.uint8)
+        floor = {"noise": 0, "saturated": 128, "dots": 255}[kind]
+        before, after = noise if kind == "noise" else np.where(noise >= floor, np.uint8(255), np.uint8(0))
+        flow = FlowMeter().flow(before, after)
+        expected = cv2.calcOpticalFlowFarneback(before, after, None, *SETTINGS)
+        assert np.abs(flow - expected).mean() < 1e-5
+        assert mean_length(flow) == pytest.approx(mean_length(expected), rel=1e-5)
+
+
 def test_flat_and_equal_frames_move_as_little_as_with_opencv():
     flat, image = np.full((48, 64), 90, dtype=np.uint8), texture(48, 64)
     assert not FlowMeter().flow(flat, flat).any()
