@@ -25,7 +25,7 @@ def compile_loops(function: Function) -> Function:
     Args:
         function: Loops over arrays.
     """
-    # Products and sums may be fused, never reordered: results do not depend on the width of vectors. Arrays are not
+    # Products and sums may be fused, never reordered: results of two CPUs differ by rounding only. Arrays are not
     # counted (_nrt): counting costs as much as the loops over a short row, and nothing here outlives a call.
     settings = {"error_model": "numpy", "fastmath": {"contract"}, "_nrt": False}
     try:
