@@ -44,7 +44,7 @@ class ShardCounts(TypedDict):
         findings: Pairs beyond each threshold.
         readers: Videos by who read their frames.
         decord_fallbacks: Videos on which decord gave up.
-        measured_on: Videos by who measured their motion: the CPU, a GPU, or the CPU and why the GPU did not.
+        measured_on: Videos by who measured their motion (:attr:`wm.video.Scan.measured_on`).
         seconds: Time by stage.
     """
 

@@ -13,7 +13,6 @@ from wm.datasets.statistics import count_table7
 from wm.datasets.videos.budget import describe_budget
 from wm.datasets.videos.listing import passed_over_of
 from wm.datasets.videos.passed_over import describe
-from wm.video.device_flow import NO_DEVICE
 
 
 def print_plan(recipe: AnnotateRecipe, listing: pa.Table, is_complete: bool) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def print_result(recipe: AnnotateRecipe, record: Mapping[str, Any]) -> None:
     print(f"  filters found among {counts['pairs']:,} pairs, those that only score too: {findings or 'nothing'}")
     readers = ", ".join(f"{reader} {count}" for reader, count in counts["readers"].items())
     print(f"  frames read by: {readers or 'none'}; decord gave up on {counts['decord_fallbacks']}")
-    if recipe.keyframes.device != NO_DEVICE:
+    if recipe.keyframes.motion == "farneback":
         print(f"  {describe_devices(counts)}")
     # 2. The columns of the paper's Table 7.
     print_table7(counts["table7"])

@@ -99,8 +99,8 @@ DECODED_SCHEMA = pa.schema(
 """Between the actors: a row a video, all videos of a shard in one block. Key-frames as PNG bytes with what was
 measured of each (``difference`` and ``cut``: against the key-frame before), or why there are none (``outcome``).
 ``problem``: trouble of the machine, not of the video; it ends the run. ``failed_s``: spent on a video that failed.
-``node``: Ray's id of the node that decoded it, null without Ray. ``measured_on``: who measured its motion, where
-that was asked of a GPU (:attr:`wm.video.Scan.measured_on`)."""
+``node``: Ray's id of the node that decoded it, null without Ray. ``measured_on``: who measured its motion
+(:attr:`wm.video.Scan.measured_on`)."""
 
 DecodeStage: TypeAlias = Literal["download", "scan", "fetch", "failed"]
 DECODE_STAGES: tuple[DecodeStage, ...] = get_args(DecodeStage)

@@ -26,7 +26,7 @@ from jobs.benchmark.cpu_time import CpuSampler, compute_shares
 from jobs.benchmark.harness import Figures
 from wm.datasets.videos.videos import list_videos
 from wm.video import ClipSettings
-from wm.video.clips import limit_short_side
+from wm.video.fetch import limit_short_side
 
 WORKERS = 2
 """As many as the cores: with more of them than cores, decoders take each other's cache."""

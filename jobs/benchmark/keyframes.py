@@ -86,8 +86,7 @@ def _measure_shape(recipe: BenchmarkRecipe, folder: Path, shape: Shape, sources:
     else:
         clips = made_clips(folder, shape, 1 if recipe.quick else recipe.clips, 2.4 if recipe.quick else None)
     # A long real video gives two clips.
-    clips = clips[:1] if recipe.quick else clips
-    rounds = 1 if recipe.quick else recipe.rounds
+    clips, rounds = (clips[:1], 1) if recipe.quick else (clips, recipe.rounds)
     # Compiled before the clock runs; one run gives both the time and the result to compare.
     compile_flow()
     scans: dict[str, dict[Path, Scan]] = {name: {} for name in SCANS}

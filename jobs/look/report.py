@@ -8,7 +8,6 @@ from jobs.annotate.report import describe_devices
 from jobs.look.recipe import LookRecipe
 from jobs.look.verdicts import Expectation
 from wm.files.mirror import shown
-from wm.video.device_flow import NO_DEVICE
 
 
 def describe_result(
@@ -35,7 +34,7 @@ def describe_result(
     ]
     if counts["unfinished"]:
         lines.append(f"  not finished within {recipe.budget_s:g} s: {counts['unfinished']:,} (budget_s=0: no limit)")
-    if recipe.keyframes.device != NO_DEVICE:
+    if recipe.keyframes.motion == "farneback":
         lines.append(f"  {describe_devices(counts)}")
     # 2. What the filters find, whether they take it out or not.
     findings = [

@@ -8,23 +8,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
-import numpy as np
-from PIL import Image
-
-from wm.images import Pixels, encode_png
 from wm.video.device_flow import NO_DEVICE, prepare_device
 from wm.video.errors import VideoError
-from wm.video.facts import FrameFacts, frame_facts
+from wm.video.facts import FrameFacts
 from wm.video.farneback import compile_flow
-from wm.video.fetch import Reader, fetch_decord, fetch_pyav
+from wm.video.fetch import EncodedFrame, Reader, fetch_encoded
 from wm.video.isolation import RESIDENT_LIMIT_MIB, IsolatedProcess
 from wm.video.motion import MotionKind
 from wm.video.scan import Scan, scan_rules
-
-EncodedFrame: TypeAlias = tuple[bytes, FrameFacts]
-"""A key-frame as PNG bytes, and its measurements."""
 
 DECORD_LIMIT_S = 20.0
 """decord either answers in well under a second or never: after this time PyAV reads instead."""
@@ -91,6 +84,7 @@ class ClipReader:
         """Time of :func:`time.monotonic` at which whatever is under way ends with ``time_out``."""
         self.process = IsolatedProcess()
         self._prepared_start = 0
+        self._compile_problem = ""
         self._use_device(settings.device)
 
     def read(self, path: str | Path, start_s: float | None = None, end_s: float | None = None) -> Clip:
@@ -129,9 +123,7 @@ class ClipReader:
             VideoError: Any reason; the reader stays usable afterwards.
         """
         self._prepare_device()
-        # Compiling takes seconds that no video should answer for; once done, this costs a message.
-        if self.settings.motion == "farneback":
-            self.process.call(self.limit_s(COMPILE_LIMIT_S), compile_flow)
+        self._prepare_flow()
         begin_s = time.perf_counter()
         # 1. The motion pass chooses the key-frames.
         try:
@@ -171,17 +163,20 @@ class ClipReader:
         )
         if not self._device_problem:
             return scans
+        where = f"{NO_DEVICE} ({self._device_problem})"
         return {
-            rule: replace(scan, measured_on=f"{NO_DEVICE} ({self._device_problem})") for rule, scan in scans.items()
+            rule: replace(scan, measured_on=where + scan.measured_on.removeprefix(NO_DEVICE))
+            for rule, scan in scans.items()
         }
 
     def _scan_without_device(
         self, problem: str, path: str | Path, rules: Sequence[str], start_s: float | None, end_s: float | None
     ) -> dict[str, Scan]:
-        """Scan once more by OpenCV; where that works, the device was at fault and is not used again."""
+        """Scan once more on the CPU; where that works, the device was at fault and is not used again."""
         device = self.device
         self._use_device(NO_DEVICE, problem)
         try:
+            self._prepare_flow()
             return self._scan(path, rules, start_s, end_s)
         except VideoError:
             self._use_device(device)
@@ -202,6 +197,20 @@ class ClipReader:
         elif self._prepared_start != self.process.starts:
             self._prepared_start = self.process.starts
             self.process.resident_limit_mib = RESIDENT_LIMIT_MIB + round(resident_mib)
+
+    def _prepare_flow(self) -> None:
+        """Let a child that is new compile the flow, before a video's time counts; once done, this costs a message."""
+        if self.settings.motion != "farneback":
+            return
+        try:
+            self.process.call(self.limit_s(COMPILE_LIMIT_S), compile_flow, self._compile_problem)
+        except VideoError as error:
+            # A caller's deadline says nothing of the compiler.
+            if time.monotonic() >= self.deadline:
+                raise
+            # What ended one child would end the next: from now on OpenCV measures.
+            self._compile_problem = str(error)
+            self.process.call(self.limit_s(COMPILE_LIMIT_S), compile_flow, self._compile_problem)
 
     def _use_device(self, device: str, problem: str = "") -> None:
         """Measure motion on a device from now on, in a child with the limits that go with it."""
@@ -258,42 +267,6 @@ class ClipReader:
     def _fetch(
         self, reader: Literal["decord", "pyav"], limit_s: float, path: str | Path, scan: Scan
     ) -> list[EncodedFrame]:
-        return self.process.call(self.limit_s(limit_s), fetch_encoded, reader, str(path), scan, self.settings)
-
-
-def fetch_encoded(
-    reader: Literal["decord", "pyav"], path: str, scan: Scan, settings: ClipSettings
-) -> list[EncodedFrame]:
-    """Fetch PNG bytes and facts of the scan's key-frames, in time order; runs in the child.
-
-    Args:
-        reader: Who reads them.
-        path: A local file.
-        scan: Its key-frames.
-        settings: Max side of the images.
-    """
-    images = fetch_decord(path, scan) if reader == "decord" else fetch_pyav(path, scan)
-    # Encoded here: PNG bytes are smaller than pixels on the way through the pipe.
-    limited = [limit_short_side(image, settings.image_side_px) for image in images]
-    return [(encode_png(image), frame_facts(image)) for image in limited]
-
-
-def limit_short_side(pixels_HWC: Pixels, side_px: int) -> Pixels:
-    """Shrink an image so that its short side is at most ``side_px``.
-
-    Same filter and rounding as :func:`wm.images.fit_square`, so a codec of this side finds nothing left to scale.
-
-    Args:
-        pixels_HWC: uint8 RGB.
-        side_px: Max short side; 0 leaves every image as it is.
-
-    Returns:
-        The smaller image, or the image itself.
-    """
-    height, width = pixels_HWC.shape[:2]
-    if side_px == 0 or min(height, width) <= side_px:
-        return pixels_HWC
-    # Rounding must not push the short side below the limit.
-    scale = side_px / min(height, width)
-    size = (max(side_px, round(width * scale)), max(side_px, round(height * scale)))
-    return np.asarray(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.LANCZOS))
+        return self.process.call(
+            self.limit_s(limit_s), fetch_encoded, reader, str(path), scan, self.settings.image_side_px
+        )

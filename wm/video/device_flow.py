@@ -1,7 +1,7 @@
 """Measure the motion of a clip's frames in batches on a GPU, which proves itself first.
 
 A device is used once its flows of a small made clip are those of OpenCV; where they are not, or torch cannot use it,
-or its memory ends, the reason is kept and :mod:`wm.video.scan` measures by OpenCV. torch is imported with the first
+or its memory ends, the reason is kept and :mod:`wm.video.scan` measures on the CPU. torch is imported with the first
 device that is asked for.
 """
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wm.images import encode_png
-from wm.video.clips import limit_short_side
 from wm.video.decode import RawFrame, Tally, frames
 from wm.video.errors import VideoError
+from wm.video.fetch import limit_short_side
 
 
 @dataclass(frozen=True)

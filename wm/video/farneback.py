@@ -20,7 +20,7 @@ Pyramid: TypeAlias = list[Floats]
 
 _ITERATIONS = 3
 _MIN_SIDE_PX = 32
-"""No level of the pyramid is smaller."""
+"""No level of the pyramid is smaller, but for a frame that is."""
 _MAX_HALVINGS = 3
 _POLY_RADIUS = 5
 _POLY_SIGMA = 1.2
@@ -28,27 +28,53 @@ _EDGE = np.array([0.14, 0.14, 0.4472, 0.4472, 0.4472], dtype=np.float32)
 """OpenCV's weights of the outermost five rows and columns."""
 
 
+_PROBLEMS: list[str] = []
+"""Why numba is not used, as long as the process lives."""
+
+
 @lru_cache(maxsize=1)
 def load_compiled() -> ModuleType | None:
-    """Import the compiled loops; None where numba is not installed, or not for this Python or numpy."""
+    """Compile the loops, or load them from numba's cache; None where that fails."""
+    if _PROBLEMS:
+        return None
     try:
         # Only here: numba is optional, and its import costs half a second.
-        return import_module("wm.video.farneback_rows")
-    except ImportError:
+        compiled = import_module("wm.video.farneback_rows")
+        FlowMeter(compiled).flow(*np.zeros((2, 16, 16), dtype=np.uint8))
+    # A numba that does not suit Python, numpy, LLVM or the memory fails in many ways: no video should answer for it.
+    except Exception as error:
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        _PROBLEMS.append(f"{type(error).__name__}: {first_line[:160]}")
         return None
+    return compiled
 
 
-@lru_cache(maxsize=1)
-def compile_flow() -> None:
-    """Compile the loops, or load them from numba's cache, before a video's time counts."""
-    FlowMeter().flow(*np.zeros((2, 16, 16), dtype=np.uint8))
+def compile_flow(problem: str = "") -> None:
+    """Compile the loops before a video's time counts.
+
+    Args:
+        problem: Why another process could not: this one does not try. Empty: it does.
+    """
+    if problem:
+        _PROBLEMS[:] = [problem]
+    load_compiled()
+
+
+def describe_program() -> str:
+    """Return what computes the flow in this process: ``numba``, or ``OpenCV`` and why."""
+    return "numba" if load_compiled() is not None else f"OpenCV ({_PROBLEMS[0]})"
 
 
 class FlowMeter:
     """A meter of the flow between two frames, which remembers the expansions of the last two."""
 
-    def __init__(self) -> None:
-        self._compiled = load_compiled()
+    def __init__(self, compiled: ModuleType | None = None) -> None:
+        """Begin a clip.
+
+        Args:
+            compiled: :mod:`wm.video.farneback_rows`; None: as :func:`load_compiled` gives it.
+        """
+        self._compiled = compiled or load_compiled()
         self._pyramids: list[tuple[npt.NDArray[np.uint8], Pyramid]] = []
         self._scratch: dict[int, Any] = {}
 

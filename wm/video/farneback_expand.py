@@ -14,8 +14,6 @@ Function = TypeVar("Function", bound=Callable[..., object])
 Array: TypeAlias = npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.float32]
 
-MARGIN = 32
-"""Columns of zeros on either side of an expansion, so that a row is read past its ends; above and below is one row."""
 RADIUS = 5
 
 
@@ -27,7 +25,7 @@ def compile_loops(function: Function) -> Function:
     Args:
         function: Loops over arrays.
     """
-    # Products and sums may be fused, never reordered: results do not depend on the width of vectors. Arrays are not
+    # Products and sums may be fused, never reordered: results of two CPUs differ by rounding only. Arrays are not
     # counted (_nrt): counting costs as much as the loops over a short row, and nothing here outlives a call.
     settings = {"error_model": "numpy", "fastmath": {"contract"}, "_nrt": False}
     try:
@@ -68,10 +66,13 @@ def expand(image_HW: Floats, down_K3: Floats, along_5K: Floats, planes_5P: Float
         image_HW: Brightness.
         down_K3: Vertical filters by distance from the middle: window, moment, square.
         along_5K: Horizontal filter of each coefficient.
-        planes_5P: Coefficients with their margins, which are left as they are.
+        planes_5P: Coefficients with their margins (a row above and below, columns on either side), which are left as
+            they are.
         rows_3W: Rows to work in, 10 pixels longer than the image's.
     """
     height, width = image_HW.shape
+    # From the shape: a constant of another file would stay in the cache as it was.
+    pitch = planes_5P.shape[1] // (height + 2)
     for y in range(height):
         mean, slope, square = rows_3W[0], rows_3W[1], rows_3W[2]
         middle = image_HW[y]
@@ -86,7 +87,7 @@ def expand(image_HW: Floats, down_K3: Floats, along_5K: Floats, planes_5P: Float
             mean[x], mean[width + 5 + x] = mean[5], mean[width + 4]
             slope[x], slope[width + 5 + x] = slope[5], slope[width + 4]
             square[x], square[width + 5 + x] = square[5], square[width + 4]
-        begin = (y + 1) * (width + 2 * MARGIN) + MARGIN
+        begin = (y + 1) * pitch + (pitch - width) // 2
         end = begin + width
         _filter_along(slope, along_5K[0], planes_5P[0, begin:end], False)
         _filter_along(mean, along_5K[1], planes_5P[1, begin:end], True)

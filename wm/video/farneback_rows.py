@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import float32, float64, int32, uint32
 
-from wm.video.farneback_expand import MARGIN, Array, Floats, compile_loops, expand
+from wm.video.farneback_expand import Array, Floats, compile_loops, expand
 
 __all__ = ["MARGIN", "build_scratch", "expand", "iterate"]
 
@@ -19,6 +19,8 @@ Ints: TypeAlias = npt.NDArray[np.int32]
 Indices: TypeAlias = npt.NDArray[np.uint32]
 Doubles: TypeAlias = npt.NDArray[np.float64]
 
+MARGIN = 32
+"""Columns of zeros on either side of an expansion, so that a row is read past its ends; above and below is one row."""
 RADIUS = 7
 """The window is 15 x 15 px."""
 ITERATIONS = 3
@@ -43,15 +45,16 @@ def _locate(dx: Floats, dy: Floats, y: int, height: int, frac_2W: Floats, half: 
     for x in range(width):
         # With the column added, as OpenCV rounds it.
         at_x, at_y = float32(x) + dx[x], float32(y) + dy[x]
-        left, top = np.floor(at_x), np.floor(at_y)
-        is_inside = (left >= 0) & (left < float32(width - 1)) & (top >= 0) & (top < float32(height - 1))
+        column, row = np.floor(at_x), np.floor(at_y)
+        is_inside = (column >= 0) & (column < float32(width - 1)) & (row >= 0) & (row < float32(height - 1))
         half[x] = float32(0.5) if is_inside else float32(0)
-        # What is outside is read from the margin; in this order NaN stays inside it too.
-        left = left if left > float32(-MARGIN) else float32(-MARGIN)
-        left = left if left < float32(width + MARGIN - 4) else float32(width + MARGIN - 4)
-        top = top if top > float32(-1) else float32(-1)
-        top = top if top < float32(height - 2) else float32(height - 2)
-        shift_2W[0, x], shift_2W[1, x] = int32(left) - int32(x), int32(top) - int32(y)
+        # What is outside is read from the margin; in this order NaN stays inside it too. One column is left: a block
+        # reads all of its pixels by the least shift among them.
+        column = column if column > float32(1 - MARGIN) else float32(1 - MARGIN)
+        column = column if column < float32(width + MARGIN - 4) else float32(width + MARGIN - 4)
+        row = row if row > float32(-1) else float32(-1)
+        row = row if row < float32(height - 2) else float32(height - 2)
+        shift_2W[0, x], shift_2W[1, x] = int32(column) - int32(x), int32(row) - int32(y)
         frac_2W[0, x], frac_2W[1, x] = at_x - float32(x), at_y - float32(y)
 
 
@@ -69,11 +72,11 @@ def _find_block(shift_2W: Ints, begin: int) -> tuple[int, bool, int, int]:
     end = shift_2W.shape[1]
     # The row's remainder at once, or a block.
     while True:
-        left, right = _span(shift_2W[0, begin:end])
-        top, bottom = _span(shift_2W[1, begin:end])
-        is_near = (right - left <= 1) & (bottom - top <= 1)
+        low_x, high_x = _span(shift_2W[0, begin:end])
+        low_y, high_y = _span(shift_2W[1, begin:end])
+        is_near = (high_x - low_x <= 1) & (high_y - low_y <= 1)
         if is_near or end - begin <= _BLOCK:
-            return end, is_near, left, top
+            return end, is_near, low_x, low_y
         end = begin + _BLOCK
 
 
@@ -107,8 +110,8 @@ def _index(
         index[x] = uint32(origin + x + shift_x[x] + shift_y[x] * pitch)
     for x in range(len(index)):
         right, down = frac_x[x] - float32(shift_x[x]), frac_y[x] - float32(shift_y[x])
-        left, up = float32(1) - right, float32(1) - down
-        w_6W[0, x], w_6W[1, x], w_6W[2, x], w_6W[3, x] = left * up, right * up, left * down, right * down
+        near, up = float32(1) - right, float32(1) - down
+        w_6W[0, x], w_6W[1, x], w_6W[2, x], w_6W[3, x] = near * up, right * up, near * down, right * down
 
 
 @compile_loops

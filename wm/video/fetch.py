@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+from PIL import Image
 
-from wm.images import Pixels
+from wm.images import Pixels, encode_png
 from wm.video.decode import frames
 from wm.video.errors import VideoError
+from wm.video.facts import FrameFacts, frame_facts
 from wm.video.geometry import Orientation, to_square_pixels
 from wm.video.luma import grey_luma
 from wm.video.motion import Luma
@@ -26,6 +28,8 @@ _CLOCK_AND_LINE = re.compile(r"^\[[\d:]+\] \S+: ")
 
 Reader: TypeAlias = Literal["auto", "decord", "pyav"]
 READERS: tuple[Reader, ...] = get_args(Reader)
+EncodedFrame: TypeAlias = tuple[bytes, FrameFacts]
+"""A key-frame as PNG bytes, and its measurements."""
 
 MAX_DIFFERENCE = 3.0
 """Max mean absolute difference of two thumbnails of one frame, in grey levels of 255."""
@@ -147,3 +151,39 @@ def _lay_otherwise(thumb_HW: Luma) -> Luma:
     """Return the other ways to lay a thumbnail that have its shape: three, or seven of a square one."""
     thumbs = [thumb_HW, thumb_HW.T] if thumb_HW.shape[0] == thumb_HW.shape[1] else [thumb_HW]
     return np.stack([thumb[::rows, ::columns] for thumb in thumbs for rows in (1, -1) for columns in (1, -1)][1:])
+
+
+def fetch_encoded(reader: Literal["decord", "pyav"], path: str, scan: Scan, image_side_px: int) -> list[EncodedFrame]:
+    """Fetch PNG bytes and facts of the scan's key-frames, in time order; runs in the child.
+
+    Args:
+        reader: Who reads them.
+        path: A local file.
+        scan: Its key-frames.
+        image_side_px: As for :func:`limit_short_side`.
+    """
+    images = fetch_decord(path, scan) if reader == "decord" else fetch_pyav(path, scan)
+    # Encoded here: PNG bytes are smaller than pixels on the way through the pipe.
+    limited = [limit_short_side(image, image_side_px) for image in images]
+    return [(encode_png(image), frame_facts(image)) for image in limited]
+
+
+def limit_short_side(pixels_HWC: Pixels, side_px: int) -> Pixels:
+    """Shrink an image so that its short side is at most ``side_px``.
+
+    Same filter and rounding as :func:`wm.images.fit_square`, so a codec of this side finds nothing left to scale.
+
+    Args:
+        pixels_HWC: uint8 RGB.
+        side_px: Max short side; 0 leaves every image as it is.
+
+    Returns:
+        The smaller image, or the image itself.
+    """
+    height, width = pixels_HWC.shape[:2]
+    if side_px == 0 or min(height, width) <= side_px:
+        return pixels_HWC
+    # Rounding must not push the short side below the limit.
+    scale = side_px / min(height, width)
+    size = (max(side_px, round(width * scale)), max(side_px, round(height * scale)))
+    return np.asarray(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.LANCZOS))

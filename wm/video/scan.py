@@ -14,6 +14,7 @@ import numpy.typing as npt
 from wm.video.bounded import Ask, search_keyframes
 from wm.video.device_flow import NO_DEVICE, DeviceFlow, FlowError, check_device, give_up
 from wm.video.facts import cut_scores
+from wm.video.farneback import describe_program
 from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect
 from wm.video.keyframes import KeyframeRule, choose_keyframes, find_rule
 from wm.video.motion import MotionKind
@@ -41,7 +42,8 @@ class Scan:
         end_s: Its end.
         cuts: For each key-frame, how much the most cut-like frame since the key-frame before looks like the first of
             a new shot (:func:`wm.video.facts.cut_scores`; above 3: a hard cut is between the two).
-        measured_on: Who measured the motion: ``cpu``, the name of a GPU, or ``cpu (why the GPU did not)``.
+        measured_on: Who measured the motion: the name of a GPU, ``cpu``, or ``cpu (why the GPU did not)``; on the CPU
+            ``farneback`` adds its program, ``cpu by numba`` or ``cpu by OpenCV (why numba did not)``.
     """
 
     num_frames: int
@@ -92,8 +94,7 @@ def scan_video(
     Args:
         path: A local file.
         motion: Kind of optical flow.
-        device: Where ``farneback`` is measured, as torch calls it; ``cpu``: by OpenCV, which also takes over from a
-            device that fails.
+        device: Where ``farneback`` is measured, as torch calls it; ``cpu`` also takes over from a device that fails.
         motion_side_px: Frames are halved while their long side stays this or more.
         max_keyframes: ``K_f`` of :func:`wm.video.keyframes.choose_keyframes`.
         min_interval_frames: ``I_f`` of the same, in frames.
@@ -181,11 +182,15 @@ def _read_walk(build_walk: Callable[..., Walk], device: str) -> tuple[Walk, str]
         except FlowError as error:
             test = give_up(device, str(error))
         else:
-            return walk, test.measured_on if walk.flow is not None else NO_DEVICE
+            return walk, test.measured_on if walk.flow is not None else NO_DEVICE + _describe_program(walk)
     # Anew: a device that fails midway leaves a part of the motion.
     walk = build_walk()
     walk.read()
-    return walk, NO_DEVICE if test is None else test.measured_on
+    return walk, (NO_DEVICE if test is None else test.measured_on) + _describe_program(walk)
+
+
+def _describe_program(walk: Walk) -> str:
+    return f" by {describe_program()}" if walk.kind == "farneback" else ""
 
 
 def _remember(ask: Ask) -> Ask:

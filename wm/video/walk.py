@@ -106,7 +106,7 @@ class Walk:
             wm.video.device_flow.FlowError: The device of ``flow`` fails.
         """
         lumas: list[Luma] = []
-        seen: list[Luma] = []
+        square_lumas: list[Luma] = []
         orientation: Orientation | None = None
         for raw in self._frames(self.tally):
             if not self.times_s:
@@ -114,33 +114,34 @@ class Walk:
             # Identity suffices: there are eight orientation objects in all.
             if raw.orientation is not orientation:
                 # Laid in another way, a frame may have another shape in square pixels.
-                self._measure_batch(lumas, seen)
+                self._measure_batch(lumas, square_lumas)
                 orientation = raw.orientation
                 self.orientation_changes.append((raw.index, orientation))
             luma = motion_luma(raw, self.side_px, self.small_px)
+            standin = raw.luma(self.standin_side_px) if self.bounded else luma
             # Flow in square pixels, thumbnails in stored samples: those are compared with other readers' frames.
             lumas.append(luma)
-            seen.append(to_square_luma(raw.luma(self.standin_side_px) if self.bounded else luma, raw.upright_aspect))
+            square_lumas.append(to_square_luma(standin, raw.upright_aspect))
             if self.flow is not None:
                 self.flow.add(raw.grey(self.reformatter))
             self.times_s.append(raw.time_s)
             if len(lumas) * luma.size >= BATCH_BYTES:
-                self._measure_batch(lumas, seen)
+                self._measure_batch(lumas, square_lumas)
             if self.decoded is not None:
                 self._hold(raw, self.decoded)
-        self._measure_batch(lumas, seen)
+        self._measure_batch(lumas, square_lumas)
         if self.flow is not None:
             self.motion = self.flow.motion()
         _check_num_frames(self.path, len(self.times_s), self.tally)
 
-    def _measure_batch(self, lumas: list[Luma], seen: list[Luma]) -> None:
+    def _measure_batch(self, lumas: list[Luma], square_lumas: list[Luma]) -> None:
         """Measure the next frames as the meter sees them, keep their thumbnails, and empty both lists."""
         if not lumas:
             return
         if self.flow is not None:
             self.motion += [0.0] * len(lumas)  # until the device has measured them
         else:
-            lengths = self.meter.measure(seen)
+            lengths = self.meter.measure(square_lumas)
             self.motion += [length * self.scale for length in lengths]
         for index, luma in enumerate(lumas, len(self.steps)):
             thumb, before = thumbnail(luma), self.thumbs.get(index - 1)
@@ -148,7 +149,7 @@ class Walk:
             self.steps.append(cv2.norm(thumb, before, cv2.NORM_L1) / thumb.size if before is not None else 0.0)
             self.thumbs[index] = thumb
         lumas.clear()
-        seen.clear()
+        square_lumas.clear()
         # Only here are frames dropped, so that memory stays bounded.
         if len(self.thumbs) > MAX_THUMBS:
             self._drop_thumbs()
@@ -224,7 +225,11 @@ class Walk:
         return [next(orientation for begin, orientation in changes if begin <= frame) for frame in keyframes]
 
     def checks(self, keyframes: list[int]) -> Checks:
-        """Build the thumbnails by which each key-frame is recognised when it is read again."""
+        """Build the thumbnails by which each key-frame is recognised when it is read again.
+
+        Raises:
+            VideoError: ``frame_mismatch`` where a second walk gives fewer frames.
+        """
         near = {frame: self._near(frame) for frame in keyframes}
         missing = {index for indices in near.values() for index in indices} - self.thumbs.keys()
         # Thumbnails that were dropped cost one more walk.
@@ -235,6 +240,8 @@ class Walk:
                         self.thumbs[raw.index] = thumbnail(motion_luma(raw, self.side_px, self.small_px))
                         if raw.index == max(missing):
                             break
+            if not missing <= self.thumbs.keys():
+                raise VideoError("frame_mismatch", f"{self.path}: no frame {max(missing)} on second reading")
         return {frame: np.stack([self.thumbs[index] for index in near[frame]]) for frame in keyframes}
 
     def _near(self, frame: int) -> list[int]:

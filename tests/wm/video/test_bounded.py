@@ -9,6 +9,7 @@ from wm.video import KEYFRAME_RULES, bounded, choose_keyframes, scan_video
 from wm.video import walk as walk_module
 from wm.video.bounded import search_keyframes
 from wm.video.decode import frames
+from wm.video.errors import VideoError
 from wm.video.motion import farneback_motion
 
 SETTINGS = {"max_keyframes": 6, "min_interval_frames": 20}
@@ -166,3 +167,13 @@ def test_a_long_clip_keeps_few_thumbnails_and_gives_the_same(clip, monkeypatch, 
     for frame, check in plenty.checks.items():
         assert np.array_equal(few.checks[frame], check)
     assert few.cuts == plenty.cuts
+
+
+def test_a_second_walk_that_ends_early_is_a_reason(clip, monkeypatch):
+    monkeypatch.setattr(walk_module, "MAX_THUMBS", 20)
+    walk = walk_module.Walk(clip, "dis", 40, max_candidates=1)
+    walk.read()
+    assert 1 not in walk.thumbs
+    monkeypatch.setattr(walk_module, "frames", lambda *_, **__: (raw for raw in frames(clip) if raw.index < 3))
+    with pytest.raises(VideoError, match=r"frame_mismatch: .*moving\.mp4: no frame 5 on second reading"):
+        walk.checks([1])

@@ -12,8 +12,8 @@ from tests.helpers.video_files import marked_frame, read_mark, write_video
 from wm.images import fit_square
 from wm.video import ClipReader, ClipSettings, VideoError
 from wm.video import clips as clips_module
-from wm.video.clips import limit_short_side
 from wm.video.decode import frames
+from wm.video.fetch import limit_short_side
 
 
 @pytest.fixture(scope="module")

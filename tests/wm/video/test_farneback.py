@@ -1,13 +1,16 @@
 """The compiled flow against OpenCV's, and key-frames with and without it."""
 
+import os
 import sys
+import time
+from itertools import product
 
 import cv2
 import numpy as np
 import pytest
 
 from tests.helpers.video_files import write_video
-from wm.video import KEYFRAME_RULES, farneback, scan_video
+from wm.video import KEYFRAME_RULES, ClipReader, ClipSettings, VideoError, farneback, scan_video
 from wm.video.farneback import FlowMeter, load_compiled
 
 pytest.importorskip("numba")
@@ -35,6 +38,7 @@ def swirled(image, degrees, shift):
 @pytest.fixture
 def without_numba(monkeypatch):
     monkeypatch.setitem(sys.modules, "wm.video.farneback_rows", None)
+    monkeypatch.setattr(farneback, "_PROBLEMS", [])
     load_compiled.cache_clear()
     yield
     load_compiled.cache_clear()
@@ -54,6 +58,19 @@ def test_flow_equals_opencv_s(shape, degrees, shift):
     assert error.max() < 2e-2
     assert error.mean() < 2e-4
     assert mean_length(flow) == pytest.approx(mean_length(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["noise", "saturated", "dots"])
+def test_flow_between_unrelated_frames_equals_opencv_s(kind):
+    rng = np.random.default_rng(5)
+    for height, width in rng.integers(16, 100, (12, 2)):
+        noise = rng.integers(0, 256, (2, height, width)).astype(np.uint8)
+        floor = {"noise": 0, "saturated": 128, "dots": 255}[kind]
+        before, after = noise if kind == "noise" else np.where(noise >= floor, np.uint8(255), np.uint8(0))
+        flow = FlowMeter().flow(before, after)
+        expected = cv2.calcOpticalFlowFarneback(before, after, None, *SETTINGS)
+        assert np.abs(flow - expected).mean() < 1e-5
+        assert mean_length(flow) == pytest.approx(mean_length(expected), rel=1e-5)
 
 
 def test_flat_and_equal_frames_move_as_little_as_with_opencv():
@@ -85,13 +102,95 @@ def test_key_frames_are_the_same_without_numba(tmp_path, rule, without_numba, mo
     settings = {"motion": "farneback", "rule": rule, "min_interval_frames": 8, "max_keyframes": 4}
     assert load_compiled() is None
     expected = scan_video(clip, **settings)
+    halted = "ModuleNotFoundError: import of wm.video.farneback_rows halted; None in sys.modules"
+    assert expected.measured_on == f"cpu by OpenCV ({halted})"
     monkeypatch.undo()
     load_compiled.cache_clear()
     assert load_compiled() is not None
     actual = scan_video(clip, **settings)
+    assert actual.measured_on == "cpu by numba"
     assert actual.keyframes == expected.keyframes
     assert np.array_equal(actual.measured, expected.measured)
     assert actual.motion == pytest.approx(expected.motion, rel=1e-3, abs=1e-3)
+
+
+def test_a_compiler_that_fails_leaves_the_flow_to_opencv(monkeypatch):
+    def fail(*args):
+        raise OSError("LLVM is broken\nin detail")
+
+    before, after = texture(20, 30), texture(20, 30, seed=1)
+    monkeypatch.setattr(load_compiled(), "expand", fail)
+    monkeypatch.setattr(farneback, "_PROBLEMS", [])
+    load_compiled.cache_clear()
+    try:
+        flow = FlowMeter().flow(before, after)
+        assert np.array_equal(flow, cv2.calcOpticalFlowFarneback(before, after, None, *SETTINGS))
+        assert farneback.describe_program() == "OpenCV (OSError: LLVM is broken)"
+    finally:
+        load_compiled.cache_clear()
+
+
+def test_a_compiler_that_ends_the_child_is_not_tried_again(tmp_path, monkeypatch):
+    clip = moving_clip(tmp_path / "moving.mp4", 12)
+    reader = ClipReader(ClipSettings(motion="farneback", min_interval_frames=4))
+    call, tries = reader.process.call, []
+
+    def crash_on_compile(limit_s, function, *args, **kwargs):
+        if function is farneback.compile_flow:
+            tries.append(args)
+            if args == ("",):
+                return call(limit_s, os.abort)
+        return call(limit_s, function, *args, **kwargs)
+
+    monkeypatch.setattr(reader.process, "call", crash_on_compile)
+    try:
+        problem = "crashed: the process ended with status -6"
+        for _ in range(2):
+            scan = reader.read(clip).scan
+            assert scan.measured_on.startswith(f"cpu by OpenCV ({problem}")
+        assert [len(args[0]) > 0 for args in tries] == [False, True, True]
+        assert reader.process.starts == 2
+        # A caller's deadline says nothing of the compiler.
+        reader._compile_problem = ""
+        reader.deadline = time.monotonic()
+        with pytest.raises(VideoError, match="time_out"):
+            reader.read(clip)
+        assert reader._compile_problem == ""
+    finally:
+        reader.close()
+
+
+HOSTILE = [np.nan, np.inf, -np.inf, 1e38, -3e9, 3e9, 0, -0.5, 0.5, -31.5, -32.5, -33.5, 31.5, 40, -16, 16]
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 70), (33, 200)])
+def test_no_flow_reads_outside_the_expansion(height, width):
+    rows = load_compiled()
+    rng = np.random.default_rng(0)
+    frac, shift, half = np.empty((2, width), np.float32), np.empty((2, width), np.int32), np.empty(width, np.float32)
+    pitch = width + 2 * rows.MARGIN
+    near_blocks = 0
+    # As it leaves the frame at its corners by as much as the margin; mixed.
+    flows = [rng.choice(HOSTILE, (2, width)) for _ in range(8)]
+    for x_px, y_px in product((-34, -33, -32.5, -32, -31, 0, 27, 28, 29, 31.5), (-1.5, -1, -0.5, 0, 0.5, 1)):
+        flows.append(rng.uniform((x_px, y_px), (x_px + 1, y_px + 1), (width, 2)).T)
+    for flow in flows:
+        dx, dy = np.ascontiguousarray(flow, dtype=np.float32)
+        for y in (0, 1, height - 1):
+            rows._locate(dx, dy, y, height, frac, half, shift)
+            begin = 0
+            while begin < width:
+                end, is_near, left, top = rows._find_block(shift, begin)
+                first = (y + 1 + top) * pitch + rows.MARGIN + begin + left
+                last = first + 2 * pitch + end - begin + 1
+                if not is_near:
+                    each = (y + 1 + shift[1, begin:end]) * pitch + rows.MARGIN + np.arange(begin, end)
+                    each += shift[0, begin:end]
+                    first, last = each.min(), each.max() + pitch + 1
+                near_blocks += is_near
+                assert first >= 0 and last < (height + 2) * pitch
+                begin = end
+    assert near_blocks > 50
 
 
 def moving_clip(path, num_frames=60, size=(96, 128)):
