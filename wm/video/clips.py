@@ -258,6 +258,8 @@ class ClipReader:
     def _fetch(
         self, reader: Literal["decord", "pyav"], limit_s: float, path: str | Path, scan: Scan
     ) -> list[EncodedFrame]:
+        # decord may have ended the child: with a device, a new one has no limit of memory until it is prepared.
+        self._prepare_device()
         return self.process.call(self.limit_s(limit_s), fetch_encoded, reader, str(path), scan, self.settings)
 
 
