@@ -134,6 +134,8 @@ def look_at(
             # The pool waits for its threads, which wait for their processes.
             work.stopped.set()
             for reader in readers:
+                # What takes over from a process that ends gets no time.
+                reader.clips.deadline = 0.0
                 reader.clips.process.kill()
     for reader in readers:
         reader.clips.close()

@@ -129,7 +129,10 @@ def test_a_driver_that_fails_is_one_line(monkeypatch, error, problem):
             torch.AcceleratorError("CUDA error: all CUDA-capable devices are busy or unavailable\nCUDA kernel"),
             "AcceleratorError on cpu:0: CUDA error: all CUDA-capable devices are busy or unavailable",
         ),
-        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "no memory on cpu:0 for two frames: CUDA out of memory."),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried"),
+            "no memory on cpu:0 for two frames: CUDA out of memory.",
+        ),
         (MemoryError(), "MemoryError"),
     ],
 )
