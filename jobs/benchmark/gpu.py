@@ -6,7 +6,7 @@ and way of decoding, and the share of the memory bandwidth), ``idm`` (pairs scor
 generate with image logits unmasked, N = 8), ``speculation`` (drafts of which a known share is right), ``training`` (a
 forward model's LoRA step). The JSON is written anew after every measurement; nothing new is begun after ``seconds``,
 and what was left out for that, or failed, is named there. The same command then measures that alone. Each way of
-decoding is compared with the plain one at the model's own shapes first, and its figures say how far their logits differ.
+decoding is compared with the plain one at the model's own shapes first; its figures say how far their logits differ.
 
 A time is the median of ``repeats`` runs after one to warm up, the device waited for at either end; each way of
 decoding is measured by itself, since several do not fit into memory together. The share of the bandwidth is the bytes
