@@ -20,8 +20,8 @@ SIZES_PX = {"xvid": (240, 320), "h264": (256, 340), "hd": (720, 1280)}
 """(height, width): UCF-101's, Kinetics' at this project's size, and 720p."""
 QUICK_PX = {"quick": (48, 64)}
 FRAMES_PX = 2**30 // 320
-"""Pixels of a batch on a GPU, as in :func:`wm.video.device_flow.batch_size`, which needs OpenCV and PyAV: a larger batch
-would give a rate that no annotation has."""
+"""Pixels of a batch on a GPU, as in :func:`wm.video.device_flow.batch_size`, which needs OpenCV and PyAV: a larger
+batch would give a rate that no annotation has."""
 OPENCV_PAIRS = 4
 
 
