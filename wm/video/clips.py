@@ -30,7 +30,6 @@ DECORD_LIMIT_S = 20.0
 """decord either answers in well under a second or never: after this time PyAV reads instead."""
 DEVICE_LIMIT_S = 120.0
 """For torch's import, a GPU's driver and the self-test, which count for no video."""
-
 COMPILE_LIMIT_S = 120.0
 """For compiling the flow in a new child, where no cache of it is on disk."""
 
