@@ -239,13 +239,18 @@ def _check_machine(recipe: AnnotateRecipe, num_shards: int) -> None:
     decoders, annotators = (pool.start for pool in resources.pool_sizes(num_shards))
     cpus = decoders * resources.cpus_per_decoder + annotators * resources.cpus_per_annotator
     keys = f"num_decoders = {resources.num_decoders}, resources.num_annotators = {resources.num_annotators}"
-    gpus = decoders * _gpus_per_decoder(recipe) + annotators * resources.gpus_per_annotator
+    # Both kinds of actors share the GPUs then: the shares are what to change.
+    if share := _gpus_per_decoder(recipe):
+        shares = f"gpus_per_decoder = {share:g}, resources.gpus_per_annotator = {resources.gpus_per_annotator:g}"
+        keys += f", resources.{shares}"
+    gpus = decoders * share + annotators * resources.gpus_per_annotator
     check_available(cpus, gpus, f"resources.{keys}")
 
 
 def _gpus_per_decoder(recipe: AnnotateRecipe) -> float:
+    share = recipe.gpus_per_decoder
     # Ray would wait for a GPU without an end; the decoders measure by the CPU then, and report why.
-    return 0.0 if is_private() and not count_gpus() else recipe.gpus_per_decoder
+    return 0.0 if share and is_private() and not count_gpus() else share
 
 
 def main() -> int:

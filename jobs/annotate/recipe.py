@@ -103,7 +103,7 @@ class AnnotateResources(Recipe):
         if not self._names_size("annotators"):
             gpus -= self.num_decoders * gpus_per_decoder
             share = gpus / self.gpus_per_annotator if self.gpus_per_annotator else cpus / 2 / self.cpus_per_annotator
-            maxima["max_annotators"] = max(self.num_annotators, int(share))
+            maxima["max_annotators"] = max(self.num_annotators, int(share + 1e-9))  # 0.6 / 0.2 is 2.9999999999999996
             gpus += self.num_decoders * gpus_per_decoder
         # 2. Decoders get the CPUs that are left.
         if not self._names_size("decoders"):

@@ -4,10 +4,9 @@ Parts: ``flow`` (optical flow of video frames: frames a second, and agreement wi
 float32 model: every way of decoding against the plain one, code for code), ``sampling`` (seconds an image for each N
 and way of decoding, and the share of the memory bandwidth), ``idm`` (pairs scored a second), ``hf`` (transformers'
 generate with image logits unmasked, N = 8), ``speculation`` (drafts of which a known share is right), ``training`` (a
-forward model's LoRA step). The JSON is written anew after every measurement; nothing
-new is begun after ``seconds``, and what was left out for that, or failed, is named there. The same command then
-measures that alone. Each way of decoding is compared with the plain one at the model's own shapes first, and its
-figures say how far their logits differ.
+forward model's LoRA step). The JSON is written anew after every measurement; nothing new is begun after ``seconds``,
+and what was left out for that, or failed, is named there. The same command then measures that alone. Each way of
+decoding is compared with the plain one at the model's own shapes first; its figures say how far their logits differ.
 
 A time is the median of ``repeats`` runs after one to warm up, the device waited for at either end; each way of
 decoding is measured by itself, since several do not fit into memory together. The share of the bandwidth is the bytes
@@ -15,8 +14,8 @@ that must be moved (weights a step, each prefix once a step, every row's filled 
 reading of the prefix and over what a large copy moves.
 
 Needs neither Ray nor DeepSpeed, decord, PyAV or openai; without OpenCV, ``flow`` is compared with the same program on
-the CPU. On a machine without pydantic bring the wheels of pydantic,
-pydantic-core, annotated-types and typing-inspection.
+the CPU. On a machine without pydantic bring the wheels of pydantic, pydantic-core, annotated-types and
+typing-inspection.
 """
 
 import json

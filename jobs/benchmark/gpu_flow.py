@@ -19,8 +19,9 @@ from wm.torch_flow import compute_flow, make_moving_texture, measure_motion
 SIZES_PX = {"xvid": (240, 320), "h264": (256, 340), "hd": (720, 1280)}
 """(height, width): UCF-101's, Kinetics' at this project's size, and 720p."""
 QUICK_PX = {"quick": (48, 64)}
-FRAMES_PX = 16 * 2**20
-"""Pixels of a batch on a GPU: 16 frames of 720p."""
+FRAMES_PX = 2**30 // 320
+"""Pixels of a batch on a GPU, as in :func:`wm.video.device_flow.batch_size`, which needs OpenCV and PyAV: a larger
+batch would give a rate that no annotation has."""
 OPENCV_PAIRS = 4
 
 

@@ -125,8 +125,7 @@ def look_at(
         futures = [pool.submit(read, reader) for reader in readers]
         try:
             # The first trouble of the machine ends the others too.
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
         except RuntimeError as error:
             raise InputError(f"cannot decode on this machine: {error}") from error
@@ -134,6 +133,7 @@ def look_at(
             # The pool waits for its threads, which wait for their processes.
             work.stopped.set()
             for reader in readers:
+                reader.clips.deadline = 0.0  # what takes over from the process gets no time
                 reader.clips.process.kill()
     for reader in readers:
         reader.clips.close()

@@ -63,7 +63,7 @@ def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         "work": {name: round(value) for name, value in vars(work).items()},
         "notes": notes,
         "passed_over": passed_over,
-        "rates": vars(rates),
+        "rates": {stage: rate for stage, rate in vars(rates).items() if stage in seconds},
         "stage_hours": {stage: round(value / 3600, 6) for stage, value in seconds.items()},
         **as_numbers(expected),
         "storage_gb": round(work.triplets * bytes_per_triplet / 1e9, 3),

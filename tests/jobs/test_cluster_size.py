@@ -44,6 +44,7 @@ def training(batch=32, micro=0, **resources):
         # The GPUs annotate, but for the share of two decoders; then as many as CPUs and GPUs hold.
         ({"gpus_per_annotator": 0.5, "gpus_per_decoder": 0.25}, 12, 4, (2, 7)),
         ({"num_annotators": 1, "gpus_per_annotator": 1, "gpus_per_decoder": 0.1}, 12, 2, (10, 1)),
+        ({"num_decoders": 4, "gpus_per_annotator": 0.2, "gpus_per_decoder": 0.1}, 12, 1, (4, 3)),
         # Never less than what is there from the start.
         ({}, 1, 0, (2, 1)),
     ],

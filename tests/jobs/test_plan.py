@@ -83,6 +83,7 @@ def test_gpus_measure_motion_where_that_is_known_to_be_quicker(rates: list[str],
     exact = {"motion": "farneback"}
     unknown = planned(rates, **given, keyframes=exact)
     assert unknown["bottleneck"] == "gpu" and "flow" not in unknown["stage_hours"]
+    assert unknown["rates"].keys() == unknown["stage_hours"].keys()
     assert any("rates lack 'grey_frames_per_s'; wm benchmark keyframes" in note for note in unknown["notes"])
     # One core in all: exact motion is the bottleneck.
     given["nodes"] = [{"name": "node", "count": 1, "cpus": 2, "gpus": 1}]

@@ -23,7 +23,6 @@ DECORD_LIMIT_S = 20.0
 """decord either answers in well under a second or never: after this time PyAV reads instead."""
 DEVICE_LIMIT_S = 120.0
 """For torch's import, a GPU's driver and the self-test, which count for no video."""
-
 COMPILE_LIMIT_S = 120.0
 """For compiling the flow in a new child, where no cache of it is on disk."""
 
@@ -267,6 +266,8 @@ class ClipReader:
     def _fetch(
         self, reader: Literal["decord", "pyav"], limit_s: float, path: str | Path, scan: Scan
     ) -> list[EncodedFrame]:
+        # decord may have ended the child: with a device, a new one has no limit of memory until it is prepared.
+        self._prepare_device()
         return self.process.call(
             self.limit_s(limit_s), fetch_encoded, reader, str(path), scan, self.settings.image_side_px
         )

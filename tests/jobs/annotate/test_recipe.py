@@ -4,7 +4,9 @@ import re
 
 import pytest
 
+from jobs.annotate.job import _check_machine, _gpus_per_decoder
 from jobs.annotate.recipe import AnnotateRecipe
+from jobs.annotate.report import describe_devices
 from jobs.look import LookRecipe
 from jobs.plan.recipe import PlanRecipe
 from wm.config import Recipe
@@ -111,3 +113,30 @@ def test_decoders_take_a_share_of_a_gpu_that_measures_farneback() -> None:
     for kind, given in ((AnnotateRecipe, GIVEN), (LookRecipe, {"videos": "v"})):
         with pytest.raises(InputError, match="device = 'cuda' with motion = 'dis'; only farneback runs on a GPU"):
             kind.parse(given | {"keyframes": {"device": "cuda"}}, "test")
+
+
+def test_decoders_reserve_no_gpu_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    keyframes = {"motion": "farneback", "device": "cuda"}
+    recipe = AnnotateRecipe.parse(GIVEN | {"keyframes": keyframes, "resources": {"gpus_per_annotator": 1}}, "test")
+    monkeypatch.setattr("jobs.shared.ray_session.num_logical_cpus", lambda: 64)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # Counting them imports torch, which a run on cores does without.
+    monkeypatch.setattr("jobs.annotate.job.count_gpus", pytest.fail)
+    assert _gpus_per_decoder(AnnotateRecipe.parse(GIVEN, "test")) == 0.0
+    for number, share in ((0, 0.0), (1, 0.1)):
+        for module in ("jobs.annotate.job", "jobs.shared.ray_session"):
+            monkeypatch.setattr(f"{module}.count_gpus", lambda number=number: number)
+        assert _gpus_per_decoder(recipe) == share
+    # A decoder beside an annotator that takes all of the GPU: Ray would wait.
+    message = "resources.gpus_per_decoder = 0.1, resources.gpus_per_annotator = 1 asks for 1.1 GPUs; torch finds 1 on"
+    with pytest.raises(InputError, match=re.escape(message)):
+        _check_machine(recipe, 1)
+    # A cluster may get GPUs later.
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr("jobs.annotate.job.count_gpus", lambda: 0)
+    assert _gpus_per_decoder(recipe) == 0.1
+
+
+def test_a_run_says_who_measured_and_why_a_gpu_did_not() -> None:
+    counts = {"measured_on": {"NVIDIA H200": 1200, "cpu (no cuda: old driver)": 3}}
+    assert describe_devices(counts) == "motion measured on: NVIDIA H200 1,200; cpu (no cuda: old driver) 3"

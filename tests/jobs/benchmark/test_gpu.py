@@ -17,8 +17,21 @@ from jobs.benchmark.harness import write_record
 from jobs.benchmark.job import main
 from jobs.benchmark.sampling_models import ShapeModel
 from wm.sampling import build_model_runner
+from wm.video.device_flow import batch_size
 
-ABSENT = ("ray", "deepspeed", "decord", "av", "openai", "rouge_score", "sacrebleu", "cv2", "matplotlib", "boto3")
+ABSENT = (
+    "ray",
+    "deepspeed",
+    "peft",
+    "decord",
+    "av",
+    "openai",
+    "rouge_score",
+    "sacrebleu",
+    "cv2",
+    "matplotlib",
+    "boto3",
+)
 """What a bare GPU machine may lack; the real names are hidden from the import system, not from its list of packages."""
 HIDING = """
 import sys
@@ -82,6 +95,12 @@ def test_flow_gives_the_rates_of_a_plan_and_needs_no_opencv(monkeypatch):
     assert gpu_flow.to_rates(record) == pytest.approx(rates)
     del record.measurements["flow_48x32"]
     assert gpu_flow.to_rates(record) == {"flow_frames_per_s_xvid": 600.0}
+
+
+@pytest.mark.parametrize("size_px", gpu_flow.SIZES_PX.values())
+def test_flow_is_measured_in_batches_of_an_annotation(size_px):
+    frame_px = size_px[0] * size_px[1]
+    assert gpu_flow.FRAMES_PX // frame_px == batch_size(frame_px) + 1
 
 
 def test_a_run_that_ended_early_is_resumed(tmp_path, capsys, monkeypatch):
@@ -161,7 +180,11 @@ def test_bad_settings_are_told(tmp_path, capsys):
 def test_models_sampling_and_the_benchmark_need_no_ray():
     """Nor anything else that a bare GPU machine lacks: they are imported where it cannot be found."""
     modules = ("wm.models", "wm.sampling", "wm.dynamics", "wm.training.loss", "wm.training.adapters")
-    lines = [f"ABSENT = {ABSENT!r}", HIDING, *(f"import {name}" for name in (*modules, "jobs.benchmark.gpu"))]
+    lines = [
+        f"ABSENT = {ABSENT!r}",
+        HIDING,
+        *(f"import {name}" for name in (*modules, "jobs.benchmark.job", "jobs.benchmark.gpu")),
+    ]
     root = str(Path(__file__).resolve().parents[3])
     command = [sys.executable, "-c", "\n".join(["import sys", f"sys.path.insert(0, {root!r})", *lines])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

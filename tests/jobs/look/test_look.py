@@ -19,7 +19,7 @@ from jobs.look.folder import default_out, safe_name
 from jobs.look.job import _find_shards, to_settings
 from jobs.look.order import halving_order, spread_rows
 from jobs.look.preview import preview
-from jobs.look.reading import load_clips, read_clip
+from jobs.look.reading import load_clips, look_at, read_clip
 from jobs.look.verdicts import Verdicts, expect, judge
 from tests.helpers.annotate_data import recipe as annotate_recipe
 from tests.helpers.annotate_data import write_videos
@@ -186,6 +186,29 @@ def test_a_clip_that_the_budget_ends_stays_to_be_read(videos: Path, tmp_path: Pa
     # It is named on the page, and counts as not looked at.
     listing = list_videos(str(videos / "wave" / "good.mp4"))
     assert judge(listing, {0: (0, 0, 1)}, {0: clip}, recipe, "top_then_spacing").videos == {}
+
+
+def test_an_end_ends_what_would_take_over_from_a_killed_process(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device's process that is killed is no reason to measure the clip anew by the CPU."""
+    readers: list[VideoReader] = []
+
+    def build_reader(*settings: Any) -> VideoReader:
+        readers.append(VideoReader(*settings))
+        return readers[-1]
+
+    def interrupt(reader: VideoReader, *args: Any, **kwargs: Any) -> None:
+        assert reader.clips.limit_s(100.0) == 100.0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.look.reading.VideoReader", build_reader)
+    monkeypatch.setattr("jobs.look.reading.read_clip", interrupt)
+    recipe, listing = look_recipe(videos, tmp_path / "out"), list_videos(str(videos / "wave" / "good.mp4"))
+    with pytest.raises(KeyboardInterrupt):
+        look_at(listing, {0: (0, 0, 1)}, [0], recipe, tmp_path, deadline=float("inf"), on_clip=print)
+    (reader,) = readers
+    assert reader.clips.limit_s(100.0) == 0.0
 
 
 def test_of_a_video_beyond_the_budget_the_beginning_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

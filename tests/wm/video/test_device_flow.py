@@ -1,6 +1,7 @@
 """Motion on a device: batches, self-test, and the CPU's way where the device fails. ``cpu:0`` stands for a GPU."""
 
 from itertools import pairwise
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from wm.video import ClipReader, ClipSettings, VideoError, choose_keyframes, dev
 from wm.video.decode import frames
 from wm.video.device_flow import DeviceFlow, FlowError, batch_size, check_device, measure_frames
 from wm.video.farneback import compile_flow, describe_program
+from wm.video.fetch import fetch_encoded
+from wm.video.isolation import IsolatedProcess
 
 DEVICE = "cpu:0"
 SETTINGS = {"motion": "farneback", "min_interval_frames": 5}
@@ -101,6 +104,48 @@ def test_a_device_that_gives_nan_or_does_not_exist_is_not_used(monkeypatch):
     assert check_device(DEVICE).problem == "self-test of cpu:0: motion on cpu:0 is not finite"
 
 
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (
+            RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease"),
+            "The NVIDIA driver on your system is too old (found version 11040).",
+        ),
+        (OSError("libcudart.so.13: cannot open shared object file"), "libcudart.so.13: cannot open shared object file"),
+        (torch.cuda.DeferredCudaCallError("CUDA call failed lazily\n\nat"), "CUDA call failed lazily"),
+    ],
+)
+def test_a_driver_that_fails_is_one_line(monkeypatch, error, problem):
+    def name(device):
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", name)
+    assert check_device("cuda").measured_on == f"cpu (no cuda: {problem})"
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (
+            torch.AcceleratorError("CUDA error: all CUDA-capable devices are busy or unavailable\nCUDA kernel"),
+            "AcceleratorError on cpu:0: CUDA error: all CUDA-capable devices are busy or unavailable",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried"),
+            "no memory on cpu:0 for two frames: CUDA out of memory.",
+        ),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_a_card_that_others_fill_or_hold_is_one_line(monkeypatch, error, problem):
+    def measure(frames_THW):
+        raise error
+
+    monkeypatch.setattr(torch_flow, "measure_motion", measure)
+    device_flow._TESTS.clear()
+    assert check_device(DEVICE).measured_on == f"cpu (self-test of cpu:0: {problem})"
+
+
 def test_memory_that_ends_halves_the_batch_and_then_gives_up(monkeypatch):
     clip = make_moving_texture(40, 40, 5)
     expected = measure_frames(clip, DEVICE)
@@ -147,6 +192,56 @@ def test_a_reader_s_child_measures_on_the_device(clip, curve):
         assert reader.process.memory_limit_mib == 0
     finally:
         reader.close()
+
+
+def test_a_new_child_is_prepared_before_it_decodes(clip, monkeypatch):
+    """Until then it has no limit of memory; decord that hangs ends the child which was prepared."""
+    scan = scan_video(clip, max_keyframes=2, **SETTINGS)
+    reader = ClipReader(ClipSettings(device="cuda", **SETTINGS))
+    calls = []
+
+    def answer(limit_s, function, *args, **kwargs):
+        calls.append((function.__name__, *args[:1]) if function is fetch_encoded else function.__name__)
+        if args[:1] == ("decord",):
+            raise VideoError("time_out", "no answer")
+        results = {"prepare_device": ("", 700.0), "scan_rules": {scan_rule: scan}, "fetch_encoded": []}
+        return results.get(function.__name__)
+
+    scan_rule = reader.settings.rule
+    monkeypatch.setattr(reader.process, "call", answer)
+    assert reader.read(clip).reader == "pyav"
+    fetches = ["prepare_device", ("fetch_encoded", "decord"), "prepare_device", ("fetch_encoded", "pyav")]
+    assert calls == ["prepare_device", "compile_flow", "scan_rules", *fetches]
+
+
+def test_a_prepared_child_is_watched_from_what_it_takes_then(monkeypatch):
+    limits = SimpleQueue()
+    monkeypatch.setattr(device_flow, "_end_beyond", limits.put)
+    monkeypatch.setattr(device_flow, "resident_mib", lambda pid: 700.0)
+    device_flow._TESTS.clear()
+    assert device_flow.prepare_device(6000, DEVICE) == ("", 700.0)
+    assert limits.get(timeout=60) == 6700.0
+    # Once a child; and none without a limit.
+    device_flow.prepare_device(6000, DEVICE)
+    device_flow._TESTS.clear()
+    device_flow.prepare_device(0, DEVICE)
+    assert limits.empty()
+
+
+def test_a_child_beyond_its_memory_says_so_and_ends():
+    with IsolatedProcess() as process, pytest.raises(VideoError) as caught:
+        process.call(60, device_flow._end_beyond, 0.5)
+    assert caught.value.reason == "crashed"
+    assert caught.value.detail.endswith("ended with status 1; last words: more than 0 MiB of memory taken")
+
+
+def test_a_watch_ends_nothing_below_its_limit(monkeypatch):
+    resident, waits, ends = iter([100.0, 6700.0, 6700.5]), [], []
+    monkeypatch.setattr(device_flow, "resident_mib", lambda pid: next(resident))
+    monkeypatch.setattr(device_flow.time, "sleep", waits.append)
+    monkeypatch.setattr(device_flow.os, "_exit", ends.append)
+    device_flow._end_beyond(6700.0)
+    assert (waits, ends) == ([device_flow._WATCH_S] * 2, [1])
 
 
 def test_a_reader_drops_a_device_that_fails_or_crashes(clip, monkeypatch):

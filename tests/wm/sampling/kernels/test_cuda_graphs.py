@@ -146,6 +146,10 @@ def test_kernels_are_used_for_known_shapes_and_types(monkeypatch, shape, dtype, 
     assert triton_attention.can_attend(runner) == expected
     runner.kernels = False
     assert not triton_attention.can_attend(runner)
+    # Without Triton steps are recorded with torch's products.
+    runner.kernels = True
+    monkeypatch.setattr(triton_attention, "find_spec", lambda name: None)
+    assert not triton_attention.can_attend(runner)
 
 
 def test_progress_and_batches_are_those_of_plain_decoding(models):
