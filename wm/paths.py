@@ -120,8 +120,11 @@ def name_key(recipe: BaseModel, path: str) -> str | None:
         path: Below one of its inputs, or that itself.
     """
     parents = [str(Path(path)), *map(str, Path(path).parents)]
-    keys = {str(Path(value)): key for key, value, mark in find_paths(recipe) if not mark.is_output}
-    # The nearest first: one input may be in the folder of another.
+    keys: dict[str, str | None] = {}
+    # Inputs first: of a path that is both, the input is what was missed.
+    for key, value, mark in sorted(find_paths(recipe), key=lambda entry: entry[2].is_output):
+        keys.setdefault(str(Path(value)), None if mark.is_output else key)
+    # The nearest first: one input may be in the folder of another, and an output in that of an input.
     return next((keys[parent] for parent in parents if parent in keys), None)
 
 

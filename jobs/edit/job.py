@@ -114,7 +114,7 @@ def _print_plan(recipe: EditRecipe, rows: Sequence[BenchRow]) -> None:
         f"into {recipe.out}, as system {recipe.system_name()}"
     )
     # Known before any image is made.
-    without = sum(not row.action for row in rows)
+    without = sum(not row.action.strip() for row in rows)
     if without:
         print(f"  {without:,} triplets have no action, and would be rejects")
 

@@ -98,7 +98,7 @@ def _list_requests(
     requests = []
     for row, data in zip(shard.rows, _read_sources(shard), strict=True):
         # Without an instruction an editor changes something or nothing: neither is a prediction.
-        if not row.action:
+        if not row.action.strip():
             rejects.append(_build_reject(row, "no_action", f"triplet {row.triplet_id} has no action"))
             continue
         try:

@@ -43,11 +43,11 @@ def write_tree(tree: Sequence[Sequence[Branch]], source: Observation, source_HWC
 
 
 def _describe_branch(branch: Branch, writer: ImageWriter, name: str) -> dict[str, object]:
-    place: dict[str, object] = {"parent": branch.parent, "action": branch.action}
+    record: dict[str, object] = {"parent": branch.parent, "action": branch.action}
     if not branch.prediction.candidates:
-        return place | {"image": None, **describe_failures(branch.prediction)}
+        return record | {"image": None, **describe_failures(branch.prediction)}
     best = branch.prediction.best
-    return place | {
+    return record | {
         "image": writer.write(best.observation, name),
         "logprob": best.score.logprob,
         "mean_logprob": best.score.mean_logprob,

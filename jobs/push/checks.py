@@ -23,7 +23,7 @@ from wm.cards import (
     read_head,
 )
 from wm.errors import InputError, to_line
-from wm.files.uris import OBJECT_STORES
+from wm.files.uris import OBJECT_STORES, parse_address
 
 _BINARY = (".safetensors", ".parquet", ".png", ".jpg", ".jpeg", ".webp", ".mp4", ".npy", ".npz", ".tar", ".arrow")
 """Endings of files without text; every other file is looked through, such as a log or a .env without its dot."""
@@ -38,7 +38,7 @@ _SECRETS = {
     "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
 _ABSOLUTE = re.compile(r"(file:/+|/(?=[^/])|~/|[A-Za-z]:\\)\S")
-_BUCKET = re.compile(rf"\b(?:{'|'.join(OBJECT_STORES)})://[\w.-]+")
+_BUCKET = re.compile(rf"\b(?:{'|'.join(OBJECT_STORES)})://[\w.-]+", re.IGNORECASE)
 """An object store's bucket, whose name says whose it is."""
 _ADDRESS = re.compile(r"https?://[^\s\"'<>]+")
 _SHARING = (REDISTRIBUTION, DERIVATIVES)
@@ -122,9 +122,13 @@ def _strip_value(value: Any) -> Any:
         return {name: _strip_value(entry) for name, entry in value.items()}
     if isinstance(value, list):
         return [_strip_value(entry) for entry in value]
-    if isinstance(value, str) and (_ABSOLUTE.match(value) or _BUCKET.match(value)) and "\n" not in value:
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-    return value
+    if not isinstance(value, str) or "\n" in value:
+        return value
+    if _BUCKET.match(value):
+        # Of the key alone: the last name of a bucket itself is the bucket's, and options name the store's host.
+        address = parse_address(value)
+        return address.key.rstrip("/").split("/")[-1] or f"{address.scheme}://"
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if _ABSOLUTE.match(value) else value
 
 
 def _path_columns(path: Path, name: str) -> list[str]:

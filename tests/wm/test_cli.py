@@ -282,6 +282,8 @@ def test_progress_in_a_log_is_a_line_each(capsys: pytest.CaptureFixture[str], mo
         (["idm=wm", "models.a.idm=wm/gone"], "models.a.idm: no such file or folder: wm/gone"),
         (["idm=wm"], "idm: no such folder of Parquet files: wm/triplets"),
         (["out=wm"], "no such folder of Parquet files: wm/triplets"),
+        (["out=wm", "idm=."], "no such folder of Parquet files: wm/triplets"),
+        (["out=wm", "idm=wm"], "idm: no such folder of Parquet files: wm/triplets"),
     ],
 )
 def test_a_path_where_nothing_is_has_its_key(

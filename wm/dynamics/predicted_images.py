@@ -49,7 +49,7 @@ class ImagePrediction:
     shows the source and all of them with their log-probabilities."""
 
     source: Image.Image
-    """As the models see it: encoded and decoded where the forward model has image codes."""
+    """As the inverse model sees it: encoded and decoded where both models have one codec, else the image itself."""
     action: str
     candidates: tuple[PredictedImage, ...]
     prediction: Prediction

@@ -22,8 +22,8 @@ from wm.evaluation.bench_rows import read_bench_rows
 from wm.evaluation.predictions import PREDICTION_SCHEMA, list_predictions
 from wm.images import decode_image
 from wm.models.pipelines import load_pipeline
-from wm.records import REJECT_SCHEMA
-from wm.tables import read_table
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA
+from wm.tables import read_table, write_table
 
 QUICK = {"num_inference_steps": 2, "image_guidance_scale": 1.2}
 
@@ -154,10 +154,14 @@ def test_an_action_that_would_be_cut_is_a_reject(bench, tmp_path, monkeypatch):
                 raise InputError("action 'do 2' has 80 tokens")
 
     monkeypatch.setattr(edit_job, "load_editor", lambda recipe: Reader())
-    counts = edit.run(recipe_of(bench, bench, tmp_path / "out", seeds=[0, 1]))["counts"]
-    assert counts["images"] == 8 and counts["rejects_by_reason"] == {"long_action": 1}
-    (reject,) = read_table(tmp_path / "out" / "rejects", REJECT_SCHEMA).to_pylist()
-    assert reject["uri"] == read_bench_rows(bench)[2].triplet_id
+    rows = read_table(bench / "triplets", TRIPLET_SCHEMA).to_pylist()
+    rows[4]["action"] = " "  # which is none, and not a long one
+    write_table(rows, tmp_path / "bench" / "part.parquet", TRIPLET_SCHEMA)
+    counts = edit.run(recipe_of(tmp_path / "bench", bench, tmp_path / "out", seeds=[0, 1]))["counts"]
+    assert counts["images"] == 6 and counts["rejects_by_reason"] == {"long_action": 1, "no_action": 1}
+    rejects = {row["reason"]: row for row in read_table(tmp_path / "out" / "rejects", REJECT_SCHEMA).to_pylist()}
+    reject = rejects["long_action"]
+    assert reject["uri"] == rows[2]["triplet_id"] and rejects["no_action"]["uri"] == rows[4]["triplet_id"]
     assert (reject["stage"], reject["detail"]) == ("edit", "action 'do 2' has 80 tokens")
 
 

@@ -156,7 +156,8 @@ def test_names_of_buckets_and_hosts_are_left_out_or_shown(tmp_path: Path, hub: H
     write_dataset_card(out, title="two")
     recipe = {
         "videos": "s3://mine/clips/*.mp4", "out": "gs://other/runs/a", "idm": ["s3://mine/idm/"], "note": "of s3://third/x",
-        "endpoint": {"base_url": "http://10.0.0.5:8000/v1"},
+        "endpoint": {"base_url": "http://10.0.0.5:8000/v1"}, "data": "s3://mine", "root": "S3://mine/",
+        "store": "s3://mine/a?b/c.mp4?endpoint_override=http://10.0.0.9:9000&scheme=http",
     }  # fmt: skip
     write_json(out / "run.json", {"stage": "annotate", "recipe": recipe, "counts": {}})
     assert push(out)["problems"] == [
@@ -164,7 +165,8 @@ def test_names_of_buckets_and_hosts_are_left_out_or_shown(tmp_path: Path, hub: H
         "run.json names the buckets s3://third",
     ]
     sent = json.loads(hub.files["datasets/me/fdm"]["run.json"])["recipe"]
-    assert sent == recipe | {"videos": "*.mp4", "out": "a", "idm": ["idm"]}
+    stripped = {"videos": "*.mp4", "out": "a", "idm": ["idm"], "data": "s3://", "root": "s3://", "store": "c.mp4"}
+    assert sent == recipe | stripped
 
 
 def test_a_licence_that_forbids_sharing_is_refused(model: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from wm.errors import InputError
 from wm.training import TrainRecipe
 
 ROOT = Path(__file__).resolve().parents[3]
-STEPS, EVERY = 120, 20
+STEPS, EVERY = 60, 10
 
 pytestmark = pytest.mark.slow
 
@@ -111,7 +111,7 @@ def test_a_killed_driver_then_a_killed_worker_change_nothing(
     tiny_base: Path, triplets: Path, tmp_path: Path, ray_session: None
 ) -> None:
     """Two ranks, started twice again, come to the curve of one process that nothing disturbed."""
-    common = {"checkpoint": {"every_steps": EVERY}, "lora": {"dropout": 0.0}}
+    common = {"max_steps": STEPS, "checkpoint": {"every_steps": EVERY}, "lora": {"dropout": 0.0}}
     undisturbed = tmp_path / "undisturbed"
     run(recipe_of(tiny_base, triplets, undisturbed, **common, resources={"num_workers": 0}))
 
@@ -121,17 +121,17 @@ def test_a_killed_driver_then_a_killed_worker_change_nothing(
         small_training(tiny_base, triplets, out, **common, micro_batch_size=1, resources={"num_workers": 1})
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "jobs.train", *arguments], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
-    )
-    orphans: list[psutil.Process] = []
-
-    def kill_the_driver() -> None:
-        orphans.extend(children("RayTrainWorker", of=driver.pid))
-        os.kill(driver.pid, signal.SIGKILL)
-
-    when_checkpointed(out, kill_the_driver).join()
-    assert driver.wait() == -signal.SIGKILL
+    log = tmp_path / "driver.log"
+    with log.open("w") as file:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "jobs.train", *arguments], cwd=ROOT, env=environment, stdout=file, stderr=file
+        )
+    while not checkpoints(out):
+        assert driver.poll() is None, log.read_text()
+        time.sleep(0.01)
+    orphans = children("RayTrainWorker", of=driver.pid)
+    os.kill(driver.pid, signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL, log.read_text()
     # Until it has ended it may write one checkpoint more, which would be taken for one of the next two.
     assert len(orphans) == 1 and psutil.wait_procs(orphans, timeout=200)[1] == []
     assert not (out / "run.json").exists() and not (out / "model").exists()
