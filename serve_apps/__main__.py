@@ -26,7 +26,7 @@ with exit_on_interrupt():
     from serve_apps.model_kinds import list_notices
     from serve_apps.ports import check_port
     from serve_apps.quiet import quiet_end, without_ray_threads
-    from serve_apps.ray_settings import listening_directly, set_defaults
+    from serve_apps.ray_settings import session_settings
     from serve_apps.recipe import ServeRecipe
     from serve_apps.start_failures import find_reason_of
     from serve_apps.takeover import check_takeover, end_application, leave_cluster
@@ -243,7 +243,6 @@ def _connect(recipe: StartRecipe, port_error: InputError | None) -> None:
     # Ray's processes inherit the environment: it is set before any of them starts.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(PROXY_VARIABLE, IMPORT_PATH)
-    set_defaults()
     for name in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import ray
@@ -267,7 +266,7 @@ def _connect(recipe: StartRecipe, port_error: InputError | None) -> None:
             )
         return
     # Replicas wait more than they compute: more of them than the machine has cores may run.
-    with private_session(ray_constants) as private, few_processes(Node), listening_directly(recipe.direct_port):
+    with private_session(ray_constants) as private, few_processes(Node), session_settings(recipe.direct_port):
         ray.init(
             "local",
             **private,
