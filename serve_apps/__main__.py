@@ -136,7 +136,7 @@ def start(recipe: StartRecipe, interrupts: Interrupts | None = None) -> str:
 
 
 def _find_port_error(recipe: StartRecipe) -> InputError | None:
-    """Check the ports; of a cluster that is joined its Ray Serve may have it, which is known once it is joined."""
+    """Check the ports; return the error of ``port`` where the cluster to be joined may listen there itself."""
     if recipe.direct_port is not None:
         if _joins_cluster():
             raise InputError(f"direct_port = {recipe.direct_port} with RAY_ADDRESS: {NEEDS_OWN_SESSION}")
