@@ -45,6 +45,7 @@ GUARDS: Mapping[str, Mapping[str, Guard]] = {
     },
     "serve": {
         "http_overhead": Guard("lower", ("http_best_of_8", "library_best_of_8")),
+        "direct_overhead": Guard("lower", ("direct_best_of_8", "library_best_of_8")),
         "best_of_8_over_1": Guard("lower", ("http_best_of_8", "http_best_of_1")),
         "wide_http_overhead": Guard("lower", ("wide_http", "wide_library")),
         "faithful_http_overhead": Guard("lower", ("faithful_http", "faithful_library")),
