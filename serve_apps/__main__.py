@@ -26,7 +26,7 @@ with exit_on_interrupt():
     from serve_apps.model_kinds import list_notices
     from serve_apps.ports import check_port
     from serve_apps.quiet import quiet_end, without_ray_threads
-    from serve_apps.ray_settings import listening_directly, set_defaults
+    from serve_apps.ray_settings import session_settings
     from serve_apps.recipe import ServeRecipe
     from serve_apps.start_failures import find_reason_of
     from serve_apps.takeover import check_takeover, end_application, leave_cluster
@@ -136,7 +136,7 @@ def start(recipe: StartRecipe, interrupts: Interrupts | None = None) -> str:
 
 
 def _find_port_error(recipe: StartRecipe) -> InputError | None:
-    """Check the ports; of a cluster that is joined its Ray Serve may have it, which is known once it is joined."""
+    """Check the ports; return the error of ``port`` where the cluster to be joined may listen there itself."""
     if recipe.direct_port is not None:
         if _joins_cluster():
             raise InputError(f"direct_port = {recipe.direct_port} with RAY_ADDRESS: {NEEDS_OWN_SESSION}")
@@ -243,7 +243,6 @@ def _connect(recipe: StartRecipe, port_error: InputError | None) -> None:
     # Ray's processes inherit the environment: it is set before any of them starts.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(PROXY_VARIABLE, IMPORT_PATH)
-    set_defaults()
     for name in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import ray
@@ -267,7 +266,7 @@ def _connect(recipe: StartRecipe, port_error: InputError | None) -> None:
             )
         return
     # Replicas wait more than they compute: more of them than the machine has cores may run.
-    with private_session(ray_constants) as private, few_processes(Node), listening_directly(recipe.direct_port):
+    with private_session(ray_constants) as private, few_processes(Node), session_settings(recipe.direct_port):
         ray.init(
             "local",
             **private,

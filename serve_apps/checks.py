@@ -61,7 +61,8 @@ def check_models(recipe: ServeRecipe) -> str:
     if is_here and recipe.num_draft_tokens:
         from wm.dynamics import check_draft_length
 
-        check_draft_length(recipe.num_draft_tokens, models.load_codec(recipe.base or recipe.fdm).tokens_per_image)
+        folder = recipe.base if recipe.base and models.is_adapter(recipe.fdm) else recipe.fdm
+        check_draft_length(recipe.num_draft_tokens, models.load_codec(folder).tokens_per_image)
     # 4. What of a model without codes can be known before its weights are read, which takes minutes.
     if served.kinds[FDM] == "editor" and uri_of(recipe.fdm) is None:
         _check_pipeline(recipe.fdm, recipe.editor or EditorTable())

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from serve_apps.loopback import keep_replica_local
 from serve_apps.openai.errors import ApiError
 from serve_apps.recipe import ADAPTER, ServeRecipe
 from wm.errors import InputError
@@ -34,6 +35,7 @@ class ComparisonServer:
     """
 
     def __init__(self, path: str, folders: dict[str, str]) -> None:
+        keep_replica_local()
         try:
             # As other outputs: runs/ need not be there before the first of them.
             Path(path).parent.mkdir(parents=True, exist_ok=True)

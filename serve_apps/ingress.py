@@ -1,6 +1,5 @@
 """The deployment that speaks HTTP."""
 
-import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -86,8 +85,7 @@ class Ingress:
         limits: DeploymentHandle | None = None,
         votes: DeploymentHandle | None = None,
     ) -> None:
-        # Before Ray opens the port: it does so once this is built.
-        keep_replica_local(ray.util.get_node_ip_address())
+        keep_replica_local()
         keep_in_serve_log()
         # Whatever started it: a cluster may have had a Serve before that listens on every address.
         check_guarded(recipe, find_proxy_host())

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from serve_apps.loopback import keep_replica_local
+
 # A process that says nothing for so long is taken for dead: its slots are free again.
 HOLDER_S = 10.0
 # Of a key's requests a minute, the share that one process may lease ahead: three seconds of them.
@@ -126,6 +128,7 @@ class LimitsServer:
     """The deployment around a :class:`Ledger`: one replica, asked by every process that speaks HTTP."""
 
     def __init__(self) -> None:
+        keep_replica_local()
         self._ledger = Ledger()
 
     async def exchange(self, holder: str, claims: Sequence[Claim]) -> list[Grant]:

@@ -10,20 +10,25 @@ import logging
 from ipaddress import ip_address
 from typing import Any
 
+import ray
+
 ALL_ADDRESSES = "[::]"
 
 logger = logging.getLogger("ray.serve")
 
 
-def keep_replica_local(node_address: str) -> None:
+def keep_replica_local() -> None:
     """Bind the port of a Ray Serve replica to its node's address, in the replica's process, where that is loopback.
 
-    On a cluster the replicas of other nodes call it: there Ray's port stays as Ray has it.
+    On a cluster the replicas of other nodes call it: there Ray's port stays as Ray has it. Every class of a deployment
+    calls this as it is built: Ray opens the port afterwards.
     """
+    if not ray.is_initialized():
+        return  # a test makes a deployment's class in its own process
     from ray.serve._private import replica
 
     try:
-        address = ip_address(node_address)
+        address = ip_address(ray.util.get_node_ip_address())
     except ValueError:
         return  # a host name: of a cluster that was started with one
     if not address.is_loopback:

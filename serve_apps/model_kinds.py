@@ -49,7 +49,7 @@ def read_kinds(recipe: ServeRecipe) -> ServedKinds:
     folders = recipe.model_folders()
     kinds = {name: kind_of(folder, _base_of(recipe, name)) for name, folder in folders.items()}
     # Read where no manifest names it: only what speaks codes has a codec.
-    codecs = {name: _codec_of(recipe, folders[name]) if kind == "codes" else "" for name, kind in kinds.items()}
+    codecs = {name: _codec_of(folders[name]) if kind == "codes" else "" for name, kind in kinds.items()}
     return ServedKinds(kinds, codecs)
 
 
@@ -88,8 +88,9 @@ def check_kinds(recipe: ServeRecipe, served: ServedKinds) -> None:
         raise InputError(f"editor is given, and {_name(recipe, FDM)} is no pipeline of diffusers; leave it out")
     if recipe.pixels is not None and kinds[IDM] != "pixels":
         raise InputError(f"pixels is given, and {_name(recipe, IDM)} has an image codec; leave it out")
-    if recipe.base and "codes" not in kinds.values():
-        raise InputError(f"base = {shown(recipe.base)!r}: neither model has image codes; of idm give pixels.base")
+    if recipe.base and not any(_is_code_adapter(recipe, served, name) for name in kinds):
+        hint = "of idm give pixels.base" if kinds[IDM] == "pixels" else "leave it out"
+        raise InputError(f"base = {shown(recipe.base)!r}, but no model is an adapter of one with image codes; {hint}")
     if kinds[FDM] == "editor":
         _check_editor(recipe)
 
@@ -103,6 +104,12 @@ def list_notices(recipe: ServeRecipe) -> list[str]:
     if read_kinds(recipe).exchanges_codes:
         return []
     return ["candidates go to the verifier as pixels: the two models have no image codec in common"]
+
+
+def _is_code_adapter(recipe: ServeRecipe, served: ServedKinds, name: str) -> bool:
+    from wm.models import is_adapter
+
+    return served.kinds[name] == "codes" and is_adapter(recipe.model_folders()[name])
 
 
 def _check_tasks(recipe: ServeRecipe) -> None:
@@ -165,11 +172,12 @@ def is_toy(codec_id: str) -> bool:
     return manifest is not None and manifest.codec_id == codec_id
 
 
-def _codec_of(recipe: ServeRecipe, folder: str) -> str:
+def _codec_of(folder: str) -> str:
     from wm import models
 
+    # A full model is its own codec's folder, whatever base the recipe gives to adapters.
     manifest = models.read_manifest(folder)
-    return manifest.codec_id if manifest is not None else models.load_codec(recipe.base or folder).codec_id
+    return manifest.codec_id if manifest is not None else models.load_codec(folder).codec_id
 
 
 def _base_of(recipe: ServeRecipe, name: str) -> str | None:

@@ -45,8 +45,8 @@ class ModelServer:
     TASKS: ClassVar[tuple[str, ...]]
 
     def __init__(self, recipe: ServeRecipe) -> None:
+        keep_replica_local()
         if ray.is_initialized():  # not where a test makes one in its own process
-            keep_replica_local(ray.util.get_node_ip_address())
             keep_in_serve_log()
         torch.set_num_threads(recipe.num_threads(self.TASKS[0]))
         self._recipe = recipe

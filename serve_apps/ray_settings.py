@@ -24,12 +24,6 @@ SETTINGS = {
 }
 
 
-def set_defaults() -> None:
-    """Set :data:`SETTINGS` in the environment; what the user has set stays."""
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-
-
 def direct_settings(port: int) -> dict[str, str]:
     """Return the variables with which the process behind Ray's proxy listens itself, too.
 
@@ -49,19 +43,21 @@ def direct_settings(port: int) -> dict[str, str]:
 
 
 @contextmanager
-def listening_directly(port: int | None) -> Iterator[None]:
-    """Let a session that is started within have a port without Ray's proxy.
+def session_settings(direct_port: int | None) -> Iterator[None]:
+    """Set the variables for a session that is started within; of :data:`SETTINGS`, what the user has set stays.
 
     Args:
-        port: As for :func:`direct_settings`; None: none.
+        direct_port: As for :func:`direct_settings`; None: no such port.
     """
-    settings = {} if port is None else direct_settings(port)
+    settings = {name: value for name, value in SETTINGS.items() if name not in os.environ}
+    if direct_port is not None:
+        settings |= direct_settings(direct_port)
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
         yield
     finally:
-        # The next session of this process may have another recipe.
+        # The next session of this process may have another recipe, or serve something else.
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

@@ -58,6 +58,7 @@ WORDS = {
     "first_preview_share": "time to the first preview, share of the complete answer; 9 tokens an image",
     "failed_requests_share": "requests that failed while parts of the server were killed, share of all",
     "memory_growth": "memory at the end over that after the first clips, 2,000 clips",
+    "scale_out_4_workers": "four decoding workers over one, on 2 cores that other work shared",
     "scale_out_2_cores": "two decoders over one under Ray Data, on 2 cores",
     "plain_2_processes": "the same two decoders over one as plain processes: the machine's own limit",
     "dis_over_naive_xvid": "`keyframes.motion=dis` over the naive way, xvid",

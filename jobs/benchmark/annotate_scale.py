@@ -9,6 +9,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -184,8 +185,9 @@ _decoder: TimedDecoder
 def _decode_plain(recipe: AnnotateRecipe, workers: int) -> list[ShardEnd]:
     context = multiprocessing.get_context("spawn")
     arguments = (context.Barrier(workers), _settings(recipe))
-    with context.Pool(workers, initializer=_start_decoder, initargs=arguments) as pool:
-        return pool.map(_decode_shard, _cut(recipe), chunksize=1)
+    # A pool of multiprocessing would start a worker that cannot begin anew, without an end.
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_decoder, initargs=arguments) as pool:
+        return list(pool.map(_decode_shard, _cut(recipe)))
 
 
 def _start_decoder(barrier: Barrier, settings: DecoderSettings) -> None:

@@ -104,8 +104,8 @@ def read_sample(root: int) -> Sample:
     seconds: dict[int, float] = {}
     for folder in _PROC.glob("[0-9]*"):
         try:
-            # After the name, which may hold brackets; in proc(5) field 4 is ppid, 14 utime, 15 stime.
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            # After the name, which may hold brackets and any bytes; in proc(5) field 4 is ppid, 14 utime, 15 stime.
+            fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()
         except OSError:
             continue  # it ended meanwhile
         pid = int(folder.name)

@@ -3,6 +3,7 @@
 JSON, in the manner of OpenAI's image edits.
 """
 
+from functools import partial
 from typing import Self
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -10,9 +11,9 @@ from pydantic import Field, ValidationInfo, model_validator
 from serve_apps.names import IDM
 from serve_apps.openai.edits import EditRequest
 from serve_apps.openai.errors import ApiError, Limits
-from serve_apps.openai.images import image_bytes
 from serve_apps.openai.json_bodies import parse_object
 from serve_apps.openai.requests import MAX_SEED, UNSUPPORTED, ApiRequest, check_action, check_maximum, limits_of
+from serve_apps.openai.source_image import from_json_with_image
 from wm.study.playground import Choice
 
 
@@ -73,25 +74,7 @@ class ChoiceRequest(ApiRequest):
     """Which image shows the action better; no_difference where neither does."""
 
 
-def comparison_from_json(body: bytes, limits: Limits) -> tuple[ComparisonRequest, bytes]:
-    """Check a JSON body.
-
-    Args:
-        body: As received.
-        limits: What the request may ask for.
-
-    Returns:
-        The request, and the encoded source image.
-
-    Raises:
-        ApiError: It names the field that is wrong.
-    """
-    values = parse_object(body, limits)
-    reference = values.pop("image", None)
-    request = ComparisonRequest.from_values(values, limits, strict=True)
-    if reference is None:
-        raise ApiError("image is missing: the source, as a data URL", param="image", code="missing_required_parameter")
-    return request, image_bytes(reference, "image")
+comparison_from_json = partial(from_json_with_image, ComparisonRequest)
 
 
 def choice_from_json(body: bytes, limits: Limits) -> ChoiceRequest:

@@ -3,14 +3,14 @@
 JSON, in the manner of OpenAI's image edits.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from serve_apps.openai.errors import ApiError, Limits
-from serve_apps.openai.images import image_bytes
-from serve_apps.openai.json_bodies import parse_object
+from serve_apps.openai.errors import ApiError
 from serve_apps.openai.requests import MAX_SEED, PredictionRequest, check_actions, check_maximum, limits_of
+from serve_apps.openai.source_image import from_json_with_image
 
 if TYPE_CHECKING:
     from serve_apps.recipe import ServeRecipe
@@ -59,22 +59,4 @@ class RolloutRequest(PredictionRequest):
         )
 
 
-def rollout_from_json(body: bytes, limits: Limits) -> tuple[RolloutRequest, bytes]:
-    """Check a JSON body.
-
-    Args:
-        body: As received.
-        limits: What one request may ask for.
-
-    Returns:
-        The request, and the encoded source image.
-
-    Raises:
-        ApiError: It names the field that is wrong.
-    """
-    values = parse_object(body, limits)
-    reference = values.pop("image", None)
-    request = RolloutRequest.from_values(values, limits, strict=True)
-    if reference is None:
-        raise ApiError("image is missing: the source, as a data URL", param="image", code="missing_required_parameter")
-    return request, image_bytes(reference, "image")
+rollout_from_json = partial(from_json_with_image, RolloutRequest)

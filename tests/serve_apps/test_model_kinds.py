@@ -10,7 +10,7 @@ from serve_apps.model_kinds import read_kinds
 from serve_apps.recipe import ServeRecipe
 from serve_apps.world_model import resolve_paths
 from tests.helpers.models_editors import PIPELINE
-from wm.models.manifest import MANIFEST, read_manifest
+from wm.models.manifest import ADAPTER_CONFIG, MANIFEST, read_manifest
 
 IDM, FDM = "idm=PIXELS", "fdm=EDITOR"
 
@@ -45,7 +45,8 @@ def dry_run(folders_by_kind, capsys, monkeypatch):
         ([FDM, IDM, "baseline=CODES"], "only two forward models with image codes are compared"),
         (["fdm=CODES", "idm=CODES", "editor.resolution=64"], "is no pipeline of diffusers; leave it out"),
         (["fdm=CODES", "idm=CODES", "pixels.prompt=why"], "has an image codec; leave it out"),
-        ([FDM, IDM, "base=CODES"], "neither model has image codes; of idm give pixels.base"),
+        ([FDM, IDM, "base=CODES"], "but no model is an adapter of one with image codes; of idm give pixels.base"),
+        (["fdm=CODES", "idm=CODES", "base=CODES"], "no model is an adapter of one with image codes; leave it out"),
         (["fdm=CODES", IDM, "pixels.base=CODES"], "is no adapter; leave it out"),
         ([FDM, IDM, "editor.pipeline=QwenImageEditPipeline"], "names the pipeline"),
         ([FDM, IDM, "editor.scheduler=Euler"], "scheduler = 'Euler': diffusers "),
@@ -80,6 +81,24 @@ def test_a_model_of_the_other_task_is_named(dry_run, tmp_path, folders_by_kind):
     manifest.model_copy(update={"kind": "full", "task": "fdm"}).write(tmp_path)
     status, printed = dry_run("fdm=CODES", f"idm={tmp_path}")
     assert status == 2 and "was trained as fdm; expected an IDM" in printed
+
+
+def test_a_base_is_of_an_adapter(dry_run, tmp_path, folders_by_kind):
+    manifest = read_manifest(folders_by_kind["codes"])
+    manifest.model_copy(update={"kind": "adapter", "task": "idm"}).write(tmp_path)
+    (tmp_path / ADAPTER_CONFIG).write_text("{}")
+    status, printed = dry_run("fdm=CODES", f"idm={tmp_path}", "base=CODES")
+    assert (status, printed.partition(" ")[0]) == (0, "would"), printed
+
+
+def test_the_codec_of_a_full_model_is_its_own(folders_by_kind, tmp_path):
+    """Also where it has no manifest and a base is given for the other one."""
+    for file in folders_by_kind["codes"].iterdir():
+        if file.name != MANIFEST:
+            (tmp_path / file.name).symlink_to(file)
+    codec_id = read_manifest(folders_by_kind["codes"]).codec_id
+    served = read_kinds(ServeRecipe(fdm=str(tmp_path), idm=str(folders_by_kind["codes"]), base="nano:base"))
+    assert served.codecs == {"fdm": codec_id, "idm": codec_id}
 
 
 def test_diffusers_that_is_not_there_is_named_with_its_extra(dry_run, monkeypatch):

@@ -5,7 +5,7 @@ import os
 import pytest
 from ray.serve._private import constants
 
-from serve_apps.ray_settings import SETTINGS, direct_settings, listening_directly, set_defaults
+from serve_apps.ray_settings import SETTINGS, direct_settings, session_settings
 
 
 def test_ray_knows_every_variable():
@@ -18,9 +18,12 @@ def test_what_the_user_has_set_stays(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     first, *others = SETTINGS
     monkeypatch.setenv(first, "its user's")
-    set_defaults()
-    assert os.environ[first] == "its user's"
-    assert {name: os.environ[name] for name in others} == {name: SETTINGS[name] for name in others}
+    with session_settings(None):
+        assert os.environ[first] == "its user's"
+        assert {name: os.environ[name] for name in others} == {name: SETTINGS[name] for name in others}
+        assert not set(direct_settings(8001)) & set(os.environ)
+    # Whatever this process starts next is not of this session.
+    assert os.environ[first] == "its user's" and not set(others) & set(os.environ)
 
 
 def test_a_session_alone_has_the_second_port(monkeypatch):
@@ -29,9 +32,7 @@ def test_a_session_alone_has_the_second_port(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     quarantine = "RAY_SERVE_PORT_QUARANTINE_S"
     monkeypatch.setenv(quarantine, "7")
-    with listening_directly(None):
-        assert not (set(settings) - {quarantine}) & set(os.environ)
-    with pytest.raises(KeyError, match="as it started"), listening_directly(8001):
+    with pytest.raises(KeyError, match="as it started"), session_settings(8001):
         assert {name: os.environ[name] for name in settings} == settings
         raise KeyError("as it started")
     assert os.environ[quarantine] == "7" and not (set(settings) - {quarantine}) & set(os.environ)

@@ -28,7 +28,9 @@ def test_shares_are_of_all_cores_between_the_moments():
 
 @linux
 def test_reads_a_process_and_those_below_it():
-    line = "import sys; name = 'wm.video.child'; print(flush=True); sys.stdin.read()"
+    # A name of any bytes, which looks like the next fields.
+    named = r"open('/proc/self/comm', 'wb').write(b'\xff) S 1 (')"
+    line = f"import sys; name = 'wm.video.child'; {named}; print(flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         child.stdout.readline()
         before = sum(os.times()[:2])
