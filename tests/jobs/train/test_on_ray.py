@@ -21,7 +21,7 @@ from wm.errors import InputError
 from wm.training import TrainRecipe
 
 ROOT = Path(__file__).resolve().parents[3]
-STEPS, EVERY = 60, 10
+STEPS, EVERY = 120, 20
 
 pytestmark = pytest.mark.slow
 
@@ -111,7 +111,13 @@ def test_a_killed_driver_then_a_killed_worker_change_nothing(
     tiny_base: Path, triplets: Path, tmp_path: Path, ray_session: None
 ) -> None:
     """Two ranks, started twice again, come to the curve of one process that nothing disturbed."""
-    common = {"max_steps": STEPS, "checkpoint": {"every_steps": EVERY}, "lora": {"dropout": 0.0}}
+    # Large batches: a worker whose driver is gone goes on for some three seconds, which must be a few steps.
+    common = {
+        "max_steps": STEPS,
+        "global_batch_size": 24,
+        "checkpoint": {"every_steps": EVERY},
+        "lora": {"dropout": 0.0},
+    }
     undisturbed = tmp_path / "undisturbed"
     run(recipe_of(tiny_base, triplets, undisturbed, **common, resources={"num_workers": 0}))
 
