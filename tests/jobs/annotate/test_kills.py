@@ -22,7 +22,7 @@ from tests.helpers.video_files import marked_frame, write_video
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA
 from wm.tables import read_table
 
-NUM_GOOD, NUM_BAD = 28, 4
+NUM_GOOD, NUM_BAD = 44, 4
 MARK = "WM_TEST_RUN"
 LIMIT_S = 180.0
 
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Twenty-eight clips and four files that are none, of the same names in two folders."""
+    """Forty-four clips and four files that are none, of the same names in two folders."""
     root = tmp_path_factory.mktemp("clips")
     result = [write_video(root / f"source{n}.mp4", [marked_frame(n + 3 * i) for i in range(50)]) for n in range(4)]
     for number in range(NUM_GOOD):
