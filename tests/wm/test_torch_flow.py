@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wm.torch_flow import compute_flow, count_levels, make_moving_texture, measure_motion
-from wm.video.device_flow import opencv_flow
+from wm.video.farneback import opencv_flow
 
 
 def opencv_motion(before, after):

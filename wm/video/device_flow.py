@@ -12,10 +12,10 @@ import time
 from dataclasses import dataclass
 from itertools import pairwise
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
+from wm.video.farneback import opencv_flow
 from wm.video.isolation import resident_mib
 from wm.video.motion import Luma
 
@@ -233,20 +233,6 @@ def flow_error(frames_THW: npt.NDArray[np.uint8], device: str) -> float:
     distance_BHW = np.linalg.norm(flow_B2HW - expected_B2HW, axis=1)
     expected = np.linalg.norm(expected_B2HW, axis=1).mean((1, 2), dtype=np.float64)
     return float(max(distance_BHW.mean(), np.abs(motion - expected).max()))
-
-
-def opencv_flow(before_HW: Luma, after_HW: Luma) -> npt.NDArray[np.float32]:
-    """Compute OpenCV's own flow between two frames of one shape, at the settings of :mod:`wm.video.motion`.
-
-    Args:
-        before_HW: The earlier frame, at least 16 px high and wide.
-        after_HW: The later one.
-
-    Returns:
-        float32 (height, width, 2): x and y in px.
-    """
-    flow_HW2 = cv2.calcOpticalFlowFarneback(before_HW, after_HW, None, 0.5, 3, 15, 3, 5, 1.2, 0)
-    return np.asarray(flow_HW2, dtype=np.float32)
 
 
 def _first_line(error: BaseException) -> str:

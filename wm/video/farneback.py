@@ -18,7 +18,6 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Pyramid: TypeAlias = list[Floats]
 """Expansion at each level, the coarsest first: float32 (5, height + 2, width + 2 margins), zeros around."""
 
-_ITERATIONS = 3
 _MIN_SIDE_PX = 32
 """No level of the pyramid is smaller, but for a frame that is."""
 _MAX_HALVINGS = 3
@@ -89,8 +88,7 @@ class FlowMeter:
             float32 (height, width, 2): horizontal and vertical flow in px.
         """
         if self._compiled is None:
-            settings = (0.5, _MAX_HALVINGS, 15, _ITERATIONS, _POLY_RADIUS, _POLY_SIGMA, 0)
-            return cv2.calcOpticalFlowFarneback(before_HW, after_HW, None, *settings)  # type: ignore[no-any-return]
+            return opencv_flow(before_HW, after_HW)
         compiled, flow_2HW = self._compiled, np.zeros((2, 1, 1), dtype=np.float32)
         for first, second in zip(self._expand(before_HW), self._expand(after_HW), strict=True):
             width, height = first.shape[2] - 2 * compiled.MARGIN, first.shape[1] - 2
@@ -116,6 +114,19 @@ class FlowMeter:
         pyramid = expand(luma_HW, self._compiled, into)
         self._pyramids.append((luma_HW, pyramid))
         return pyramid
+
+
+def opencv_flow(before_HW: npt.NDArray[np.uint8], after_HW: npt.NDArray[np.uint8]) -> Floats:
+    """Compute OpenCV's own flow between two frames of one shape, at the settings above.
+
+    Args:
+        before_HW: The earlier frame, at least 16 px high and wide.
+        after_HW: The later one.
+
+    Returns:
+        float32 (height, width, 2): horizontal and vertical flow in px.
+    """
+    return np.asarray(cv2.calcOpticalFlowFarneback(before_HW, after_HW, None, 0.5, 3, 15, 3, 5, 1.2, 0), np.float32)
 
 
 def expand(luma_HW: npt.NDArray[np.uint8], compiled: ModuleType, into: Pyramid | None = None) -> Pyramid:
